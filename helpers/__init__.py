@@ -1,0 +1,1 @@
+"""What the notebooks share: facts, models, tracing, edits, scores, and the pipeline."""

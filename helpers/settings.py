@@ -1,0 +1,186 @@
+"""A run's parameters: named, typed and checked before a kernel starts.
+
+Every notebook has one model here, and its parameters cell lists that model's fields line by line.
+A profile (`profiles/*.yaml`) is a set of values for all of them; what a user says on the command
+line goes over it.
+"""
+
+import ast
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from helpers.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Common(BaseModel):
+    """What every notebook takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field("smollm2-135m", description="default, hub name, local folder or .gguf file")
+    device: str = Field("cpu", description="cpu, cuda, or auto for several devices")
+    dtype: str = Field("float32", description="float32, bfloat16 or float16")
+    subject: str = Field("France", description="the subject of the fact", min_length=1)
+    target: str = Field("Paris", description="what the model should forget of it", min_length=1)
+    relation: str = Field("capital", description="how subject and target are related")
+    pair_file: str = Field("", description="YAML file with a pair of your own, instead of these")
+    seed: int = Field(0, description="seed of everything random", ge=0)
+    profile: str = Field("default", description="name of the profile, printed on the page")
+    run: str = Field("", description="run folder; empty: runs/lab-<subject>-<target>")
+
+    def run_folder(self) -> Path:
+        """The folder of this run, absolute."""
+        return ROOT / (self.run or f"runs/lab-{slug(self.subject)}-{slug(self.target)}")
+
+
+class ModelAndFacts(Common):
+    """`00_model_and_facts`."""
+
+    n_shown: int = Field(12, description="facts shown in the tables", ge=1)
+
+
+class KeysAndValues(Common):
+    """`01_keys_and_values`."""
+
+    n_subjects: int = Field(60, description="other subjects to compare the subject with", ge=4)
+    n_neurons: int = Field(6, description="neurons shown in the tables", ge=1)
+
+
+class Propagation(Common):
+    """`02_propagation`."""
+
+    n_facts: int = Field(24, description="facts in the averaged picture", ge=2)
+
+
+class DeletingNeurons(Common):
+    """`03_deleting_neurons`."""
+
+    most_neurons: int = Field(512, description="the curve ends at so many deleted neurons", ge=1)
+    n_neighbours: int = Field(32, description="other facts of the relation that must stay", ge=2)
+    n_subjects: int = Field(60, description="other subjects that define what is specific", ge=4)
+
+
+NOTEBOOKS: dict[str, type[Common]] = {
+    "00_model_and_facts": ModelAndFacts,
+    "01_keys_and_values": KeysAndValues,
+    "02_propagation": Propagation,
+    "03_deleting_neurons": DeletingNeurons,
+}
+
+
+class Profile(BaseModel):
+    """All notebooks' settings of one run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    notebooks: dict[str, dict[str, Any]]
+
+
+def slug(text: str) -> str:
+    """`text` as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def validated(stem: str, values: dict[str, Any]) -> Common:
+    """The settings of notebook `stem` with `values` over its defaults.
+
+    Raises:
+        UserError: Unknown notebook, unknown parameter, or a value of the wrong type.
+    """
+    if stem not in NOTEBOOKS:
+        raise UserError(f"There is no notebook '{stem}'; there are {', '.join(NOTEBOOKS)}.")
+    try:
+        return NOTEBOOKS[stem](**values)
+    except ValidationError as error:
+        raise UserError(f"Notebook {stem}: {_sentence(error, NOTEBOOKS[stem])}") from None
+
+
+def from_notebook(stem: str, namespace: dict[str, Any]) -> Common:
+    """Settings from a notebook's own variables, called as `from_notebook(stem, globals())`.
+
+    Papermill only warns about a parameter that the notebook does not have; here it is an error.
+
+    Raises:
+        UserError: As `validated`.
+    """
+    fields = NOTEBOOKS[stem].model_fields if stem in NOTEBOOKS else {}
+    values = {name: namespace[name] for name in fields if name in namespace}
+    for cell in namespace.get("In", []):
+        if cell.startswith("# Parameters"):  # how papermill heads the cell that it injects
+            assigned = [
+                target.id
+                for node in ast.parse(cell).body
+                for target in getattr(node, "targets", [])
+                if isinstance(target, ast.Name)
+            ]
+            values |= {name: namespace[name] for name in assigned}
+    return validated(stem, values)
+
+
+def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
+    """A profile by name (`profiles/<name>.yaml`) or by path, with the user's values over it.
+
+    Args:
+        name: `smoke`, `default`, `full`, or the path of a YAML file: `common:` holds values for
+            every notebook, a notebook's stem holds values for that one.
+        overrides: Values for every notebook that has such a parameter.
+
+    Raises:
+        UserError: The profile is missing or malformed, or a parameter is unknown or mistyped.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else ROOT / "profiles" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml")))
+        raise UserError(f"There is no profile '{name}'; choose from {known}, or name a YAML file.")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"Profile {path} is not valid YAML: {_one_line(error)}.") from None
+    if not isinstance(content, dict) or not all(
+        isinstance(v or {}, dict) for v in content.values()
+    ):
+        raise UserError(
+            f"Profile {path}: give 'common:' and notebooks' names, each with a mapping."
+        )
+    _reject_unknown(content, ["common", *NOTEBOOKS], f"Profile {path} has an unknown section")
+    overrides = overrides or {}
+    every = {field for model in NOTEBOOKS.values() for field in model.model_fields}
+    _reject_unknown(overrides, sorted(every), "There is no parameter")
+    common = content.get("common") or {}
+    notebooks = {}
+    for stem, model in NOTEBOOKS.items():
+        mine = {k: v for k, v in overrides.items() if k in model.model_fields}
+        values = {"profile": path.stem, **common, **(content.get(stem) or {}), **mine}
+        notebooks[stem] = validated(stem, values).model_dump(mode="json")
+    return Profile(name=path.stem, notebooks=notebooks)
+
+
+def _reject_unknown(given: dict, known: list[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(f"{what} '{name}'{_hint(name, known)}.")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+
+
+def _sentence(error: ValidationError, model: type[Common]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return f"there is no parameter '{name}'{_hint(name, list(model.model_fields))}."
+    return f"parameter '{name}' is {first['input']!r}: {first['msg'].lower()}."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
