@@ -142,7 +142,7 @@ def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int 
     tokenizer, module = model.tokenizer, model._module
     ids = [encode(tokenizer, rendered(p, tokenizer)) for p in prompts]
     texts = [""] * len(ids)
-    for batch in _batches([len(i) for i in ids]):
+    for batch in length_batches([len(i) for i in ids]):
         width = max(len(ids[i]) for i in batch)
         rows = torch.tensor(
             [[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch]
@@ -217,7 +217,7 @@ def _logits_at(
     wanted = [sorted(set(w)) for w in wanted]
 
     kept: dict[tuple[int, int], Tensor] = {}
-    for batch in _batches([len(ids) for ids in run]):
+    for batch in length_batches([len(ids) for ids in run]):
         width = max(len(run[i]) for i in batch)
         padded = torch.tensor([run[i] + (0,) * (width - len(run[i])) for i in batch])
         states = _states(model, padded)  # (B, T, d_model)
@@ -232,7 +232,7 @@ def _logits_at(
             yield unembed(model, part).float(), target.to(part.device)
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Indices in batches of like length, each of at most `BATCH_TOKENS` tokens with padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):

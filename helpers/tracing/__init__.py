@@ -1,0 +1,35 @@
+"""Where a fact lives and how it travels, by nnsight interventions on any family of models.
+
+`states` reads activations, `patching` changes them and sees what moves, `attribution` splits an
+answer's logit over what wrote it, `neurons` looks at single keys and values.
+"""
+
+from helpers.tracing.attribution import direct_logit_attribution, head_attribution, logit_lens
+from helpers.tracing.neurons import neuron_activations, selectivity, value_readout
+from helpers.tracing.patching import (
+    Patch,
+    ablation,
+    activation_patching,
+    logit_difference,
+    path_patching,
+    run_patched,
+)
+from helpers.tracing.states import SITES, capture, position_of
+
+__all__ = [
+    "SITES",
+    "Patch",
+    "ablation",
+    "activation_patching",
+    "capture",
+    "direct_logit_attribution",
+    "head_attribution",
+    "logit_difference",
+    "logit_lens",
+    "neuron_activations",
+    "path_patching",
+    "position_of",
+    "run_patched",
+    "selectivity",
+    "value_readout",
+]

@@ -1,0 +1,85 @@
+"""Single keys and values: what a neuron detects, and what its column writes."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.errors import UserError
+from helpers.facts.prompts import Prompt
+from helpers.models import anatomy, final_norm, unembed
+from helpers.tracing.states import capture
+
+
+def neuron_activations(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    layers: Sequence[int] | None = None,
+    position: str = "subject",
+) -> Float[Tensor, "n layers d_mlp"]:
+    """Hidden activations of the MLPs (what multiplies each value column) at one token a prompt."""
+    return capture(model, prompts, sites=["neurons"], layers=layers, position=position)["neurons"]
+
+
+def selectivity(
+    inside: Float[Tensor, "n *units"], outside: Float[Tensor, "m *units"]
+) -> Float[Tensor, "*units"]:
+    """How well each unit alone tells two groups of prompts apart: the area under the ROC curve.
+
+    1 when the unit is always higher inside, 0 when always lower, 0.5 when it says nothing; ties
+    count one half (Mann & Whitney 1947: U / (n · m)).
+
+    Raises:
+        UserError: A group is empty.
+    """
+    n, m = len(inside), len(outside)
+    if not n or not m:
+        raise UserError("Selectivity compares two groups of prompts, and one of them is empty.")
+    shape = inside.shape[1:]
+    values, below = outside.flatten(1).T.contiguous().sort(dim=1).values, inside.flatten(1).T
+    below = below.contiguous()
+    less = torch.searchsorted(values, below)  # (units, n): outside values below each inside one
+    less_or_equal = torch.searchsorted(values, below, right=True)
+    return ((less + less_or_equal).sum(1) / (2 * n * m)).float().view(shape)
+
+
+@torch.inference_mode()
+def value_readout(
+    model: LanguageModel, layer: int, neurons: Sequence[int], *, k: int = 6
+) -> list[dict[str, list[str]]]:
+    """Tokens that value columns promote and suppress, by the logit lens.
+
+    A column is read as if it were the residual stream: final norm, then unembedding (Geva et al.
+    2022, "Transformer Feed-Forward Layers Build Predictions by Promoting Concepts in the
+    Vocabulary Space"). A neuron with a negative activation writes the opposite.
+
+    Args:
+        model: Any model of a known family.
+        layer: Which block.
+        neurons: Which columns of W_out.
+        k: Tokens a side.
+
+    Returns:
+        For each neuron `{"promotes": [...], "suppresses": [...]}`, strongest first.
+
+    Raises:
+        UserError: There is no such layer or neuron.
+    """
+    parts = anatomy(model)
+    values = parts.layers[parts.check_layer(layer)].mlp.W_out()
+    for neuron in neurons:
+        if not 0 <= neuron < parts.d_mlp:
+            raise UserError(f"There is no neuron {neuron}: this MLP has 0 to {parts.d_mlp - 1}.")
+    logits = unembed(model, final_norm(model, values[:, list(neurons)].T)).float()
+    logits = logits - logits.mean(-1, keepdim=True)
+    decode = model.tokenizer.decode
+    return [
+        {
+            "promotes": [decode([t]) for t in row.topk(k).indices.tolist()],
+            "suppresses": [decode([t]) for t in (-row).topk(k).indices.tolist()],
+        }
+        for row in logits
+    ]
