@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from jaxtyping import Float
 from nnsight import LanguageModel, NNsightDeprecationWarning
 from safetensors import SafetensorError
@@ -218,6 +219,11 @@ def _resolve(name: str) -> str | Path:
         return path
     if name.startswith((".", "/", "~")):
         raise UserError(f"There is no folder {name}; give a saved model's folder or a hub name.")
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        try:
+            HfApi().model_info(name, timeout=20)  # one question, before transformers' many retries
+        except Exception as error:  # whatever the client of the day raises: it is not to be had
+            raise UserError(_why_not_loaded(name, error)) from error
     return name
 
 

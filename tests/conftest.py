@@ -87,7 +87,12 @@ def tiny_model(tiny_folder):
     """`tiny_model(family)` -> a fresh nnsight LanguageModel of three layers, d_model 16."""
     from helpers.models import load_model
 
-    return lambda family="llama": load_model(str(tiny_folder(family)))
+    def make(family: str = "llama"):
+        model = load_model(str(tiny_folder(family)))
+        model.tokenizer = tiny_tokenizer()  # transformers takes some families' own class instead
+        return model
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,133 @@
+"""Loading models and knowing their parts."""
+
+import json
+
+import pytest
+import torch
+from conftest import FAMILIES
+
+from helpers.errors import UserError
+from helpers.models import anatomy, chat, load_model, model_hash, unembed
+from helpers.scoring import final_states
+
+TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_gate_and_values_compute_the_mlp(tiny_model, family):
+    """W_out · act(...) from the anatomy's views equals what the model's own MLP writes."""
+    model = tiny_model(family)
+    mlp = anatomy(model).layers[1].mlp
+    with torch.inference_mode(), model.trace(TOKENS):
+        x = mlp.in_envoy.input.save()
+        y = mlp.out_envoy.output.save()
+    bias = mlp.in_module.bias if getattr(mlp.in_module, "bias", None) is not None else 0
+    pre = x @ mlp.W_in().T + bias
+    gate = mlp.W_gate()
+    hidden = mlp.activation(pre) if gate is None else mlp.activation(x @ gate.T) * pre
+    out_bias = mlp.out_module.bias if getattr(mlp.out_module, "bias", None) is not None else 0
+    assert torch.allclose(hidden @ mlp.W_out().T + out_bias, y, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_anatomy_names_are_state_dict_names_in_stored_orientation(tiny_model, family):
+    model = tiny_model(family)
+    parts, state = anatomy(model), model._module.state_dict()
+    assert (parts.n_layers, parts.d_model, parts.n_heads, parts.d_head) == (3, 16, 4, 4)
+    for layer in parts.layers:
+        for name, view in (
+            (layer.mlp.in_name, layer.mlp.W_in()),
+            (layer.mlp.out_name, layer.mlp.W_out()),
+        ):
+            stored = state[name].T if layer.mlp.transposed else state[name]
+            assert torch.equal(stored, view)
+            assert view.data_ptr() == state[name].data_ptr()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unembedded_final_states_are_the_models_logits(tiny_model, family):
+    model = tiny_model(family)
+    with torch.inference_mode():
+        expected = model._module(TOKENS).logits
+    assert torch.allclose(unembed(model, final_states(model, TOKENS)), expected, atol=1e-6)
+
+
+def test_layer_out_of_range_is_one_sentence(tiny_model):
+    parts = anatomy(tiny_model())
+    assert parts.check_layer(-1) == 2
+    with pytest.raises(UserError, match="no layer 3: this model has layers 0 to 2"):
+        parts.check_layer(3)
+
+
+def test_model_hash_changes_with_one_weight_and_comes_back(tiny_model):
+    model = tiny_model()
+    weight, before = anatomy(model).layers[0].mlp.out_module.weight, model_hash(model)
+    with torch.no_grad():
+        kept = weight[0, 0].clone()
+        weight[0, 0] += 1e-3
+        assert model_hash(model) != before
+        weight[0, 0] = kept
+    assert model_hash(model) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("no-such-model", "Unknown model 'no-such-model'.*smollm2-135m"),
+        ("./nowhere", "no folder ./nowhere"),
+        ("missing.gguf", "no file missing.gguf"),
+    ],
+)
+def test_unknown_models_are_told_in_one_sentence(name, sentence, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_model(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_dtype_and_missing_gpu_are_told():
+    with pytest.raises(UserError, match="no dtype 'float8'"):
+        load_model(dtype="float8")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="No CUDA device"):
+            load_model(device="cuda")
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="pickled weights are never read"):
+        load_model(str(tmp_path))
+
+
+def test_damaged_weights_are_told_in_one_sentence(tiny_folder):
+    folder = tiny_folder("llama")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        load_model(str(folder))
+
+
+def test_damaged_gguf_is_told_and_leaves_no_cache_entry(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF" + bytes(200))
+    with pytest.raises(UserError, match=r"broken\.gguf cannot be read"):
+        load_model(str(file))
+    assert not list((tmp_path / "cache" / "models").iterdir())
+
+
+def test_default_model_is_smollm_and_knows_paris(smollm):
+    parts = anatomy(smollm)
+    assert (parts.n_layers, parts.d_model, parts.d_mlp) == (30, 576, 1536)
+    ids = torch.tensor([smollm.tokenizer("The capital of France is").input_ids])
+    best = unembed(smollm, final_states(smollm, ids)[:, -1]).argmax()
+    assert smollm.tokenizer.decode([best.item()]) == " Paris"
+
+
+def test_chat_puts_the_question_in_the_template(smollm, tiny_model):
+    text = chat(smollm.tokenizer, "What is the capital of France?", "The capital of France is")
+    assert "<|im_start|>user\nWhat is the capital of France?<|im_end|>" in text
+    assert text.endswith("<|im_start|>assistant\nThe capital of France is")
+    with pytest.raises(UserError, match="no chat template"):
+        chat(tiny_model().tokenizer, "w1")

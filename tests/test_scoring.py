@@ -1,0 +1,108 @@
+"""Scores against plain one-at-a-time computations with the model's own logits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+
+from helpers import scoring
+from helpers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The least that scoring needs of a prompt."""
+
+    text: str
+    answers: tuple[str, ...]
+
+    def render(self, tokenizer) -> str:
+        return self.text
+
+
+def slow_logprob(model, prompt: str, answer: str) -> float:
+    """One sequence, all logits, no batching."""
+    start = len(scoring.encode(model.tokenizer, prompt))
+    ids = scoring.encode(model.tokenizer, prompt + answer)
+    with torch.inference_mode():
+        logp = model._module(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(logp[i - 1, ids[i]].item() for i in range(start, len(ids)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_answers_equal_one_at_a_time(tiny_model, family):
+    model = tiny_model(family)
+    prompts = ["w1 w2 w3", "w4", "w1 w2", "w5 w6 w7 w8 w9", "w1 w2 w3"]
+    answers = [" w7", " w1 w2 w3", " w3 w4", " w2", " w7 w8"]
+    got = scoring.answer_logprobs(model, prompts, answers)
+    expected = [slow_logprob(model, p, a) for p, a in zip(prompts, answers, strict=True)]
+    assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_small_batches_give_the_same(tiny_model, monkeypatch):
+    model = tiny_model()
+    prompts = [f"w{i} w{i + 1} " + "w3 " * (i % 4) + "w9" for i in range(20)]
+    answers = [" w1 w2" if i % 2 else " w5" for i in range(20)]
+    whole = scoring.answer_logprobs(model, prompts, answers)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 8)
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
+    assert np.allclose(scoring.answer_logprobs(model, prompts, answers), whole, atol=1e-6)
+
+
+def test_probability_sums_aliases_but_counts_no_event_twice(tiny_model):
+    model = tiny_model()
+    prompt = Asked("w1 w2", (" w3", " w4 w5", " w3 w6"))  # " w3 w6" is part of " w3"
+    expected = np.exp(slow_logprob(model, "w1 w2", " w3"))
+    expected += np.exp(slow_logprob(model, "w1 w2", " w4 w5"))
+    assert scoring.answer_probability(model, [prompt]) == pytest.approx(expected, abs=1e-6)
+    assert scoring.answer_probability(model, []).shape == (0,)
+
+
+def test_rank_is_the_best_aliases_first_token(tiny_model):
+    model = tiny_model()
+    order = scoring.next_token_logprobs(model, ["w1 w2"])[0].argsort(descending=True)
+    second, tenth = (model.tokenizer.decode([order[i]]) for i in (1, 9))
+    assert scoring.answer_rank(model, [Asked("w1 w2", (f" {tenth}",))]).tolist() == [9]
+    both = Asked("w1 w2", (f" {tenth}", f" {second}"))
+    assert scoring.answer_rank(model, [both]).tolist() == [1]
+
+
+def test_greedy_continues_as_argmax_by_hand(tiny_model):
+    model = tiny_model()
+    prompts = ["w1 w2", "w3 w4 w5 w6"]
+    expected = []
+    for prompt in prompts:
+        ids = scoring.encode(model.tokenizer, prompt)
+        start = len(ids)
+        for _ in range(4):
+            with torch.inference_mode():
+                ids.append(model._module(torch.tensor([ids])).logits[0, -1].argmax().item())
+            if ids[-1] == model.tokenizer.eos_token_id:
+                break
+        expected.append(model.tokenizer.decode(ids[start:], skip_special_tokens=True))
+    assert scoring.greedy(model, prompts, max_new_tokens=4) == expected
+
+
+def test_token_nll_is_cross_entropy_of_the_next_token(tiny_model):
+    model = tiny_model()
+    tokens = torch.randint(4, 60, (5, 7), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logp = model._module(tokens).logits.log_softmax(-1)
+    expected = -logp[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    assert torch.allclose(scoring.token_nll(model, tokens), expected, atol=1e-5)
+
+
+def test_empty_prompts_and_answers_are_refused(tiny_model):
+    model = tiny_model()
+    with pytest.raises(UserError, match="empty prompt"):
+        scoring.answer_logprobs(model, [""], [" w1"])
+    with pytest.raises(UserError, match="adds no token"):
+        scoring.answer_logprobs(model, ["w1"], [""])
+
+
+def test_real_model_gives_paris_its_known_probability(smollm):
+    prompt = Asked("The capital of France is", (" Paris",))
+    assert scoring.answer_probability(smollm, [prompt])[0] == pytest.approx(0.77, abs=0.02)
+    assert scoring.answer_rank(smollm, [prompt]).tolist() == [0]
