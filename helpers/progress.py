@@ -1,0 +1,107 @@
+"""What a person at the terminal sees of a run: which step, how far, how long still."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+from helpers.artifacts import cache_dir, read_json, write_json
+from helpers.errors import UserError
+from helpers.settings import ROOT
+
+
+def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
+    """Write to the terminal at once; a closed one is no reason to stop."""
+    stream = stream or sys.stdout
+    with contextlib.suppress(OSError):
+        stream.write(text + end)
+        stream.flush()
+
+
+class Progress:
+    """A line that says which step, how far, how long still: rewritten on a terminal, else rare.
+
+    Args:
+        step: Name of the step.
+        total: Its number of cells, 0 when it has none to count.
+    """
+
+    def __init__(self, step: str, total: int = 0):
+        plan = json.loads(os.environ.get("UNLEARNING_PLAN", "{}"))  # by helpers.pipeline
+        steps, self._expected = plan.get("steps", [step]), plan.get("expected", {})
+        position = steps.index(step) if step in steps else 0
+        self._head = f"[{position + 1}/{len(steps)}] {step}"
+        self._step, self._later = step, steps[position + 1 :]
+        self._started, self._total, self.done = time.monotonic(), total, 0
+        self._stop = threading.Event()
+        self._every = 1.0 if sys.stdout.isatty() else 20.0
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._show()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._show(f"{'stopped after' if kind else 'done in'} {clock(self.seconds)}")
+        if sys.stdout.isatty():
+            say("")
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the step began."""
+        return time.monotonic() - self._started
+
+    def line(self) -> str:
+        """How far the step is, and how long it and the rest should still take."""
+        parts = [f"cell {min(self.done + 1, self._total)} of {self._total}"] if self._total else []
+        parts.append(clock(self.seconds))
+        if self._step in self._expected:
+            left = max(0.0, self._expected[self._step] - self.seconds)
+            parts.append(f"about {clock(left)} left")
+            if self._later and all(step in self._expected for step in self._later):
+                everything = left + sum(self._expected[step] for step in self._later)
+                parts.append(f"{clock(everything)} for everything")
+        return " · ".join(parts)
+
+    def _tick(self) -> None:
+        while not self._stop.wait(self._every):
+            self._show()
+
+    def _show(self, text: str = "") -> None:
+        start, end = ("\r\x1b[K", "") if sys.stdout.isatty() else ("", "\n")
+        say(f"{start}{self._head} · {text or self.line()}", end=end)
+
+
+def clock(seconds: float) -> str:
+    """`seconds` as minutes and seconds, `2:05`, or with hours, `1:02:05`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def durations(profile: str) -> dict[str, float]:
+    """Seconds that each step took the last time on this machine, else as measured for us."""
+    known: dict[str, float] = {}
+    for path in (ROOT / "profiles" / "durations.json", _durations_file()):
+        with contextlib.suppress(UserError):
+            known |= read_json(path).get(profile, {})
+    return known
+
+
+def remember_duration(profile: str, step: str, seconds: float) -> None:
+    everything: dict[str, dict[str, float]] = {}
+    with contextlib.suppress(UserError):
+        everything = read_json(_durations_file())
+    everything.setdefault(profile, {})[step] = round(seconds, 1)
+    write_json(_durations_file(), everything)
+
+
+def _durations_file() -> Path:
+    return cache_dir() / "durations.json"
