@@ -9,7 +9,7 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR SEED SET NAME CORES JOBS UPDATE CHECK ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR SEED SET NAME ONLY CORES JOBS UPDATE CHECK ARGS PYTHON \
 	UNLEARNING_CACHE
 given = $(findstring command line,$(origin $(1)))
 quoted = '$(subst ','\'',$(value $(1)))'
@@ -27,6 +27,7 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(call parameter,RELATION,relation) $(call parameter,MODEL,model) \
 	$(call parameter,PAIR,pair_file) $(call parameter,SEED,seed) \
 	$(if $(call given,SET),$(foreach s,$(SET),--set '$(subst ','\'',$s)')) \
+	$(if $(call given,ONLY),--only $(ONLY)) \
 	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update) \
 	$(if $(filter 0 no,$(if $(call given,CHECK),$(CHECK))),--no-check)
 
@@ -47,6 +48,7 @@ help:  ## this list
 	@echo "  SEED=1                   seed of everything random"
 	@echo "  SET=\"n_facts=8 n_neurons=4\"     any other parameter of a notebook"
 	@echo "  NAME=mine                the run folder, runs/mine; it follows from the rest otherwise"
+	@echo "  ONLY=02_propagation      with run: these notebooks, and those that they need"
 	@echo "  UPDATE=1                 let a run folder take over changed settings"
 	@echo "  CHECK=no                 do not ask the model first whether it knows the fact"
 	@echo "  CORES=4 JOBS=2           processor cores (all), notebooks at a time (1)"

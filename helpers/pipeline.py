@@ -20,12 +20,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from helpers.errors import UserError
 from helpers.progress import clock, durations, say
 from helpers.runs import ask_model, environment, is_new, resolve, write
-from helpers.settings import ROOT
+from helpers.settings import NOTEBOOKS, ROOT
 from helpers.steps import BOOK
 
 GOALS = {"book": "The book: {}", "notebooks": "The executed notebooks: {}"}
@@ -56,14 +56,20 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def run(
-    folder: Path, settings: dict[str, Any], goal: str, *, notebooks: Path, cores: int, jobs: int
+    folder: Path,
+    settings: dict[str, Any],
+    goals: list[str],
+    *,
+    notebooks: Path,
+    cores: int,
+    jobs: int,
 ) -> None:
-    """Make the goal of a run folder with Snakemake.
+    """Make the goals of a run folder with Snakemake.
 
     Args:
         folder: The run folder.
         settings: From `helpers.runs.resolve`; they become the folder's.
-        goal: One of `GOALS`.
+        goals: Rules of the Snakefile: one of `GOALS`, or stems of notebooks.
         notebooks: Where the notebooks' sources lie.
         cores: Processor cores to use.
         jobs: Notebooks at a time; they share the cores.
@@ -71,26 +77,25 @@ def run(
     Raises:
         UserError: A step failed; the sentence gives the cause and the log's place.
     """
-    steps = [*settings["notebooks"], *([BOOK] if goal == "book" else [])]
+    steps = [*settings["notebooks"], BOOK]
     log = folder / "logs" / "snakemake.log"
     with locked(folder) as lock:
         write(folder, settings)
         log.parent.mkdir(exist_ok=True)
         if not (folder / INDEX).exists():
             (folder / "logs" / "book.done").unlink(missing_ok=True)
-        command = _snakemake(folder, goal, notebooks, cores, jobs)
+        command = _snakemake(folder, goals, notebooks, cores, jobs)
         planned = _planned(command, steps, log, lock)
         todo = [step for step in steps if step in planned]
         if not todo:
-            say(f"Nothing to do in {folder}: all {len(steps)} steps are up to date.")
+            say(f"Nothing to do in {folder}: everything is up to date.")
             return
         expected = durations(settings["profile"])
         for step in todo:
             (folder / "logs" / f"{step}.failed").unlink(missing_ok=True)
-        kept = f", {len(steps) - len(todo)} kept from before" if len(todo) < len(steps) else ""
         known = all(step in expected for step in todo)
         told = f", about {clock(sum(expected[s] for s in todo))} in all" if known else ""
-        say(f"{folder}: {len(todo)} of {len(steps)} steps to do{kept}{told}.")
+        say(f"{folder}: {len(todo)} steps to do{told}.")
         plan = json.dumps({"steps": todo, "expected": expected})
         with log.open("w") as file:
             code = _call(command, file, environment() | {"UNLEARNING_PLAN": plan}, lock)
@@ -100,12 +105,12 @@ def run(
         raise UserError("\n".join(causes) or _snakemake_cause(log))
 
 
-def _snakemake(folder: Path, goal: str, notebooks: Path, cores: int, jobs: int) -> list[str]:
+def _snakemake(folder: Path, goals: list[str], notebooks: Path, cores: int, jobs: int) -> list[str]:
     snakefile = ROOT / "Snakefile"
     command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", folder]
     command += ["--cores", cores, "--nolock", "--rerun-incomplete", "--nocolor"]
     command += ["--rerun-triggers", "mtime", "params", "input"]
-    command += ["--config", f"notebooks={notebooks}", f"jobs={jobs}", "--", goal]
+    command += ["--config", f"notebooks={notebooks}", f"jobs={jobs}", "--", *goals]
     return [str(part) for part in command]
 
 
@@ -148,12 +153,18 @@ def _cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]}.")
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m helpers.pipeline", description=__doc__)
+    parser = _Parser(prog="python -m helpers.pipeline", description=__doc__)
     parser.add_argument("goal", choices=GOALS, nargs="?", default="book")
     parser.add_argument("--profile", default="default", help="smoke, default, full, or a file")
     parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
     parser.add_argument("--name", default="", help="the run folder's name")
+    parser.add_argument("--only", nargs="+", default=[], choices=NOTEBOOKS, metavar="NOTEBOOK")
     parser.add_argument("--cores", type=int, default=_cores())
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at a time")
     parser.add_argument("--update", action="store_true", help="take over changed settings")
@@ -165,8 +176,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    options = _options(arguments)
     try:
+        options = _options(arguments)
         settings = resolve(options)
         folder = options.runs.resolve() / settings["name"]
         if is_new(folder, settings, update=options.update) and not options.no_check:
@@ -177,12 +188,13 @@ def main(arguments: list[str] | None = None) -> int:
         run(
             folder,
             settings,
-            options.goal,
+            options.only or [options.goal],
             notebooks=options.notebooks.resolve(),
             cores=max(1, options.cores),
             jobs=max(1, options.jobs),
         )
-        say(GOALS[options.goal].format(folder / (INDEX if options.goal == "book" else "notebooks")))
+        goal = "notebooks" if options.only else options.goal
+        say(GOALS[goal].format(folder / (INDEX if goal == "book" else "notebooks")))
     except UserError as error:
         say(f"\n{error}", sys.stderr)
         return 1
@@ -192,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        free = shutil.disk_usage(options.runs if options.runs.exists() else ROOT).free / 2**20
+        free = shutil.disk_usage(ROOT).free / 2**20
         say(f"\nThe disk is full ({free:.0f} MB left): free some space.", sys.stderr)
         return 1
     return 0
