@@ -1,0 +1,48 @@
+"""Sphinx extension for the API pages: docstrings in plain style, read fast.
+
+Docstrings are written as in Markdown: single backquotes become literals, also before a letter
+(`key`s), and bars around a word stay bars, where reStructuredText would warn. And sphinx-autoapi's
+parser is kept from reading the sources of torch and other packages, which takes most of a build and
+adds nothing to the pages.
+"""
+
+import re
+import sys
+
+from astroid.exceptions import AstroidImportError
+from astroid.manager import AstroidManager
+
+SPAN = re.compile(r"(?<![`:\\\w])(`+)(?!`)(.+?)(?<!`)\1(?![`_])(?=(\w)?)")  # a Markdown code span
+BARS = re.compile(r"\|(\S[^|`\n]*)\|")
+READ = {"helpers", *sys.stdlib_module_names}
+
+
+def as_literals(line: str) -> str:
+    """Code spans of Markdown as literals of reStructuredText, bars elsewhere escaped."""
+    done, text = 0, []
+    for found in SPAN.finditer(line):
+        text += [BARS.sub(r"\|\1\|", line[done : found.start()]), f"``{found[2].strip()}``"]
+        text += ["\\ "] if found[3] else []
+        done = found.end()
+    return "".join(text) + BARS.sub(r"\|\1\|", line[done:])
+
+
+def process(app, what, name, obj, options, lines: list[str]) -> None:
+    lines[:] = [line if line.lstrip().startswith(">>>") else as_literals(line) for line in lines]
+
+
+def read_only_here(app) -> None:
+    follow = AstroidManager.ast_from_module_name
+
+    def from_module_name(manager, modname, *args, **options):
+        if modname and modname.partition(".")[0] not in READ:
+            raise AstroidImportError(f"{modname} is not read", modname=modname)
+        return follow(manager, modname, *args, **options)
+
+    AstroidManager.ast_from_module_name = from_module_name
+
+
+def setup(app) -> dict:
+    app.connect("builder-inited", read_only_here, priority=100)  # before autoapi's 500
+    app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon's 500
+    return {"parallel_read_safe": True}

@@ -1,0 +1,194 @@
+"""From an executed notebook and its manifest to a page of the book.
+
+A page is the notebook as papermill left it, with the injected parameters folded and its provenance
+appended. The status page sums up all of them. Nothing here runs a notebook or imports torch.
+"""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import UserError
+
+FOLDED = "hide-cell"  # myst-nb shows such a cell behind a button
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One executed notebook of a run.
+
+    Attributes:
+        stem: The notebook's name without `.ipynb`.
+        notebook: Its content (nbformat 4, as plain data).
+        manifest: What `helpers.artifacts.Run.finish` recorded.
+    """
+
+    stem: str
+    notebook: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @classmethod
+    def read(cls, run_folder: Path, stem: str) -> "Executed":
+        """Read `notebooks/<stem>.ipynb` and `artifacts/<stem>/manifest.json` of a run.
+
+        Raises:
+            UserError: One of them is missing or damaged, or the notebook failed or was not run.
+        """
+        path = run_folder / "notebooks" / f"{stem}.ipynb"
+        notebook = _read_json(path, stem)
+        manifest = _read_json(run_folder / "artifacts" / stem / "manifest.json", stem)
+        papermill = notebook.get("metadata", {}).get("papermill")
+        if papermill is None or papermill.get("duration") is None:
+            raise UserError(
+                f"{path} has no record of a finished run by papermill: run it again with "
+                "'make book', which executes what the book needs."
+            )
+        if papermill.get("exception"):
+            raise UserError(
+                f"{path} stopped with an error, so it cannot become a page: open it, mend the "
+                f"cause, and run 'make book' again."
+            )
+        return cls(stem, notebook, manifest)
+
+    @property
+    def papermill(self) -> dict[str, Any]:
+        return self.notebook["metadata"]["papermill"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.manifest.get("settings", {})
+
+    def page(self) -> str:
+        """The notebook as JSON, injected parameters folded, provenance as the last section."""
+        cells = [_folded(cell) for cell in self.notebook["cells"]]
+        cells.append(
+            {
+                "cell_type": "markdown",
+                "id": "provenance",
+                "metadata": {"tags": ["provenance"]},
+                "source": self.provenance(),
+            }
+        )
+        page = self.notebook | {"cells": cells, "nbformat": 4, "nbformat_minor": 5}
+        return json.dumps(page, indent=1, ensure_ascii=False)
+
+    def provenance(self) -> str:
+        """Markdown of the last section: what made this page, in a folded box."""
+        manifest = self.manifest
+        rows = {
+            "Profile": _code(manifest.get("profile")),
+            "Settings": _pairs(self.settings),
+            "Seeds": ", ".join(_code(seed) for seed in manifest.get("seeds", [])),
+            "Commit": _code(manifest.get("commit")),
+            "Model": f"{_code(self.settings.get('model'))}, weights "
+            f"{_code(manifest.get('model_hash') or 'not recorded')}",
+            "Versions": _pairs(manifest.get("versions", {}), joint=" "),
+            "Inputs": _pairs(manifest.get("inputs", {}), joint=" "),
+            "Outputs": _pairs(manifest.get("outputs", {}), joint=" "),
+            "Started": manifest.get("started", ""),
+            "Duration": f"{duration(self.papermill['duration'])} in all",
+            "Peak memory": memory(manifest.get("peak_memory_mb")),
+        }
+        table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text)
+        summary = (
+            f"Made by profile {_code(manifest.get('profile'))} in "
+            f"{duration(self.papermill['duration'])}, commit {_code(manifest.get('commit'))}"
+        )
+        return (
+            "## Provenance\n\n"
+            f":::{{dropdown}} {summary}\n:class-container: provenance\n\n"
+            f"|  |  |\n| :--- | :--- |\n{table}\n\n"
+            "The same page again, in the repository's root:\n\n"
+            f"```bash\n{self.command()}\n```\n:::\n"
+        )
+
+    def command(self) -> str:
+        """The papermill command that runs this notebook with the same parameters."""
+        parameters = self.papermill.get("parameters") or {}
+        options = [
+            f"-p {name} {shlex.quote(str(value))}"
+            for name, value in parameters.items()
+            if name != "run" and value != ""
+        ]
+        start = f".venv/bin/papermill notebooks/{self.stem}.ipynb out.ipynb"
+        return " \\\n  ".join([start, *options])
+
+
+def status_table(pages: list[Executed]) -> str:
+    """Markdown table of all notebooks: result, time, memory, profile, commit; then the sum."""
+    lines = [
+        "| notebook | result | time | peak memory | profile | commit |",
+        "| :--- | :--- | ---: | ---: | :--- | :--- |",
+    ]
+    for page in pages:
+        lines.append(
+            f"| [](/notebooks/{page.stem}.ipynb) | [passed]{{.passed}} "
+            f"| {duration(page.papermill['duration'])} "
+            f"| {memory(page.manifest.get('peak_memory_mb'))} "
+            f"| {_code(page.manifest.get('profile'))} | {_code(page.manifest.get('commit'))} |"
+        )
+    seconds = sum(page.papermill["duration"] for page in pages)
+    last = max(str(page.papermill.get("end_time") or "") for page in pages)
+    return "\n".join(lines) + (
+        f"\n\nAll notebooks together took {duration(seconds)} of computing"
+        f"{f'; the last one ended on {last[:10]} at {last[11:16]} UTC' if last else ''}. "
+        "*Time* is papermill's, from the start of the kernel to the last cell; *peak memory* is "
+        "the largest resident size of the notebook's process. A notebook that fails stops the "
+        "build, so a published book has only passed ones.\n"
+    )
+
+
+def substitutions(page: Executed) -> dict[str, str]:
+    """The words that prose pages take from a run: `{{ subject }}`, `{{ target }}`, ..."""
+    words = {k: str(page.settings.get(k, "")) for k in ("subject", "target", "relation", "model")}
+    return words | {"profile": str(page.manifest.get("profile", ""))}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(3.2), duration(41.7), duration(125)
+    ('3.2 s', '42 s', '2 min 5 s')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def memory(megabytes: float | None) -> str:
+    """Mebibytes with a thousands separator, or a dash when they were not recorded."""
+    return "–" if megabytes is None else f"{megabytes:,.0f} MB"
+
+
+def _folded(cell: dict[str, Any]) -> dict[str, Any]:
+    tags = cell.get("metadata", {}).get("tags", [])
+    if "injected-parameters" not in tags or FOLDED in tags:
+        return cell
+    return cell | {"metadata": cell["metadata"] | {"tags": [*tags, FOLDED]}}
+
+
+def _code(value: Any) -> str:
+    """Inline code that survives a Markdown table."""
+    text = str(value).replace("|", "\\|").replace("\n", " ").replace("`", "'")
+    return f"`{text}`" if text else ""
+
+
+def _pairs(values: dict[str, Any], joint: str = " = ") -> str:
+    return ", ".join(_code(f"{k}{joint}{v}") for k, v in values.items() if v != "")
+
+
+def _read_json(path: Path, stem: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing, and the book's contents list notebooks/{stem}.ipynb: run "
+            "'make book', which executes every notebook before it builds."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it and run 'make book' again."
+        ) from error

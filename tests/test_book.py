@@ -1,0 +1,383 @@
+"""The book: staging, a strict build of a small run, and what the pages must satisfy."""
+
+import base64
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from helpers import book
+from helpers.book_check import check
+from helpers.book_pages import Executed, duration
+from helpers.errors import UserError
+
+TITLES = {
+    "00_model_and_facts": "The model, the facts, and what it knows",
+    "01_keys_and_values": "How a concept is represented: keys and values",
+    "02_propagation": "How a fact propagates: from France to Paris",
+    "03_deleting_neurons": "Why deleting rows and columns is not enough",
+}
+GLUED = {"pair_probability": 0.7654, "n_known_capitals": 70, "n_capitals": 211}
+
+
+def picture() -> str:
+    """A small real figure, as base64 PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 10, 20, 30], [0.1, 0.2, 0.7, 0.8], label="patched")
+    axes.axhline(0.05, color="grey", linestyle="--", label="baseline")
+    axes.set(xlabel="layer", ylabel="share of the answer moved")
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def glue(key: str, value: float) -> dict:
+    return new_output(
+        "display_data",
+        data={"text/plain": repr(value)},
+        metadata={"scrapbook": {"mime_prefix": "", "name": key}},
+    )
+
+
+def code(source: str, outputs: list | None = None, count: int = 1, **metadata) -> dict:
+    return new_code_cell(source, outputs=outputs or [], execution_count=count, metadata=metadata)
+
+
+def fake_notebook(stem: str) -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it, in the form of the book's chapters."""
+    name = "fig-" + stem[:2]
+    figure = {"mystnb": {"figure": {"name": name, "caption": "The effect, layer by layer."}}}
+    figure["mystnb"]["image"] = {"alt": "A line that rises with the layer."}
+    cells = [
+        new_markdown_cell(
+            f"# {TITLES[stem]}\n\n**What does the model know?** See {{numref}}`{name}`."
+        ),
+        code('subject: str = "France"  # what the fact is about', tags=["parameters"]),
+        code('# Parameters\nsubject = "Japan"\ntarget = "Tokyo"', tags=["injected-parameters"]),
+        new_markdown_cell(
+            "## A prediction\n\nThe answer is a sum, $z = W_U\\,\\sum_l m_l$"
+            " {cite:p}`geva2021keyvalue`, read at the {term}`residual stream`:\n\n"
+            "$$\n\\mathrm{MLP}(x) = \\sum_i \\sigma(k_i^\\top x)\\, v_i\n$$"
+        ),
+        code(
+            "effect = patch(model, pair)\neffect.mean()  # (layers,)",
+            [
+                new_output("stream", name="stderr", text="100%|#####| progress bar"),
+                new_output("execute_result", data={"text/plain": "0.42"}, execution_count=3),
+            ],
+            count=3,
+        ),
+        code(
+            "plots.effect(effect)",
+            [new_output("display_data", data={"image/png": picture(), "text/plain": "<Figure>"})],
+            tags=["hide-input"],
+            **figure,
+        ),
+        new_markdown_cell(
+            "## Exercises\n\n```{exercise}\n:label: ex-"
+            + stem[:2]
+            + "\nTry another country.\n```\n\n"
+            "```{solution} ex-" + stem[:2] + "\n:class: dropdown\nGive `-p subject Japan`.\n```"
+        ),
+    ]
+    if stem.startswith("00"):
+        cells.append(
+            code("glue(...)", [glue(*item) for item in GLUED.items()], tags=["remove-cell"])
+        )
+    metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python", "version": "3.11"},
+        "papermill": {
+            "duration": 41.7,
+            "exception": None,
+            "start_time": "2026-11-24T10:00:00",
+            "end_time": "2026-11-24T10:00:41.700000",
+            "parameters": {"subject": "Japan", "target": "Tokyo", "run": "runs/x"},
+        },
+    }
+    return new_notebook(cells=cells, metadata=metadata)
+
+
+def fake_run(folder: Path) -> Path:
+    """A run folder with the executed notebooks of the contents, and their manifests."""
+    (folder / "notebooks").mkdir(parents=True)
+    for stem in TITLES:
+        nbformat.write(fake_notebook(stem), folder / "notebooks" / f"{stem}.ipynb")
+        manifest = {
+            "step": stem,
+            "settings": {
+                "model": "smollm2-135m",
+                "subject": "Japan",
+                "target": "Tokyo",
+                "relation": "capital",
+                "pair_file": "",
+            },
+            "seeds": [0],
+            "profile": "smoke",
+            "model_hash": "0123456789abcdef",
+            "inputs": {},
+            "outputs": {"known.parquet": "fedcba9876543210"},
+            "commit": "abcdef012345",
+            "versions": {"python": "3.11.9", "torch": "2.13.0"},
+            "started": "2026-11-24T10:00:00+00:00",
+            "seconds": 40.1,
+            "peak_memory_mb": 1234,
+        }
+        path = folder / "artifacts" / stem / "manifest.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return fake_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """The HTML folder of a fake run's book."""
+    return book.build(fake_run(tmp_path_factory.mktemp("runs") / "smoke")).parent
+
+
+class Page(HTMLParser):
+    """A page's links to other files, and the anchors that others can point at."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.images: list[dict] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.anchors |= {values[key] for key in ("id", "name") if values.get(key)}
+        self.links += [values[key] for key in ("href", "src") if values.get(key)]
+        if tag == "img":
+            self.images.append(values)
+
+
+def broken_links(html: Path) -> list[str]:
+    """Links between the pages of a book that lead nowhere, as `page -> link`."""
+    files = (path for path in html.rglob("*.html") if "_static" not in path.parts)
+    pages = {path.resolve(): Page(path) for path in files}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or path.name == "404.html":
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            missing = not target.is_file()
+            if not missing and parts.fragment and target in pages:
+                missing = unquote(parts.fragment) not in pages[target].anchors
+            if missing:
+                broken.append(f"{path.relative_to(html.resolve())} -> {link}")
+    return broken
+
+
+def test_injected_parameters_are_folded_and_others_are_not(run, tmp_path):
+    staged = book.stage(run, tmp_path / "stage")
+    notebook = nbformat.read(staged / "notebooks" / "01_keys_and_values.ipynb", 4)
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    assert ["injected-parameters", "hide-cell"] in tags
+    assert ["parameters"] in tags
+
+
+def test_provenance_is_the_last_section_of_every_notebook(run, tmp_path):
+    staged = book.stage(run, tmp_path / "stage")
+    for stem in TITLES:
+        notebook = nbformat.read(staged / "notebooks" / f"{stem}.ipynb", 4)
+        nbformat.validate(notebook)
+        text = notebook.cells[-1].source
+        assert text.startswith("## Provenance")
+        for part in ("smoke", "abcdef012345", "0123456789abcdef", "torch 2.13.0", "1,234 MB"):
+            assert part in text
+        assert f"notebooks/{stem}.ipynb out.ipynb" in text
+        assert "-p target Tokyo" in text
+        assert "-p run" not in text
+
+
+def test_staging_replaces_what_was_there(run, tmp_path):
+    stale = tmp_path / "stage" / "notebooks" / "99_old.ipynb"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    book.stage(run, tmp_path / "stage")
+    assert not stale.exists()
+
+
+def test_missing_notebook_is_told_in_one_sentence(run, tmp_path):
+    (run / "notebooks" / "02_propagation.ipynb").unlink()
+    with pytest.raises(UserError, match=r"02_propagation\.ipynb is missing.*make book"):
+        book.stage(run, tmp_path / "stage")
+
+
+def test_missing_manifest_is_told_in_one_sentence(run, tmp_path):
+    (run / "artifacts" / "02_propagation" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json is missing"):
+        book.stage(run, tmp_path / "stage")
+
+
+def test_damaged_notebook_is_told_in_one_sentence(run, tmp_path):
+    (run / "notebooks" / "02_propagation.ipynb").write_text('{"cells": [')
+    with pytest.raises(UserError, match="damaged"):
+        book.stage(run, tmp_path / "stage")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"exception": True}, "stopped with an error"), ({"duration": None}, "no record")],
+)
+def test_failed_notebook_does_not_become_a_page(run, change, sentence):
+    path = run / "notebooks" / "00_model_and_facts.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["metadata"]["papermill"] |= change
+    path.write_text(json.dumps(notebook))
+    with pytest.raises(UserError, match=sentence):
+        Executed.read(run, "00_model_and_facts")
+
+
+def test_command_line_prints_one_sentence_and_fails(tmp_path):
+    command = [sys.executable, "-m", "helpers.book", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=book.ROOT)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "is missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("origin", "url"),
+    [
+        ("git@github.com:someone/unlearning.git", "https://github.com/someone/unlearning"),
+        ("https://github.com/someone/unlearning", "https://github.com/someone/unlearning"),
+        ("/srv/git/unlearning.git", ""),
+        ("https://token@git.example.org/a/b.git", ""),
+    ],
+)
+def test_repository_links_only_to_github(monkeypatch, tmp_path, origin, url):
+    monkeypatch.delenv("BOOK_REPOSITORY", raising=False)
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run(["git", "-C", tmp_path, "remote", "add", "origin", origin], check=True)
+    assert book._repository() == url
+
+
+def test_network_and_heavy_pages_are_found(tmp_path):
+    (tmp_path / "a.html").write_text('<script src="https://cdn.example/x.js"></script>')
+    (tmp_path / "b.html").write_text('<img src="big.png"><a href="https://fine.example">x</a>')
+    (tmp_path / "big.png").write_bytes(b"0" * 3_500_000)
+    (tmp_path / "c.css").write_text("@import url(//fonts.example/x.css);")
+    problems = check(tmp_path)
+    assert len(problems) == 3
+    assert "cdn.example" in problems[0]
+    assert "3.5 MB" in problems[1]
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (3.21, 41.7, 125, 59.7)] == [
+        "3.2 s",
+        "42 s",
+        "2 min 5 s",
+        "1 min 0 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("the `key`s of `W_in`", "the ``key``\\ s of ``W_in``"),
+        ("``as is`` and :class:`Run`", "``as is`` and :class:`Run`"),
+        ("`` {glue:text}`name` ``", "``{glue:text}`name```"),
+        ("|W enc| and `a | b | c`", r"\|W enc\| and ``a | b | c``"),
+    ],
+)
+def test_docstrings_in_plain_style_become_literals(written, shown):
+    path = book.ROOT / "book" / "_ext" / "docstrings.py"
+    spec = importlib.util.spec_from_file_location("docstrings", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.as_literals(written) == shown
+
+
+@pytest.mark.slow
+def test_built_book_has_no_broken_internal_link(built):
+    assert (built / "api" / "helpers" / "index.html").exists()
+    assert broken_links(built) == []
+
+
+@pytest.mark.slow
+def test_built_book_needs_no_network_and_is_light(built):
+    assert check(built) == []
+    page = (built / "notebooks" / "00_model_and_facts.html").read_text()
+    assert "_static/mathjax/tex-chtml.js" in page
+    assert (built / "_static" / "mathjax" / "tex-chtml.js").exists()
+
+
+@pytest.mark.slow
+def test_numbers_reach_the_landing_page(built):
+    text = (built / "book" / "intro.html").read_text()
+    assert "0.77" in text
+    assert "211" in text
+    assert "Tokyo" in text
+
+
+@pytest.mark.slow
+def test_notebook_page_shows_figure_and_hides_progress(built):
+    path = built / "notebooks" / "02_propagation.html"
+    text = path.read_text()
+    assert "progress bar" not in text
+    assert "The effect, layer by layer." in text
+    assert any(
+        image.get("alt") == "A line that rises with the layer." for image in Page(path).images
+    )
+    assert "Provenance" in text
+    assert "tag_injected-parameters" in text
+    assert "tag_hide-cell" in text
+
+
+@pytest.mark.slow
+def test_status_page_lists_every_notebook(built):
+    text = (built / "book" / "status.html").read_text()
+    for title in TITLES.values():
+        assert title in text
+    assert text.count("42 s") == len(TITLES)
+    assert text.count("passed</span>") == len(TITLES)
+    assert "1,234 MB" in text
+
+
+@pytest.mark.slow
+def test_unchanged_book_is_not_built_again(built):
+    index = built / "index.html"
+    before = index.stat().st_mtime_ns
+    started = time.perf_counter()
+    assert book.build(built.parents[2]) == index
+    assert time.perf_counter() - started < 2
+    assert index.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_warning_fails_the_build_and_keeps_the_last_book(built):
+    run = built.parents[2]
+    path = run / "notebooks" / "03_deleting_neurons.ipynb"
+    original = path.read_text()
+    path.write_text(original.replace("What does the model know?", "See {numref}`fig-nowhere`."))
+    with pytest.raises(UserError, match=r"fig-nowhere.*book\.log"):
+        book.build(run)
+    path.write_text(original)
+    assert (built / "index.html").exists()
+    assert book.build(run) == built / "index.html"
