@@ -141,8 +141,12 @@ def status_table(pages: list[Executed]) -> str:
 
 
 def substitutions(page: Executed) -> dict[str, str]:
-    """The words that prose pages take from a run: `{{ subject }}`, `{{ target }}`, ..."""
-    words = {k: str(page.settings.get(k, "")) for k in ("subject", "target", "relation", "model")}
+    """The words that prose pages take from a run: `{{ subject }}`, `{{ target }}`, ...
+
+    Subject and target are those that the notebook glued, for a pair file overrides the settings.
+    """
+    words = {name: str(page.settings.get(name, "")) for name in ("subject", "target", "model")}
+    words |= {name: text for name, text in _glued(page.notebook).items() if name in words}
     return words | {"profile": str(page.manifest.get("profile", ""))}
 
 
@@ -161,6 +165,17 @@ def duration(seconds: float) -> str:
 def memory(megabytes: float | None) -> str:
     """Mebibytes with a thousands separator, or a dash when they were not recorded."""
     return "–" if megabytes is None else f"{megabytes:,.0f} MB"
+
+
+def _glued(notebook: dict[str, Any]) -> dict[str, str]:
+    """Values that a notebook glued, as text."""
+    glued = {}
+    for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
+        mark = output.get("metadata", {}).get("scrapbook")
+        if mark:
+            text = output["data"].get(mark.get("mime_prefix", "") + "text/plain", "")
+            glued[mark["name"]] = "".join(text).strip("'\"")
+    return glued
 
 
 def _folded(cell: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import base64
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from helpers import book
 from helpers.book_check import check
-from helpers.book_pages import Executed, duration
+from helpers.book_pages import Executed, duration, substitutions
 from helpers.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 TITLES = {
     "00_model_and_facts": "The model, the facts, and what it knows",
     "01_keys_and_values": "How a concept is represented: keys and values",
@@ -44,11 +46,13 @@ def picture() -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def glue(key: str, value: float) -> dict:
+def glue(key: str, value: float | str, *, hidden: bool = False) -> dict:
+    """What `myst_nb.glue(key, value, display=not hidden)` leaves in a notebook."""
+    prefix = "application/papermill.record/" if hidden else ""
     return new_output(
         "display_data",
-        data={"text/plain": repr(value)},
-        metadata={"scrapbook": {"mime_prefix": "", "name": key}},
+        data={f"{prefix}text/plain": repr(value)},
+        metadata={"scrapbook": {"mime_prefix": prefix, "name": key}},
     )
 
 
@@ -95,7 +99,11 @@ def fake_notebook(stem: str) -> nbformat.NotebookNode:
     ]
     if stem.startswith("00"):
         cells.append(
-            code("glue(...)", [glue(*item) for item in GLUED.items()], tags=["remove-cell"])
+            code(
+                "glue(...)",
+                [glue(*item, hidden=True) for item in GLUED.items()],
+                tags=["remove-cell"],
+            )
         )
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
@@ -148,9 +156,15 @@ def run(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    """The HTML folder of a fake run's book."""
-    return book.build(fake_run(tmp_path_factory.mktemp("runs") / "smoke")).parent
+def built(tmp_path_factory):
+    """The HTML folder of a fake run's book, from a copy of the sources that nobody edits."""
+    root = tmp_path_factory.mktemp("root")
+    for name in ("book", "helpers"):
+        shutil.copytree(ROOT / name, root / name)
+    shutil.copy(ROOT / "_config.yml", root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(book, "ROOT", root)
+        yield book.build(fake_run(tmp_path_factory.mktemp("runs") / "smoke")).parent
 
 
 class Page(HTMLParser):
@@ -253,11 +267,25 @@ def test_failed_notebook_does_not_become_a_page(run, change, sentence):
 
 def test_command_line_prints_one_sentence_and_fails(tmp_path):
     command = [sys.executable, "-m", "helpers.book", str(tmp_path / "nowhere")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=book.ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert "is missing" in done.stderr
+
+
+def test_subject_of_a_pair_file_reaches_the_prose(run):
+    path = run / "notebooks" / "00_model_and_facts.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells.append(code("glue('subject', 'Peru')", [glue("subject", "Peru", hidden=True)]))
+    nbformat.write(notebook, path)
+    words = substitutions(Executed.read(run, "00_model_and_facts"))
+    assert words == {
+        "subject": "Peru",
+        "target": "Tokyo",
+        "model": "smollm2-135m",
+        "profile": "smoke",
+    }
 
 
 @pytest.mark.parametrize(
@@ -307,7 +335,7 @@ def test_durations_read_well():
     ],
 )
 def test_docstrings_in_plain_style_become_literals(written, shown):
-    path = book.ROOT / "book" / "_ext" / "docstrings.py"
+    path = ROOT / "book" / "_ext" / "docstrings.py"
     spec = importlib.util.spec_from_file_location("docstrings", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Sphinx extension for the API pages: docstrings in plain style, read fast.
+"""Sphinx extension for the API pages: docstrings in plain style, read fast, no dead edit links.
 
 Docstrings are written as in Markdown: single backquotes become literals, also before a letter
 (`key`s), and bars around a word stay bars, where reStructuredText would warn. And sphinx-autoapi's
@@ -42,7 +42,13 @@ def read_only_here(app) -> None:
     AstroidManager.ast_from_module_name = from_module_name
 
 
+def no_edit_link(app, pagename, templatename, context, doctree) -> None:
+    if pagename.startswith("api/"):  # made here: there is no such file to edit or download
+        context["page_source_suffix"] = ""
+
+
 def setup(app) -> dict:
     app.connect("builder-inited", read_only_here, priority=100)  # before autoapi's 500
     app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon's 500
+    app.connect("html-page-context", no_edit_link, priority=100)
     return {"parallel_read_safe": True}
