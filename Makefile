@@ -79,7 +79,8 @@ bench: $(STAMP)  ## measure against peers and limits
 format: $(STAMP)  ## format the code, strip notebooks of outputs
 	$(PY) -m ruff format
 	$(PY) -m ruff check --fix
-	$(PY) -m nbstripout --keep-id $(wildcard notebooks/*.ipynb)
+	$(PY) -m nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill \
+		metadata.language_info.version" $(wildcard notebooks/*.ipynb)
 
 lock: $(STAMP)  ## write requirements.lock from the environment
 	@{ sed -n '/^#/p' requirements.lock; \

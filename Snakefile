@@ -17,7 +17,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
 from helpers.artifacts import versions
-from helpers.sources import helpers_used, notebook_hash, steps_read
+from helpers.sources import helpers_used, model_stamp, notebook_hash, steps_read
 
 NOTEBOOKS = Path(config.get("notebooks", ROOT / "notebooks"))
 JOBS = int(config.get("jobs", 1))  # notebooks at a time; each gets its share of the cores
@@ -81,6 +81,7 @@ for number, stem in enumerate(STEMS):
             cells=notebook_hash(source),
             settings=SETTINGS["notebooks"][stem],
             versions=versions(),
+            model=model_stamp(SETTINGS["notebooks"][stem]["model"]),
             source=os.path.relpath(source),
             stem=stem,
         priority: len(STEMS) - number  # in the order of the chapters

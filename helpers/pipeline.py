@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -205,8 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        free = shutil.disk_usage(ROOT).free / 2**20
-        say(f"\nThe disk is full ({free:.0f} MB left): free some space.", sys.stderr)
+        say("\nThe disk is full: free some space and run again.", sys.stderr)
         return 1
     return 0
 

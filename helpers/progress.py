@@ -37,6 +37,7 @@ class Progress:
         self._head = f"[{position + 1}/{len(steps)}] {step}"
         self._step, self._later = step, steps[position + 1 :]
         self._started, self._total, self.done = time.monotonic(), total, 0
+        self.failed = False
         self._stop = threading.Event()
         self._rewrites = sys.stdout.isatty() and not plan.get("parallel")
         self._every = 1.0 if self._rewrites else 20.0
@@ -50,7 +51,8 @@ class Progress:
     def __exit__(self, kind, *_) -> None:
         self._stop.set()
         self._thread.join()
-        self._show(f"{'stopped after' if kind else 'done in'} {clock(self.seconds)}")
+        ended = "stopped after" if kind or self.failed else "done in"
+        self._show(f"{ended} {clock(self.seconds)}")
         if self._rewrites:
             say("")
 

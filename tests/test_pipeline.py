@@ -15,7 +15,7 @@ import yaml
 from helpers.pipeline import locked
 from helpers.runs import differences
 from helpers.settings import NOTEBOOKS, ROOT
-from helpers.sources import helpers_used, notebook_hash, steps_read
+from helpers.sources import helpers_used, model_stamp, notebook_hash, steps_read
 
 FIRST, SECOND, THIRD, _ = STEMS = list(NOTEBOOKS)[:4]
 READS = {SECOND: FIRST, THIRD: SECOND}  # which notebook reads another's artifact
@@ -177,6 +177,7 @@ def test_resumes_after_a_kill_without_repeating_finished_steps(project):
 def test_a_failing_cell_gives_its_cause_and_the_logs_place(project):
     project.notebook(FIRST, "print('so far so good')\n1 / 0")
     done = project("--only", FIRST, code=1)
+    assert "cell 1 of 5" in done.stdout and "stopped after" in done.stdout
     text = one_sentence(done)
     log, half_run = (project.run() / "logs" / f"{FIRST}{end}" for end in (".log", ".ipynb"))
     assert "ZeroDivisionError: division by zero" in text and "In [4]" in text
@@ -298,6 +299,16 @@ def test_sources_follow_imports(tmp_path):
     before = notebook_hash(path)
     write_notebook(folder, SECOND, "other = 1")
     assert notebook_hash(path) != before
+
+
+def test_a_changed_local_model_is_another_model(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    before = model_stamp(str(tmp_path))
+    assert before == model_stamp(str(tmp_path))
+    weights.write_bytes(b"22")
+    assert model_stamp(str(tmp_path)) != before
+    assert model_stamp("smollm2-135m") and not model_stamp("gpt2")
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess:
