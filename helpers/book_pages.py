@@ -34,7 +34,8 @@ class Executed:
         """Read `notebooks/<stem>.ipynb` and `artifacts/<stem>/manifest.json` of a run.
 
         Raises:
-            UserError: One of them is missing or damaged, or the notebook failed or was not run.
+            UserError: One of them is missing or damaged, the notebook failed or was not run, or a
+                figure is empty or has no caption or alt text.
         """
         path = run_folder / "notebooks" / f"{stem}.ipynb"
         notebook = _read_json(path, stem)
@@ -50,6 +51,8 @@ class Executed:
                 f"{path} stopped with an error, so it cannot become a page: open it, mend the "
                 f"cause, and run 'make book' again."
             )
+        for cell in notebook["cells"]:
+            _check_figure(cell, path)
         return cls(stem, notebook, manifest)
 
     @property
@@ -176,6 +179,22 @@ def _glued(notebook: dict[str, Any]) -> dict[str, str]:
             text = output["data"].get(mark.get("mime_prefix", "") + "text/plain", "")
             glued[mark["name"]] = "".join(text).strip("'\"")
     return glued
+
+
+def _check_figure(cell: dict[str, Any], path: Path) -> None:
+    """A cell that announces a figure has drawn one, with a caption and a text for who can't see."""
+    mystnb = cell.get("metadata", {}).get("mystnb", {})
+    if "figure" not in mystnb:
+        return
+    name = mystnb["figure"].get("name", "without a name")
+    kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    if not any(kind.startswith("image/") for kind in kinds):
+        raise UserError(f"Figure {name} of {path} is empty: let its cell end with the figure.")
+    if not mystnb["figure"].get("caption") or not mystnb.get("image", {}).get("alt"):
+        raise UserError(
+            f"Figure {name} of {path} lacks a caption or an alt text: give both in its cell's "
+            "metadata, mystnb.figure.caption and mystnb.image.alt."
+        )
 
 
 def _folded(cell: dict[str, Any]) -> dict[str, Any]:

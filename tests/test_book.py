@@ -265,6 +265,22 @@ def test_failed_notebook_does_not_become_a_page(run, change, sentence):
         Executed.read(run, "00_model_and_facts")
 
 
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda cell: cell.update(outputs=[]), "fig-01 .* is empty"),
+        (lambda cell: cell["metadata"]["mystnb"].pop("image"), "fig-01 .* alt text"),
+    ],
+)
+def test_figure_must_be_there_and_described(run, spoil, sentence):
+    path = run / "notebooks" / "01_keys_and_values.ipynb"
+    notebook = json.loads(path.read_text())
+    spoil(next(cell for cell in notebook["cells"] if "mystnb" in cell["metadata"]))
+    path.write_text(json.dumps(notebook))
+    with pytest.raises(UserError, match=sentence):
+        Executed.read(run, "01_keys_and_values")
+
+
 def test_command_line_prints_one_sentence_and_fails(tmp_path):
     command = [sys.executable, "-m", "helpers.book", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -335,8 +351,8 @@ def test_durations_read_well():
     ],
 )
 def test_docstrings_in_plain_style_become_literals(written, shown):
-    path = ROOT / "book" / "_ext" / "docstrings.py"
-    spec = importlib.util.spec_from_file_location("docstrings", path)
+    path = ROOT / "book" / "_ext" / "api_pages.py"
+    spec = importlib.util.spec_from_file_location("api_pages", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.as_literals(written) == shown
