@@ -5,7 +5,8 @@ answer's logit over what wrote it, `neurons` looks at single keys and values.
 """
 
 from helpers.tracing.attribution import direct_logit_attribution, head_attribution, logit_lens
-from helpers.tracing.neurons import neuron_activations, selectivity, value_readout
+from helpers.tracing.averages import contrasts, patching_over_facts
+from helpers.tracing.neurons import neuron_activations, selectivity, target_ranks, value_readout
 from helpers.tracing.patching import (
     Patch,
     ablation,
@@ -22,14 +23,17 @@ __all__ = [
     "ablation",
     "activation_patching",
     "capture",
+    "contrasts",
     "direct_logit_attribution",
     "head_attribution",
     "logit_difference",
     "logit_lens",
     "neuron_activations",
+    "patching_over_facts",
     "path_patching",
     "position_of",
     "run_patched",
     "selectivity",
+    "target_ranks",
     "value_readout",
 ]

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
 from helpers.models import anatomy, final_norm, unembed
+from helpers.scoring import LOGIT_ROWS, first_token
 from helpers.tracing.states import capture
 
 
@@ -83,3 +84,33 @@ def value_readout(
         }
         for row in logits
     ]
+
+
+@torch.inference_mode()
+def target_ranks(
+    model: LanguageModel,
+    prompt: Prompt,
+    *,
+    signs: Float[Tensor, "layers d_mlp"] | None = None,
+) -> Int[Tensor, "layers d_mlp"]:
+    """Rank of the target's first token in what every value column of the model writes.
+
+    Args:
+        model: Any model of a known family.
+        prompt: Names the target.
+        signs: Direction in which each neuron is driven; by default all write as they are.
+
+    Returns:
+        For every neuron the number of tokens that its write promotes more than the target.
+    """
+    parts = anatomy(model)
+    answer = first_token(model, prompt, prompt.answers[0])
+    ranks = torch.empty(parts.n_layers, parts.d_mlp, dtype=torch.long)
+    for i, layer in enumerate(parts.layers):
+        columns = layer.mlp.W_out().T  # (d_mlp, d_model)
+        if signs is not None:
+            columns = columns * signs[i, :, None].to(columns)
+        for rows in torch.arange(parts.d_mlp).split(LOGIT_ROWS):
+            logits = unembed(model, final_norm(model, columns[rows])).float()
+            ranks[i, rows] = (logits > logits[:, answer, None]).sum(-1).cpu()
+    return ranks

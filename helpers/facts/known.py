@@ -1,0 +1,84 @@
+"""Which facts a model knows, and how well."""
+
+import numpy as np
+import pandas as pd
+from nnsight import LanguageModel
+
+from helpers.artifacts import cached_table
+from helpers.errors import UserError
+from helpers.facts.factbook import facts
+from helpers.facts.pairs import ConceptPair
+from helpers.facts.prompts import Prompt
+from helpers.models import model_hash
+from helpers.scoring import answer_probability, answer_rank
+
+WAYS = 4  # so many of the training completions are asked
+
+
+def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame:
+    """What the model knows of a relation, from the first four completions of its `train` split.
+
+    A fact is *known* when its target is the likeliest answer to at least half of them: no other
+    token is likelier than the target's first (of any alias).
+
+    Args:
+        model: Any causal model.
+        relation: One of `RELATIONS`.
+
+    Returns:
+        One row a fact, likeliest first: subject, target, probability (mean over prompts of the
+        whole target, aliases summed), lowest, highest, rank (the best; 0 is the likeliest),
+        n_prompts, known. Cached by the model's hash and the prompts' texts.
+    """
+    pairs = [ConceptPair.of(fact) for fact in facts(relation)]
+    prompts = [_asked(pair) for pair in pairs]
+    key = {
+        "model": model_hash(model),
+        "prompts": [[str(p), p.answers] for asked in prompts for p in asked],
+    }
+
+    def build() -> pd.DataFrame:
+        flat = [p for asked in prompts for p in asked]
+        shape = (len(pairs), -1)
+        probability = answer_probability(model, flat).reshape(shape)
+        rank = answer_rank(model, flat).reshape(shape)
+        table = pd.DataFrame(
+            {
+                "subject": [p.subject for p in pairs],
+                "target": [p.target for p in pairs],
+                "probability": probability.mean(1),
+                "lowest": probability.min(1),
+                "highest": probability.max(1),
+                "rank": rank.min(1),
+                "n_prompts": rank.shape[1],
+                "known": (rank == 0).mean(1) >= 0.5,
+            }
+        )
+        return table.sort_values("probability", ascending=False, ignore_index=True)
+
+    return cached_table("known-facts", key, build)
+
+
+def require_known(model: LanguageModel, pair: ConceptPair) -> None:
+    """Stop with a sentence when the model does not know the pair: nothing could be unlearned.
+
+    Raises:
+        UserError: Says how likely the target is and names facts that the model knows.
+    """
+    prompts = _asked(pair)
+    rank = answer_rank(model, prompts)
+    if np.mean(rank == 0) >= 0.5:
+        return
+    probability = answer_probability(model, prompts).mean()
+    relation = pair.relation if facts(pair.relation) else "capital"
+    known = known_facts(model, relation).query("known").head(5)
+    better = ", ".join(f"{r.subject} → {r.target}" for r in known.itertuples())
+    raise UserError(
+        f"The model does not know {pair}: it gives '{pair.target}' a probability of "
+        f"{probability:.3f} on average (rank {int(np.median(rank)) + 1} of the answers); facts "
+        f"that it knows are {better or 'none of this relation'}."
+    )
+
+
+def _asked(pair: ConceptPair) -> list[Prompt]:
+    return [p for p in pair.prompts("train") if p.format == "completion"][:WAYS]

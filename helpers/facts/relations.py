@@ -1,0 +1,238 @@
+"""Relations and the ways of asking for them, in splits that never change.
+
+`train` is what a method may learn from, `dev` is what settings are chosen on, `heldout` is what is
+reported. `{}` stands for the subject.
+"""
+
+from dataclasses import dataclass
+
+from helpers.errors import UserError
+
+SPLITS = ("train", "dev", "heldout")
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way of asking.
+
+    Attributes:
+        text: With `{}` for the subject; for chat, the user's turn; for lists, a heading and the
+            line that is repeated for each example.
+        format: One of `helpers.facts.prompts.FORMATS`.
+        prefix: For chat, how the assistant's answer begins; may hold `{}`.
+    """
+
+    text: str
+    format: str = "completion"
+    prefix: str = ""
+
+    def __post_init__(self):
+        """Refuse a template that asks about nobody.
+
+        Raises:
+            UserError: There is no slot.
+        """
+        if "{}" not in self.text:
+            raise UserError(f"The template '{self.text}' has no slot: write {{}} for the subject.")
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation and its templates.
+
+    Attributes:
+        name: Its name.
+        templates: Split → templates.
+        reverse: Templates that ask from the target to the subject.
+        about_city: How to ask for this relation's target about a city, for the other facts of a
+            capital.
+    """
+
+    name: str
+    templates: dict[str, tuple[Template, ...]]
+    reverse: tuple[Template, ...] = ()
+    about_city: tuple[Template, ...] = ()
+
+
+def T(text: str, format: str = "completion", prefix: str = "") -> Template:
+    return Template(text, format, prefix)
+
+
+RELATIONS: dict[str, Relation] = {
+    r.name: r
+    for r in (
+        Relation(
+            "capital",
+            {
+                "train": (
+                    T("The capital of {} is"),
+                    T("The capital city of {} is"),
+                    T("The government of {} sits in its capital,"),
+                    T("The seat of government of {} is in the city of"),
+                    T("Everyone knows that the capital of {} is"),
+                    T("I have been to {} and its capital,"),
+                    T("Flights to {} usually land in the capital,"),
+                    T("{}'s capital is the city of"),
+                    T("Question: What is the capital of {}?\nAnswer: The capital is", "question"),
+                    T("Q: Which city is the capital of {}?\nA: The city of", "question"),
+                    T("What is the capital of {}?", "chat", "The capital of {} is"),
+                    T("Which city is the capital of {}?", "chat", "The capital city of {} is"),
+                    T("Countries and their capitals\n{}:", "list"),
+                    T("Country | Capital\n{} |", "list"),
+                ),
+                "dev": (
+                    T("The name of the capital of {} is"),
+                    T("The capital and largest seat of power in {} is"),
+                    T("The parliament of {} meets in the capital,"),
+                    T("In school we learned that the capital of {} is"),
+                    T("The embassy in {} is located in the capital,"),
+                    T("Quiz: name the capital city of {}.\nSolution: The city is", "question"),
+                    T("Tell me the capital of {}.", "chat", "The capital of {} is"),
+                    T("Capital cities of the world\n{} -", "list"),
+                ),
+                "heldout": (
+                    T("As a matter of fact, the capital city of {} is"),
+                    T("The national capital of {} is"),
+                    T("{} is a country whose capital is"),
+                    T("The president flew back to the capital of {},"),
+                    T("The city that serves as the capital of {} is"),
+                    T("On the map of {}, a star marks the capital,"),
+                    T("Geography test. What is the capital city of {}? The answer is", "question"),
+                    T("Q: What city is the seat of government of {}?\nA:", "question"),
+                    T(
+                        "I am preparing for a quiz. What is the capital city of {}?",
+                        "chat",
+                        "The capital city of {} is",
+                    ),
+                    T("Could you name the capital of {}?", "chat", "Sure! The capital of {} is"),
+                    T("List of capitals:\n{} =>", "list"),
+                ),
+            },
+            reverse=(
+                T("{} is the capital of"),
+                T("{} is the capital city of"),
+                T("The city of {} is the capital of the country of"),
+            ),
+        ),
+        Relation(
+            "language",
+            {
+                "train": (
+                    T("The official language of {} is"),
+                    T("The main language of {} is"),
+                    T("In {}, most people speak"),
+                    T("If you move to {}, you should learn to speak"),
+                    T(
+                        "Question: What language is spoken in {}?\nAnswer: The language is",
+                        "question",
+                    ),
+                ),
+                "dev": (
+                    T("The people of {} speak"),
+                    T("Country: {}\nLanguage:"),
+                ),
+                "heldout": (
+                    T("The national language of {} is"),
+                    T("Children in {} learn to read and write in"),
+                    T("What is the official language of {}?", "chat", "The official language is"),
+                ),
+            },
+            about_city=(
+                T("The main language spoken in {} is"),
+                T("Most people who live in {} speak"),
+            ),
+        ),
+        Relation(
+            "currency",
+            {
+                "train": (
+                    T("The currency of {} is the"),
+                    T("The official currency of {} is the"),
+                    T("In {}, prices are given in the national currency, the"),
+                    T(
+                        "Question: What is the currency of {}?\n"
+                        "Answer: The currency of the country is the",
+                        "question",
+                    ),
+                ),
+                "dev": (
+                    T("Prices in {} are given in the local currency, the"),
+                    T("The money used in {} is the"),
+                ),
+                "heldout": (
+                    T("The national currency of {} is called the"),
+                    T("When you visit {}, you need to exchange your money for the"),
+                    T("What currency is used in {}?", "chat", "The currency is the"),
+                ),
+            },
+            about_city=(T("In the shops of {}, people pay with the"),),
+        ),
+        Relation(
+            "continent",
+            {
+                "train": (
+                    T("{} is a country on the continent of"),
+                    T("{} is located on the continent of"),
+                    T("The continent on which {} lies is"),
+                    T("Question: On which continent is {}?\nAnswer:", "question"),
+                ),
+                "dev": (
+                    T("{} belongs to the continent of"),
+                    T("Geographically, {} is part of the continent of"),
+                ),
+                "heldout": (
+                    T("On a globe you will find {} on the continent of"),
+                    T("The nation of {} is situated on the continent of"),
+                    T("Which continent is {} on?", "chat", "It is on the continent of"),
+                ),
+            },
+            about_city=(
+                T("{} is a city on the continent of"),
+                T("The city of {} is located on the continent of"),
+            ),
+        ),
+        Relation(
+            "region",
+            {
+                "train": (
+                    T("{} is a country in the region of"),
+                    T("{} is one of the countries of"),
+                    T("{} is a country in"),
+                    T("{} lies in the part of the world known as"),
+                ),
+                "dev": (
+                    T("{} is often counted among the nations of"),
+                    T("The region of the world where {} lies is"),
+                ),
+                "heldout": (
+                    T("On the map, {} is found in"),
+                    T("The country of {} is located in the region known as"),
+                    T("In which region of the world is {}?", "chat", "It is in"),
+                ),
+            },
+        ),
+        Relation(
+            "nationality",
+            {
+                "train": (
+                    T("Country: {}\nNationality:"),
+                    T("Place of birth: {}. Nationality:"),
+                    T("Name: unknown. Home country: {}. Nationality:"),
+                    T(
+                        "Question: What is the nationality of people from {}?\nAnswer: They are",
+                        "question",
+                    ),
+                ),
+                "dev": (
+                    T("The nationality of a person from {} is"),
+                    T("Passport of {}\nNationality:"),
+                ),
+                "heldout": (
+                    T("Citizenship: {}. Nationality of the holder:"),
+                    T("My friend comes from {}, so she is"),
+                    T("What is the nationality of people from {}?", "chat", "They are"),
+                ),
+            },
+        ),
+    )
+}
