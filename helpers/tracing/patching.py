@@ -110,7 +110,7 @@ def _plan(jobs: Sequence[Sequence[Patch]], parts) -> dict[tuple[int, str], list]
     for row, job in enumerate(jobs):
         for p in job:
             key = (parts.check_layer(p.layer), p.site)
-            positions = torch.tensor(list(p.positions))
+            positions = torch.tensor(list(p.positions), dtype=torch.long)
             if p.head is not None:
                 columns = slice(p.head * parts.d_head, (p.head + 1) * parts.d_head)
                 plan.setdefault(key, []).append(((row, positions, columns), p.value))

@@ -1,0 +1,204 @@
+"""Interventions: against plain forward passes, on every family, and on the real model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FAMILIES
+
+from helpers import tracing
+from helpers.errors import UserError
+from helpers.facts import ConceptPair, Prompt
+from helpers.models import anatomy, final_norm, unembed
+from helpers.scoring import next_token_logprobs
+from helpers.tracing import Patch, run_patched
+from helpers.tracing.patching import logits_of
+
+CLEAN = Prompt("w1 w2 w3 w4 w5", subject="w3", answers=(" w9",))
+CORRUPT = Prompt("w1 w2 w7 w4 w5", subject="w7", answers=(" w8",))
+
+
+def plain_logits(model, prompt) -> torch.Tensor:
+    with torch.inference_mode():
+        return model._module(torch.tensor([model.tokenizer(prompt).input_ids])).logits[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_neurons_and_residual_rebuild_the_models_output(tiny_model, family):
+    model = tiny_model(family)
+    got = tracing.capture(model, [CLEAN, Prompt("w3 w6", subject="w3")], sites=tracing.SITES)
+    parts = anatomy(model)
+    logits = unembed(model, final_norm(model, got["residual"][0, -1]))
+    assert torch.allclose(logits, plain_logits(model, CLEAN)[-1], atol=1e-5)
+    bias = getattr(parts.layers[0].mlp.out_module, "bias", None)
+    written = got["neurons"] @ parts.layers[0].mlp.W_out().T
+    assert torch.allclose(
+        written[:, 0] + (0 if bias is None else bias), got["mlp"][:, 0], atol=1e-5
+    )
+    assert got["heads"].shape == (2, 3, parts.n_heads * parts.d_head)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_the_whole_residual_gives_the_clean_run(tiny_model, family):
+    """At any layer, replacing every position's residual by the clean one must give its answer."""
+    model = tiny_model(family)
+    table = tracing.activation_patching(
+        model, CLEAN, CORRUPT, sites=["residual"], positions={"all": range(5)}
+    )
+    assert np.allclose(table["share"], 1, atol=1e-3)
+    first = table = tracing.activation_patching(model, CLEAN, CORRUPT)
+    assert set(first["position"]) == {"2", "3", "4"}  # nothing before the subject can matter
+    last = table.query("site == 'residual' and layer == 2")
+    assert np.allclose(last["share"], [0, 0, 1], atol=1e-3)  # only the last token is read out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_skipping_lower_blocks_changes_nothing(tiny_model, family):
+    """A batch that starts at the lowest patch equals one that an unrelated patch starts at 0."""
+    model = tiny_model(family)
+    ids = model.tokenizer(CLEAN).input_ids
+    zero = torch.zeros(1, 16)
+    job = [Patch("mlp", 2, [3], zero)]
+    untouched = [Patch("residual", 0, [], zero[:0])]
+    alone = run_patched(model, ids, [job])
+    together = run_patched(model, ids, [untouched, job])
+    assert torch.allclose(alone[0], together[1], atol=1e-6)
+    assert torch.allclose(logits_of(model, together)[0], plain_logits(model, CLEAN)[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patched_neuron_equals_the_weight_edit(tiny_model, family):
+    """Silencing a neuron by intervention and by zeroing its value column is the same edit."""
+    model = tiny_model(family)
+    ids = model.tokenizer(CLEAN).input_ids
+    silenced = tracing.states.capture_all(model, ids, ["neurons"])["neurons"][1].clone()
+    silenced[:, 5] = 0
+    state = run_patched(model, ids, [[Patch("neurons", 1, range(5), silenced)]])
+    column = anatomy(model).layers[1].mlp.W_out()[:, 5]
+    with torch.no_grad():
+        kept = column.clone()
+        column.zero_()
+        edited = plain_logits(model, CLEAN)[-1]
+        column.copy_(kept)
+    assert torch.allclose(logits_of(model, state)[0], edited, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_direct_attribution_adds_up_to_the_logit(tiny_model, family):
+    model = tiny_model(family)
+    table = tracing.direct_logit_attribution(model, [CLEAN, CORRUPT])
+    for index, prompt in enumerate((CLEAN, CORRUPT)):
+        logits = plain_logits(model, prompt)[-1]
+        answer = model.tokenizer(prompt.answers[0]).input_ids[0]
+        bias = getattr(anatomy(model).norm, "bias", None)
+        head = anatomy(model).head.weight
+        offset = 0 if bias is None else (bias @ (head[answer] - head.mean(0))).item()
+        got = table[table["prompt"] == index]["logit"].sum() + offset
+        assert got == pytest.approx((logits[answer] - logits.mean()).item(), abs=1e-4)
+    heads = tracing.head_attribution(model, [CLEAN])
+    attention = table.query("prompt == 0 and site == 'attention'")["logit"].to_numpy()
+    layer0 = anatomy(model).layers[0].attention._module
+    if getattr(layer0, "bias", None) is None:
+        assert np.allclose(heads[0].sum(1), attention, atol=1e-4)
+
+
+def test_logit_lens_ends_in_the_models_answer(tiny_model):
+    model = tiny_model()
+    lens = tracing.logit_lens(model, [CLEAN]).iloc[-1]
+    logp = next_token_logprobs(model, [CLEAN])[0]
+    answer = model.tokenizer(" w9").input_ids[0]
+    assert lens["probability"] == pytest.approx(logp[answer].exp().item(), abs=1e-6)
+    assert lens["rank"] == (logp > logp[answer]).sum().item()
+
+
+def test_zero_ablation_by_hand(tiny_model):
+    model = tiny_model()
+    got = tracing.ablation(model, [CLEAN], sites=["mlp"], layers=[1], position="last")
+    logp = next_token_logprobs(model, [CLEAN])[0]
+    answer = model.tokenizer(" w9").input_ids[0]
+    with torch.inference_mode(), model.trace(torch.tensor([model.tokenizer(CLEAN).input_ids])):
+        anatomy(model).layers[1].mlp_write.output[:, -1] = 0
+        logits = model.output.logits[0, -1].save()
+    expected = logits.log_softmax(-1)[answer] - logp[answer]
+    assert got["change"].item() == pytest.approx(expected.item(), abs=1e-5)
+    mean = tracing.ablation(model, [CLEAN], sites=["mlp"], layers=[1], reference=[CLEAN])
+    assert mean["change"].item() == pytest.approx(0, abs=1e-5)  # its own mean changes nothing
+
+
+def test_selectivity_is_the_area_under_the_roc_curve():
+    inside, outside = torch.tensor([[1.0, 5], [2, 5]]), torch.tensor([[0.0, 5], [1, 5], [3, 5]])
+    # unit 0: pairs won 1>0, 2>0, 2>1 = 3, tied 1=1 = ½, of 6; unit 1: all tied
+    assert tracing.selectivity(inside, outside).tolist() == pytest.approx([3.5 / 6, 0.5])
+    with pytest.raises(UserError, match="one of them is empty"):
+        tracing.selectivity(inside[:0], outside)
+
+
+def test_value_readout_names_the_tokens_a_planted_column_writes(tiny_model):
+    model = tiny_model()
+    head = anatomy(model).head.weight
+    with torch.no_grad():
+        anatomy(model).layers[2].mlp.W_out()[:, 7] = head[20] - head.mean(0)
+    readout = tracing.value_readout(model, 2, [7], k=1)[0]
+    assert readout["promotes"] == [model.tokenizer.decode([20])]
+    ranks = tracing.target_ranks(model, Prompt("w1", answers=(" w16",)))  # w16 is token 20
+    assert ranks[2, 7] == 0
+    signs = torch.ones(3, 24)
+    signs[2, 7] = -1
+    assert tracing.target_ranks(model, Prompt("w1", answers=(" w16",)), signs=signs)[2, 7] > 0
+
+
+def test_contrasts_pair_prompts_of_one_shape_with_different_answers(tiny_model):
+    model = tiny_model()
+    prompts = [
+        Prompt(f"w1 {s} w2", subject=s, answers=(a,))
+        for s, a in [("w3", " w9"), ("w4", " w9"), ("w5", " w8"), ("w6 w7", " w8")]
+    ]
+    pairs = tracing.contrasts(model, prompts, prompts)
+    assert [c.subject for c, _ in pairs] == ["w3", "w4", "w5"]  # "w6 w7" is longer than all others
+    assert all(a.answers != b.answers for a, b in pairs)
+    with pytest.raises(UserError, match="there is none"):
+        tracing.contrasts(model, prompts[3:], prompts)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m: tracing.capture(m, [CLEAN], layers=[3]), "no layer 3.*0 to 2"),
+        (lambda m: tracing.capture(m, [CLEAN], sites=["nowhere"]), "no site 'nowhere'"),
+        (lambda m: tracing.capture(m, [CLEAN], position="middle"), "no position 'middle'"),
+        (lambda m: tracing.activation_patching(m, CLEAN, CLEAN), "are the same"),
+        (lambda m: tracing.activation_patching(m, CLEAN, Prompt("w1")), "as many tokens"),
+        (lambda m: tracing.value_readout(m, 0, [24]), "no neuron 24"),
+        (
+            lambda m: tracing.activation_patching(
+                m, CLEAN, Prompt("w1 w2 w7 w4 w5", answers=(" w9",))
+            ),
+            "same token",
+        ),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(tiny_model, call, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        call(tiny_model())
+    assert "\n" not in str(caught.value)
+
+
+def test_patching_france_into_italy_moves_paris(smollm):
+    """What FACTS.md reports of the real model: where the fact sits and who moves it."""
+    clean = ConceptPair("France", "Paris").prompts("train")[0]
+    corrupt = ConceptPair("Italy", "Rome").prompts("train")[0]
+    assert clean == "The capital of France is"
+    table = tracing.activation_patching(smollm, clean, corrupt)
+    share = table.set_index(["site", "layer", "tokens"])["share"]
+    assert share["mlp", 0, " France"] == pytest.approx(1.0, abs=0.05)
+    assert share["mlp", 13, " France"] == pytest.approx(0.20, abs=0.05)
+    assert share["attention", 23, " is"] == pytest.approx(1.0, abs=0.05)
+    assert share["residual", 22, " France"] > 0.9 > 0.1 > share["residual", 23, " France"]
+    heads = tracing.activation_patching(
+        smollm, clean, corrupt, by_head=True, positions={"last": [4]}, layers=[23]
+    )
+    mover = heads.loc[heads["share"].idxmax()]
+    assert mover["share"] > 0.8
+    path = tracing.path_patching(smollm, clean, corrupt, receiver=(23, int(mover["head"])))
+    assert path.query("layer == -1")["share"].item() > 0.8
+    assert isinstance(path, pd.DataFrame)
