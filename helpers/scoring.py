@@ -1,23 +1,25 @@
 """Ask a model something: probabilities of answers, ranks, continuations, losses.
 
-Everything that asks a model goes through here, so that it is asked fast: sequences are sorted by
-length and right-padded in batches (causal attention makes padding on the right invisible to what
-comes before, so no mask is needed), a sequence that begins another one is not run by itself, and
-the unembedding, the widest matrix of a small model, is applied only at the positions asked for.
+Everything that asks a model goes through here, so that it is asked fast: sequences that begin alike
+(a template up to its subject, a chat template) share one pass over their beginning; they are sorted
+by length and right-padded in batches (causal attention makes padding on the right invisible to what
+comes before, so no mask is needed); and the unembedding, the widest matrix of a small model, is
+applied only at the positions asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
+from transformers import DynamicCache
 
+from helpers.batching import BATCH_TOKENS, length_batches, prefix_groups
 from helpers.errors import UserError
 from helpers.models import unembed
 
-BATCH_TOKENS = 1024  # a batch of this many tokens keeps two cores busy and its states in cache
 LOGIT_ROWS = 1024  # unembed so many positions at a time: 200 MB of logits at 49 thousand tokens
 
 
@@ -52,75 +54,92 @@ def answer_logprobs(
         prompts: Strings, or `Prompt`s (those with a chat form are put in the chat template).
         answers: What is appended to each, with its leading space.
     """
-    tokenizer = model.tokenizer
-    spans = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        text = rendered(prompt, tokenizer)
-        alone, whole = encode(tokenizer, text), encode(tokenizer, text + answer)
-        start = _common_prefix(alone, whole)
-        if start == len(whole):
-            raise UserError(f"The answer {answer!r} adds no token to the prompt {prompt!r}.")
-        spans.append((whole, start))
-    rows, targets, owner = [], [], []
-    for i, (ids, start) in enumerate(spans):
-        rows.append((tuple(ids[:-1]), range(start - 1, len(ids) - 1)))
-        targets += ids[start:]
-        owner += [i] * (len(ids) - start)
-    logprobs = np.concatenate(
-        [
-            logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0].double().cpu().numpy()
-            for logits, wanted in _logits_at(model, rows, targets)
-        ]
-    )
-    return np.bincount(owner, weights=logprobs, minlength=len(spans))
+    return _scores(model, prompts, answers)[0]
 
 
-def answer_probability(model: LanguageModel, prompts: Sequence) -> Float[np.ndarray, " n"]:
-    """P(target | prompt): the whole answer, summed over the target's aliases.
+def answer_scores(
+    model: LanguageModel, prompts: Sequence
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """P(target | prompt) and the rank of the target's first token, in one pass.
 
-    An alias that begins with another one is part of the same event and is not counted twice.
+    The probability is the whole answer's, summed over the target's aliases; an alias that begins
+    with another one is part of the same event and is not counted twice. The rank (0 is the
+    likeliest of all tokens) is the best over the aliases.
 
     Args:
         model: Any causal model.
         prompts: `Prompt`s, which carry their `answers`.
     """
-    pairs = [
-        (i, prompt, answer)
-        for i, prompt in enumerate(prompts)
-        for answer in _distinct_answers(prompt.answers)
-    ]
-    if not pairs:
-        return np.zeros(0)
-    index, texts, answers = zip(*pairs, strict=True)
-    logprobs = answer_logprobs(model, texts, answers)
-    return np.bincount(index, weights=np.exp(logprobs), minlength=len(prompts))
+    asked = [(i, p, a) for i, p in enumerate(prompts) for a in dict.fromkeys(p.answers)]
+    probability, best = np.zeros(len(prompts)), np.full(len(prompts), np.iinfo(np.int64).max)
+    if asked:
+        index, texts, answers = (list(x) for x in zip(*asked, strict=True))
+        logprob, rank = _scores(model, texts, answers)
+        distinct = [not any(a != b and a.startswith(b) for b in p.answers) for _, p, a in asked]
+        np.add.at(probability, index, np.exp(logprob) * distinct)
+        np.minimum.at(best, index, rank)
+    return probability, best
+
+
+def answer_probability(model: LanguageModel, prompts: Sequence) -> Float[np.ndarray, " n"]:
+    """P(target | prompt), as `answer_scores`."""
+    return answer_scores(model, prompts)[0]
 
 
 def answer_rank(model: LanguageModel, prompts: Sequence) -> Int[np.ndarray, " n"]:
-    """Rank of the target's first token among all next tokens; 0 is the likeliest.
+    """Rank of the target's first token, as `answer_scores`."""
+    return answer_scores(model, prompts)[1]
 
-    The best rank over the target's aliases.
-    """
-    logprobs = next_token_logprobs(model, prompts)
-    ranks = []
-    for prompt, row in zip(prompts, logprobs, strict=True):
-        first = [first_token(model, prompt, answer) for answer in prompt.answers]
-        ranks.append(min(int((row > row[t]).sum()) for t in first))
-    return np.array(ranks, dtype=np.int64)
+
+def _scores(
+    model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """log P(answer | prompt), and the rank of the answer's first token."""
+    rows, targets, owner, first = [], [], [], []
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        start, ids = _answer_span(model, prompt, answer)
+        first.append(len(targets))
+        rows.append((tuple(ids[:-1]), range(start - 1, len(ids) - 1)))
+        targets += ids[start:]
+        owner += [i] * (len(ids) - start)
+    states, row = _states_at(model, rows)
+    wanted = torch.tensor(targets)
+    logprob = torch.zeros(len(targets), dtype=torch.float64)
+    rank = torch.zeros(len(targets), dtype=torch.long)
+    for start in range(0, len(states), LOGIT_ROWS):
+        with torch.inference_mode():
+            logits = unembed(model, states[start : start + LOGIT_ROWS]).float().cpu()
+        here = ((row >= start) & (row < start + LOGIT_ROWS)).nonzero()[:, 0]
+        local = row[here] - start
+        value = logits[local, wanted[here]]
+        logprob[here] = (value - logits.logsumexp(-1)[local]).double()
+        rank[here] = (logits[local] > value[:, None]).sum(-1)
+    return np.bincount(owner, weights=logprob.numpy(), minlength=len(rows)), rank.numpy()[first]
+
+
+def _answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, list[int]]:
+    """Where the answer begins in the tokens of prompt and answer together, and these tokens."""
+    text = rendered(prompt, model.tokenizer)
+    alone, whole = encode(model.tokenizer, text), encode(model.tokenizer, text + answer)
+    start = _common_prefix(alone, whole)
+    if start == len(whole):
+        raise UserError(f"The answer {answer!r} adds no token to the prompt {prompt!r}.")
+    return start, whole
 
 
 def first_token(model: LanguageModel, prompt: str, answer: str) -> int:
     """Id of the token that begins `answer` after `prompt`."""
-    text = rendered(prompt, model.tokenizer)
-    whole = encode(model.tokenizer, text + answer)
-    return whole[_common_prefix(encode(model.tokenizer, text), whole)]
+    start, ids = _answer_span(model, prompt, answer)
+    return ids[start]
 
 
+@torch.inference_mode()
 def next_token_logprobs(model: LanguageModel, prompts: Sequence[str]) -> Float[Tensor, "n vocab"]:
-    """log P(next token | prompt) over the vocabulary, in nats."""
+    """log P(next token | prompt) over the vocabulary, in nats, on the CPU."""
     ids = [tuple(encode(model.tokenizer, rendered(p, model.tokenizer))) for p in prompts]
-    rows = [(i, range(len(i) - 1, len(i))) for i in ids]
-    return torch.cat([x.log_softmax(-1).cpu() for x, _ in _logits_at(model, rows, [0] * len(rows))])
+    states, row = _states_at(model, [(i, range(len(i) - 1, len(i))) for i in ids])
+    parts = [unembed(model, x).float().log_softmax(-1).cpu() for x in states.split(LOGIT_ROWS)]
+    return torch.cat(parts)[row]
 
 
 def top_tokens(
@@ -189,20 +208,42 @@ def final_states(model: LanguageModel, tokens: Int[Tensor, "n t"]) -> Float[Tens
 
 
 @torch.inference_mode()
-def _states(model: LanguageModel, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d_model"]:
-    body = model._module.base_model
-    return body(input_ids=ids.to(model._module.device), use_cache=False).last_hidden_state
+def _states(
+    model: LanguageModel, ids: Int[Tensor, "b t"], cache: list[tuple[Tensor, Tensor]] | None = None
+) -> Float[Tensor, "b t d_model"]:
+    """States after the final norm, of sequences that go on after a cached beginning."""
+    module = model._module
+    past = {}
+    if cache is not None:  # each layer's keys and values of the beginning, for every row
+        wide = [(k.expand(len(ids), -1, -1, -1), v.expand(len(ids), -1, -1, -1)) for k, v in cache]
+        past = {"past_key_values": DynamicCache(wide)}
+    body = module.base_model
+    return body(input_ids=ids.to(module.device), use_cache=bool(past), **past).last_hidden_state
 
 
-def _logits_at(
-    model: LanguageModel, rows: list[tuple[tuple[int, ...], range]], targets: list[int]
-) -> Iterator[tuple[Float[Tensor, "m vocab"], Int[Tensor, " m"]]]:
-    """Logits at the positions asked for, in the order asked, with the target ids beside them.
+@torch.inference_mode()
+def _states_and_cache(
+    model: LanguageModel, ids: tuple[int, ...]
+) -> tuple[Float[Tensor, "t d_model"], list[tuple[Tensor, Tensor]]]:
+    """States of a beginning, and each layer's attention keys and values for what follows it."""
+    module = model._module
+    tokens = torch.tensor([ids]).to(module.device)
+    out = module.base_model(input_ids=tokens, use_cache=True)
+    layers = out.past_key_values.layers
+    return out.last_hidden_state[0], [(layer.keys, layer.values) for layer in layers]
+
+
+def _states_at(
+    model: LanguageModel, rows: list[tuple[tuple[int, ...], range]]
+) -> tuple[Float[Tensor, "m d_model"], Int[Tensor, " k"]]:
+    """States after the final norm at the positions asked for, each computed once.
 
     Args:
         model: Any causal model.
         rows: For each request its token ids and the positions wanted.
-        targets: One id per wanted position, in order.
+
+    Returns:
+        The distinct states, and for each wanted position, in order, which of them it is.
     """
     unique: dict[tuple[int, ...], int] = {}  # every beginning of a sequence -> where it is run
     run: list[tuple[int, ...]] = []
@@ -217,40 +258,23 @@ def _logits_at(
     wanted = [sorted(set(w)) for w in wanted]
 
     kept: dict[tuple[int, int], Tensor] = {}
-    for batch in length_batches([len(ids) for ids in run]):
-        width = max(len(run[i]) for i in batch)
-        padded = torch.tensor([run[i] + (0,) * (width - len(run[i])) for i in batch])
-        states = _states(model, padded)  # (B, T, d_model)
-        for row, i in enumerate(batch):
-            for position in wanted[i]:
-                kept[i, position] = states[row, position]
-    order = torch.stack([kept[unique[ids], p] for ids, positions in rows for p in positions])
-    for part, target in zip(
-        order.split(LOGIT_ROWS), torch.tensor(targets).split(LOGIT_ROWS), strict=True
-    ):
-        with torch.inference_mode():
-            yield unembed(model, part).float(), target.to(part.device)
-
-
-def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of like length, each of at most `BATCH_TOKENS` tokens with padding."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and lengths[i] * (len(batch) + 1) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+    for shared, group in prefix_groups(run):
+        begin = run[group[0]][:shared]
+        head, cache = _states_and_cache(model, begin) if shared else (None, None)
+        for batch in length_batches([len(run[i]) - shared for i in group]):
+            members = [group[k] for k in batch]
+            width = max(len(run[i]) for i in members)
+            padded = [run[i][shared:] + (0,) * (width - len(run[i])) for i in members]
+            states = _states(model, torch.tensor(padded), cache)  # (B, T - shared, d_model)
+            for row, i in enumerate(members):
+                for p in wanted[i]:
+                    kept[i, p] = states[row, p - shared] if p >= shared else head[p]
+    wanted_keys = [(unique[ids], p) for ids, positions in rows for p in positions]
+    place = {key: i for i, key in enumerate(dict.fromkeys(wanted_keys))}
+    return torch.stack([kept[k] for k in place]), torch.tensor([place[k] for k in wanted_keys])
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
-
-
-def _distinct_answers(answers: Sequence[str]) -> list[str]:
-    return [
-        a for a in dict.fromkeys(answers) if not any(a != b and a.startswith(b) for b in answers)
-    ]

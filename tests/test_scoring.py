@@ -8,6 +8,7 @@ import torch
 from conftest import FAMILIES
 
 from helpers import scoring
+from helpers.batching import prefix_groups
 from helpers.errors import UserError
 
 
@@ -46,9 +47,32 @@ def test_small_batches_give_the_same(tiny_model, monkeypatch):
     prompts = [f"w{i} w{i + 1} " + "w3 " * (i % 4) + "w9" for i in range(20)]
     answers = [" w1 w2" if i % 2 else " w5" for i in range(20)]
     whole = scoring.answer_logprobs(model, prompts, answers)
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", 8)
+    monkeypatch.setattr(scoring.length_batches, "__kwdefaults__", {"budget": 8})
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     assert np.allclose(scoring.answer_logprobs(model, prompts, answers), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_beginnings_change_no_score(tiny_model, family):
+    """Prompts of one template run after a cached beginning, others alone; both must agree."""
+    model = tiny_model(family)
+    prompts = [f"w1 w2 w3 w4 w{i}" + " w9" * (i % 3) for i in range(10, 30)] + ["w5 w6"]
+    prompts.append("w1 w2 w3")  # lies inside the beginning that the others share
+    answers = [" w7", " w1 w2"] * 11
+    got = scoring.answer_logprobs(model, prompts, answers)
+    expected = [slow_logprob(model, p, a) for p, a in zip(prompts, answers, strict=True)]
+    assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_prefix_groups_share_as_much_as_pays():
+    sequences = [(1, 2, 3, i) for i in range(4, 9)] + [(1, 9, 9), (7,), (1, 2, 3, 4, 5)]
+    sequences.remove((1, 2, 3, 4))
+    groups = {
+        shared: sorted(sequences[i] for i in group) for shared, group in prefix_groups(sequences)
+    }
+    assert groups[3] == [(1, 2, 3, 4, 5), (1, 2, 3, 5), (1, 2, 3, 6), (1, 2, 3, 7), (1, 2, 3, 8)]
+    assert groups[0] == [(1, 9, 9), (7,)]
+    assert list(prefix_groups([])) == []
 
 
 def test_probability_sums_aliases_but_counts_no_event_twice(tiny_model):

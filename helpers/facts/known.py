@@ -10,7 +10,7 @@ from helpers.facts.factbook import facts
 from helpers.facts.pairs import ConceptPair
 from helpers.facts.prompts import Prompt
 from helpers.models import model_hash
-from helpers.scoring import answer_probability, answer_rank
+from helpers.scoring import answer_scores
 
 WAYS = 4  # so many of the training completions are asked
 
@@ -40,8 +40,7 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
     def build() -> pd.DataFrame:
         flat = [p for asked in prompts for p in asked]
         shape = (len(pairs), -1)
-        probability = answer_probability(model, flat).reshape(shape)
-        rank = answer_rank(model, flat).reshape(shape)
+        probability, rank = (x.reshape(shape) for x in answer_scores(model, flat))
         table = pd.DataFrame(
             {
                 "subject": [p.subject for p in pairs],
@@ -66,16 +65,15 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
         UserError: Says how likely the target is and names facts that the model knows.
     """
     prompts = _asked(pair)
-    rank = answer_rank(model, prompts)
+    probability, rank = answer_scores(model, prompts)
     if np.mean(rank == 0) >= 0.5:
         return
-    probability = answer_probability(model, prompts).mean()
     relation = pair.relation if facts(pair.relation) else "capital"
     known = known_facts(model, relation).query("known").head(5)
     better = ", ".join(f"{r.subject} → {r.target}" for r in known.itertuples())
     raise UserError(
         f"The model does not know {pair}: it gives '{pair.target}' a probability of "
-        f"{probability:.3f} on average (rank {int(np.median(rank)) + 1} of the answers); facts "
+        f"{probability.mean():.3f} on average (rank {int(np.median(rank)) + 1}); facts "
         f"that it knows are {better or 'none of this relation'}."
     )
 

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
+from helpers.batching import BATCH_TOKENS
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
 from helpers.models import anatomy, final_norm, unembed
-from helpers.scoring import BATCH_TOKENS, first_token
+from helpers.scoring import first_token
 from helpers.tracing.states import (
     SITES,
     capture,

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
+from helpers.batching import length_batches
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt, subject_span
 from helpers.models import LayerAnatomy, anatomy
-from helpers.scoring import encode, length_batches, rendered
+from helpers.scoring import encode, rendered
 
 SITES = ("heads", "attention", "neurons", "mlp", "residual")
 """In the order in which a block computes them: the heads' outputs side by side, what attention

@@ -1,0 +1,64 @@
+"""Plan forward passes: batches of like length, and groups that share a beginning."""
+
+from collections.abc import Iterator, Sequence
+
+BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
+SHARED = 3  # tokens of a common beginning from which a group is worth its own pass
+
+
+def length_batches(lengths: Sequence[int], *, budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
+    """Indices in batches of like length, each of at most `budget` tokens with its padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and lengths[i] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[int]]]:
+    """Groups of sequences with the length of the beginning that they share.
+
+    In alphabetical order sequences with a common beginning stand together; a group takes the next
+    one as long as the tokens saved, (members − 1) · shared, do not become fewer. Every sequence
+    keeps at least one token of its own.
+
+    Args:
+        sequences: Distinct token sequences, none of them the beginning of another.
+
+    Yields:
+        (shared tokens, indices); a group of its own, with 0 shared tokens, holds all that share
+        too little.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    rest: list[int] = []
+    group: list[int] = []
+    shared = 0
+    for i in order:
+        if group:
+            common = _common(sequences[group[0]], sequences[i], limit=shared)
+            if common >= SHARED and len(group) * common >= (len(group) - 1) * shared:
+                group.append(i)
+                shared = common
+                continue
+            yield from _closed(group, shared, rest)
+        group, shared = [i], len(sequences[i]) - 1
+    if group:
+        yield from _closed(group, shared, rest)
+    if rest:
+        yield 0, rest
+
+
+def _closed(group: list[int], shared: int, rest: list[int]) -> Iterator[tuple[int, list[int]]]:
+    if len(group) > 1:
+        yield shared, group
+    else:
+        rest += group
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...], *, limit: int) -> int:
+    """Length of the common beginning of `a` and `b`, at most `limit` and less than `b`'s length."""
+    limit = min(limit, len(b) - 1)
+    return next((k for k in range(limit) if a[k] != b[k]), limit)
