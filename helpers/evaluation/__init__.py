@@ -1,5 +1,7 @@
-"""What an unlearning removed and what it cost."""
+"""What an unlearning removed and what it cost, each number with its interval."""
 
 from helpers.evaluation.bootstrap import Metric, bootstrap, bootstrap_by
+from helpers.evaluation.questions import known_neighbours
+from helpers.evaluation.scorecard import Scorecard, evaluate
 
-__all__ = ["Metric", "bootstrap", "bootstrap_by"]
+__all__ = ["Metric", "Scorecard", "bootstrap", "bootstrap_by", "evaluate", "known_neighbours"]

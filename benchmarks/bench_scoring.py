@@ -1,0 +1,90 @@
+"""Scoring 1,000 short prompts: against one at a time, and against the machine's FLOP limit.
+
+The limit is the time that the model's matrix products alone would take at the best rate measured
+in the same run (each weight's product with a batch of tokens). Rounds are interleaved, so that a
+machine that slows down slows all of them.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from helpers import scoring
+from helpers.artifacts import versions, write_json
+from helpers.facts import RELATIONS, ConceptPair, facts
+from helpers.models import anatomy, load_model
+
+ROUNDS, PROMPTS, ALONE = 3, 1000, 60
+
+
+def main() -> None:
+    model = load_model()
+    prompts = [
+        p
+        for fact in facts("capital")
+        for p in ConceptPair(fact.subject, fact.target).prompts("train")
+        if p.format == "completion"
+    ][:PROMPTS]
+    texts, answers = [str(p) for p in prompts], [p.answers[0] for p in prompts]
+    tokens = sum(len(scoring.encode(model.tokenizer, t)) for t in texts)
+    parts = anatomy(model)
+    head = parts.head.weight.numel()
+    body = sum(p.numel() for p in model._module.parameters()) - head
+    flop = 2 * (body * tokens + head * len(texts))
+    rows = {"limit": [], "batched": [], "one at a time": []}
+    for _ in range(ROUNDS):
+        rows["limit"].append(flop / best_rate(parts))
+        rows["batched"].append(seconds(lambda: scoring.answer_logprobs(model, texts, answers)))
+        few = seconds(
+            lambda: [
+                alone(model, texts[i], answers[i])
+                for i in range(0, len(texts), len(texts) // ALONE)
+            ]
+        )
+        rows["one at a time"].append(
+            few * len(texts) / len(range(0, len(texts), len(texts) // ALONE))
+        )
+    median = {name: statistics.median(times) for name, times in rows.items()}
+    result = {
+        "prompts": len(texts),
+        "tokens": tokens,
+        "relations": len(RELATIONS),
+        "seconds": rows,
+        "median": median,
+        "times as fast as one at a time": median["one at a time"] / median["batched"],
+        "share of the FLOP limit": median["limit"] / median["batched"],
+        "versions": versions(),
+    }
+    write_json(Path(__file__).parent / "results" / "scoring.json", result)
+    print(json.dumps(result, indent=1))
+
+
+def seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def alone(model, text: str, answer: str) -> None:
+    """What a user writes first: one sequence, all logits."""
+    ids = model.tokenizer(text + answer, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        model._module(ids).logits.log_softmax(-1)
+
+
+def best_rate(parts) -> float:
+    """FLOP/s of the MLP's own product on a batch of tokens, the best of several."""
+    weight = parts.layers[0].mlp.W_in()
+    x = torch.randn(scoring.BATCH_TOKENS, weight.shape[1])
+    best = 0.0
+    for _ in range(5):
+        took = seconds(lambda: [x @ weight.T for _ in range(20)])
+        best = max(best, 20 * 2 * x.shape[0] * weight.numel() / took)
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What an unlearning is asked: which prompts stand for which claim."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from nnsight import LanguageModel
+
+from helpers.facts import ConceptPair, Prompt, known_facts
+from helpers.facts.relations import RELATIONS
+
+RETAINED = ("neighbours", "same_subject", "same_target", "must_stay")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt, and what it counts for.
+
+    Attributes:
+        group: `own`, `paraphrases`, `reverse`, or one of `RETAINED`.
+        fact: Number of the fact within its group; prompts of one fact are averaged.
+        prompt: The prompt.
+    """
+
+    group: str
+    fact: int
+    prompt: Prompt
+
+
+def efficacy_questions(pair: ConceptPair, split: str) -> list[Question]:
+    """The pair itself: the edit's own prompts, paraphrases of `split`, and the reverse."""
+    groups = {
+        "own": pair.prompts("train"),
+        "paraphrases": pair.prompts(split),
+        "reverse": pair.reverse(),
+    }
+    return [Question(g, i, p) for g, prompts in groups.items() for i, p in enumerate(prompts)]
+
+
+def retention_questions(
+    model: LanguageModel, pair: ConceptPair, split: str, *, n_neighbours: int, seed: int
+) -> list[Question]:
+    """What has to stay: known neighbours, and all other facts of the subject and of the target.
+
+    Each fact is asked by its completions of `split`. A pair's own `must_stay` prompts are facts by
+    themselves.
+
+    Args:
+        model: The original model, which says which neighbours are known.
+        pair: What is forgotten.
+        split: Whose templates.
+        n_neighbours: So many known neighbours, drawn by `seed`.
+        seed: Draws them.
+    """
+    facts = {
+        "neighbours": known_neighbours(model, pair, n=n_neighbours, seed=seed),
+        "same_subject": pair.same_subject(),
+        "same_target": pair.same_target(),
+    }
+    found = [
+        Question(group, i, prompt)
+        for group, pairs in facts.items()
+        for i, fact in enumerate(pairs)
+        for prompt in fact.prompts(split)
+        if prompt.format == "completion"
+    ]
+    return found + [Question("must_stay", i, p) for i, p in enumerate(pair.must_stay)]
+
+
+def known_neighbours(
+    model: LanguageModel, pair: ConceptPair, *, n: int, seed: int = 0
+) -> list[ConceptPair]:
+    """Neighbours of the pair that the model knows, `n` drawn by `seed`."""
+    if pair.relation not in RELATIONS:
+        return []
+    known = set(known_facts(model, pair.relation).query("known")["subject"])
+    neighbours = [p for p in pair.neighbours() if p.subject in known]
+    order = np.random.default_rng(seed).permutation(len(neighbours))[:n]
+    return [neighbours[i] for i in order]

@@ -1,0 +1,231 @@
+"""The scorecard of one unlearning: what is gone, what stayed, what it cost."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nnsight import LanguageModel
+
+from helpers.corpus import corpus_tokens, second_source
+from helpers.errors import UserError
+from helpers.evaluation.bootstrap import Metric, bootstrap
+from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
+from helpers.evaluation.questions import (
+    RETAINED,
+    Question,
+    efficacy_questions,
+    retention_questions,
+)
+from helpers.facts import ConceptPair
+from helpers.methods import original
+from helpers.models import model_hash
+from helpers.scoring import answer_scores, final_states, greedy
+
+PARTS = ("efficacy", "retention", "model")
+KNOWN = 0.1  # a fact counts as known before when its mean probability is at least this
+NEW_TOKENS = 8
+
+
+class Scorecard(Mapping[str, Metric]):
+    """Metrics by name, each with its interval, n, and its value before the edit.
+
+    Attributes:
+        before: Name → value of the original model, where it has one.
+        about: What was asked: pair, split, seed, sizes.
+    """
+
+    def __init__(self, metrics: dict[str, Metric], before: dict[str, float], about: dict[str, Any]):
+        """Made by `evaluate`."""
+        self._metrics, self.before, self.about = metrics, before, about
+
+    def __getitem__(self, name: str) -> Metric:
+        """The metric of that name."""
+        return self._metrics[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the metrics."""
+        return iter(self._metrics)
+
+    def __len__(self) -> int:
+        """How many metrics there are."""
+        return len(self._metrics)
+
+    def table(self) -> pd.DataFrame:
+        """One row a metric: metric, before, value, low, high, n."""
+        return pd.DataFrame(
+            [
+                {"metric": k, "before": self.before.get(k, np.nan), **vars(m)}
+                for k, m in self.items()
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for an artifact."""
+        return {**self.about, "metrics": self.table().to_dict("records")}
+
+    def __str__(self) -> str:
+        """A plain table."""
+        return self.table().to_string(index=False, float_format="{:.4f}".format, na_rep="")
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False, float_format="{:.4f}".format, na_rep="")
+
+
+def evaluate(
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    split: str = "heldout",
+    n_neighbours: int = 24,
+    n_tokens: int = 4096,
+    seed: int = 0,
+    parts: Sequence[str] = PARTS,
+) -> Scorecard:
+    """Score the model as it is, against itself without the edits that it carries.
+
+    Efficacy: `own`, `paraphrases` and `reverse` are mean P(target) (whole answer, aliases summed),
+    `worst_paraphrase` the largest, `greedy` the share of paraphrases whose greedy continuation
+    names the target, `rank` the median rank of the target's first token (1 is the likeliest).
+
+    Retention: `neighbours`, `same_subject`, `same_target`, `must_stay` are P(answer) after / before,
+    the mean over facts that were known (P of at least 0.1) before; `worst_…` the smallest.
+
+    Model: `perplexity_…` on held-out Factbook passages and on a second source,
+    `perplexity_change_…` relative to before, `kl_…` = KL(before ‖ after) in nats a token.
+
+    Intervals are 95 % bootstrap: over prompts for efficacy, over facts for retention, over
+    sequences for text. A group without known facts is left out.
+
+    Args:
+        model: The model, with `Unlearning`s applied or without.
+        pair: What was to be forgotten.
+        split: Whose templates: choose settings on `dev`, report `heldout`.
+        n_neighbours: How many known neighbours to ask.
+        n_tokens: Tokens of each text.
+        seed: Draws neighbours, passages and resamples.
+        parts: Which of `PARTS`.
+
+    Raises:
+        UserError: There is no such part or split.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"There is no part '{part}'; choose from {', '.join(PARTS)}.")
+    with original(model):
+        base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts))
+    now = base if model_hash(model) == base.hash else base.again(model)
+    metrics: dict[str, Metric] = {}
+    before: dict[str, float] = {}
+    if "efficacy" in parts:
+        for answers, put in ((base, before), (now, metrics)):
+            for name, metric in _efficacy(answers, pair, seed).items():
+                put[name] = metric if put is metrics else metric.value
+    if "retention" in parts:
+        metrics |= _retention(base, now, seed)
+    if "model" in parts:
+        for source, tokens in base.texts.items():
+            old, new, kl = losses_and_kl(
+                model, tokens, base.states[source], now.states[source], partial(original, model)
+            )
+            metrics[f"perplexity_{source}"] = perplexity(new, seed=seed)
+            before[f"perplexity_{source}"] = perplexity(old, seed=seed).value
+            metrics[f"perplexity_change_{source}"] = perplexity_change(old, new, seed=seed)
+            metrics[f"kl_{source}"] = bootstrap(kl, seed=seed)
+    about = {
+        "subject": pair.subject,
+        "target": pair.target,
+        "relation": pair.relation,
+        "split": split,
+        "seed": seed,
+    }
+    return Scorecard(metrics, before, about)
+
+
+class _Answers:
+    """Everything that one state of the model says."""
+
+    _kept: dict[tuple, "_Answers"] = {}  # noqa: RUF012  the last original's, for sweeps over edits
+
+    def __new__(cls, model, pair, split, n_neighbours, n_tokens, seed, parts):
+        texts = (str(p) for p in (*pair.prompts(split), *pair.must_stay))
+        key = (model_hash(model), pair, *texts, split, n_neighbours, n_tokens, seed, parts)
+        if key not in cls._kept:
+            self = super().__new__(cls)
+            self.hash = key[0]
+            self.questions: list[Question] = []
+            if "efficacy" in parts:
+                self.questions += efficacy_questions(pair, split)
+            if "retention" in parts:
+                self.questions += retention_questions(
+                    model, pair, split, n_neighbours=n_neighbours, seed=seed
+                )
+            self.texts = {}
+            if "model" in parts:
+                tokenizer = model.tokenizer
+                self.texts = {
+                    "factbook": corpus_tokens(
+                        tokenizer, split="heldout", n_tokens=n_tokens, seed=seed
+                    ),
+                    "other": second_source(tokenizer, n_tokens=n_tokens),
+                }
+            self._ask(model)
+            cls._kept = {key: self}
+        return cls._kept[key]
+
+    def again(self, model: LanguageModel) -> "_Answers":
+        """The same questions to the model as it is now."""
+        other = object.__new__(_Answers)
+        other.questions, other.texts, other.hash = self.questions, self.texts, model_hash(model)
+        other._ask(model)
+        return other
+
+    def _ask(self, model: LanguageModel) -> None:
+        self.probability, self.rank = answer_scores(model, [q.prompt for q in self.questions])
+        said = [q.prompt for q in self.questions if q.group == "paraphrases"]
+        self.said = greedy(model, said, max_new_tokens=NEW_TOKENS) if said else []
+        self.states = {name: final_states(model, tokens) for name, tokens in self.texts.items()}
+
+    def of(self, group: str) -> np.ndarray:
+        """Which questions belong to a group."""
+        return np.array([q.group == group for q in self.questions], dtype=bool)
+
+    def by_fact(self, group: str) -> np.ndarray:
+        """P(answer) of each fact of a group, mean over its prompts."""
+        here = self.of(group)
+        fact = np.array([q.fact for q in self.questions])[here]
+        total = np.bincount(fact, weights=self.probability[here])
+        return total / np.bincount(fact)
+
+
+def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
+    found = {}
+    for group in ("own", "paraphrases", "reverse"):
+        values = answers.probability[answers.of(group)]
+        if len(values):
+            found[group] = bootstrap(values, seed=seed)
+    here = answers.of("paraphrases")
+    values, ranks = answers.probability[here], answers.rank[here] + 1
+    nan = float("nan")
+    names = [name.lower() for name in (pair.target, *pair.aliases)]
+    named = np.array([any(n in text.lower() for n in names) for text in answers.said], float)
+    found["worst_paraphrase"] = Metric(float(values.max()), nan, nan, len(values))
+    found["greedy"] = bootstrap(named, seed=seed)
+    found["rank"] = Metric(float(np.median(ranks)), nan, nan, len(ranks))
+    return found
+
+
+def _retention(base: _Answers, now: _Answers, seed: int) -> dict[str, Metric]:
+    found = {}
+    for group in RETAINED:
+        if not base.of(group).any():
+            continue
+        before, after = base.by_fact(group), now.by_fact(group)
+        known = before >= KNOWN
+        if known.any():
+            ratio = after[known] / before[known]
+            found[group] = bootstrap(ratio, seed=seed)
+            nan = float("nan")
+            found[f"worst_{group}"] = Metric(float(ratio.min()), nan, nan, int(known.sum()))
+    return found

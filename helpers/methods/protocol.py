@@ -1,0 +1,281 @@
+"""What every method returns, and the register of methods.
+
+A method is a function of a model and a pair, registered by `@method`, that returns a `WeightDelta`
+and leaves the model as it found it. `unlearn` checks the call, times it and wraps the result.
+"""
+
+import contextlib
+import difflib
+import inspect
+import json
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnsight import LanguageModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from helpers.artifacts import atomic_path, read_tensors, versions, write_tensors
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods.delta import WeightDelta, touched_hash
+from helpers.models import model_hash
+
+FORMAT = "llm-unlearning/1"
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the register.
+
+    Attributes:
+        name: What users call it.
+        family: `surgery`, `training`, `inference` or `control`.
+        function: (model, pair, *, seed, hyperparameters) → WeightDelta.
+    """
+
+    name: str
+    family: str
+    function: Callable[..., WeightDelta]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Names and defaults of its hyperparameters."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {
+            p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"
+        }
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(name: str, *, family: str) -> Callable:
+    """Register a function as the method `name`."""
+
+    def register(function: Callable[..., WeightDelta]) -> Callable[..., WeightDelta]:
+        METHODS[name] = Method(name, family, function)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearning:
+    """The result of a method: a change of weights and where it comes from.
+
+    Attributes:
+        method: Its name.
+        pair: Subject, target and relation.
+        delta: The change.
+        hyperparameters: As used.
+        seed: As used.
+        seconds: Wall-clock time of the method.
+        base_hash: `model_hash` of the model it was made on.
+    """
+
+    method: str
+    pair: dict[str, str]
+    delta: WeightDelta
+    hyperparameters: dict[str, Any]
+    seed: int
+    seconds: float
+    base_hash: str
+
+    def apply(self, model: LanguageModel) -> None:
+        """Change the model's weights.
+
+        Raises:
+            UserError: It is applied already, or the weights are not those it was made for.
+        """
+        stack = _APPLIED.setdefault(model._module, [])
+        if any(u is self for u, _ in stack):
+            raise UserError(f"This edit ({self.method}) is applied already: revert it first.")
+        stack.append((self, self.delta.add_to(model._module)))
+
+    def revert(self, model: LanguageModel) -> None:
+        """Give the weights back as they were, bit by bit.
+
+        Raises:
+            UserError: It is not applied, or another one was applied after it.
+        """
+        stack = _APPLIED.get(model._module, [])
+        if not any(u is self for u, _ in stack):
+            raise UserError(f"This edit ({self.method}) is not applied to this model.")
+        if stack[-1][0] is not self:
+            raise UserError(f"Revert the edits applied after this one ({self.method}) first.")
+        _, originals = stack.pop()
+        _put(model, originals)
+
+    @contextlib.contextmanager
+    def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
+        """The model with the edit, for the length of a `with` block; restored and proved after."""
+        self.apply(model)
+        try:
+            yield model
+        finally:
+            self.revert(model)
+            if touched_hash(model._module, self.delta.changes) != self.delta.touched_hash:
+                raise RuntimeError("the weights did not come back")
+
+    def save(self, path: str | Path) -> None:
+        """Write the edit as one safetensors file that `load_unlearning` reads back bit-exactly."""
+        about = {
+            "format": FORMAT,
+            "method": self.method,
+            "pair": json.dumps(self.pair),
+            "hyperparameters": json.dumps(self.hyperparameters),
+            "seed": str(self.seed),
+            "seconds": repr(self.seconds),
+            "base_hash": self.base_hash,
+            "touched_hash": self.delta.touched_hash,
+            "versions": json.dumps(versions()),
+        }
+        write_tensors(path, self.delta.tensors(), about)
+
+    def to_peft(self, folder: str | Path, model: LanguageModel) -> None:
+        """Write the edit as a LoRA adapter that peft puts on the untouched base model.
+
+        Args:
+            folder: `adapter_config.json` and `adapter_model.safetensors` are written there.
+            model: The base model; only its layout is read.
+
+        Raises:
+            UserError: A changed tensor is not a linear layer's weight.
+        """
+        from peft import LoraConfig
+
+        tensors, ranks, transposed = {}, {}, set()
+        for name, change in self.delta.changes.items():
+            owner = name.removesuffix(".weight")
+            layer = model._module.get_submodule(owner)
+            if not isinstance(layer, Conv1D | torch.nn.Linear) or not name.endswith(".weight"):
+                raise UserError(f"{name} is no linear layer's weight: peft has no adapter for it.")
+            left, right = change.factors()
+            if isinstance(layer, Conv1D):  # stored (in, out)
+                left, right = right.T, left.T
+            ranks[owner] = left.shape[1]
+            transposed.add(isinstance(layer, Conv1D))
+            base = f"base_model.model.{owner}"
+            tensors[f"{base}.lora_A.weight"] = right.float().contiguous()
+            tensors[f"{base}.lora_B.weight"] = left.float().contiguous()
+        config = LoraConfig(
+            r=max(ranks.values()),
+            lora_alpha=max(ranks.values()),
+            rank_pattern=ranks,
+            alpha_pattern=ranks,  # alpha / rank = 1: the adapter is the change itself
+            target_modules=list(ranks),
+            fan_in_fan_out=transposed == {True},
+            task_type="CAUSAL_LM",
+        )
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(folder))
+        with atomic_path(Path(folder) / "adapter_model.safetensors") as temporary:
+            save_file(tensors, temporary)
+
+    def report(self, model: LanguageModel) -> dict[str, Any]:
+        """What changed: tensors with rank and norm, size, time, and where it comes from."""
+        return {
+            **{k: v for k, v in vars(self).items() if k != "delta"},
+            "bytes": self.delta.size(),
+            "tensors": self.delta.measures(model._module),
+        }
+
+
+_APPLIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def applied_to(model: LanguageModel) -> list[Unlearning]:
+    """The edits that the model carries, in the order they were applied."""
+    return [u for u, _ in _APPLIED.get(model._module, [])]
+
+
+@contextlib.contextmanager
+def original(model: LanguageModel) -> Iterator[LanguageModel]:
+    """The model without any edit, for the length of a `with` block."""
+    before: dict[str, Tensor] = {}
+    for _, originals in reversed(_APPLIED.get(model._module, [])):
+        before |= originals
+    edited = {name: model._module.get_parameter(name).detach().clone() for name in before}
+    _put(model, before)
+    try:
+        yield model
+    finally:
+        _put(model, edited)
+
+
+def _put(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            model._module.get_parameter(name).copy_(tensor)
+
+
+def unlearn(
+    model: LanguageModel,
+    pair: ConceptPair,
+    method: str = "neurons",
+    *,
+    seed: int = 0,
+    **hyperparameters: Any,
+) -> Unlearning:
+    """Make the edit that removes `pair` from `model`; the model itself stays as it is.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        method: A name in `METHODS`.
+        seed: Seed of everything random.
+        **hyperparameters: The method's own, checked against its signature.
+
+    Raises:
+        UserError: There is no such method or hyperparameter, or the edit would change nothing.
+    """
+    if method not in METHODS:
+        raise UserError(f"There is no method '{method}'{_hint(method, list(METHODS))}.")
+    entry = METHODS[method]
+    known = entry.hyperparameters()
+    for name in hyperparameters:
+        if name not in known:
+            raise UserError(
+                f"The method '{method}' has no hyperparameter '{name}'{_hint(name, list(known))}."
+            )
+    base = model_hash(model)
+    started = time.perf_counter()
+    delta = entry.function(model, pair, seed=seed, **hyperparameters)
+    seconds = time.perf_counter() - started
+    names = {"subject": pair.subject, "target": pair.target, "relation": pair.relation}
+    return Unlearning(method, names, delta, known | hyperparameters, seed, seconds, base)
+
+
+def load_unlearning(path: str | Path) -> Unlearning:
+    """Read an edit that `Unlearning.save` wrote.
+
+    Raises:
+        UserError: The file is missing, damaged, or not an edit of this suite.
+    """
+    tensors, about = read_tensors(path)
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is no unlearning of this suite ({FORMAT}): give a file that save() wrote."
+        )
+    return Unlearning(
+        about["method"],
+        json.loads(about["pair"]),
+        WeightDelta.from_tensors(tensors, about["touched_hash"]),
+        json.loads(about["hyperparameters"]),
+        int(about["seed"]),
+        float(about["seconds"]),
+        about["base_hash"],
+    )
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; there are {', '.join(known)}" if known else "; it has none"

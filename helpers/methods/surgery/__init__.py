@@ -1,0 +1,1 @@
+"""Closed-form and surgical edits of the MLPs."""

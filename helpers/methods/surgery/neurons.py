@@ -1,0 +1,141 @@
+"""Delete the neurons that are active on the subject: the naive baseline, and its random control.
+
+The seed of this project, taken at its word: if a row of W_in detects the subject, delete the row
+and the column that it drives. What else the neuron stood for goes with it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from nnsight import LanguageModel
+
+from helpers.errors import UserError
+from helpers.facts import ConceptPair, Prompt
+from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.protocol import method
+from helpers.models import anatomy
+from helpers.tracing import neuron_activations, selectivity
+
+
+@method("neurons", family="surgery")
+def neurons(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, n: int = 64, n_subjects: int = 60
+) -> WeightDelta:
+    """Delete the `n` neurons most specific to the subject.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        seed: Draws the subjects to compare with.
+        n: How many neurons, over all layers.
+        n_subjects: How many other subjects define what is specific.
+    """
+    ranked = rank_neurons(model, pair, n_subjects=n_subjects, seed=seed)
+    return deletion(model, _top(ranked, n))
+
+
+@method("random_neurons", family="control")
+def random_neurons(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, n: int = 64, n_subjects: int = 60
+) -> WeightDelta:
+    """Delete as many neurons of the same layers, drawn at random: the control of `neurons`."""
+    ranked = rank_neurons(model, pair, n_subjects=n_subjects, seed=seed)
+    return deletion(model, random_like(model, _top(ranked, n), seed=seed))
+
+
+def rank_neurons(
+    model: LanguageModel, pair: ConceptPair, *, n_subjects: int = 60, seed: int = 0
+) -> pd.DataFrame:
+    """All neurons of the model, the most specific to the subject first.
+
+    The score is how much of what the neuron writes at the subject's last token is the subject's
+    own, |mean activation on the subject − mean on others| · ‖value column‖, times how well it tells
+    them apart, |2 · AUROC − 1|.
+
+    Args:
+        model: Any model of a known family.
+        pair: The subject; its `train` completions are used, less those that begin with it (the
+            first token of a text is a state of its own).
+        n_subjects: Other subjects, drawn by `seed` among the pair's neighbours.
+        seed: Draws them.
+
+    Returns:
+        One row a neuron: layer, neuron, score, auroc, difference.
+
+    Raises:
+        UserError: The pair has no neighbours to compare with.
+    """
+    others = pair.neighbours(n_subjects, seed=seed)
+    if not others:
+        raise UserError(
+            f"Neurons specific to {pair.subject} can only be told by comparison, and the relation "
+            f"'{pair.relation}' has no other subjects: use one of the Factbook's relations."
+        )
+    inside = neuron_activations(model, _asked(pair))  # (n, layers, d_mlp)
+    outside = neuron_activations(model, [p for o in others for p in _asked(o)])
+    difference = inside.mean(0) - outside.mean(0)  # (layers, d_mlp)
+    auroc = selectivity(inside, outside)
+    parts = anatomy(model)
+    norms = torch.stack([layer.mlp.W_out().float().norm(dim=0).cpu() for layer in parts.layers])
+    score = difference.abs() * norms * (2 * auroc - 1).abs()
+    table = pd.DataFrame(
+        {
+            "layer": np.repeat(np.arange(parts.n_layers), parts.d_mlp),
+            "neuron": np.tile(np.arange(parts.d_mlp), parts.n_layers),
+            "score": score.flatten().numpy(),
+            "auroc": auroc.flatten().numpy(),
+            "difference": difference.flatten().numpy(),
+        }
+    )
+    return table.sort_values("score", ascending=False, ignore_index=True)
+
+
+def random_like(
+    model: LanguageModel, chosen: Sequence[tuple[int, int]], *, seed: int = 0
+) -> list[tuple[int, int]]:
+    """As many neurons of the same layers, drawn at random among the others."""
+    rng, d_mlp = np.random.default_rng(seed), anatomy(model).d_mlp
+    drawn = []
+    for layer in sorted({layer for layer, _ in chosen}):
+        taken = {i for at, i in chosen if at == layer}
+        rest = [i for i in range(d_mlp) if i not in taken]
+        drawn += [(layer, int(i)) for i in rng.permutation(rest)[: len(taken)]]
+    return drawn
+
+
+def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightDelta:
+    """The delta that zeroes the rows and columns of (layer, neuron) pairs.
+
+    Its rank in each matrix is the number of neurons deleted there.
+    """
+    parts = anatomy(model)
+    changes = {}
+    for layer in sorted({layer for layer, _ in chosen}):
+        mlp = parts.layers[parts.check_layer(layer)].mlp
+        index = sorted({i for at, i in chosen if at == layer})
+        pick = torch.eye(parts.d_mlp)[index]  # (n, d_mlp)
+        for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
+            if name:  # rows: pickᵀ (n of d_mlp) times the rows themselves
+                changes[name] = _stored(mlp, pick.T, -keys[index].detach().float())
+        values = -mlp.W_out()[:, index].detach().float()
+        changes[mlp.out_name] = _stored(mlp, values, pick)
+    return WeightDelta.of(model._module, changes)
+
+
+def _stored(mlp, left: torch.Tensor, right: torch.Tensor) -> Change:
+    if mlp.transposed:
+        return Change(left=right.T.contiguous(), right=left.T.contiguous())
+    return Change(left=left.contiguous(), right=right.contiguous())
+
+
+def _top(ranked: pd.DataFrame, n: int) -> list[tuple[int, int]]:
+    if not 1 <= n <= len(ranked):
+        raise UserError(f"n is {n}: delete between 1 and {len(ranked)} neurons.")
+    return [(int(r.layer), int(r.neuron)) for r in ranked.head(n).itertuples()]
+
+
+def _asked(pair: ConceptPair) -> list[Prompt]:
+    prompts = [p for p in pair.prompts("train") if p.format == "completion"]
+    return [p for p in prompts if not p.startswith(p.subject)] or prompts
