@@ -348,6 +348,7 @@ def test_durations_read_well():
         ("``as is`` and :class:`Run`", "``as is`` and :class:`Run`"),
         ("`` {glue:text}`name` ``", "``{glue:text}`name```"),
         ("|W enc| and `a | b | c`", r"\|W enc\| and ``a | b | c``"),
+        ("(model, *, seed) → *x*, `a * b`, **c", r"(model, \*, seed) → *x*, ``a * b``, **c"),
     ],
 )
 def test_docstrings_in_plain_style_become_literals(written, shown):

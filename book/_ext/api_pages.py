@@ -1,9 +1,9 @@
 """Sphinx extension for the API pages: docstrings in plain style, read fast, no dead edit links.
 
 Docstrings are written as in Markdown: single backquotes become literals, also before a letter
-(`key`s), and bars around a word stay bars, where reStructuredText would warn. And sphinx-autoapi's
-parser is kept from reading the sources of torch and other packages, which takes most of a build and
-adds nothing to the pages.
+(`key`s), and bars around a word and a star alone stay what they are, where reStructuredText would
+warn. And sphinx-autoapi's parser is kept from reading the sources of torch and other packages,
+which takes most of a build and adds nothing to the pages.
 """
 
 import re
@@ -14,20 +14,27 @@ from astroid.manager import AstroidManager
 
 SPAN = re.compile(r"(?<![`:\\\w])(`+)(?!`)(.+?)(?<!`)\1(?![`_])(?=(\w)?)")  # a Markdown code span
 BARS = re.compile(r"\|(\S[^|`\n]*)\|")
+STAR = re.compile(r"(?<![\w*\\])\*(?=[,)])")  # "(model, *, seed)", not "*emphasis*"
 READ = {"helpers", *sys.stdlib_module_names}
 
 
 def as_literals(line: str) -> str:
-    """Code spans of Markdown as literals of reStructuredText, bars elsewhere escaped."""
+    """Code spans of Markdown as literals of reStructuredText; bars and lone stars escaped."""
     done, text = 0, []
     for found in SPAN.finditer(line):
-        text += [BARS.sub(r"\|\1\|", line[done : found.start()]), f"``{found[2].strip()}``"]
+        text += [_plain(line[done : found.start()]), f"``{found[2].strip()}``"]
         text += ["\\ "] if found[3] else []
         done = found.end()
-    return "".join(text) + BARS.sub(r"\|\1\|", line[done:])
+    return "".join(text) + _plain(line[done:])
+
+
+def _plain(text: str) -> str:
+    return STAR.sub(r"\*", BARS.sub(r"\|\1\|", text))
 
 
 def process(app, what, name, obj, options, lines: list[str]) -> None:
+    if what == "attribute":  # its class describes it; what is found here is a base's, as str.format
+        lines.clear()
     lines[:] = [line if line.lstrip().startswith(">>>") else as_literals(line) for line in lines]
 
 
