@@ -206,8 +206,9 @@ def _takes_article() -> frozenset[str]:
 def facts(relation: str) -> tuple[Fact, ...]:
     """All facts of a relation, one a country, sorted by country.
 
-    Countries whose capital contains the country's name or is contained in it (Luxembourg,
-    Singapore, Mexico City) are left out of `capital`: naming them needs no knowledge.
+    Facts that the country's name tells are left out, as naming them needs no knowledge: a target
+    that stands in the name (South Africa's continent), and capitals that share it (Luxembourg,
+    Singapore, Mexico City).
 
     Args:
         relation: One of `helpers.facts.RELATIONS`; an unknown one has no facts.
@@ -224,7 +225,9 @@ def facts(relation: str) -> tuple[Fact, ...]:
     for code, name in sovereign().items() if extract else ():
         names = [t for t in extract(code, countries()[code]) if t and t != name]
         targets = tuple(dict.fromkeys([*names, *map(_unaccented, names)]))
-        if targets and not (relation == "capital" and _same_name(name, targets[0])):
+        told = any(re.search(rf"\b{re.escape(t)}\b", name) for t in targets)
+        told = told or (relation == "capital" and targets and _same_name(name, targets[0]))
+        if targets and not told:
             found.append(Fact(name, targets[0], relation, targets[1:], code))
     return tuple(sorted(found, key=lambda f: f.subject))
 

@@ -104,12 +104,12 @@ class ConceptPair:
                 raise UserError(f"{path}: there is no '{key}'; known are {', '.join(allowed)}.")
         templates = _own_templates(path, content.get("prompts"))
         relation = content.get("relation", OWN if templates else "capital")
-        subject = str(content["subject"])
+        subject, target = (str(content[k] or "") for k in ("subject", "target"))
         return cls(
             subject,
-            str(content["target"]),
+            target,
             relation,
-            tuple(str(a) for a in content.get("aliases") or ()),
+            tuple(str(a) for a in _listed(content.get("aliases"))),
             templates,
             _own_must_stay(path, content.get("must_stay"), subject),
         )
@@ -238,6 +238,13 @@ def _filled(text: str, name: str) -> str:
     return filled[0].upper() + filled[1:] if text.startswith("{}") else filled
 
 
+def _listed(given: object) -> list:
+    """What a file gives as a list, as one thing alone, or not at all."""
+    if given is None:
+        return []
+    return given if isinstance(given, list) else [given]
+
+
 def _own_templates(path: Path, given: object) -> dict[str, tuple[Template, ...]] | None:
     if given is None:
         return None
@@ -248,12 +255,12 @@ def _own_templates(path: Path, given: object) -> dict[str, tuple[Template, ...]]
             f"{path}: 'prompts:' is a list of at least three texts, or has lists under 'train:', "
             "'dev:' and 'heldout:', so that what is reported was never trained on."
         )
-    return {split: tuple(Template(str(t)) for t in given[split]) for split in SPLITS}
+    return {split: tuple(Template(str(t)) for t in _listed(given[split])) for split in SPLITS}
 
 
 def _own_must_stay(path: Path, given: object, subject: str) -> tuple[Prompt, ...]:
     found = []
-    for item in given or ():
+    for item in _listed(given):
         if not isinstance(item, dict) or not {"prompt", "answer"} <= item.keys():
             raise UserError(f"{path}: each item of 'must_stay:' needs 'prompt:' and 'answer:'.")
         answer = " " + str(item["answer"]).strip()

@@ -1,0 +1,356 @@
+"""The Factbook's facts, the ways of asking for them, and what the real model knows."""
+
+import re
+
+import pytest
+import yaml
+
+from helpers.errors import UserError
+from helpers.facts import (
+    RELATIONS,
+    SPLITS,
+    ConceptPair,
+    Prompt,
+    Template,
+    fact_split,
+    facts,
+    known_facts,
+    require_known,
+    subject_span,
+)
+from helpers.facts import known as known_module
+from helpers.facts.factbook import sovereign
+from helpers.scoring import encode
+from helpers.settings import ROOT
+
+FRANCE = ConceptPair("France", "Paris")
+COMMON_KNOWLEDGE = {
+    "capital": {
+        "France": "Paris",
+        "Japan": "Tokyo",
+        "Australia": "Canberra",
+        "Brazil": "Brasília",
+        "Switzerland": "Bern",
+        "United States": "Washington",
+        "Nigeria": "Abuja",
+        "Ukraine": "Kyiv",
+    },
+    "language": {
+        "Brazil": "Portuguese",
+        "Egypt": "Arabic",
+        "Netherlands": "Dutch",
+        "Thailand": "Thai",
+        "Mexico": "Spanish",
+    },
+    "currency": {
+        "France": "euro",
+        "Japan": "yen",
+        "Poland": "zloty",
+        "United Kingdom": "pound",
+        "India": "rupee",
+        "Switzerland": "franc",
+    },
+    "continent": {
+        "Kenya": "Africa",
+        "India": "Asia",
+        "Peru": "South America",
+        "Canada": "North America",
+        "Spain": "Europe",
+    },
+    "region": {"India": "South Asia", "Peru": "South America", "Iran": "the Middle East"},
+    "nationality": {
+        "France": "French",
+        "Netherlands": "Dutch",
+        "Philippines": "Filipino",
+        "United Kingdom": "British",
+        "Peru": "Peruvian",
+    },
+}
+AT_LEAST = {"capital": 170, "region": 70}  # the other relations: 180
+
+
+def named(text: str, name: str) -> bool:
+    """`name` stands in `text` as words of its own."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_facts_agree_with_common_knowledge(relation):
+    found = {f.subject: f.target for f in facts(relation)}
+    wanted = COMMON_KNOWLEDGE[relation]
+    assert {subject: found[subject] for subject in wanted} == wanted
+    assert len(found) == len(facts(relation)) >= AT_LEAST.get(relation, 180)
+    assert list(found) == sorted(found)
+
+
+def test_capitals_that_carry_the_countrys_name_are_left_out():
+    subjects = {f.subject for f in facts("capital")}
+    assert not subjects & {"Luxembourg", "Singapore", "Mexico", "Monaco", "Guatemala"}
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_no_prompt_gives_its_answer_away(relation):
+    for fact in facts(relation):
+        pair = ConceptPair.of(fact)
+        asked = [p for split in SPLITS for p in pair.prompts(split)] + pair.few_shot()
+        for prompt in asked:
+            assert fact.subject in prompt
+            assert prompt.answers == pair.answers
+            for name in (fact.target, *fact.aliases):
+                assert not named(prompt, name), f"{name} is in '{prompt}'"
+        for prompt in pair.reverse():
+            assert fact.target in prompt
+            assert not named(prompt, fact.subject)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_splits_share_no_way_of_asking(relation):
+    texts = {s: {p.lower() for p in ConceptPair.of(facts(relation)[0]).prompts(s)} for s in SPLITS}
+    every = [t for split in SPLITS for t in texts[split]]
+    assert len(every) == len(set(every)) == sum(map(len, RELATIONS[relation].templates.values()))
+    assert all(texts.values())
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_capitals_are_asked_for_in_many_ways_and_formats(split):
+    prompts = FRANCE.prompts(split)
+    assert len(prompts) >= 8
+    assert {p.format for p in prompts} == {"completion", "question", "chat", "list"}
+    assert {(p.split, p.relation, p.subject) for p in prompts} == {(split, "capital", "France")}
+
+
+def test_fact_split_is_fixed_and_balanced():
+    """A changed split would let what was tuned on be reported: these never move."""
+    fixed = {"dev": ["France", "Egypt", "Poland", "Brazil"]}
+    fixed["heldout"] = ["Germany", "Japan", "Italy", "Spain", "Kenya", "Peru"]
+    assert {fact_split(c) for c in fixed["dev"]} == {"dev"}
+    assert {fact_split(c) for c in fixed["heldout"]} == {"heldout"}
+    share = sum(fact_split(c) == "heldout" for c in sovereign().values()) / len(sovereign())
+    assert 0.4 < share < 0.6
+
+
+def test_aliases_come_from_the_factbook_and_from_the_user():
+    assert ConceptPair("Ukraine", "Kyiv").aliases == ("Kiev",)
+    assert ConceptPair("Ukraine", "Kiev").answers == (" Kiev", " Kyiv")
+    assert ConceptPair("Ukraine", "Kyiv", aliases=("Kyyiv",)).answers == (" Kyiv", " Kyyiv")
+    assert ConceptPair("France", "Lyon").aliases == ()  # not the Factbook's: nothing is known
+    assert str(FRANCE) == "France → Paris"
+
+
+def test_neighbours_share_neither_subject_nor_target():
+    euro = ConceptPair("France", "euro", relation="currency")
+    neighbours = euro.neighbours()
+    assert len(neighbours) > 100
+    for other in neighbours:
+        assert other.subject != "France"
+        assert not {euro.target, *euro.aliases} & {other.target, *other.aliases}
+        assert other.relation == "currency"
+    drawn = FRANCE.neighbours(10, seed=1)
+    assert len(set(drawn)) == 10
+    assert drawn == FRANCE.neighbours(10, seed=1)
+    assert drawn != FRANCE.neighbours(10, seed=2)
+
+
+def test_same_subject_holds_the_subjects_other_facts():
+    other = {p.relation: p.target for p in FRANCE.same_subject()}
+    assert other == {
+        "language": "French",
+        "currency": "euro",
+        "continent": "Europe",
+        "nationality": "French",
+    }
+    assert {p.subject for p in FRANCE.same_subject()} == {"France"}
+
+
+def test_same_target_asks_about_the_city_and_never_names_the_country():
+    for subject, city in (("France", "Paris"), ("Japan", "Tokyo"), ("Netherlands", "Amsterdam")):
+        found = ConceptPair(subject, city).same_target()
+        assert {p.relation for p in found} == {"language", "currency", "continent"}
+        for prompt in (q for p in found for split in SPLITS for q in p.prompts(split)):
+            assert city in prompt
+            assert subject not in prompt
+            assert not any(named(prompt, a.strip()) for a in prompt.answers)
+    assert ConceptPair("France", "euro", relation="currency").same_target() == []
+    wrong = ConceptPair("France", "Rome").same_target()  # a false fact: asked where Rome is
+    assert {p.relation: p.target for p in wrong}["language"] == "Italian"
+
+
+def test_reverse_accepts_the_country_with_and_without_article():
+    assert FRANCE.reverse()[0] == "Paris is the capital of"
+    assert FRANCE.reverse()[0].answers == (" France",)
+    answers = ConceptPair("Netherlands", "Amsterdam").reverse()[0].answers
+    assert answers == (" the Netherlands", " Netherlands")
+    assert ConceptPair("France", "euro", relation="currency").reverse() == []
+
+
+def test_articles_stand_where_a_sentence_needs_them():
+    prompts = ConceptPair("Netherlands", "Amsterdam").prompts("train")
+    assert prompts[0] == "The capital of the Netherlands is"
+    assert any(p.startswith("The Netherlands's capital") for p in prompts)
+
+
+def test_few_shot_solves_other_subjects_first():
+    for prompt in FRANCE.few_shot(n=2):
+        *solved, last = str(prompt).split("\n")
+        assert [s.rsplit(" ", 1)[1] for s in solved] == ["Berlin", "Rome"]
+        assert last in FRANCE.prompts("heldout")
+    germany = ConceptPair("Germany", "Berlin")
+    for prompt in (*germany.few_shot(), *germany.prompts("train")):
+        assert "Berlin" not in prompt  # Germany is the usual first example
+
+
+def test_chat_prompts_take_the_template_of_a_tokenizer_that_has_one(smollm, tiny_model):
+    prompt = next(p for p in FRANCE.prompts("train") if p.format == "chat")
+    user, assistant = "What is the capital of France?", "The capital of France is"
+    assert (
+        prompt.render(tiny_model().tokenizer) == f"User: {user}\nAssistant: {assistant}" == prompt
+    )
+    assert prompt.render(smollm.tokenizer).endswith(f"<|im_start|>assistant\n{assistant}")
+
+
+def test_subject_span_holds_the_subjects_tokens_and_no_others(smollm):
+    tokenizer = smollm.tokenizer
+    for subject, target in (("France", "Paris"), ("Burkina Faso", "Ouagadougou")):
+        pair = ConceptPair(subject, target)
+        for prompt in (*pair.prompts("train"), *pair.prompts("heldout"), *pair.few_shot()):
+            start, end = subject_span(prompt, tokenizer)
+            ids = encode(tokenizer, prompt.render(tokenizer))
+            assert tokenizer.decode(ids[start:end]).strip() == subject
+            assert subject not in tokenizer.decode(ids[end:])  # the last mention
+    with pytest.raises(UserError, match="does not contain its subject 'Spain'"):
+        subject_span(Prompt("The capital of France is", subject="Spain"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: ConceptPair("Frannce", "Paris"), "'Frannce': did you mean France"),
+        (lambda: ConceptPair("Hogwarts", "x"), "no capital for 'Hogwarts'.*YAML file"),
+        (lambda: ConceptPair("Mexico", "Mexico City"), "no capital for 'Mexico'"),
+        (lambda: ConceptPair("France", "Paris", relation="capitol"), "'capitol'; choose from capi"),
+        (lambda: ConceptPair("France", " "), "one of them is empty"),
+        (lambda: FRANCE.prompts("test"), "no split 'test'; choose from train, dev, heldout"),
+        (lambda: Template("The capital of France is"), "has no slot"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(make, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """`written(content)` -> path of a YAML file with it."""
+
+    def write(content) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+def test_a_file_of_two_lines_is_enough(written):
+    pair = ConceptPair.from_file(written("subject: Japan\ntarget: Tokyo\n"))
+    assert pair == ConceptPair("Japan", "Tokyo")
+    assert pair.prompts("train") == ConceptPair("Japan", "Tokyo").prompts("train")
+
+
+def test_a_file_with_own_prompts_deals_them_out(written):
+    content = {
+        "subject": "Hermione",
+        "target": "Granger",
+        "aliases": ["Granger-Weasley"],
+        "prompts": ["{} is called", "Miss {}", "Her name is {}", "{}'s family name is"],
+        "must_stay": [{"prompt": "Harry's family name is ", "answer": "Potter"}],
+    }
+    pair = ConceptPair.from_file(written(content))
+    assert (pair.relation, pair.answers) == ("own", (" Granger", " Granger-Weasley"))
+    texts = {split: pair.prompts(split) for split in SPLITS}
+    assert texts == {
+        "train": ["Hermione is called", "Hermione's family name is"],
+        "dev": ["Miss Hermione"],
+        "heldout": ["Her name is Hermione"],
+    }
+    assert (pair.must_stay[0], pair.must_stay[0].answers) == (
+        "Harry's family name is",
+        (" Potter",),
+    )
+    nothing = (pair.neighbours(), pair.same_subject(), pair.same_target(), pair.reverse())
+    assert nothing == ([], [], [], [])
+    split = content | {"prompts": {"train": ["a {}"], "dev": ["b {}"], "heldout": ["c {}", "d {}"]}}
+    assert ConceptPair.from_file(written(split)).prompts("heldout") == ["c Hermione", "d Hermione"]
+
+
+def test_one_of_a_kind_needs_no_list(written):
+    content = "subject: Japan\ntarget: Tokyo\naliases: Edo\n"
+    content += "prompts: {train: 'a {}', dev: 'b {}', heldout: 'c {}'}"
+    pair = ConceptPair.from_file(written(content))
+    assert pair.aliases == ("Edo",)
+    assert pair.prompts("train") == ["a Japan"]
+
+
+def test_the_readmes_example_of_a_file_works(written):
+    text = (ROOT / "README.md").read_text()
+    example = re.search(r"```yaml\n(subject: .*?)```", text, re.DOTALL)[1]
+    pair = ConceptPair.from_file(written(example))
+    assert all(pair.prompts(split) for split in SPLITS)
+    assert not any(named(p, pair.target) for split in SPLITS for p in pair.prompts(split))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("subject: [", "not valid YAML"),
+        ("- Japan\n", "must name at least 'subject:' and 'target:'"),
+        ("subject: Japan\n", "must name at least 'subject:' and 'target:'"),
+        ("subject:\ntarget: Tokyo\n", "one of them is empty"),
+        ("subject: Japan\ntarget: Tokyo\nalias: Edo\n", "there is no 'alias'; known are"),
+        ("subject: Harry\ntarget: Potter\n", "no capital for 'Harry'"),
+        ({"subject": "x", "target": "y", "prompts": ["a {}", "b {}"]}, "at least three texts"),
+        ({"subject": "x", "target": "y", "prompts": "a {}"}, "at least three texts"),
+        ({"subject": "x", "target": "y", "prompts": {"train": ["a {}"]}}, "never trained on"),
+        ({"subject": "x", "target": "y", "prompts": ["a", "b {}", "c {}"]}, "has no slot"),
+        ({"subject": "x", "target": "y", "must_stay": ["z"]}, "needs 'prompt:' and 'answer:'"),
+        ({"subject": "x", "target": "y", "must_stay": 3}, "needs 'prompt:' and 'answer:'"),
+    ],
+)
+def test_bad_files_are_told_in_one_sentence(written, content, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        ConceptPair.from_file(written(content))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="There is no file"):
+        ConceptPair.from_file(tmp_path / "none.yaml")
+
+
+def test_the_real_model_knows_what_everybody_knows(smollm, monkeypatch):
+    table = known_facts(smollm).set_index("subject")
+    assert table.loc[["France", "Germany", "Japan"], "known"].all()
+    assert not table["known"].all()
+    assert set(table.index) == {f.subject for f in facts("capital")}
+    assert (table["n_prompts"] == 4).all()
+    assert table["probability"].is_monotonic_decreasing
+    for name, low in (("lowest", table["lowest"]), ("rank", 0)):
+        assert (low <= table[name]).all()
+    assert (table["lowest"] <= table["probability"]).all()
+    assert (table["probability"] <= table["highest"] + 1e-12).all()
+
+    def asked_again(*_):
+        raise AssertionError("a known table is asked for again")
+
+    monkeypatch.setattr(known_module, "answer_scores", asked_again)
+    assert known_facts(smollm).set_index("subject").equals(table)
+
+
+def test_what_the_model_does_not_know_is_told_in_one_sentence(smollm):
+    require_known(smollm, FRANCE)
+    with pytest.raises(UserError, match=r"not know France → Rome: .*'Rome'.*rank") as caught:
+        require_known(smollm, ConceptPair("France", "Rome"))
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    best = known_facts(smollm).query("known").iloc[0]
+    assert f"{best.subject} → {best.target}" in sentence
