@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
-SHARED = 3  # tokens of a common beginning from which a group is worth its own pass
+SAVED = 64  # tokens that a common beginning has to save for its group to be run by itself
 
 
 def length_batches(lengths: Sequence[int], *, budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
@@ -22,8 +22,9 @@ def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, l
     """Groups of sequences with the length of the beginning that they share.
 
     In alphabetical order sequences with a common beginning stand together; a group takes the next
-    one as long as the tokens saved, (members − 1) · shared, do not become fewer. Every sequence
-    keeps at least one token of its own.
+    one as long as the tokens saved, (members − 1) · shared, do not become fewer. A group that saves
+    less than `SAVED` is not worth the two passes of its own. Every sequence keeps at least one
+    token of its own.
 
     Args:
         sequences: Distinct token sequences, none of them the beginning of another.
@@ -39,7 +40,7 @@ def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, l
     for i in order:
         if group:
             common = _common(sequences[group[0]], sequences[i], limit=shared)
-            if common >= SHARED and len(group) * common >= (len(group) - 1) * shared:
+            if common and len(group) * common >= (len(group) - 1) * shared:
                 group.append(i)
                 shared = common
                 continue
@@ -52,7 +53,7 @@ def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, l
 
 
 def _closed(group: list[int], shared: int, rest: list[int]) -> Iterator[tuple[int, list[int]]]:
-    if len(group) > 1:
+    if (len(group) - 1) * shared >= SAVED:
         yield shared, group
     else:
         rest += group

@@ -24,7 +24,7 @@ def losses_and_kl(
     after: Float[Tensor, "n t d_model"],
     original: Original,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Mean loss before and after, and mean KL(original ‖ edited), of each sequence, in nats a token.
+    """Mean loss before and after and mean KL(original ‖ edited) of each sequence, in nats a token.
 
     Args:
         model: The edited model.

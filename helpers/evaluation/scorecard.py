@@ -89,8 +89,8 @@ def evaluate(
     `worst_paraphrase` the largest, `greedy` the share of paraphrases whose greedy continuation
     names the target, `rank` the median rank of the target's first token (1 is the likeliest).
 
-    Retention: `neighbours`, `same_subject`, `same_target`, `must_stay` are P(answer) after / before,
-    the mean over facts that were known (P of at least 0.1) before; `worst_…` the smallest.
+    Retention: `neighbours`, `same_subject`, `same_target`, `must_stay` are P(answer) after /
+    before, the mean over facts that were known (P of at least 0.1) before; `worst_…` the smallest.
 
     Model: `perplexity_…` on held-out Factbook passages and on a second source,
     `perplexity_change_…` relative to before, `kl_…` = KL(before ‖ after) in nats a token.

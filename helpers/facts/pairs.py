@@ -178,6 +178,26 @@ class ConceptPair:
         order = np.random.default_rng(seed).permutation(len(others))[:n]
         return [ConceptPair.of(others[i]) for i in order]
 
+    @property
+    def nearest_relation(self) -> str:
+        """The Factbook relation whose facts stand beside this one: its own, or `capital`."""
+        return self.relation if self.relation in RELATIONS else "capital"
+
+    def others(self, n: int | None = None, *, seed: int = 0) -> list["ConceptPair"]:
+        """Other subjects asked in the same ways, `n` drawn by `seed`, or all: what to compare with.
+
+        These are the neighbours; for a pair with prompts of its own, countries stand in its slots,
+        with the target that the Factbook gives them in `nearest_relation`.
+        """
+        if self.templates is None:
+            return self.neighbours(n, seed=seed)
+        found = [f for f in facts(self.nearest_relation) if f.subject != self.subject]
+        order = np.random.default_rng(seed).permutation(len(found))[:n]
+        return [
+            ConceptPair(f.subject, f.target, self.relation, f.aliases, self.templates)
+            for f in (found[i] for i in order)
+        ]
+
     def same_subject(self) -> list["ConceptPair"]:
         """The Factbook's other facts of the subject."""
         return [

@@ -6,6 +6,7 @@ answer's logit over what wrote it, `neurons` looks at single keys and values.
 
 from helpers.tracing.attribution import direct_logit_attribution, head_attribution, logit_lens
 from helpers.tracing.averages import contrasts, patching_over_facts
+from helpers.tracing.firing import Firings, firings, precision
 from helpers.tracing.neurons import neuron_activations, selectivity, target_ranks, value_readout
 from helpers.tracing.patching import (
     Patch,
@@ -19,12 +20,14 @@ from helpers.tracing.states import SITES, capture, position_of
 
 __all__ = [
     "SITES",
+    "Firings",
     "Patch",
     "ablation",
     "activation_patching",
     "capture",
     "contrasts",
     "direct_logit_attribution",
+    "firings",
     "head_attribution",
     "logit_difference",
     "logit_lens",
@@ -32,6 +35,7 @@ __all__ = [
     "patching_over_facts",
     "path_patching",
     "position_of",
+    "precision",
     "run_patched",
     "selectivity",
     "target_ranks",

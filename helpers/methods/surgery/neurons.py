@@ -5,17 +5,19 @@ and the column that it drives. What else the neuron stood for goes with it.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from nnsight import LanguageModel
 
+from helpers.artifacts import cached_table, content_hash
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.protocol import method
-from helpers.models import anatomy
+from helpers.models import anatomy, model_hash
 from helpers.tracing import neuron_activations, selectivity
 
 
@@ -58,23 +60,23 @@ def rank_neurons(
         model: Any model of a known family.
         pair: The subject; its `train` completions are used, less those that begin with it (the
             first token of a text is a state of its own).
-        n_subjects: Other subjects, drawn by `seed` among the pair's neighbours.
+        n_subjects: Other subjects, drawn by `seed`, asked in the same ways.
         seed: Draws them.
 
     Returns:
-        One row a neuron: layer, neuron, score, auroc, difference.
-
-    Raises:
-        UserError: The pair has no neighbours to compare with.
+        One row a neuron: layer, neuron, score, auroc, difference (of means), activation (mean on
+        the subject). Kept in the cache by the model's hash and the prompts.
     """
-    others = pair.neighbours(n_subjects, seed=seed)
-    if not others:
-        raise UserError(
-            f"Neurons specific to {pair.subject} can only be told by comparison, and the relation "
-            f"'{pair.relation}' has no other subjects: use one of the Factbook's relations."
-        )
-    inside = neuron_activations(model, _asked(pair))  # (n, layers, d_mlp)
-    outside = neuron_activations(model, [p for o in others for p in _asked(o)])
+    others = pair.others(n_subjects, seed=seed)
+    own, theirs = _asked(pair), [p for o in others for p in _asked(o)]
+    code = content_hash(Path(__file__))
+    key = {"model": model_hash(model), "own": own, "others": theirs, "code": code}
+    return cached_table("neuron-ranks", key, lambda: _ranked(model, own, theirs))
+
+
+def _ranked(model: LanguageModel, own: list[Prompt], theirs: list[Prompt]) -> pd.DataFrame:
+    inside = neuron_activations(model, own)  # (n, layers, d_mlp)
+    outside = neuron_activations(model, theirs)
     difference = inside.mean(0) - outside.mean(0)  # (layers, d_mlp)
     auroc = selectivity(inside, outside)
     parts = anatomy(model)
@@ -87,6 +89,7 @@ def rank_neurons(
             "score": score.flatten().numpy(),
             "auroc": auroc.flatten().numpy(),
             "difference": difference.flatten().numpy(),
+            "activation": inside.mean(0).flatten().numpy(),
         }
     )
     return table.sort_values("score", ascending=False, ignore_index=True)
