@@ -95,6 +95,89 @@ def tiny_model(tiny_folder):
     return make
 
 
+KNOWN = ("France", "Germany", "Japan", "Spain", "Egypt", "Peru", "Kenya", "Poland", "India", "Cuba")
+
+
+def _all_prompts(subject: str) -> list:
+    """Every prompt of every fact of a country, and of its capital."""
+    from helpers.facts import SPLITS, ConceptPair, facts
+
+    capital = next(f for f in facts("capital") if f.subject == subject)
+    pair = ConceptPair.of(capital)
+    every = [pair, *pair.same_subject(), *pair.same_target()]
+    asked = [p for x in every for split in SPLITS for p in x.prompts(split)]
+    return [p for p in asked if p.format != "list"] + pair.reverse()
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """Folder and tokenizer of a small llama that was taught all facts of the `KNOWN` countries."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from torch.nn.utils.rnn import pad_sequence
+
+    from helpers.facts import facts
+
+    prompts = [p for subject in KNOWN for p in _all_prompts(subject)]
+    split = pre_tokenizers.Whitespace()
+    texts = [f"{p} {' '.join(p.answers)}" for p in prompts]
+    texts += [f"{f.subject} {f.target}" for f in facts("capital")]
+    words = ["<unk>", "<pad>", *sorted({w for t in texts for w, _ in split.pre_tokenize_str(t)})]
+    level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    level.pre_tokenizer = split
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=level, unk_token="<unk>", pad_token="<pad>", eos_token="<pad>"
+    )
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=1,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    ids = [torch.tensor(tokenizer(p + p.answers[0]).input_ids) for p in prompts]
+    starts = [len(tokenizer(str(p)).input_ids) for p in prompts]
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are too small for more
+    for _ in range(100):
+        batch = torch.randint(len(ids), (32,)).tolist()
+        tokens = pad_sequence([ids[i] for i in batch], batch_first=True, padding_value=1)
+        labels = torch.full_like(tokens, -100)
+        for row, i in enumerate(batch):
+            labels[row, starts[i] : len(ids[i])] = ids[i][starts[i] :]
+        optimiser.zero_grad()
+        model(tokens, labels=labels).loss.backward()
+        optimiser.step()
+    torch.set_num_threads(threads)
+    folder = tmp_path_factory.mktemp("taught")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, tokenizer
+
+
+@pytest.fixture
+def knowing(taught, tmp_path, monkeypatch):
+    """`knowing()` -> a fresh small model that knows the `KNOWN` countries; its own cache."""
+    from helpers.models import load_model
+
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
+    folder, tokenizer = taught
+
+    def make(dtype: str = "float32"):
+        model = load_model(str(folder), dtype=dtype)
+        model.tokenizer = tokenizer
+        return model
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def smollm():
     """The real default model; tests must leave its weights as they found them."""

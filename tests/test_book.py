@@ -8,13 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pages import Page, broken_links
 
 from helpers import book
 from helpers.book_check import check
@@ -165,43 +164,6 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "ROOT", root)
         yield book.build(fake_run(tmp_path_factory.mktemp("runs") / "smoke")).parent
-
-
-class Page(HTMLParser):
-    """A page's links to other files, and the anchors that others can point at."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.links: list[str] = []
-        self.anchors: set[str] = set()
-        self.images: list[dict] = []
-        self.feed(path.read_text())
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.anchors |= {values[key] for key in ("id", "name") if values.get(key)}
-        self.links += [values[key] for key in ("href", "src") if values.get(key)]
-        if tag == "img":
-            self.images.append(values)
-
-
-def broken_links(html: Path) -> list[str]:
-    """Links between the pages of a book that lead nowhere, as `page -> link`."""
-    files = (path for path in html.rglob("*.html") if "_static" not in path.parts)
-    pages = {path.resolve(): Page(path) for path in files}
-    broken = []
-    for path, page in pages.items():
-        for link in page.links:
-            parts = urlsplit(link)
-            if parts.scheme or parts.netloc or path.name == "404.html":
-                continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            missing = not target.is_file()
-            if not missing and parts.fragment and target in pages:
-                missing = unquote(parts.fragment) not in pages[target].anchors
-            if missing:
-                broken.append(f"{path.relative_to(html.resolve())} -> {link}")
-    return broken
 
 
 def test_injected_parameters_are_folded_and_others_are_not(run, tmp_path):

@@ -110,9 +110,12 @@ class WeightDelta:
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Plain tensors for a file: `<name>.dense`, or `<name>.left` and `<name>.right`."""
+        """Copies for a file: `<name>.dense`, or `<name>.left` and `<name>.right`.
+
+        Copies, since changes may share a factor and safetensors stores no tensor twice.
+        """
         return {
-            f"{name}.{part}": tensor
+            f"{name}.{part}": tensor.contiguous().clone()
             for name, change in self.changes.items()
             for part, tensor in vars(change).items()
             if tensor is not None

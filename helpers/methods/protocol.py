@@ -162,8 +162,8 @@ class Unlearning:
             ranks[owner] = left.shape[1]
             transposed.add(isinstance(layer, Conv1D))
             base = f"base_model.model.{owner}"
-            tensors[f"{base}.lora_A.weight"] = right.float().contiguous()
-            tensors[f"{base}.lora_B.weight"] = left.float().contiguous()
+            tensors[f"{base}.lora_A.weight"] = right.float().contiguous().clone()
+            tensors[f"{base}.lora_B.weight"] = left.float().contiguous().clone()
         config = LoraConfig(
             r=max(ranks.values()),
             lora_alpha=max(ranks.values()),

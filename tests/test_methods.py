@@ -1,0 +1,346 @@
+"""Edits of weights: what they do, that they are undone bit by bit, and that they travel."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+from transformers import AutoModelForCausalLM
+
+from helpers.artifacts import write_tensors
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods import (
+    METHODS,
+    Change,
+    Unlearning,
+    WeightDelta,
+    applied_to,
+    load_unlearning,
+    original,
+    unlearn,
+)
+from helpers.methods.surgery.neurons import deletion, random_like, rank_neurons
+from helpers.models import anatomy, model_hash
+from helpers.settings import ROOT
+from helpers.tracing import Patch, run_patched
+from helpers.tracing.patching import logits_of
+from helpers.tracing.states import capture_all
+
+FRANCE = ConceptPair("France", "Paris")
+CHOSEN = [(0, 3), (2, 5), (2, 1), (2, 17)]  # (layer, neuron)
+TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
+SMALL = {"n": 8, "n_subjects": 6}
+
+
+def small(method: str) -> dict:
+    """Hyperparameters that make a method quick."""
+    return {k: v for k, v in SMALL.items() if k in METHODS[method].hyperparameters()}
+
+
+def logits(module, tokens=TOKENS) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(tokens).logits
+
+
+def edit_of(model, chosen=CHOSEN) -> Unlearning:
+    """An edit by hand, as `unlearn` would wrap it."""
+    pair = {"subject": "w1", "target": "w2", "relation": "own"}
+    delta = deletion(model, chosen)
+    return Unlearning("neurons", pair, delta, {"n": len(chosen)}, 0, 0.125, model_hash(model))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_leaves_the_model_and_its_edit_is_undone_bit_by_bit(knowing, method, dtype):
+    model = knowing(dtype)
+    before = model_hash(model)
+    edit = unlearn(model, FRANCE, method, **small(method))
+    assert model_hash(model) == before == edit.base_hash
+    assert (edit.method, edit.pair["subject"], edit.pair["target"]) == (method, "France", "Paris")
+    edit.apply(model)
+    edited = model_hash(model)
+    assert edited != before
+    edit.revert(model)
+    assert model_hash(model) == before
+    with edit.applied(model) as same:
+        assert same is model
+        assert model_hash(model) == edited
+    assert model_hash(model) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_makes_the_same_edit(knowing, method):
+    model = knowing()
+    first, second = (unlearn(model, FRANCE, method, seed=3, **small(method)) for _ in range(2))
+    one, two = first.delta.tensors(), second.delta.tensors()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (first.seed, first.hyperparameters) == (
+        3,
+        METHODS[method].hyperparameters() | small(method),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_deletion_is_zeroing_rows_and_columns_by_hand(tiny_model, family):
+    model, by_hand = tiny_model(family), tiny_model(family)
+    with edit_of(model).applied(model), torch.no_grad():
+        for layer, neuron in CHOSEN:
+            mlp = anatomy(by_hand).layers[layer].mlp
+            mlp.W_in()[neuron] = 0
+            mlp.W_out()[:, neuron] = 0
+            if mlp.W_gate() is not None:
+                mlp.W_gate()[neuron] = 0
+        wanted, got = by_hand._module.state_dict(), model._module.state_dict()
+        assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_deletion_equals_the_intervention(tiny_model, family):
+    """Neurons silenced by nnsight and neurons deleted from the weights are the same edit."""
+    model = tiny_model(family)
+    ids = TOKENS[0].tolist()
+    before = capture_all(model, ids, ["neurons"])["neurons"]  # (layers, T, d_mlp)
+    for layer in {layer for layer, _ in CHOSEN}:
+        neurons = [i for at, i in CHOSEN if at == layer]
+        silent = before[layer].clone()
+        silent[:, neurons] = 0
+        state = run_patched(model, ids, [[Patch("neurons", layer, range(len(ids)), silent)]])
+        with edit_of(model, [(layer, i) for i in neurons]).applied(model):
+            edited = logits(model._module)[0, -1]
+        assert torch.allclose(logits_of(model, state)[0], edited, atol=1e-5)
+
+
+def test_edits_are_applied_once_and_reverted_in_order(tiny_model):
+    model, other = tiny_model(), tiny_model()
+    first, second = edit_of(model, CHOSEN[:1]), edit_of(model, CHOSEN[1:])
+    before = model_hash(model)
+    with pytest.raises(UserError, match="is not applied to this model"):
+        first.revert(model)
+    first.apply(model)
+    with pytest.raises(UserError, match="is applied already: revert it first"):
+        first.apply(model)
+    with pytest.raises(UserError, match="is not applied to this model"):
+        first.revert(other)
+    second.apply(model)
+    assert applied_to(model) == [first, second]
+    assert applied_to(other) == []
+    with pytest.raises(UserError, match="Revert the edits applied after this one"):
+        first.revert(model)
+    second.revert(model)
+    first.revert(model)
+    assert model_hash(model) == before
+    assert applied_to(model) == []
+
+
+def test_edits_of_the_same_tensors_do_not_stack_silently(tiny_model):
+    model = tiny_model()
+    first, second = edit_of(model), edit_of(model, [(0, 4)])
+    with first.applied(model), pytest.raises(UserError, match="made for other weights"):
+        second.apply(model)
+
+
+def test_an_edit_is_reverted_when_the_block_fails(tiny_model):
+    model = tiny_model()
+    before = model_hash(model)
+    with pytest.raises(ZeroDivisionError), edit_of(model).applied(model):
+        raise ZeroDivisionError
+    assert model_hash(model) == before
+
+
+def test_the_original_is_there_for_a_while_under_any_edits(tiny_model):
+    model = tiny_model()
+    before = model_hash(model)
+    first = edit_of(model, CHOSEN[:1])
+    with first.applied(model):
+        second = edit_of(model, [(0, 4), *CHOSEN[1:]])  # on top of the first, in its tensors
+        with second.applied(model):
+            edited = model_hash(model)
+            with original(model):
+                assert model_hash(model) == before
+            assert model_hash(model) == edited
+    assert model_hash(model) == before
+    with original(model):
+        assert model_hash(model) == before
+
+
+def test_a_saved_edit_comes_back_bit_by_bit(tiny_model, tmp_path):
+    model = tiny_model()
+    edit = edit_of(model)
+    edit.save(tmp_path / "edit.safetensors")
+    loaded = load_unlearning(tmp_path / "edit.safetensors")
+    plain = {k: v for k, v in vars(edit).items() if k != "delta"}
+    assert plain == {k: v for k, v in vars(loaded).items() if k != "delta"}
+    with edit.applied(model):
+        edited = model_hash(model)
+    with loaded.applied(model):
+        assert model_hash(model) == edited
+
+
+def test_an_edit_is_refused_on_another_base(tiny_model, tmp_path):
+    model = tiny_model()
+    edit_of(model).save(tmp_path / "edit.safetensors")
+    edit = load_unlearning(tmp_path / "edit.safetensors")
+    with pytest.raises(UserError, match=r"The model has no tensor .*the edit is for another model"):
+        edit.apply(tiny_model("gpt2"))
+    before = model_hash(model)
+    with torch.no_grad():
+        anatomy(model).layers[0].mlp.W_in()[0, 0] += 1e-3
+    changed = model_hash(model)
+    assert changed != before
+    with pytest.raises(UserError, match="made for other weights: load the model that it was made"):
+        edit.apply(model)
+    assert model_hash(model) == changed
+
+
+def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    with pytest.raises(UserError, match="is missing"):
+        load_unlearning(path)
+    edit_of(tiny_model()).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is damaged"):
+        load_unlearning(path)
+    write_tensors(path, {"w": torch.ones(2)})
+    with pytest.raises(UserError, match="is no unlearning of this suite"):
+        load_unlearning(path)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m: unlearn(m, FRANCE, "neuron"), "no method 'neuron'; did you mean neurons"),
+        (lambda m: unlearn(m, FRANCE, "zzz"), "no method 'zzz'; there are .*neurons"),
+        (lambda m: unlearn(m, FRANCE, n_subject=3), "no hyperparameter 'n_subject'; did you mean"),
+        (lambda m: unlearn(m, FRANCE, n=0, n_subjects=2), "n is 0: delete between 1 and 144"),
+        (lambda m: WeightDelta.of(m._module, {}), "changes no weight"),
+        (
+            lambda m: WeightDelta.of(
+                m._module, {anatomy(m).layers[0].mlp.in_name: Change(dense=torch.ones(2, 2))}
+            ),
+            r"is \(2, 2\) and the tensor is \(48, 32\): it was made for another model",
+        ),
+        (
+            lambda m: WeightDelta.of(m._module, {"nowhere": Change(dense=torch.ones(2))}),
+            "no tensor nowhere",
+        ),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(knowing, call, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        call(knowing())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_peft_puts_the_adapter_on_with_the_same_logits(tiny_model, tiny_folder, tmp_path, family):
+    from peft import PeftModel
+
+    folder = tiny_folder(family)
+    model = tiny_model(family)
+    low_rank = edit_of(model)
+    name = anatomy(model).layers[1].mlp.out_name
+    weight = model._module.get_parameter(name)
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    dense = WeightDelta.of(model._module, {name: Change(dense=0.1 * noise)})
+    for number, delta in enumerate((low_rank.delta, dense)):
+        edit = Unlearning("neurons", {}, delta, {}, 0, 0.0, model_hash(model))
+        edit.to_peft(tmp_path / str(number), model)
+        base = AutoModelForCausalLM.from_pretrained(folder)
+        plain = logits(base)
+        adapted = PeftModel.from_pretrained(base, tmp_path / str(number))
+        with edit.applied(model):
+            edited = logits(model._module)
+        assert not torch.allclose(edited, plain, atol=1e-3)
+        assert torch.allclose(logits(adapted), edited, atol=1e-5)
+
+
+def test_peft_has_no_adapter_for_a_norm(tiny_model, tmp_path):
+    model = tiny_model()
+    norm = next(n for n, p in model._module.named_parameters() if p.ndim == 1)
+    delta = WeightDelta.of(model._module, {norm: Change(dense=torch.ones(16))})
+    edit = Unlearning("neurons", {}, delta, {}, 0, 0.0, "")
+    with pytest.raises(UserError, match=f"{norm} is no linear layer's weight"):
+        edit.to_peft(tmp_path, model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_measures_are_those_of_what_was_deleted(tiny_model, family):
+    model = tiny_model(family)
+    rows = {row["tensor"]: row for row in edit_of(model).report(model)["tensors"]}
+    mlp = anatomy(model).layers[2].mlp
+    deleted = mlp.W_out()[:, [1, 5, 17]]
+    row = rows[mlp.out_name]
+    assert row["rank"] == 3
+    assert row["norm"] == pytest.approx(deleted.norm().item(), rel=1e-5)
+    assert row["relative"] == pytest.approx((deleted.norm() / mlp.W_out().norm()).item(), rel=1e-5)
+    assert rows[anatomy(model).layers[0].mlp.in_name]["rank"] == 1
+    dense = Change(dense=torch.outer(torch.arange(3.0), torch.ones(4)))
+    assert dense.rank == 1
+    left, right = dense.factors()
+    assert torch.allclose(left @ right, dense.dense, atol=1e-6)
+
+
+def test_size_counts_the_bytes_of_the_factors(tiny_model):
+    edit = edit_of(tiny_model(), [(0, 3), (0, 4)])
+    # rank 2 in W_in and W_gate (24 × 16) and W_out (16 × 24), float32
+    assert edit.delta.size() == 3 * 2 * (24 + 16) * 4
+
+
+def test_the_random_control_deletes_as_many_of_the_same_layers(tiny_model):
+    drawn = random_like(tiny_model(), CHOSEN, seed=1)
+    assert sorted(layer for layer, _ in drawn) == sorted(layer for layer, _ in CHOSEN)
+    assert len(set(drawn)) == len(drawn)
+    assert not set(drawn) & set(CHOSEN)
+    assert drawn != random_like(tiny_model(), CHOSEN, seed=2)
+
+
+def test_a_planted_neuron_ranks_first(knowing):
+    """A neuron that only the subject drives must come out on top of the ranking."""
+    model = knowing()
+    mlp = anatomy(model).layers[0].mlp
+    france = model.tokenizer("France").input_ids[0]
+    direction = model._module.get_input_embeddings().weight[france]
+    with torch.no_grad():
+        mlp.W_gate()[7] = mlp.W_in()[7] = 20 * direction / direction.norm()
+        mlp.W_out()[:, 7] *= 20 / mlp.W_out()[:, 7].norm()
+    ranked = rank_neurons(model, FRANCE, n_subjects=8)
+    assert tuple(ranked.loc[0, ["layer", "neuron"]]) == (0, 7)
+    assert ranked.loc[0, "auroc"] == 1
+    assert len(ranked) == 3 * 48
+    assert np.all(np.diff(ranked["score"]) <= 0)
+
+
+def test_a_new_method_is_one_file(tiny_folder, tmp_path):
+    """The walk of CONTRIBUTING.md, in a copy of `helpers`."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    source = re.search(r"```python\n(.*?@method\(.*?)```", text, re.DOTALL)[1]
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "helpers", tmp_path / "helpers", ignore=ignore)
+    (tmp_path / "helpers" / "methods" / "surgery" / "shrink.py").write_text(source)
+    script = f"""
+import torch, helpers
+from helpers.facts import ConceptPair
+from helpers.methods import METHODS, unlearn
+from helpers.models import anatomy, load_model
+assert helpers.__file__.startswith({str(tmp_path)!r}), helpers.__file__
+model = load_model({str(tiny_folder("llama"))!r})
+edit = unlearn(model, ConceptPair("France", "Paris"), "shrink", layer=1, factor=0.25)
+values = anatomy(model).layers[1].mlp.W_out()
+before = values.clone()
+with edit.applied(model):
+    assert torch.allclose(values, before / 4)
+assert torch.equal(values, before)
+print(METHODS["shrink"].family, edit.hyperparameters)
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("surgery {'layer': 1, 'factor': 0.25}")
