@@ -27,7 +27,13 @@ TITLES = {
     "02_propagation": "How a fact propagates: from France to Paris",
     "03_deleting_neurons": "Why deleting rows and columns is not enough",
 }
-GLUED = {"pair_probability": 0.7654, "n_known_capitals": 70, "n_capitals": 211}
+GLUED = {
+    "pair_mean": 0.7654,
+    "pair_low": 0.5,
+    "pair_high": 0.9,
+    "n_known_capitals": 70,
+    "n_capitals": 211,
+}
 
 
 def picture() -> str:

@@ -98,10 +98,11 @@ CONTINENT = {  # where the map that the Factbook refers to is not a continent
     "AsiaEurope": "Europe",
 }
 CONTINENT_OF = {"fr": "Europe", "ic": "Europe", "eg": "Africa", "no": "Europe", "rs": "Europe"}
+EAST_ASIA = {"ch", "ja", "kn", "ks", "mg", "tw"}
 REGION = {  # folders of the package
     "central-america-n-caribbean": ("Central America", "the Caribbean"),
     "central-asia": ("Central Asia",),
-    "east-n-southeast-asia": ("Southeast Asia", "East Asia"),
+    "east-n-southeast-asia": ("Southeast Asia",),
     "middle-east": ("the Middle East", "Middle East"),
     "south-asia": ("South Asia",),
     "south-america": ("South America", "Latin America"),
@@ -287,6 +288,8 @@ def _continent(code: str, entry: dict) -> tuple[str, ...]:
 def _region(code: str, entry: dict) -> tuple[str, ...]:
     if code == "rs":  # filed under Central Asia, and in no one's everyday region
         return ()
+    if code in EAST_ASIA:  # the folder holds both
+        return ("East Asia",)
     return REGION.get(entry["folder"], ())
 
 
