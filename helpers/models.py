@@ -140,6 +140,16 @@ class Anatomy:
             )
         return layer % self.n_layers
 
+    def check_neuron(self, neuron: int) -> int:
+        """`neuron` itself.
+
+        Raises:
+            UserError: There is no such neuron.
+        """
+        if not 0 <= neuron < self.d_mlp:
+            raise UserError(f"There is no neuron {neuron}: this MLP has 0 to {self.d_mlp - 1}.")
+        return neuron
+
 
 def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cpu"):
     """Load a causal language model with its tokenizer.

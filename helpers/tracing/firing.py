@@ -49,9 +49,13 @@ def firings(
         neurons: (layer, neuron) pairs.
         names: Words whose tokens count as mentions, in whatever form they begin a word.
         max_tokens: Tokens read of each text.
+
+    Raises:
+        UserError: There is no such layer or neuron.
     """
     parts, tokenizer = anatomy(model), model.tokenizer
-    layers = sorted({parts.check_layer(layer) for layer, _ in neurons})
+    neurons = [(parts.check_layer(layer), parts.check_neuron(i)) for layer, i in neurons]
+    layers = sorted({layer for layer, _ in neurons})
     coded = [
         tokenizer(t, return_offsets_mapping=True, truncation=True, max_length=max_tokens)
         for t in texts

@@ -71,10 +71,8 @@ def value_readout(
     """
     parts = anatomy(model)
     values = parts.layers[parts.check_layer(layer)].mlp.W_out()
-    for neuron in neurons:
-        if not 0 <= neuron < parts.d_mlp:
-            raise UserError(f"There is no neuron {neuron}: this MLP has 0 to {parts.d_mlp - 1}.")
-    logits = unembed(model, final_norm(model, values[:, list(neurons)].T)).float()
+    neurons = [parts.check_neuron(i) for i in neurons]
+    logits = unembed(model, final_norm(model, values[:, neurons].T)).float()
     logits = logits - logits.mean(-1, keepdim=True)
     decode = model.tokenizer.decode
     return [
