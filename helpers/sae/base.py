@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from helpers.errors import UserError
+from helpers.sae.kernels import Code, DenseCode, read, write
+from helpers.sae.losses import Losses, dead_latents_loss
 
 ROWS = 512  # vectors encoded at a time where all latents of each are needed
 
@@ -191,7 +193,66 @@ class SAE(nn.Module):
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `tensors`."""
         for name, tensor in self.tensors().items():
+            if tensor.shape != tensors[name].shape:
+                raise UserError(
+                    f"{name} is {tuple(tensors[name].shape)} and should be {tuple(tensor.shape)}."
+                )
             tensor.copy_(tensors[name])
+
+    def select(self, x: Float[Tensor, "n d_in"]) -> Code | DenseCode:
+        """The pairs (vector, latent) that take part in a training step; no gradients."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        x: Float[Tensor, "n d_in"],
+        y: Float[Tensor, "n d_out"],
+        *,
+        dead: Int[Tensor, " d"] | None = None,
+        progress: float = 1.0,
+    ) -> Losses:
+        """The training loss: squared error of the active latents' sum, and dead latents' part.
+
+        Args:
+            x: What is read, in the trainer's normalised units (mean 0, mean squared length 1).
+            y: What is to be written; for an SAE the same as `x`.
+            dead: Latents that have not been active for long.
+            progress: Sparsity losses are multiplied by it while they warm up from 0 to 1.
+        """
+        with torch.no_grad():
+            code = self.select(x)
+        values = read(x, self.encoder, self.b_enc, code).relu()
+        error = y - write(values, self.W_dec, self.b_dec, code)
+        mse = error.square().sum(1).mean()
+        return Losses(
+            total=mse + dead_latents_loss(self, x, error, dead),
+            mse=mse,
+            fired=code.fired(values.detach()),
+        )
+
+    @torch.no_grad()
+    def fold(
+        self,
+        read_center: Float[Tensor, " d_in"],
+        read_scale: float,
+        write_center: Float[Tensor, " d_out"],
+        write_scale: float,
+    ) -> None:
+        """From units (x − center) · scale, in which it was trained, to the model's own."""
+        self.encoder *= read_scale / write_scale
+        self.rescale(write_scale)
+        self.shift(read_center)
+        self.b_dec.div_(write_scale).add_(write_center)
+
+    @torch.no_grad()
+    def shift(self, center: Float[Tensor, " d_in"]) -> None:
+        """Read x − `center` where x was read."""
+        self.b_enc -= self.encoder @ center
+
+    @torch.no_grad()
+    def rescale(self, scale: float) -> None:
+        """Divide all latents by `scale`: of the encoder's side, its bias and thresholds."""
+        self.b_enc /= scale
 
     @torch.no_grad()
     def unit_decoder(self) -> None:

@@ -7,8 +7,6 @@ was; a folder that SAELens wrote has none and is translated.
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from helpers.artifacts import read_json, read_tensors, write_json, write_tensors
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
@@ -54,8 +52,7 @@ def load_sae(folder: str | Path) -> SAE:
         sae = build(SAEConfig.from_dict(ours) if ours else _translated(config))
         sae.set_tensors(tensors)
         if config.get("apply_b_dec_to_input"):  # x - b_dec is read there: fold it into b_enc
-            with torch.no_grad():
-                sae.b_enc -= sae.b_dec @ sae.W_enc
+            sae.shift(sae.b_dec)
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} does not hold an SAE of the kind that its {CONFIG} names ({error}): save "

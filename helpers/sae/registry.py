@@ -2,10 +2,20 @@
 
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
+from helpers.sae.batch_topk import BatchTopK
+from helpers.sae.gated import Gated
+from helpers.sae.jumprelu import JumpReLU
+from helpers.sae.matryoshka import Matryoshka
+from helpers.sae.relu import ReLU
 from helpers.sae.topk import TopK
 
 ARCHITECTURES: dict[str, type[SAE]] = {
+    "relu": ReLU,
+    "gated": Gated,
     "topk": TopK,
+    "batch_topk": BatchTopK,
+    "jumprelu": JumpReLU,
+    "matryoshka": Matryoshka,
 }
 
 
