@@ -73,7 +73,8 @@ def sightings(
 
     Args:
         tokenizer: The model's.
-        prompts: For each concept prompts about it, which name it.
+        prompts: For each concept prompts about it, which name it. One whose name is the first
+            token is left out: SAEs are not trained on first tokens.
         split: Which passages of the Factbook are searched for the names, `train` or `heldout`.
         n_mentions: At most so many mentions of each concept in passages, drawn by `seed`; two
             ordinary tokens are taken from the text before each.
@@ -88,6 +89,8 @@ def sightings(
     for concept, asked in enumerate(prompts.values()):
         for prompt in asked:
             end = subject_span(prompt, tokenizer)[1]
+            if end == 1:  # a sequence's first token is unlike all others
+                continue
             rows.append((len(ids), end - 1, concept, "template"))
             ids.append(tuple(encode(tokenizer, rendered(prompt, tokenizer))[:end]))
     for text, found in _mentions(names, split, n_mentions, rng):
