@@ -1,15 +1,18 @@
 """Detection of concepts by single units, and what latents do: against plain reference code."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
 
+from helpers.corpus import passages
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.models import final_norm, unembed
 from helpers.sae import SAEConfig, build
-from helpers.sae.detection import both_signs, choose_and_judge, f1_at, score_units
+from helpers.sae.detection import both_signs, choose_and_judge, discriminants, f1_at, score_units
 from helpers.sae.features import (
     ablated_latents,
     absorbed,
@@ -20,7 +23,7 @@ from helpers.sae.features import (
     target_rank,
     writes,
 )
-from helpers.sae.sightings import Sightings, read, sightings
+from helpers.sae.sightings import Sightings, mention_counts, read, sightings, started
 from helpers.tracing import Patch, capture, run_patched, selectivity
 from helpers.tracing.states import capture_all
 
@@ -221,3 +224,31 @@ def test_saes_of_another_model_and_transcoders_are_refused(tiny_model):
         attribution(model, tiny_sae("mlp", model_hash="0" * 16, model="other"), ABOUT)
     with pytest.raises(UserError, match="transcoder"):
         ablated_latents(model, tiny_sae("mlp_in", target="mlp"), ABOUT[0], [[0]])
+
+
+def test_discriminants_separate_what_no_single_coordinate_does():
+    draw = torch.Generator().manual_seed(0)
+    common = 5 * torch.randn(300, 1, generator=draw)
+    x = torch.cat([common, common], 1) + 0.1 * torch.randn(300, 2, generator=draw)
+    inside = torch.zeros(1, 300)
+    inside[0, :30] = 1
+    x[:30, 0] += 1  # to be seen only in the difference of the two
+    found = discriminants(x, inside, ridge=1e-4)
+    plain, better = score_units(x, inside), score_units(x @ found, inside)
+    assert plain.auroc.max() < 0.7 and better.auroc[0, 0] > 0.99
+
+
+def test_a_subject_that_stands_first_gets_a_word_before_it(tiny_model):
+    tokenizer = tiny_model().tokenizer
+    first = started(Prompt("w3 w6", subject="w3", answers=(" w9",), format="list"), tokenizer)
+    assert str(first) == "Fact: w3 w6" and first.answers == (" w9",) and first.format == "list"
+    assert started(ABOUT[0], tokenizer) is ABOUT[0]
+
+
+def test_names_are_counted_as_whole_words():
+    counts = mention_counts(["Niger", "Nigeria", "Guinea", "Equatorial Guinea"], "train")
+    assert all(n > 0 for n in counts.values())
+    text = "\n".join(p.text for p in passages("train"))
+    assert counts["Nigeria"] == len(re.findall(r"\bNigeria\b(?!-)", text))
+    only = mention_counts(["Guinea"], "train")["Guinea"]
+    assert counts["Guinea"] + counts["Equatorial Guinea"] == only

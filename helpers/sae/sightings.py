@@ -73,8 +73,7 @@ def sightings(
 
     Args:
         tokenizer: The model's.
-        prompts: For each concept prompts about it, which name it. One whose name is the first
-            token is left out: SAEs are not trained on first tokens.
+        prompts: For each concept prompts about it, which name it; `started` if need be.
         split: Which passages of the Factbook are searched for the names, `train` or `heldout`.
         n_mentions: At most so many mentions of each concept in passages, drawn by `seed`; two
             ordinary tokens are taken from the text before each.
@@ -88,9 +87,8 @@ def sightings(
     ids, rows = [], []
     for concept, asked in enumerate(prompts.values()):
         for prompt in asked:
+            prompt = started(prompt, tokenizer)
             end = subject_span(prompt, tokenizer)[1]
-            if end == 1:  # a sequence's first token is unlike all others
-                continue
             rows.append((len(ids), end - 1, concept, "template"))
             ids.append(tuple(encode(tokenizer, rendered(prompt, tokenizer))[:end]))
     for text, found in _mentions(names, split, n_mentions, rng):
@@ -110,10 +108,43 @@ def sightings(
     return Sightings(names, tuple(ids), *columns)
 
 
+def started(prompt: Prompt, tokenizer) -> Prompt:
+    """The prompt, with a word before it if its subject would stand first.
+
+    A sequence's first token is unlike all others: attention turns to it when it has nowhere to
+    look. SAEs are not trained on first tokens.
+    """
+    if subject_span(prompt, tokenizer)[0] > 0:
+        return prompt
+    return Prompt(
+        f"Fact: {prompt}",
+        subject=prompt.subject,
+        answers=prompt.answers,
+        relation=prompt.relation,
+        split=prompt.split,
+        format=prompt.format,
+    )
+
+
+def mention_counts(names: Sequence[str], split: str) -> dict[str, int]:
+    """How often each name stands in the Factbook's passages of a split."""
+    found = dict.fromkeys(names, 0)
+    pattern = _pattern(names)
+    for passage in passages(split):
+        for match in pattern.finditer(passage.text):
+            found[match[1]] += 1
+    return found
+
+
+def _pattern(names: Sequence[str]) -> re.Pattern:
+    """Any of the names as whole words, the longest that fits."""
+    longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.compile(rf"(?<![\w-])({longest_first})(?![\w-])")
+
+
 def _mentions(names, split: str, n_mentions: int, rng: np.random.Generator):
     """Stretches of passages that end with a drawn mention: (text, what is named where)."""
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile(r"(?<![\w-])(" + "|".join(map(re.escape, longest_first)) + r")(?![\w-])")
+    pattern = _pattern(names)
     everywhere: dict[str, list] = {name: [] for name in names}
     texts = [p.text for p in passages(split)]
     found = [list(pattern.finditer(text)) for text in texts]

@@ -43,8 +43,7 @@ class Stored:
 def trained_saes(
     model: LanguageModel,
     tokens: Int[Tensor, "sequences t"],
-    configs: Sequence[SAEConfig],
-    settings: TrainSettings,
+    jobs: Sequence[tuple[SAEConfig, TrainSettings]],
     *,
     watch: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> list[Stored]:
@@ -56,21 +55,21 @@ def trained_saes(
     Args:
         model: Any model of a known family.
         tokens: The text.
-        configs: One for each SAE; site and layer say what it reads.
-        settings: How they are trained.
+        jobs: For each SAE what it is (site and layer say what it reads) and how it is trained.
         watch: Called with the lines of metrics of the SAE in training.
 
     Raises:
         UserError: As `harvest` and `train`.
     """
     stamp = model_hash(model)
-    configs = [c.but(model_hash=stamp) for c in configs]
-    keys = [_key(c, settings, tokens) for c in configs]
+    jobs = [(c.but(model_hash=stamp), settings) for c, settings in jobs]
+    keys = [_key(c, settings, tokens) for c, settings in jobs]
     folders = [cache_dir() / KIND / key for key in keys]
     todo = [i for i, folder in enumerate(folders) if not _done(folder)]
-    shards = _harvest(model, tokens, [configs[i] for i in todo]) if todo else None
+    shards = _harvest(model, tokens, [jobs[i][0] for i in todo]) if todo else None
     for i in todo:
-        train(shards, [configs[i]], settings, folder=folders[i], watch=watch)
+        config, settings = jobs[i]
+        train(shards, [config], settings, folder=folders[i], watch=watch)
     if shards is not None:
         shutil.rmtree(shards.folder, ignore_errors=True)
     return [
