@@ -71,11 +71,41 @@ class DeletingNeurons(Common):
     )
 
 
+class SparseAutoencoders(Common):
+    """`04_sparse_autoencoders`."""
+
+    site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
+    depths: str = Field(
+        "0.28 0.08 0.18",
+        description="layers as shares of the model's depth; the first has the main SAE",
+        pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
+    )
+    d_sae: int = Field(8192, description="latents of the main SAE; the others have half", ge=16)
+    k: int = Field(64, description="active latents per token", ge=1)
+    n_tokens: int = Field(220_000, description="tokens of text to learn from", ge=512)
+    n_heldout: int = Field(6_144, description="tokens of held-out text to judge on", ge=512)
+    steps: int = Field(330, description="training steps of the main SAE", ge=1)
+    short_steps: int = Field(80, description="training steps of all others", ge=1)
+    batch: int = Field(4096, description="tokens in a training step", ge=16)
+    lr: float = Field(2e-3, description="learning rate", gt=0)
+
+
+class ConceptFeatures(Common):
+    """`05_concept_features`."""
+
+    n_concepts: int = Field(60, description="countries to be told apart", ge=3)
+    n_mentions: int = Field(6, description="mentions of each in running text, a split", ge=1)
+    n_draws: int = Field(5, description="draws of equally many candidates", ge=1)
+    n_features: int = Field(3, description="latents of the subject that are looked at", ge=1)
+
+
 NOTEBOOKS: dict[str, type[Common]] = {
     "00_model_and_facts": ModelAndFacts,
     "01_keys_and_values": KeysAndValues,
     "02_propagation": Propagation,
     "03_deleting_neurons": DeletingNeurons,
+    "04_sparse_autoencoders": SparseAutoencoders,
+    "05_concept_features": ConceptFeatures,
 }
 
 

@@ -26,6 +26,8 @@ TITLES = {
     "01_keys_and_values": "How a concept is represented: keys and values",
     "02_propagation": "How a fact propagates: from France to Paris",
     "03_deleting_neurons": "Why deleting rows and columns is not enough",
+    "04_sparse_autoencoders": "Sparse autoencoders: directions that mean one thing",
+    "05_concept_features": "Concept features: is there one latent for one country?",
 }
 GLUED = {
     "pair_mean": 0.7654,
