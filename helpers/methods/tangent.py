@@ -197,8 +197,14 @@ def solve_kernel(
     """α = (K + Λ)⁻¹ wanted in float64, Λ = `ridge` times K's diagonal.
 
     Raises:
-        UserError: K + Λ is singular; names the two prompts that are most alike.
+        UserError: K + Λ is singular; names the two prompts that are most alike. Or the steps
+            before this one ran away.
     """
+    if not torch.isfinite(kernel).all() or not kernel.diagonal().max() > 1e-24:
+        raise UserError(
+            "No change moves the answers (any more): the steps ran away. Take smaller steps, a "
+            "floor closer to what the model says now, or other layers."
+        )
     diagonal = kernel.diagonal()
     floor = 1e-12 * diagonal.max().clamp_min(1e-300)
     system = kernel + torch.diag(ridge * diagonal)

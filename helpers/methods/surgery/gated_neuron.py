@@ -15,6 +15,7 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
+from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
 from helpers.methods.background import inputs_of_others, own_inputs
@@ -23,6 +24,7 @@ from helpers.methods.protocol import method
 from helpers.methods.tangent import Ask, linearise, solve_kernel
 from helpers.models import MLPAnatomy, anatomy
 
+FIRES = 0.5  # a detector has to fire on so many of the subject's own prompts
 SHARPNESS = 20.0  # how steep the nonlinearity is driven: SiLU and GELU then are nearly ReLU
 
 
@@ -106,11 +108,27 @@ def fit_detectors(
             outside = torch.cat([others @ e, *(r @ e for r in rest)])
             at = max(1, round((1 - quantile) * len(outside)))
             theta = outside.topk(at).values[-1]
-            scale = (inputs[i] @ e - theta).clamp_min(0).mean().clamp_min(1e-6)
-            keys.append(e / scale)
-            thresholds.append(theta / scale)
+            margin = inputs[i] @ e - theta
+            if (margin > 0).float().mean() >= FIRES:
+                scale = margin.clamp_min(0).mean()
+                keys.append(e / scale)
+                thresholds.append(theta / scale)
+            else:  # this layer cannot tell the subject apart: a neuron that is never active
+                keys.append(torch.zeros_like(e))
+                thresholds.append(torch.ones_like(theta))
         found[i] = Detectors(torch.stack(keys), torch.stack(thresholds))
+    silent = torch.stack([~d.keys.any(1) for d in found.values()]).all(0)
+    for pair, none in zip(pairs, silent.tolist(), strict=True):
+        if none:
+            raise UserError(
+                f"In none of the layers {_span(layers)} does a direction tell {pair.subject} from "
+                "everything else: try other layers, or a lower quantile."
+            )
     return found
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"{min(layers)} to {max(layers)}"
 
 
 def solve_values(
