@@ -36,7 +36,7 @@ def neuron(model, layer=1, seed=0):
     from helpers.methods.surgery.gated_neuron import Detectors, appended
 
     torch.manual_seed(seed)
-    d = Detectors(torch.randn(1, 16), torch.tensor([0.1]))
+    d = Detectors(torch.randn(1, 16), torch.tensor([0.1]), torch.ones(1))
     return appended(model, {layer: d}, {layer: torch.randn(1, 16)})
 
 
@@ -83,6 +83,7 @@ def test_save_and_load_keep_every_bit(tiny_model, tmp_path, family):
             wanted = model_hash(model)
         with again.applied(model):
             assert model_hash(model) == wanted
+        assert again.delta.notes == delta.notes
         assert vars(again) | {"delta": 0} == vars(u) | {"delta": 0}
 
 

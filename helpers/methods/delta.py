@@ -6,6 +6,7 @@ bias that the layer does not have begins as zeros.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -100,15 +101,24 @@ class WeightDelta:
     Attributes:
         changes: Name → `Change`.
         touched_hash: Hash of the tensors as they were, so that the delta is never put on others.
+        notes: What the method found on the way (which latents, how well they detect); plain data.
     """
 
-    def __init__(self, changes: dict[str, Change], touched_hash: str):
+    def __init__(
+        self, changes: dict[str, Change], touched_hash: str, notes: dict[str, Any] | None = None
+    ):
         """Use `WeightDelta.of` to make one for a model at hand."""
-        self.changes, self.touched_hash = changes, touched_hash
+        self.changes, self.touched_hash, self.notes = changes, touched_hash, notes or {}
 
     @classmethod
-    def of(cls, module: nn.Module, changes: dict[str, Change]) -> "WeightDelta":
-        """The delta of `changes` to `module` as it is now.
+    def of(
+        cls,
+        module: nn.Module,
+        changes: dict[str, Change],
+        *,
+        notes: dict[str, Any] | None = None,
+    ) -> "WeightDelta":
+        """The delta of `changes` to `module` as it is now, with the method's notes.
 
         Raises:
             UserError: It changes nothing, a tensor is not there or has another shape.
@@ -116,7 +126,7 @@ class WeightDelta:
         _check_shapes(module, changes)
         if not any(change.norm() for change in changes.values()):
             raise UserError("The edit changes no weight: the model would stay as it was.")
-        return cls(changes, touched_hash(module, changes))
+        return cls(changes, touched_hash(module, changes), notes)
 
     @property
     def widens(self) -> bool:
@@ -176,7 +186,7 @@ class WeightDelta:
         if rank < 1:
             raise UserError(f"The rank is {rank}: a compressed edit needs at least rank 1.")
         changes = {n: c.compressed(rank, dtype) for n, c in self.changes.items()}
-        return WeightDelta(changes, self.touched_hash)
+        return WeightDelta(changes, self.touched_hash, self.notes)
 
     def size(self) -> int:
         """Bytes of the numbers it holds."""
@@ -194,7 +204,12 @@ class WeightDelta:
         return found
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], touched_hash: str) -> "WeightDelta":
+    def from_tensors(
+        cls,
+        tensors: dict[str, Tensor],
+        touched_hash: str,
+        notes: dict[str, Any] | None = None,
+    ) -> "WeightDelta":
         """The inverse of `tensors`."""
         parts: dict[str, dict[str, object]] = {}
         for name, tensor in tensors.items():
@@ -204,7 +219,7 @@ class WeightDelta:
                 mine |= {"appended": tensor, "axis": int(part.removeprefix(NEW))}
             else:
                 mine[part] = tensor
-        return cls({name: Change(**p) for name, p in parts.items()}, touched_hash)
+        return cls({name: Change(**p) for name, p in parts.items()}, touched_hash, notes)
 
 
 def keep(module: nn.Module, names: Iterable[str]) -> dict[str, Kept]:

@@ -145,6 +145,7 @@ class Unlearning:
             "touched_hash": self.delta.touched_hash,
             "rank": str(max(c.rank for c in self.delta.changes.values())),
             "norm": repr(self.delta.norm()),
+            "notes": json.dumps(self.delta.notes),
             "versions": json.dumps(versions()),
         }
         write_tensors(path, self.delta.tensors(), about)
@@ -207,6 +208,7 @@ class Unlearning:
         """What changed: tensors with rank and norm, size, time, and where it comes from."""
         return {
             **{k: v for k, v in vars(self).items() if k != "delta"},
+            "notes": self.delta.notes,
             "bytes": self.delta.size(),
             "tensors": self.delta.measures(model._module),
         }
@@ -304,7 +306,7 @@ def load_unlearning(path: str | Path) -> Unlearning:
     return Unlearning(
         about["method"],
         json.loads(about["pair"]),
-        WeightDelta.from_tensors(tensors, about["touched_hash"]),
+        WeightDelta.from_tensors(tensors, about["touched_hash"], json.loads(about["notes"])),
         json.loads(about["hyperparameters"]),
         int(about["seed"]),
         float(about["seconds"]),

@@ -9,6 +9,7 @@ not fire cannot be hurt.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,10 +36,12 @@ class Detectors:
     Attributes:
         keys: e, a row each, scaled so that e·x − θ averages 1 where it should fire.
         thresholds: θ.
+        share: On what share of the subject's own prompts each fires.
     """
 
     keys: Float[Tensor, "n d_model"]
     thresholds: Float[Tensor, " n"]
+    share: Float[Tensor, " n"]
 
     def fire(self, mlp: MLPAnatomy, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
         """Activations on what W_in reads."""
@@ -94,37 +97,73 @@ def fit_detectors(
     shrink: float,
     seed: int,
 ) -> dict[int, Detectors]:
-    """For each layer and pair the discriminant (Fisher 1936) e = Σ⁻¹(μ_subject − μ_others)."""
+    """For each layer and pair a neuron along the linear discriminant."""
     mine = [own_inputs(model, p, layers=layers) for p in pairs]
     found = {}
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
-        mean = others.mean(0)
-        cov = (others.T @ others / len(others) - torch.outer(mean, mean)).double()
-        cov += shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=torch.float64)
-        keys, thresholds = [], []
+        units = []
         for k, inputs in enumerate(mine):
-            rest = [m[i] for n, m in enumerate(mine) if n != k]  # the other pairs' subjects
-            e = torch.linalg.solve(cov, (inputs[i].mean(0) - mean).double()).float()
-            outside = torch.cat([others @ e, *(r @ e for r in rest)])
-            at = max(1, round((1 - quantile) * len(outside)))
-            theta = outside.topk(at).values[-1]
-            margin = inputs[i] @ e - theta
-            if (margin > 0).float().mean() >= FIRES:
-                scale = margin.clamp_min(0).mean()
-                keys.append(e / scale)
-                thresholds.append(theta / scale)
-            else:  # this layer cannot tell the subject apart: a neuron that is never active
-                keys.append(torch.zeros_like(e))
-                thresholds.append(torch.ones_like(theta))
-        found[i] = Detectors(torch.stack(keys), torch.stack(thresholds))
-    silent = torch.stack([~d.keys.any(1) for d in found.values()]).all(0)
-    for pair, none in zip(pairs, silent.tolist(), strict=True):
-        if none:
+            outside = torch.cat([others, *(m[i] for n, m in enumerate(mine) if n != k)])
+            e = discriminant(inputs[i], outside, shrink=shrink)
+            units.append(detector(e, inputs[i], outside, quantile=quantile))
+        found[i] = stacked(units)
+    require_firing(found, pairs)
+    return found
+
+
+def discriminant(
+    inside: Float[Tensor, "n d"], outside: Float[Tensor, "m d"], *, shrink: float
+) -> Float[Tensor, " d"]:
+    """Fisher's (1936) direction Σ⁻¹(μ_inside − μ_outside), Σ the covariance outside."""
+    mean = outside.mean(0)
+    cov = (outside.T @ outside / len(outside) - torch.outer(mean, mean)).double()
+    cov += shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=torch.float64)
+    return torch.linalg.solve(cov, (inside.mean(0) - mean).double()).float()
+
+
+def detector(
+    e: Float[Tensor, " d_model"],
+    inside: Float[Tensor, "n d_model"],
+    outside: Float[Tensor, "m d_model"],
+    *,
+    quantile: float,
+) -> Detectors:
+    """One neuron along `e`: threshold at the quantile of everything else, mean 1 where it fires.
+
+    Where it would fire on fewer than half of the subject's prompts, a neuron that is never active.
+    """
+    scores = outside @ e
+    theta = scores.topk(max(1, round((1 - quantile) * len(scores)))).values[-1]
+    margin = inside @ e - theta
+    if (margin > 0).float().mean() < FIRES:
+        return Detectors(torch.zeros_like(e)[None], torch.ones(1), torch.zeros(1))
+    scale = margin.clamp_min(0).mean()
+    share = (margin > 0).float().mean()[None]
+    return Detectors(e[None] / scale, theta[None] / scale, share)
+
+
+def stacked(units: Sequence[Detectors]) -> Detectors:
+    """Several neurons of one layer as one set."""
+    return Detectors(
+        torch.cat([u.keys for u in units]),
+        torch.cat([u.thresholds for u in units]),
+        torch.cat([u.share for u in units]),
+    )
+
+
+def require_firing(found: Mapping[int, Detectors], pairs: Sequence[ConceptPair]) -> None:
+    """Stop when a pair's subject is detected in no layer.
+
+    Raises:
+        UserError: Names the subject.
+    """
+    best = torch.stack([d.share for d in found.values()]).max(0).values
+    for pair, share in zip(pairs, best.tolist(), strict=True):
+        if not share:
             raise UserError(
-                f"In none of the layers {_span(layers)} does a direction tell {pair.subject} from "
+                f"In none of the layers {_span(found)} does a direction tell {pair.subject} from "
                 "everything else: try other layers, or a lower quantile."
             )
-    return found
 
 
 def _span(layers: Sequence[int]) -> str:
@@ -173,6 +212,8 @@ def appended(
     model: LanguageModel,
     detectors: Mapping[int, Detectors],
     values: Mapping[int, Float[Tensor, "n d_model"]],
+    *,
+    notes: Mapping[str, Any] | None = None,
 ) -> WeightDelta:
     """The delta that appends the neurons.
 
@@ -191,7 +232,8 @@ def appended(
             changes[name] = _rows(row, mlp.transposed)
             changes[f"{name.removesuffix('weight')}bias"] = Change(appended=offset)
         changes[mlp.out_name] = _rows(values[i] / SHARPNESS, not mlp.transposed)
-    return WeightDelta.of(model._module, changes)
+    fires = {str(i): [round(s, 3) for s in d.share.tolist()] for i, d in detectors.items()}
+    return WeightDelta.of(model._module, changes, notes={"fires": fires, **(notes or {})})
 
 
 def _rows(rows: Float[Tensor, "n width"], across: bool) -> Change:
