@@ -55,6 +55,7 @@ class MLPAnatomy:
         in_module, out_module, gate_module: The same as modules.
         out_envoy: nnsight's handle of W_out: `.input` is h, `.output` is y.
         in_envoy: nnsight's handle of W_in: `.input` is x.
+        gate_envoy: The gate's handle, or None.
         activation: The nonlinearity.
         transposed: The weights are stored (in, out), as GPT-2's `Conv1D` does.
     """
@@ -67,6 +68,7 @@ class MLPAnatomy:
     gate_module: nn.Module | None
     in_envoy: object
     out_envoy: object
+    gate_envoy: object | None
     activation: nn.Module
     transposed: bool
 
@@ -318,6 +320,7 @@ def _dissect(model: LanguageModel) -> Anatomy:
                     out_module=block.get_submodule(last),
                     gate_module=block.get_submodule(gate) if gate else None,
                     in_envoy=_envoy(model, f"{base}.{first}"),
+                    gate_envoy=_envoy(model, f"{base}.{gate}") if gate else None,
                     out_envoy=_envoy(model, f"{base}.{last}"),
                     activation=_attribute(block, activation),
                     transposed=isinstance(block.get_submodule(first), Conv1D),

@@ -14,9 +14,10 @@ from helpers.facts.prompts import Prompt, subject_span
 from helpers.models import LayerAnatomy, anatomy
 from helpers.scoring import encode, rendered
 
-SITES = ("heads", "attention", "neurons", "mlp", "residual")
+SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
 """In the order in which a block computes them: the heads' outputs side by side, what attention
-writes, the MLP's hidden activations, what the MLP writes, the residual stream after the block."""
+writes, what the MLP reads, its hidden activations, what it writes, the residual stream after the
+block."""
 
 Position = Literal["subject", "last"]
 
@@ -29,11 +30,25 @@ def site_value(layer: LayerAnatomy, site: str, batch: int):
     value = {
         "heads": lambda: layer.attention.input,
         "attention": lambda: layer.attention_write.output,
+        "mlp_in": lambda: _mlp_input(layer),
         "neurons": lambda: layer.mlp.out_envoy.input,
         "mlp": lambda: layer.mlp_write.output,
         "residual": lambda: layer.block.output,
     }[site]()
     return value.view(batch, -1, value.shape[-1])
+
+
+def _mlp_input(layer: LayerAnatomy):
+    """What W_in and the gate read; a gate reads first, and both read the same tensor.
+
+    Without a gate it is a copy: blocks that normalise last (OPT-350m) add the tensor itself to
+    what the MLP writes.
+    """
+    if layer.mlp.gate_envoy is not None:
+        return layer.mlp.gate_envoy.input
+    value = layer.mlp.in_envoy.input.clone()
+    layer.mlp.in_envoy.input = value
+    return value
 
 
 def check_sites(sites: Sequence[str]) -> list[str]:

@@ -1,0 +1,309 @@
+"""Encode, select and decode through the active latents only.
+
+Few latents of a vector are active, so everything but the encoder's product is a sum over pairs
+(vector, latent). The pairs of a batch are a `Code`; reading and writing with gradients go through
+`embedding_bag`, whose sums run over stretches of memory: decoding gathers rows of W_dec, and a
+latent's gradient gathers the vectors on which it was active, after sorting the pairs by latent.
+The encoder's product is made in blocks of rows that stay in the processor's cache until the few
+largest have been picked, so no (batch, dictionary) tensor is ever kept. All of it is plain PyTorch.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK_BYTES = 16 << 20  # a block of pre-activations: large for the product, small for the cache
+GROUP = 4  # members of a group in the staged selection
+PLAIN = 256  # rows this short are sorted out by `topk` itself
+DENSE = 1 / 32  # from this share of active pairs a dense product is faster
+CANDIDATES = 4  # a threshold's guess may let through so many times what is wanted
+
+_bag = torch.nn.functional.embedding_bag
+_weight_gradient = torch.ops.aten._embedding_bag_per_sample_weights_backward
+
+
+class Code:
+    """The active pairs of a batch, sorted by bag; a bag is a vector, or a part of one.
+
+    Attributes:
+        pre: (m,) pre-activation of each pair, without gradient.
+        latents: (m,) its latent, int32.
+        bags: (m,) its bag, int32, ascending.
+        n: Vectors.
+        d_sae: Latents.
+        parts: Bags per vector, 1 but for Matryoshka.
+    """
+
+    dense = False
+
+    def __init__(
+        self,
+        pre: Float[Tensor, " m"],
+        latents: Int[Tensor, " m"],
+        bags: Int[Tensor, " m"],
+        *,
+        n: int,
+        d_sae: int,
+        parts: int = 1,
+    ):
+        """Pairs as they were selected."""
+        self.pre, self.latents, self.bags = pre, latents.int(), bags.int()
+        self.n, self.d_sae, self.parts = n, d_sae, parts
+        self._by_latent: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def bounds(self) -> Int[Tensor, " bags"]:
+        """Where each bag begins."""
+        return _starts(self.bags, self.n * self.parts)
+
+    @property
+    def by_latent(self) -> tuple[Int[Tensor, " m"], Int[Tensor, " d_sae"]]:
+        """The pairs' order by latent, and where each latent begins in it."""
+        if self._by_latent is None:
+            order = torch.sort(self.latents).indices
+            self._by_latent = order, _starts(self.latents, self.d_sae)
+        return self._by_latent
+
+    def per_pair(self, of_latent: Float[Tensor, " d_sae"]) -> Float[Tensor, " m"]:
+        """A number of each latent, at each pair; differentiable."""
+        return _Spread.apply(of_latent, self.latents)
+
+    def fired(self, values: Float[Tensor, " m"]) -> Int[Tensor, " d_sae"]:
+        """On how many vectors each latent is positive."""
+        return torch.bincount(self.latents[values > 0], minlength=self.d_sae)
+
+    def split(self, widths: tuple[int, ...]) -> "Code":
+        """The same pairs with a bag for every vector and nested part of the dictionary."""
+        ends = torch.tensor(widths, device=self.latents.device, dtype=self.latents.dtype)
+        part = torch.bucketize(self.latents, ends, right=True)
+        bags, order = torch.sort(self.bags * len(widths) + part, stable=True)
+        return Code(
+            self.pre[order],
+            self.latents[order],
+            bags,
+            n=self.n,
+            d_sae=self.d_sae,
+            parts=len(widths),
+        )
+
+
+class DenseCode:
+    """The same for a batch in which too many latents are active: pairs are a whole matrix.
+
+    Attributes:
+        active: (n, d_sae) 1 where a pair is active, else 0.
+    """
+
+    dense = True
+    parts = 1
+
+    def __init__(self, active: Float[Tensor, "n d_sae"]):
+        """Pairs as a mask."""
+        self.active = active
+        self.n, self.d_sae = active.shape
+
+    def per_pair(self, of_latent: Float[Tensor, " d_sae"]) -> Float[Tensor, "1 d_sae"]:
+        """A number of each latent, to be broadcast over vectors."""
+        return of_latent[None]
+
+    def fired(self, values: Float[Tensor, "n d_sae"]) -> Int[Tensor, " d_sae"]:
+        """On how many vectors each latent is positive."""
+        return (values > 0).sum(0)
+
+
+def read(
+    x: Float[Tensor, "n d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+    code: Code | DenseCode,
+) -> Float[Tensor, " m"]:
+    """Pre-activations of the code's pairs, with gradients to `encoder` and `bias`."""
+    if code.dense:
+        return torch.addmm(bias, x, encoder.T) * code.active
+    return _Read.apply(x, encoder, bias, code)
+
+
+def write(
+    values: Float[Tensor, " m"],
+    W_dec: Float[Tensor, "d_sae d_out"],
+    bias: Float[Tensor, " d_out"],
+    code: Code | DenseCode,
+) -> Float[Tensor, "bags d_out"]:
+    """What each bag's latents write together; the bias is added to every first bag of a vector."""
+    if code.dense:
+        return torch.addmm(bias, values, W_dec)
+    return _Write.apply(values, W_dec, bias, code)
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, encoder, bias, code):
+        ctx.save_for_backward(x)
+        ctx.code = code
+        return code.pre.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,), code = ctx.saved_tensors, ctx.code
+        order, starts = code.by_latent
+        vectors = code.bags // code.parts if code.parts > 1 else code.bags
+        d_encoder = _bag(
+            vectors[order], x, starts, mode="sum", per_sample_weights=gradient[order].contiguous()
+        )
+        return None, d_encoder, _sum_by(gradient, code.latents, code.d_sae), None
+
+
+class _Write(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, W_dec, bias, code):
+        values = values.contiguous()
+        ctx.save_for_backward(values, W_dec)
+        ctx.code, ctx.bounds = code, code.bounds
+        out = _bag(code.latents, W_dec, ctx.bounds, mode="sum", per_sample_weights=values)
+        out[:: code.parts] += bias
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (values, W_dec), code = ctx.saved_tensors, ctx.code
+        gradient = gradient.contiguous()
+        d_values = _weight_gradient(
+            gradient, W_dec, code.latents, ctx.bounds, code.bags, 0, -1
+        )  # each pair's row of W_dec times its bag's gradient
+        order, starts = code.by_latent
+        d_rows = _bag(
+            code.bags[order], gradient, starts, mode="sum", per_sample_weights=values[order]
+        )
+        return d_values, d_rows, gradient[:: code.parts].sum(0), None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, of_latent, latents):
+        ctx.save_for_backward(latents)
+        ctx.d_sae = len(of_latent)
+        return of_latent[latents]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (latents,) = ctx.saved_tensors
+        return _sum_by(gradient, latents, ctx.d_sae), None
+
+
+def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    return torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, index, values)
+
+
+def _starts(index: Tensor, size: int) -> Tensor:
+    """Where each of `size` values would begin among `index`, sorted."""
+    counts = torch.bincount(index, minlength=size)
+    return (counts.cumsum(0) - counts).int()
+
+
+def pre_blocks(
+    x: Float[Tensor, "n d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
+    """Pre-activations in blocks of rows; each block is overwritten by the next.
+
+    Yields:
+        The first row, and the block.
+    """
+    step = max(64, BLOCK_BYTES // (4 * len(encoder)))
+    room = x.new_empty(min(step, len(x)), len(encoder))
+    for start in range(0, len(x), step):
+        rows = x[start : start + step]
+        yield start, torch.addmm(bias, rows, encoder.T, out=room[: len(rows)])
+
+
+def top_k(pre: Float[Tensor, "n width"], k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and where they are, in no order, without looking at all twice.
+
+    The k largest lie in the k groups with the largest maxima; those groups are found the same way,
+    and only their members are compared.
+    """
+    n, width = pre.shape
+    if width <= max(PLAIN, 2 * GROUP * k) or width % GROUP:
+        return pre.topk(k, dim=1, sorted=False)
+    groups = pre.view(n, GROUP, width // GROUP)  # members of a group lie width / GROUP apart
+    best = top_k(groups.amax(1), k)[1]
+    members = (best[:, None] + _strides(width, pre.device)).view(n, -1)
+    top = pre.gather(1, members).topk(k, dim=1, sorted=False)
+    return top.values, members.gather(1, top.indices)
+
+
+def _strides(width: int, device) -> Int[Tensor, "GROUP 1"]:
+    return torch.arange(0, width, width // GROUP, device=device)[:, None]
+
+
+def pick_top(x, encoder, bias, k: int) -> Code:
+    """Each vector's k largest pre-activations."""
+    found = [top_k(block, k) for _, block in pre_blocks(x, encoder, bias)]
+    values, latents = (torch.cat(t).flatten() for t in zip(*found, strict=True))
+    bags = torch.arange(len(x), device=x.device, dtype=torch.int32).repeat_interleave(k)
+    return Code(values, latents, bags, n=len(x), d_sae=len(encoder))
+
+
+def pick_above(
+    x: Float[Tensor, "n d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+    threshold: float | Float[Tensor, " d_sae"] = 0.0,
+) -> Code | DenseCode:
+    """All pre-activations above a threshold, one for all latents or one for each."""
+    offset = bias - threshold
+    limit = int(DENSE * len(x) * len(encoder))
+    parts, total = [], 0
+    for start, block in pre_blocks(x, encoder, offset):
+        rows, latents = _positive(block)
+        total += len(rows)
+        if total > limit:
+            pre = torch.addmm(offset, x, encoder.T)
+            return DenseCode((pre > 0).to(x.dtype))
+        parts.append((block[rows, latents], latents, rows + start))
+    values, latents, bags = (torch.cat(t) for t in zip(*parts, strict=True))
+    back = threshold[latents] if isinstance(threshold, Tensor) else threshold
+    return Code(values + back, latents, bags, n=len(x), d_sae=len(encoder))
+
+
+def _positive(block: Float[Tensor, "n width"]) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the positive entries, by row; whole groups without any are skipped."""
+    n, width = block.shape
+    if width % GROUP:
+        return (block > 0).nonzero().unbind(1)
+    group_max = block.view(n, GROUP, width // GROUP).amax(1)
+    rows, columns = (group_max > 0).nonzero().unbind(1)
+    members = columns[:, None] + _strides(width, block.device)[:, 0]  # (hits, GROUP)
+    hit, member = (block[rows[:, None], members] > 0).nonzero().unbind(1)
+    return rows[hit], members[hit, member]
+
+
+def pick_batch_top(x, encoder, bias, k: int, guess: float) -> tuple[Code, float]:
+    """The k · n largest pre-activations of the batch, and the smallest of them.
+
+    Args:
+        x: (n, d_in).
+        encoder: (d_sae, d_in).
+        bias: (d_sae,).
+        k: How many per vector on average.
+        guess: A threshold that lets through more than that, but not many times more: the last
+            batch's, lowered; minus infinity for the first batch.
+    """
+    wanted = k * len(x)
+    code = None
+    if guess > 0:
+        code = pick_above(x, encoder, bias, guess)
+    if code is None or code.dense or len(code.pre) < wanted:
+        # No usable guess: the k · n largest are among each row's CANDIDATES · k largest, unless a
+        # row has more, which the first batches of a fresh dictionary do not.
+        code = pick_top(x, encoder, bias, min(CANDIDATES * k, len(encoder)))
+    if len(code.pre) > wanted:
+        keep = code.pre.topk(wanted, sorted=False).indices.sort().values
+        code = Code(code.pre[keep], code.latents[keep], code.bags[keep], n=code.n, d_sae=code.d_sae)
+    return code, float(code.pre.min())
+
+
+Selection = Callable[[Float[Tensor, "n d_in"]], Code | DenseCode]

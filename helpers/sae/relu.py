@@ -1,0 +1,59 @@
+"""ReLU with an L1 loss (Bricken et al. 2023, Cunningham et al. 2023)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from helpers.errors import UserError
+from helpers.sae.base import SAE, SAEConfig
+from helpers.sae.kernels import Code, DenseCode, pick_above, read, write
+from helpers.sae.losses import Losses
+
+
+class ReLU(SAE):
+    """Every positive pre-activation stays; their sum is paid for.
+
+    The decoder's rows have norm 1, so that latents cannot shrink to make it cheap.
+    """
+
+    def __init__(self, cfg: SAEConfig):
+        """As `SAE`.
+
+        Raises:
+            UserError: No sparsity loss is given.
+        """
+        super().__init__(cfg)
+        if cfg.sparsity <= 0:
+            raise UserError(f"An SAE of kind '{cfg.architecture}' needs a sparsity above 0.")
+
+    def activate(self, pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+        """max(pre, 0)."""
+        return pre.relu()
+
+    def latent(self, x: Float[Tensor, "n d_in"], index: int) -> Float[Tensor, " n"]:
+        """One latent of each vector."""
+        return (x @ self.encoder[index] + self.b_enc[index]).relu()
+
+    def select(self, x: Float[Tensor, "n d_in"]) -> Code | DenseCode:
+        """All positive ones."""
+        return pick_above(x, self.encoder, self.b_enc)
+
+    def loss(
+        self,
+        x: Float[Tensor, "n d_in"],
+        y: Float[Tensor, "n d_out"],
+        *,
+        dead: Int[Tensor, " d"] | None = None,
+        progress: float = 1.0,
+    ) -> Losses:
+        """Mean of ‖y − ŷ‖² + λ Σ z; dead latents have no loss of their own here."""
+        with torch.no_grad():
+            code = self.select(x)
+        values = read(x, self.encoder, self.b_enc, code).relu()
+        error = y - write(values, self.W_dec, self.b_dec, code)
+        mse = error.square().sum(1).mean()
+        return Losses(
+            total=mse + progress * self.cfg.sparsity * values.sum() / len(x),
+            mse=mse,
+            fired=code.fired(values.detach()),
+        )

@@ -1,0 +1,90 @@
+"""Run the model with an activation replaced by what an SAE makes of it, and see what it costs."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.batching import BATCH_TOKENS
+from helpers.models import anatomy, final_norm, unembed
+from helpers.scoring import LOGIT_ROWS
+from helpers.tracing.states import check_sites, site_value
+
+Replacement = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]]
+
+
+@torch.inference_mode()
+def spliced_losses(
+    model: LanguageModel,
+    tokens: Int[Tensor, "n t"],
+    replacements: Mapping[str, Replacement],
+    *,
+    layer: int,
+    site: str,
+    target: str = "",
+    first: int = 1,
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Loss of each sequence when one activation is replaced, for several replacements.
+
+    Blocks below the layer run once: they are the same for all replacements.
+
+    Args:
+        model: Any model of a known family.
+        tokens: Text to predict.
+        replacements: Name → function of the activations at `site` that gives those to put at
+            `target`, vectors in rows.
+        layer: Which block.
+        site: What is read, one of `helpers.tracing.SITES`.
+        target: What is replaced; the same site by default.
+        first: Positions before this one keep what they are. The first token, to which attention
+            turns when it has nowhere to look, is unlike all others and SAEs are not trained on it.
+
+    Returns:
+        For `original` and each replacement the mean loss of every sequence, in nats a token.
+
+    Raises:
+        UserError: There is no such layer or site.
+    """
+    parts = anatomy(model)
+    layer = parts.check_layer(layer)
+    target = target or site
+    check_sites([site, target])
+    last = parts.layers[-1].block
+    found: dict[str, list] = {name: [] for name in ("original", *replacements)}
+    for ids in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
+        with model.trace(ids) as tracer:
+            below = parts.layers[layer - 1].block.output.clone().save() if layer else None
+            final = last.output.save()
+            tracer.stop()
+        found["original"].append(_losses(model, ids, final))
+        for name, replace in replacements.items():
+            with model.trace(ids) as tracer:
+                for i in range(layer):
+                    parts.layers[i].block.skip(below.clone())
+                read = site_value(parts.layers[layer], site, len(ids))
+                new = replace(read.flatten(0, 1)).unflatten(0, read.shape[:2])
+                written = site_value(parts.layers[layer], target, len(ids))
+                written[:, first:] = new[:, first:].to(written)
+                final = last.output.save()
+                tracer.stop()
+            found[name].append(_losses(model, ids, final))
+    return {name: np.concatenate(losses) for name, losses in found.items()}
+
+
+def _losses(
+    model: LanguageModel, ids: Int[Tensor, "b t"], residual: Float[Tensor, "b t d_model"]
+) -> Float[np.ndarray, " b"]:
+    """Mean loss of each sequence, from the residual stream after the last block."""
+    residual = residual.view(*ids.shape, -1)  # OPT flattens batch and time
+    rows = max(1, LOGIT_ROWS // ids.shape[1])
+    out = []
+    for states, wanted in zip(residual[:, :-1].split(rows), ids[:, 1:].split(rows), strict=True):
+        logits = unembed(model, final_norm(model, states)).float()
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), wanted.flatten().to(logits.device), reduction="none"
+        )
+        out.append(loss.view(wanted.shape).mean(1).double().cpu())
+    return torch.cat(out).numpy()
