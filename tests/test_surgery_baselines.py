@@ -1,6 +1,5 @@
 """Each baseline edit against the property that defines it."""
 
-import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
@@ -9,12 +8,12 @@ from helpers.covariance import key_covariance, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
-from helpers.methods import Unlearning, WeightDelta, unlearn
+from helpers.methods import Change, Unlearning, WeightDelta, unlearn
 from helpers.methods.contrast import contrast, states_at, subject_prompts
+from helpers.methods.folding import folding_gap, intervened_logits
 from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
 from helpers.methods.value import ValueSettings, forgetting_value
 from helpers.models import anatomy, model_hash
-from helpers.scoring import answer_probability
 from helpers.tracing import Patch, capture, run_patched
 from helpers.tracing.patching import logits_of
 
@@ -298,11 +297,34 @@ def test_bad_input_is_told_in_one_sentence(tiny_model):
             unlearn(model, pair, name, **bad)
 
 
-def test_folded_edit_equals_the_intervention(tiny_model):
-    """ΔW as an nnsight intervention that adds ΔW k to what W_out writes gives the same logits."""
-    model, pair = tiny_model(), own_pair()
-    unlearning = unlearn(model, pair, "mean_difference", form="values", layers=(1,))
-    assert isinstance(unlearning.delta, WeightDelta)
-    p = answer_probability(model, [PROMPT])
-    with unlearning.applied(model):
-        assert not np.allclose(answer_probability(model, [PROMPT]), p, atol=0)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["neurons", "mean_difference", "leace", "knowledge_neurons"])
+def test_folded_edit_equals_the_intervention(tiny_model, family, name):
+    """The edit as weights, and computed beside the unedited model by nnsight: the same logits."""
+    model, pair = tiny_model(family), own_pair()
+    how = {"layers": (0, 1)} if name in ("mean_difference", "leace") else {}
+    unlearning = unlearn(model, pair, name, **(how or {"n": 9} if name == "neurons" else how))
+    ids = model.tokenizer(PROMPT).input_ids
+    with torch.inference_mode():
+        before = model._module(torch.tensor([ids])).logits[0]
+    assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-4)
+    assert folding_gap(model, unlearning, [PROMPT, "w7 w8"]) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_appended_neurons_equal_the_intervention(tiny_model, family):
+    model = tiny_model(family)
+    mlp = anatomy(model).layers[1].mlp
+    draw = torch.Generator().manual_seed(0)
+    rows, columns = (torch.randn(2, 16, generator=draw) for _ in range(2))
+    axis = 1 if mlp.transposed else 0
+    changes = {mlp.out_name: Change(appended=columns if axis else columns.T, axis=1 - axis)}
+    for name in (n for n in (mlp.in_name, mlp.gate_name) if n):
+        changes[name] = Change(appended=rows.T if axis else rows, axis=axis)
+        changes[name.replace("weight", "bias")] = Change(appended=torch.tensor([0.3, -0.2]))
+    unlearning = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    ids = model.tokenizer(PROMPT).input_ids
+    with torch.inference_mode():
+        before = model._module(torch.tensor([ids])).logits[0]
+    assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-2)
+    assert folding_gap(model, unlearning, [PROMPT]) < 1e-4
