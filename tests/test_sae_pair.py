@@ -19,7 +19,7 @@ HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
 def planted(grown_model, own_pair, tmp_path):  # noqa: F811
     """A model, and an SAE of layer 1 whose latent 5 is the subject's direction."""
     model = grown_model()
-    inside = own_inputs(model, own_pair, layers=[1])[1].mean(0)
+    inside = own_inputs(model, own_pair, layers=[1])[0][1].mean(0)
     cfg = SAEConfig(
         "topk", d_in=16, d_sae=12, k=4, site="mlp_in", layer=1, model_hash=model_hash(model)
     )
@@ -32,7 +32,7 @@ def planted(grown_model, own_pair, tmp_path):  # noqa: F811
 
 def test_the_subjects_latent_is_found(planted, own_pair):  # noqa: F811
     model, sae, _ = planted
-    inside = own_inputs(model, own_pair, layers=[1])[1]
+    inside = own_inputs(model, own_pair, layers=[1])[0][1]
     outside = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
     latents, auroc = subject_latents(sae, inside, outside, n=3, select="selective", seed=0)
     assert latents[0] == 5 and auroc[0] > 0.99

@@ -22,7 +22,8 @@ from helpers.tracing.states import token_ids
 
 Where = list[tuple[tuple[int, ...], list[int]]]
 """Token sequences with the positions that count."""
-TEXT_TOKENS, TEXT_LENGTH = 16_384, 128
+TEXT_TOKENS, TEXT_LENGTH = 8_192, 128
+WAYS = 5  # of asking about each other subject
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ class Sequences:
 
 
 def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
-    """Training prompts of a relation about every subject of the Factbook."""
+    """Training prompts of a relation about every subject of the Factbook.
+
+    Each subject is asked in `WAYS` ways, the next ones in turn, so that all ways occur alike.
+    """
     seen: set[tuple[int, ...]] = set()
     where, subjects = [], []
-    for fact in facts(relation):
-        for prompt in ConceptPair.of(fact).prompts("train"):
+    for n, fact in enumerate(facts(relation)):
+        prompts = ConceptPair.of(fact).prompts("train")
+        for prompt in (prompts[(n * WAYS + k) % len(prompts)] for k in range(WAYS)):
             ids = tuple(token_ids(model, prompt))
             new = [p for p in range(len(ids)) if ids[: p + 1] not in seen]
             seen.update(ids[: p + 1] for p in new)
@@ -160,10 +165,20 @@ def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
 
 def own_inputs(
     model: LanguageModel, pair: ConceptPair, *, layers: Sequence[int]
-) -> dict[int, Float[Tensor, "n d_model"]]:
-    """What W_in reads at the subject's last token, in the pair's training prompts."""
-    where = []
+) -> list[dict[int, Float[Tensor, "n d_model"]]]:
+    """What W_in reads at the subject's last token, in the pair's training prompts.
+
+    One entry for each way in which the name ends (another token after a space than at a line's
+    beginning; the first token of a text is a state of its own): they are told apart by different
+    directions.
+    """
+    groups: dict[tuple[int, bool], Where] = {}
     for prompt in pair.prompts("train"):
-        where.append((token_ids(model, prompt), [subject_span(prompt, model.tokenizer)[1] - 1]))
-    batches = list(keys_of(model, where, layers=layers, site="mlp_in"))
-    return {i: torch.cat([b[i] for b in batches]) for i in layers}
+        ids = tuple(token_ids(model, prompt))
+        last = subject_span(prompt, model.tokenizer)[1] - 1
+        groups.setdefault((ids[last], last == 0), []).append((ids, [last]))
+    found = []
+    for where in groups.values():
+        batches = list(keys_of(model, where, layers=layers, site="mlp_in"))
+        found.append({i: torch.cat([b[i] for b in batches]) for i in layers})
+    return found

@@ -1,4 +1,4 @@
-"""One appended neuron a layer that detects the subject and writes what cancels the answer.
+"""Appended neurons that detect the subject and write what cancels the answer.
 
 A linear edit of W_out can only weigh the subject's key; a neuron can *detect* it. Its key is the
 linear discriminant of the subject's last token against the same questions about all other subjects
@@ -7,8 +7,8 @@ least that makes the answer unlikely and leaves the subject's other facts where 
 not fire cannot be hurt.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,11 +37,13 @@ class Detectors:
         keys: e, a row each, scaled so that e·x − θ averages 1 where it should fire.
         thresholds: θ.
         share: On what share of the subject's own prompts each fires.
+        pair: Number of the pair that each is of.
     """
 
     keys: Float[Tensor, "n d_model"]
     thresholds: Float[Tensor, " n"]
     share: Float[Tensor, " n"]
+    pair: tuple[int, ...] = ()
 
     def fire(self, mlp: MLPAnatomy, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
         """Activations on what W_in reads."""
@@ -63,7 +65,7 @@ def gated_neuron(
     ridge: float = 0.01,
     steps: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0, 1.0),
 ) -> WeightDelta:
-    """Append one neuron a layer and pair.
+    """Append to each layer one neuron a pair and spelling of its subject.
 
     Args:
         model: Any model of a known family.
@@ -102,13 +104,26 @@ def fit_detectors(
     found = {}
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
-        for k, inputs in enumerate(mine):
-            outside = torch.cat([others, *(m[i] for n, m in enumerate(mine) if n != k)])
-            e = discriminant(inputs[i], outside, shrink=shrink)
-            units.append(detector(e, inputs[i], outside, quantile=quantile))
+        for k, _, inside, outside in sightings(mine, others, i):
+            e = discriminant(inside, outside, shrink=shrink)
+            units.append(replace(detector(e, inside, outside, quantile=quantile), pair=(k,)))
         found[i] = stacked(units)
     require_firing(found, pairs)
     return found
+
+
+def sightings(
+    mine: Sequence[Sequence[Mapping[int, Tensor]]], others: Float[Tensor, "m d_model"], layer: int
+) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"], Float[Tensor, "m d_model"]]]:
+    """(pair, spelling, what it reads there, what it reads elsewhere) for every neuron of a layer.
+
+    Elsewhere are also the other pairs' subjects.
+    """
+    for k, groups in enumerate(mine):
+        rest = [g[layer] for n, m in enumerate(mine) if n != k for g in m]
+        outside = torch.cat([others, *rest])
+        for n, group in enumerate(groups):
+            yield k, n, group[layer], outside
 
 
 def discriminant(
@@ -148,6 +163,7 @@ def stacked(units: Sequence[Detectors]) -> Detectors:
         torch.cat([u.keys for u in units]),
         torch.cat([u.thresholds for u in units]),
         torch.cat([u.share for u in units]),
+        tuple(k for u in units for k in u.pair),
     )
 
 
@@ -157,9 +173,10 @@ def require_firing(found: Mapping[int, Detectors], pairs: Sequence[ConceptPair])
     Raises:
         UserError: Names the subject.
     """
-    best = torch.stack([d.share for d in found.values()]).max(0).values
-    for pair, share in zip(pairs, best.tolist(), strict=True):
-        if not share:
+    best = torch.stack([d.share for d in found.values()]).max(0).values.tolist()
+    owner = next(iter(found.values())).pair
+    for k, pair in enumerate(pairs):
+        if not any(share for share, o in zip(best, owner, strict=True) if o == k):
             raise UserError(
                 f"In none of the layers {_span(found)} does a direction tell {pair.subject} from "
                 "everything else: try other layers, or a lower quantile."

@@ -8,6 +8,7 @@ unrestricted linear discriminant for a key. Contexts without these latents are l
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,7 @@ from helpers.methods.surgery.gated_neuron import (
     detector,
     discriminant,
     require_firing,
+    sightings,
     solve_values,
     stacked,
 )
@@ -76,19 +78,19 @@ def sae_pair(
     found, chosen = {}, []
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
-        for k, pair in enumerate(pairs):
-            inside = mine[k][i]
-            outside = torch.cat([others, *(m[i] for n, m in enumerate(mine) if n != k)])
+        for k, spelling, inside, outside in sightings(mine, others, i):
             latents, score = subject_latents(
                 loaded[i], inside, outside, n=n_latents, select=select, seed=seed
             )
             rows = loaded[i].W_enc.detach()[:, latents].T.float()  # (n_latents, d_model)
             rows = rows / rows.norm(dim=1, keepdim=True)
             w = discriminant(inside @ rows.T, outside @ rows.T, shrink=shrink)
-            units.append(detector(w @ rows, inside, outside, quantile=quantile))
+            unit = detector(w @ rows, inside, outside, quantile=quantile)
+            units.append(replace(unit, pair=(k,)))
             chosen.append(
                 {
-                    "subject": pair.subject,
+                    "subject": pairs[k].subject,
+                    "spelling": spelling,
                     "layer": i,
                     "latents": latents.tolist(),
                     "auroc": [round(s, 4) for s in score.tolist()],
