@@ -10,21 +10,20 @@ import inspect
 import json
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnsight import LanguageModel
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from helpers.artifacts import atomic_path, read_tensors, versions, write_tensors
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.delta import WeightDelta, touched_hash
+from helpers.methods.delta import Kept, WeightDelta, keep, put_back, touched_hash
 from helpers.models import model_hash
 
 FORMAT = "llm-unlearning/1"
@@ -38,11 +37,13 @@ class Method:
         name: What users call it.
         family: `surgery`, `training`, `inference` or `control`.
         function: (model, pair, *, seed, hyperparameters) → WeightDelta.
+        many: The function takes a list of pairs instead, and solves for all of them at once.
     """
 
     name: str
     family: str
     function: Callable[..., WeightDelta]
+    many: bool = False
 
     def hyperparameters(self) -> dict[str, Any]:
         """Names and defaults of its hyperparameters."""
@@ -55,11 +56,11 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, *, family: str) -> Callable:
-    """Register a function as the method `name`."""
+def method(name: str, *, family: str, many: bool = False) -> Callable:
+    """Register a function as the method `name`; `many` if it takes a list of pairs."""
 
     def register(function: Callable[..., WeightDelta]) -> Callable[..., WeightDelta]:
-        METHODS[name] = Method(name, family, function)
+        METHODS[name] = Method(name, family, function, many)
         return function
 
     return register
@@ -71,7 +72,7 @@ class Unlearning:
 
     Attributes:
         method: Its name.
-        pair: Subject, target and relation.
+        pair: Subject, target and relation; a list of them where several were solved together.
         delta: The change.
         hyperparameters: As used.
         seed: As used.
@@ -80,7 +81,7 @@ class Unlearning:
     """
 
     method: str
-    pair: dict[str, str]
+    pair: dict[str, str] | list[dict[str, str]]
     delta: WeightDelta
     hyperparameters: dict[str, Any]
     seed: int
@@ -94,33 +95,41 @@ class Unlearning:
             UserError: It is applied already, or the weights are not those it was made for.
         """
         stack = _APPLIED.setdefault(model._module, [])
-        if any(u is self for u, _ in stack):
+        if any(entry.edit is self for entry in stack):
             raise UserError(f"This edit ({self.method}) is applied already: revert it first.")
-        stack.append((self, self.delta.add_to(model._module)))
+        stack.append(_Applied(self, self.delta.add_to(model._module)))
 
     def revert(self, model: LanguageModel) -> None:
         """Give the weights back as they were, bit by bit.
 
+        Edits applied after this one stay: they are taken off, and put on again without it.
+
         Raises:
-            UserError: It is not applied, or another one was applied after it.
+            UserError: It is not applied, or a later edit widened what this one did.
         """
-        stack = _APPLIED.get(model._module, [])
-        if not any(u is self for u, _ in stack):
+        stack, module = _APPLIED.get(model._module, []), model._module
+        place = next((i for i, entry in enumerate(stack) if entry.edit is self), None)
+        if place is None:
             raise UserError(f"This edit ({self.method}) is not applied to this model.")
-        if stack[-1][0] is not self:
-            raise UserError(f"Revert the edits applied after this one ({self.method}) first.")
-        _, originals = stack.pop()
-        _put(model, originals)
+        later = [entry.edit for entry in stack[place + 1 :]]
+        for entry in reversed(stack[place:]):
+            put_back(module, entry.before)
+        del stack[place:]
+        for edit in later:
+            stack.append(_Applied(edit, edit.delta.add_to(module, anywhere=True)))
 
     @contextlib.contextmanager
     def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
         """The model with the edit, for the length of a `with` block; restored and proved after."""
+        others = applied_to(model)
+        before = touched_hash(model._module, self.delta.changes)
         self.apply(model)
         try:
             yield model
         finally:
             self.revert(model)
-            if touched_hash(model._module, self.delta.changes) != self.delta.touched_hash:
+            same = applied_to(model) == others
+            if same and touched_hash(model._module, self.delta.changes) != before:
                 raise RuntimeError("the weights did not come back")
 
     def save(self, path: str | Path) -> None:
@@ -134,6 +143,9 @@ class Unlearning:
             "seconds": repr(self.seconds),
             "base_hash": self.base_hash,
             "touched_hash": self.delta.touched_hash,
+            "rank": str(max(c.rank for c in self.delta.changes.values())),
+            "norm": repr(self.delta.norm()),
+            "notes": json.dumps(self.delta.notes),
             "versions": json.dumps(versions()),
         }
         write_tensors(path, self.delta.tensors(), about)
@@ -146,9 +158,15 @@ class Unlearning:
             model: The base model; only its layout is read.
 
         Raises:
-            UserError: A changed tensor is not a linear layer's weight.
+            UserError: The edit appends neurons, or a changed tensor is not a linear layer's weight.
         """
         from peft import LoraConfig
+
+        if self.delta.widens:
+            raise UserError(
+                f"This edit ({self.method}) appends neurons, and an adapter cannot widen a layer: "
+                "use save() for a patch, or helpers.methods.save_widened for a whole model."
+            )
 
         tensors, ranks, transposed = {}, {}, set()
         for name, change in self.delta.changes.items():
@@ -178,13 +196,30 @@ class Unlearning:
         with atomic_path(Path(folder) / "adapter_model.safetensors") as temporary:
             save_file(tensors, temporary)
 
+    def compressed(self, rank: int, dtype: torch.dtype = torch.float16) -> "Unlearning":
+        """The same edit with each matrix's change cut to `rank`, numbers stored as `dtype`.
+
+        Raises:
+            UserError: The rank is not positive.
+        """
+        return replace(self, delta=self.delta.compressed(rank, dtype))
+
     def report(self, model: LanguageModel) -> dict[str, Any]:
         """What changed: tensors with rank and norm, size, time, and where it comes from."""
         return {
             **{k: v for k, v in vars(self).items() if k != "delta"},
+            "notes": self.delta.notes,
             "bytes": self.delta.size(),
             "tensors": self.delta.measures(model._module),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class _Applied:
+    """An edit on a model, and what its tensors were before."""
+
+    edit: Unlearning
+    before: dict[str, Kept]
 
 
 _APPLIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -192,32 +227,26 @@ _APPLIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 def applied_to(model: LanguageModel) -> list[Unlearning]:
     """The edits that the model carries, in the order they were applied."""
-    return [u for u, _ in _APPLIED.get(model._module, [])]
+    return [entry.edit for entry in _APPLIED.get(model._module, [])]
 
 
 @contextlib.contextmanager
 def original(model: LanguageModel) -> Iterator[LanguageModel]:
     """The model without any edit, for the length of a `with` block."""
-    before: dict[str, Tensor] = {}
-    for _, originals in reversed(_APPLIED.get(model._module, [])):
-        before |= originals
-    edited = {name: model._module.get_parameter(name).detach().clone() for name in before}
-    _put(model, before)
+    before: dict[str, Kept] = {}
+    for entry in reversed(_APPLIED.get(model._module, [])):
+        before |= entry.before
+    edited = keep(model._module, before)
+    put_back(model._module, before)
     try:
         yield model
     finally:
-        _put(model, edited)
-
-
-def _put(model: LanguageModel, tensors: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            model._module.get_parameter(name).copy_(tensor)
+        put_back(model._module, edited)
 
 
 def unlearn(
     model: LanguageModel,
-    pair: ConceptPair,
+    pair: ConceptPair | Sequence[ConceptPair],
     method: str = "neurons",
     *,
     seed: int = 0,
@@ -227,13 +256,14 @@ def unlearn(
 
     Args:
         model: Any model of a known family.
-        pair: What to forget.
+        pair: What to forget; several pairs at once where the method solves for them together.
         method: A name in `METHODS`.
         seed: Seed of everything random.
         **hyperparameters: The method's own, checked against its signature.
 
     Raises:
-        UserError: There is no such method or hyperparameter, or the edit would change nothing.
+        UserError: There is no such method or hyperparameter, the model does not know the pair, the
+            method takes one pair at a time, or the edit would change nothing.
     """
     if method not in METHODS:
         raise UserError(f"There is no method '{method}'{_hint(method, list(METHODS))}.")
@@ -244,12 +274,22 @@ def unlearn(
             raise UserError(
                 f"The method '{method}' has no hyperparameter '{name}'{_hint(name, list(known))}."
             )
+    pairs = [pair] if isinstance(pair, ConceptPair) else list(pair)
+    if not pairs:
+        raise UserError("There is no pair to forget: give at least one.")
+    if len(pairs) > 1 and not entry.many:
+        together = ", ".join(n for n, m in METHODS.items() if m.many)
+        raise UserError(
+            f"The method '{method}' forgets one pair at a time: make one edit after another, or "
+            f"use one that solves for several at once ({together})."
+        )
     base = model_hash(model)
     started = time.perf_counter()
-    delta = entry.function(model, pair, seed=seed, **hyperparameters)
+    delta = entry.function(model, pairs if entry.many else pairs[0], seed=seed, **hyperparameters)
     seconds = time.perf_counter() - started
-    names = {"subject": pair.subject, "target": pair.target, "relation": pair.relation}
-    return Unlearning(method, names, delta, known | hyperparameters, seed, seconds, base)
+    names = [{"subject": p.subject, "target": p.target, "relation": p.relation} for p in pairs]
+    about = names[0] if len(names) == 1 else names
+    return Unlearning(method, about, delta, known | hyperparameters, seed, seconds, base)
 
 
 def load_unlearning(path: str | Path) -> Unlearning:
@@ -266,7 +306,7 @@ def load_unlearning(path: str | Path) -> Unlearning:
     return Unlearning(
         about["method"],
         json.loads(about["pair"]),
-        WeightDelta.from_tensors(tensors, about["touched_hash"]),
+        WeightDelta.from_tensors(tensors, about["touched_hash"], json.loads(about["notes"])),
         json.loads(about["hyperparameters"]),
         int(about["seed"]),
         float(about["seconds"]),

@@ -1,0 +1,140 @@
+"""Second moments of what the MLPs read: how ordinary text weighs every direction of a key.
+
+A closed-form edit ΔW disturbs a text by ‖ΔW k‖² summed over its keys k, that is by tr(ΔW C ΔWᵀ)
+with C = E[k kᵀ]. Some hundred thousand tokens are enough (arXiv 2506.04226), so C is computed once
+for a model, layer by layer, and kept in the cache.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.artifacts import cache_dir, cached_folder, content_hash, read_tensors, write_tensors
+from helpers.batching import length_batches
+from helpers.corpus import corpus_tokens
+from helpers.errors import UserError
+from helpers.models import anatomy, model_hash
+
+READ_BY = {"neurons": "out_envoy", "mlp_in": "in_envoy"}
+"""Site → whose input it is: the hidden activations that W_out reads, what W_in reads."""
+SEQ_LEN = 128
+BATCH = 1024  # tokens a forward pass
+
+
+def key_covariance(
+    model: LanguageModel,
+    *,
+    layers: Sequence[int],
+    n_tokens: int = 60_000,
+    seed: int = 0,
+    site: str = "neurons",
+) -> dict[int, Float[Tensor, "width width"]]:
+    """E[k kᵀ] over Factbook passages (`train`), uncentred, in float64 on the CPU.
+
+    Every position counts, the first of a sequence too (a state of its own in most models).
+
+    Args:
+        model: Any model of a known family.
+        layers: Which layers; those that the cache lacks are read in one pass.
+        n_tokens: About how many tokens of text.
+        seed: Draws the passages.
+        site: `neurons` (width d_mlp, what W_out reads) or `mlp_in` (d_model, what W_in reads).
+
+    Raises:
+        UserError: There is no such site or layer.
+    """
+    parts = anatomy(model)
+    layers = [parts.check_layer(i) for i in layers]
+    base = {"model": model_hash(model), "site": site, "n_tokens": n_tokens, "seed": seed}
+    keys = {i: {**base, "layer": i, "seq_len": SEQ_LEN, "version": 1} for i in layers}
+    missing = [i for i, k in keys.items() if not (cache_dir() / _KIND / content_hash(k)).exists()]
+    found = {}
+    if missing:
+        tokens = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
+        sequences = [(row, None) for row in tokens.tolist()]
+        found, count = second_moments(model, sequences, layers=missing, site=site, budget=BATCH)
+        found = {i: total / count for i, total in found.items()}
+    for i, key in keys.items():
+        folder = cached_folder(
+            _KIND, key, lambda f, i=i: write_tensors(f / "moment.safetensors", {"C": found[i]})
+        )
+        found[i] = read_tensors(folder / "moment.safetensors")[0]["C"]
+    return {i: found[i] for i in layers}
+
+
+_KIND = "covariance"
+
+
+def second_moments(
+    model: LanguageModel,
+    sequences: Iterable[tuple[Sequence[int], Sequence[int] | None]],
+    *,
+    layers: Sequence[int],
+    site: str = "neurons",
+    budget: int = BATCH,
+) -> tuple[dict[int, Float[Tensor, "width width"]], int]:
+    """Σ k kᵀ over chosen positions of token sequences: products in float32, sums in float64.
+
+    Args:
+        model: Any model of a known family.
+        sequences: (token ids, positions that count; None for all).
+        layers: Which layers; the forward pass stops after the last.
+        site: As in `key_covariance`.
+        budget: Tokens a forward pass.
+
+    Returns:
+        Layer → sum, and how many keys were summed.
+    """
+    sequences = list(sequences)
+    sums: dict[int, Tensor] = {}
+    count = 0
+    for keys in keys_of(model, sequences, layers=layers, site=site, budget=budget):
+        for layer, rows in keys.items():
+            product = (rows.T @ rows).double()
+            sums[layer] = sums[layer].add_(product) if layer in sums else product
+        count += len(rows)
+    return sums, count
+
+
+def keys_of(
+    model: LanguageModel,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]],
+    *,
+    layers: Sequence[int],
+    site: str = "neurons",
+    budget: int = BATCH,
+) -> Iterable[dict[int, Float[Tensor, "n width"]]]:
+    """Keys at chosen positions, batch by batch (sequences sorted by length), on the CPU.
+
+    Args and errors are those of `second_moments`; within a batch the keys stand in no fixed order.
+    """
+    if site not in READ_BY:
+        raise UserError(f"There is no site '{site}'; choose from {', '.join(READ_BY)}.")
+    parts = anatomy(model)
+    layers = sorted({parts.check_layer(i) for i in layers})
+    for batch in length_batches([len(ids) for ids, _ in sequences], budget=budget):
+        width = max(len(sequences[i][0]) for i in batch)
+        tokens, wanted = _padded([sequences[i] for i in batch], width)
+        with torch.inference_mode(), model.trace(tokens) as tracer:
+            kept = {}.save()
+            for i in layers:
+                value = getattr(parts.layers[i].mlp, READ_BY[site]).input
+                kept[i] = value.reshape(-1, value.shape[-1])[wanted].float().cpu()
+            tracer.stop()
+        yield dict(kept)
+
+
+def _padded(
+    sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]], width: int
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, " n"]]:
+    """Right-padded tokens, and which of the flattened positions are asked for."""
+    tokens = torch.tensor([list(ids) + [0] * (width - len(ids)) for ids, _ in sequences])
+    wanted = [
+        row * width + p
+        for row, (ids, positions) in enumerate(sequences)
+        for p in (range(len(ids)) if positions is None else positions)
+    ]
+    return tokens, torch.tensor(wanted)

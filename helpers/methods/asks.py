@@ -1,0 +1,105 @@
+"""What a closed-form edit asks: prompts whose answer must go, and answers that must stay."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from nnsight import LanguageModel
+
+from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
+from helpers.facts.relations import RELATIONS
+from helpers.methods.tangent import Ask
+from helpers.scoring import first_token, next_token_logprobs
+from helpers.tracing.states import token_ids
+
+LIKELY = 0.02  # a fact's own answer is kept when it is at least so likely
+
+
+def forget_asks(model: LanguageModel, pair: ConceptPair, *, floor: float) -> list[Ask]:
+    """The pair's training prompts; the edit acts at the subject's tokens only.
+
+    What has to go is the first token of the target, or of any alias.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        floor: Probability to come down to.
+    """
+    found = []
+    for prompt in pair.prompts("train"):
+        ids = tuple(token_ids(model, prompt))
+        tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
+        span = tuple(range(*subject_span(prompt, model.tokenizer)))
+        found.append(
+            Ask(ids, ((len(ids) - 1, tokens),), span, goal=float(np.log(floor)), name=str(prompt))
+        )
+    return found
+
+
+def retain_asks(
+    model: LanguageModel, pair: ConceptPair, *, n_neighbours: int, seed: int
+) -> list[Ask]:
+    """Other facts of the subject and of the target, the pair's `must_stay`, and known neighbours.
+
+    Of each prompt the model's own likeliest next token is kept, and the fact's where it is another
+    one and not unlikely.
+
+    Args:
+        model: Any model of a known family.
+        pair: What is forgotten.
+        n_neighbours: Neighbours that the model knows, one training completion each.
+        seed: Draws neighbours and completions.
+    """
+    prompts = [
+        p for other in (*pair.same_subject(), *pair.same_target()) for p in other.prompts("train")
+    ]
+    return kept(
+        model,
+        [*prompts, *pair.must_stay, *neighbour_prompts(model, pair, n=n_neighbours, seed=seed)],
+    )
+
+
+def neighbour_prompts(
+    model: LanguageModel, pair: ConceptPair, *, n: int, seed: int
+) -> list[Prompt]:
+    """One training completion of each of `n` known neighbours."""
+    if not n or pair.relation not in RELATIONS:
+        return []
+    known = set(known_facts(model, pair.relation).query("known")["subject"])
+    others = [p for p in pair.neighbours(seed=seed) if p.subject in known][:n]
+    rng = np.random.default_rng(seed)
+    found = []
+    for other in others:
+        ways = [p for p in other.prompts("train") if p.format == "completion"]
+        found.append(ways[rng.integers(len(ways))])
+    return found
+
+
+def kept(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Ask]:
+    """Asks that hold the prompts' answers where they are."""
+    prompts = list({str(p): p for p in prompts}.values())
+    if not prompts:
+        return []
+    logprobs = next_token_logprobs(model, prompts)
+    found = []
+    for prompt, row in zip(prompts, logprobs, strict=True):
+        ids = tuple(token_ids(model, prompt))
+        tokens = [int(row.argmax())]
+        answer = first_token(model, prompt, prompt.answers[0])
+        if answer not in tokens and row[answer] > np.log(LIKELY):
+            tokens.append(answer)
+        found += [
+            Ask(ids, ((len(ids) - 1, (t,)),), tuple(range(len(ids))), name=str(prompt))
+            for t in tokens
+        ]
+    return found
+
+
+def wanted_changes(asks: Sequence[Ask], now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Change of log-probability that each ask still needs, in nats.
+
+    What is forgotten comes down to its goal, and is held where it is when it is below; what is
+    kept goes back to what it was.
+    """
+    goals = torch.tensor([np.nan if a.goal is None else a.goal for a in asks])
+    return torch.where(goals.isnan(), before - now, (goals - now).clamp_max(0))

@@ -1,0 +1,184 @@
+"""What an edit must not touch: keys of the same questions about all other subjects, and of text.
+
+Both are read once for a model and a relation and kept in the cache; for one pair its own are taken
+out again, so that every pair of a relation shares the work.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.artifacts import cached_folder, read_tensors, write_tensors
+from helpers.corpus import corpus_tokens
+from helpers.covariance import keys_of, second_moments
+from helpers.facts import ConceptPair, facts, subject_span
+from helpers.models import anatomy, model_hash
+from helpers.tracing.states import token_ids
+
+Where = list[tuple[tuple[int, ...], list[int]]]
+"""Token sequences with the positions that count."""
+TEXT_TOKENS, TEXT_LENGTH = 8_192, 128
+WAYS = 5  # of asking about each other subject
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences with the positions that count, each distinct beginning once.
+
+    Attributes:
+        where: Ids and positions.
+        subjects: Whose prompt each is; empty for text.
+    """
+
+    where: Where
+    subjects: tuple[str, ...]
+
+    def own(self, model: LanguageModel, pairs: Sequence[ConceptPair]) -> Where:
+        """What belongs to the pairs themselves: their prompts from the subject on, and mentions."""
+        names = {p.subject for p in pairs}
+        spelt = [s for p in pairs for s in spellings(model, p.subject)]
+        found = []
+        for (ids, positions), subject in zip(self.where, self.subjects, strict=True):
+            mine = {p for s in spelt for e in mentions(ids, s) for p in range(e - len(s), e)}
+            if subject in names and mine:  # from the last mention on
+                last = max(mine)
+                mine |= set(range(last, len(ids)))
+            kept = sorted(mine & set(positions))
+            if kept:
+                found.append((ids, kept))
+        return found
+
+
+def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
+    """Training prompts of a relation about every subject of the Factbook.
+
+    Each subject is asked in `WAYS` ways, the next ones in turn, so that all ways occur alike.
+    """
+    seen: set[tuple[int, ...]] = set()
+    where, subjects = [], []
+    for n, fact in enumerate(facts(relation)):
+        prompts = ConceptPair.of(fact).prompts("train")
+        for prompt in (prompts[(n * WAYS + k) % len(prompts)] for k in range(WAYS)):
+            ids = tuple(token_ids(model, prompt))
+            new = [p for p in range(len(ids)) if ids[: p + 1] not in seen]
+            seen.update(ids[: p + 1] for p in new)
+            if new:
+                where.append((ids, new))
+                subjects.append(fact.subject)
+    return Sequences(where, tuple(subjects))
+
+
+def text_sequences(model: LanguageModel, *, seed: int = 0) -> Sequences:
+    """Factbook passages."""
+    tokens = corpus_tokens(
+        model.tokenizer, seq_len=TEXT_LENGTH, n_tokens=TEXT_TOKENS, seed=seed + 1
+    ).tolist()
+    return Sequences([(tuple(t), list(range(len(t)))) for t in tokens], ("",) * len(tokens))
+
+
+def spellings(model: LanguageModel, name: str) -> list[tuple[int, ...]]:
+    """Token ids of a name after a space and without one."""
+    both = (f" {name}", name)
+    ids = [tuple(model.tokenizer(n, add_special_tokens=False).input_ids) for n in both]
+    return list(dict.fromkeys(ids))
+
+
+def mentions(ids: Sequence[int], name: Sequence[int]) -> list[int]:
+    """Where `name` ends in `ids` (one past its last token)."""
+    n = len(name)
+    return [e for e in range(n, len(ids) + 1) if tuple(ids[e - n : e]) == tuple(name)]
+
+
+def moments_of_others(
+    model: LanguageModel, pairs: Sequence[ConceptPair], *, layers: Sequence[int]
+) -> tuple[dict[int, Float[Tensor, "d_mlp d_mlp"]], int]:
+    """Σ k kᵀ of W_out's keys over the relation's prompts, less the pairs' own, and their number."""
+    relation = pairs[0].relation
+    sequences = relation_sequences(model, relation)
+    if not sequences.where:
+        width = anatomy(model).d_mlp
+        return {i: torch.zeros(width, width, dtype=torch.float64) for i in layers}, 1
+    key = _key(model, sequences, layers=list(layers), site="neurons")
+
+    def build(folder):
+        sums, n = second_moments(model, sequences.where, layers=layers)
+        tensors = {str(i): x for i, x in sums.items()}
+        write_tensors(folder / "sums.safetensors", tensors | {"n": torch.tensor(n)})
+
+    tensors, _ = read_tensors(cached_folder("background", key, build) / "sums.safetensors")
+    n = int(tensors.pop("n"))
+    own, m = second_moments(model, sequences.own(model, pairs), layers=layers)
+    return {i: tensors[str(i)] - own.get(i, 0) for i in layers}, n - m
+
+
+def inputs_of_others(
+    model: LanguageModel, pairs: Sequence[ConceptPair], *, layers: Sequence[int], seed: int = 0
+) -> Iterable[tuple[int, Float[Tensor, "n d_model"]]]:
+    """(layer, what W_in reads) in text and in the relation's prompts, less the pairs' own.
+
+    Kept in the cache as float16.
+    """
+    sources = [relation_sequences(model, pairs[0].relation), text_sequences(model, seed=seed)]
+    folders, masks = [], []
+    for sequences in sources:
+        if not sequences.where:
+            continue
+        key = _key(model, sequences, layers=list(layers), site="mlp_in")
+        build = _harvest(model, sequences, layers)
+        folders.append(cached_folder("background", key, build))
+        drop = {ids: set(at) for ids, at in sequences.own(model, pairs)}
+        masks.append(
+            torch.tensor([p not in drop.get(ids, ()) for ids, at in sequences.where for p in at])
+        )
+    for i in layers:
+        parts = [
+            read_tensors(f / f"{i}.safetensors")[0]["x"][m].float()
+            for f, m in zip(folders, masks, strict=True)
+        ]
+        yield i, torch.cat(parts)
+
+
+def _harvest(model: LanguageModel, sequences: Sequences, layers: Sequence[int]):
+    def build(folder):
+        lengths = [len(ids) for ids, _ in sequences.where]
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # as the batches come
+        starts = np.concatenate([[0], np.cumsum([len(p) for _, p in sequences.where])])
+        rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
+        batches = list(keys_of(model, sequences.where, layers=layers, site="mlp_in"))
+        for i in layers:
+            found = torch.cat([b[i] for b in batches]).half()
+            placed = torch.empty_like(found)
+            placed[rows] = found
+            write_tensors(folder / f"{i}.safetensors", {"x": placed})
+
+    return build
+
+
+def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
+    return {"model": model_hash(model), "where": sequences.where, "version": 2, **more}
+
+
+def own_inputs(
+    model: LanguageModel, pair: ConceptPair, *, layers: Sequence[int]
+) -> list[dict[int, Float[Tensor, "n d_model"]]]:
+    """What W_in reads at the subject's last token, in the pair's training prompts.
+
+    One entry for each way in which the name ends (another token after a space than at a line's
+    beginning; the first token of a text is a state of its own): they are told apart by different
+    directions.
+    """
+    groups: dict[tuple[int, bool], Where] = {}
+    for prompt in pair.prompts("train"):
+        ids = tuple(token_ids(model, prompt))
+        last = subject_span(prompt, model.tokenizer)[1] - 1
+        groups.setdefault((ids[last], last == 0), []).append((ids, [last]))
+    found = []
+    for where in groups.values():
+        batches = list(keys_of(model, where, layers=layers, site="mlp_in"))
+        found.append({i: torch.cat([b[i] for b in batches]) for i in layers})
+    return found

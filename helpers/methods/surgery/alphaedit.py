@@ -1,0 +1,96 @@
+"""AlphaEdit: MEMIT within the null space of the keys to preserve."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.covariance import key_covariance
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods.contrast import check_number
+from helpers.methods.delta import WeightDelta
+from helpers.methods.protocol import method
+from helpers.methods.surgery.memit import Row, spread
+from helpers.methods.value import ValueSettings, forgetting_value
+from helpers.models import anatomy
+
+log = logging.getLogger(__name__)
+
+
+@method("alphaedit", family="surgery")
+def alphaedit(
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    layers: Sequence[int] = (2, 3, 4, 5),
+    threshold: float = 0.02,
+    l2: float = 10.0,
+    steps: int = 20,
+    lr: float = 0.5,
+    kl: float = 0.0625,
+    decay: float = 0.5,
+    clamp: float = 3.0,
+    n_tokens: int = 60_000,
+) -> WeightDelta:
+    """ΔW = R Kᵀ P (K Kᵀ P + L2)⁻¹, P on the null space of ordinary keys (Fang et al. 2025).
+
+    K and R are as in `memit`. P projects on the eigenvectors of C whose eigenvalue is under
+    `threshold`: what ordinary text hardly uses. The paper's threshold 0.02 is an absolute number
+    and so depends on the model's scale; here it counts in mean eigenvalues, and the share of
+    eigenvectors kept is logged.
+
+    Args:
+        model: As in `memit`.
+        pair: What to forget.
+        seed: Draws the text.
+        layers: Edited layers, lowest first; ours from development facts.
+        threshold: In mean eigenvalues of C.
+        l2: The paper's 10.
+        steps: As in `ValueSettings`.
+        lr: Likewise.
+        kl: Likewise.
+        decay: Likewise.
+        clamp: Likewise.
+        n_tokens: Tokens of ordinary text for C.
+
+    Raises:
+        UserError: As in `memit`, or no eigenvalue is under the threshold.
+    """
+    check_number("l2", l2, 1e-9, 1e12)
+    parts = anatomy(model)
+    layers = sorted(parts.check_layer(i) for i in layers)
+    C = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
+    settings = ValueSettings(steps, lr, kl, decay, clamp)
+    delta = forgetting_value(model, pair, layer=layers[-1], settings=settings)
+
+    def read(i: int, K: Row) -> Row:
+        basis = null_space(C[i], threshold)
+        log.info("layer %d: %.2f of the eigenvectors are free", i, basis.shape[1] / len(basis))
+        return within(basis, K, l2=l2)
+
+    return spread(model, pair, delta, layers, read)
+
+
+def null_space(C: Float[Tensor, "d_mlp d_mlp"], threshold: float) -> Float[Tensor, "d_mlp n_free"]:
+    """Eigenvectors of C with an eigenvalue under `threshold` times the mean one.
+
+    Raises:
+        UserError: There is none.
+    """
+    values, vectors = torch.linalg.eigh(C.double())
+    free = values < threshold * values.mean()
+    if not free.any():
+        raise UserError(f"No key direction has a variance under {threshold} of the mean: raise it.")
+    return vectors[:, free]
+
+
+def within(basis: Float[Tensor, "d_mlp n_free"], K: Row, *, l2: float) -> Row:
+    """Kᵀ P (K Kᵀ P + L2)⁻¹ with the keys as rows: (K P Kᵀ + L2)⁻¹ K P, P = basis · basisᵀ."""
+    inside = K.double() @ basis  # (n, n_free)
+    gram = inside @ inside.T + l2 * torch.eye(len(K), dtype=inside.dtype)
+    return torch.linalg.solve(gram, inside) @ basis.T

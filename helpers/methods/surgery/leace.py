@@ -1,0 +1,123 @@
+"""LEACE: the smallest linear change of the keys' input after which no probe finds the subject."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.corpus import corpus_tokens
+from helpers.covariance import keys_of
+from helpers.facts import ConceptPair
+from helpers.methods.contrast import contrast, reading_matrices, stored
+from helpers.methods.delta import WeightDelta
+from helpers.methods.protocol import method
+from helpers.models import anatomy
+
+SEQ_LEN = 128  # of the ordinary text
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """r(x) = x − left · right · (x − mean).
+
+    Attributes:
+        left: (width, k).
+        right: (k, width).
+        mean: (width,), of the data that it was fitted on.
+    """
+
+    left: Float[Tensor, "width k"]
+    right: Float[Tensor, "k width"]
+    mean: Float[Tensor, " width"]
+
+    def __call__(self, x: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+        """Erased data."""
+        return x - (x - self.mean) @ self.right.T @ self.left.T
+
+
+def fit_leace(
+    x: Float[Tensor, "n width"],
+    z: Float[Tensor, "n k"],
+    *,
+    svd_tol: float = 0.01,
+    precision: torch.dtype = torch.float64,
+) -> Eraser:
+    """The least-squares concept eraser of Belrose et al. 2023 (theorem 4.2).
+
+    r(x) = x − W⁺ P W (x − E x) with the whitening W = Σ_xx^(−1/2) and P the orthogonal projection
+    on the columns of W Σ_xz. Directions in which x does not vary are left alone.
+
+    Args:
+        x: The data, float64 for exactness.
+        z: The concept, one column a class or a label.
+        svd_tol: Singular values of W Σ_xz below this count as zero (the package's default).
+        precision: That the data came in: a direction that varies less than its rounding is none.
+    """
+    mean = x.mean(0)
+    centred = x - mean
+    sigma_xx = centred.T @ centred / len(x)
+    sigma_xz = centred.T @ (z.to(x) - z.to(x).mean(0)) / len(x)
+    values, vectors = torch.linalg.eigh(sigma_xx)
+    there = values > values.max() * len(values) * torch.finfo(precision).eps
+    root = torch.where(there, values, 1).sqrt()
+    whiten = vectors * torch.where(there, 1 / root, 0) @ vectors.T
+    unwhiten = vectors * torch.where(there, root, 0) @ vectors.T
+    u, s, _ = torch.linalg.svd(whiten @ sigma_xz, full_matrices=False)
+    u = u[:, s > svd_tol]
+    return Eraser(unwhiten @ u, u.T @ whiten, mean)
+
+
+@method("leace", family="surgery")
+def leace(
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    layers: Sequence[int] = (0, 1, 2, 3),
+    n_subjects: int = 24,
+    n_tokens: int = 4096,
+    svd_tol: float = 0.01,
+) -> WeightDelta:
+    """W_in ← W_in (I − P), the gate alike, with P of the LEACE eraser of "is it the subject".
+
+    The eraser is fitted on what W_in reads at the subject's last token (the concept), at other
+    subjects' and in ordinary text (not the concept). Its constant, W_in P E x, has no place in a
+    matrix without a bias and is left out: that shifts all inputs alike, so a linear probe still
+    finds nothing.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        seed: Draws subjects and text.
+        layers: Edited layers; ours, chosen on development facts.
+        n_subjects: How many other subjects.
+        n_tokens: Tokens of ordinary text.
+        svd_tol: The package concept-erasure's default.
+
+    Raises:
+        UserError: There is no such layer, or nothing to compare with.
+    """
+    parts = anatomy(model)
+    layers = [parts.check_layer(i) for i in layers]
+    found = contrast(model, pair, layers=layers, n_subjects=n_subjects, seed=seed)
+    text = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
+    sequences = [(row, range(1, len(row))) for row in text.tolist()]
+    ordinary: dict[int, list[Tensor]] = {i: [] for i in layers}
+    for batch in keys_of(model, sequences, layers=layers, site="mlp_in"):
+        for i, rows in batch.items():
+            ordinary[i].append(rows)
+    changes = {}
+    for i in layers:
+        outside = torch.cat([found[i].outside, *ordinary[i]])
+        x = torch.cat([found[i].inside, outside]).double()
+        z = torch.zeros(len(x), 1, dtype=torch.float64)
+        z[: len(found[i].inside)] = 1
+        z /= z.std(unbiased=False)  # however rare the subject: svd_tol then bounds a correlation
+        eraser = fit_leace(x, z, svd_tol=svd_tol, precision=torch.float32)
+        mlp = parts.layers[i].mlp
+        for name, weight in reading_matrices(mlp):
+            changes[name] = stored(mlp, -(weight.double() @ eraser.left), eraser.right)
+    return WeightDelta.of(model._module, changes)

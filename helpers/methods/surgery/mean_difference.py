@@ -1,0 +1,89 @@
+"""Project one direction out of the MLP: the difference of two means."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods.contrast import contrast, reading_matrices, stored
+from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.protocol import method
+from helpers.models import Anatomy, anatomy
+
+FORMS = ("keys", "values")
+
+
+@method("mean_difference", family="surgery")
+def mean_difference(
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    form: str = "keys",
+    layers: Sequence[int] = (0, 1, 2, 3),
+    n_subjects: int = 24,
+) -> WeightDelta:
+    """W_in ← W_in (I − d dᵀ/‖d‖²), the gate alike; or W_out ← (I − d dᵀ/‖d‖²) W_out.
+
+    `keys`: d is the mean of what W_in reads at the subject's last token, less its mean at other
+    subjects'; no key can then read along it. `values`: d is what W_out writes at the prompt's last
+    token, where the target is spoken, less what it writes there about other subjects. Erasing a
+    difference of means is the oldest linear concept erasure (Bolukbasi et al. 2016; it is the
+    maximum-margin special case in Belrose et al. 2023, section 4).
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        seed: Draws the subjects to compare with.
+        form: `keys` or `values`.
+        layers: Edited layers; ours, chosen on development facts.
+        n_subjects: How many other subjects.
+
+    Raises:
+        UserError: There is no such form or layer, or nothing to compare with.
+    """
+    if form not in FORMS:
+        raise UserError(f"There is no form '{form}'; choose from {', '.join(FORMS)}.")
+    parts = anatomy(model)
+    layers = [parts.check_layer(i) for i in layers]
+    keys = form == "keys"
+    found = contrast(
+        model,
+        pair,
+        layers=layers,
+        site="mlp_in" if keys else "neurons",
+        position="subject" if keys else "last",
+        n_subjects=n_subjects,
+        seed=seed,
+    )
+    changes: dict[str, Change] = {}
+    for i in layers:
+        difference = found[i].difference()
+        if keys:
+            changes |= erase_keys(parts, i, difference)
+        else:
+            W_out = parts.layers[i].mlp.W_out().detach().float().cpu()
+            changes |= erase_values(parts, i, W_out @ difference)
+    return WeightDelta.of(model._module, changes)
+
+
+def erase_keys(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
+    """Changes after which no row of W_in or of the gate has a component along `direction`."""
+    mlp = parts.layers[layer].mlp
+    unit = torch.nn.functional.normalize(direction.float(), dim=0)
+    return {
+        name: stored(mlp, -(weight @ unit)[:, None], unit[None])
+        for name, weight in reading_matrices(mlp)
+    }
+
+
+def erase_values(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
+    """The change after which no column of W_out has a component along `direction`."""
+    mlp = parts.layers[layer].mlp
+    unit = torch.nn.functional.normalize(direction.float(), dim=0)
+    W_out = mlp.W_out().detach().float().cpu()
+    return {mlp.out_name: stored(mlp, -unit[:, None], (unit @ W_out)[None])}

@@ -1,0 +1,95 @@
+"""Needle: damage the one value vector that holds the concept, and nothing else."""
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.facts import ConceptPair, Prompt
+from helpers.methods.contrast import check_number, states_at, stored, subject_prompts
+from helpers.methods.delta import WeightDelta
+from helpers.methods.protocol import method
+from helpers.models import anatomy, final_norm
+from helpers.scoring import answer_logprobs, first_token
+
+
+@method("needle", family="surgery")
+def needle(
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    noise: float = 0.1,
+    n_candidates: int = 12,
+) -> WeightDelta:
+    """W_out[:, i] += N(0, noise²), i the concept vector (Hong et al. 2024, ConceptVectors).
+
+    The paper finds concept vectors by what value columns say in the vocabulary and confirms them by
+    the damage that noise does. Here the candidates are the columns whose readout has the target
+    furthest above the other tokens, times how strongly the subject's prompts drive them at their
+    last token; the one is taken whose silence costs the target most.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        seed: Draws the noise.
+        noise: Standard deviation a component; the paper's 0.1.
+        n_candidates: Columns that are tried.
+
+    Raises:
+        UserError: A hyperparameter is out of range.
+    """
+    check_number("noise", noise, 1e-9, 1e9)
+    layer, neuron = concept_vector(model, pair, n_candidates=n_candidates)
+    mlp = anatomy(model).layers[layer].mlp
+    d_model, d_mlp = mlp.W_out().shape
+    drawn = torch.randn(d_model, 1, generator=torch.Generator().manual_seed(seed))
+    change = stored(mlp, noise * drawn, torch.eye(d_mlp)[neuron, None])
+    return WeightDelta.of(model._module, {mlp.out_name: change})
+
+
+def concept_vector(
+    model: LanguageModel, pair: ConceptPair, *, n_candidates: int = 12
+) -> tuple[int, int]:
+    """(layer, neuron) of the value column that holds the target."""
+    check_number("n_candidates", n_candidates, 1, 1_000_000)
+    parts = anatomy(model)
+    prompts = subject_prompts(pair)
+    driven = states_at(
+        model, prompts, layers=range(parts.n_layers), site="neurons", position="last"
+    )
+    score = torch.stack(
+        [target_scores(model, prompts[0], i) * driven[i].mean(0) for i in range(parts.n_layers)]
+    )
+    best = score.flatten().topk(min(n_candidates, score.numel())).indices.tolist()
+    answers = [p.answers[0] for p in prompts]
+    costs = []
+    for flat in best:
+        layer, neuron = divmod(flat, parts.d_mlp)
+        column = parts.layers[layer].mlp.W_out()[:, neuron]
+        kept = column.clone()
+        try:
+            with torch.no_grad():
+                column.zero_()
+            costs.append(float(answer_logprobs(model, prompts, answers).mean()))
+        finally:
+            with torch.no_grad():
+                column.copy_(kept)
+    return divmod(best[costs.index(min(costs))], parts.d_mlp)
+
+
+@torch.inference_mode()
+def target_scores(model: LanguageModel, prompt: Prompt, layer: int) -> Float[Tensor, " d_mlp"]:
+    """How far above the other tokens each value column puts the answer's first token.
+
+    In standard deviations over the vocabulary, by the logit lens (final norm, then unembedding).
+    Mean and deviation come from the unembedding's mean and covariance: no logits are computed.
+    """
+    parts = anatomy(model)
+    head = parts.head.weight.float()
+    columns = final_norm(model, parts.layers[layer].mlp.W_out().T.to(parts.head.weight)).float()
+    centred = head - head.mean(0)
+    covariance = centred.T @ centred / len(head)
+    spread = ((columns @ covariance) * columns).sum(-1).clamp_min(1e-12).sqrt()
+    answer = first_token(model, prompt, prompt.answers[0])
+    return ((columns @ centred[answer]) / spread).cpu()

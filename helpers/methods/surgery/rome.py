@@ -1,0 +1,82 @@
+"""ROME: one rank-one change of one W_out."""
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.covariance import key_covariance
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods.contrast import states_at, stored, subject_prompts
+from helpers.methods.delta import WeightDelta
+from helpers.methods.protocol import method
+from helpers.methods.value import ValueSettings, forgetting_value
+from helpers.models import anatomy
+
+RIDGE = 1e-6  # of the mean variance, so that a sample of text can be inverted
+
+
+@method("rome", family="surgery")
+def rome(
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    layer: int = 5,
+    steps: int = 20,
+    lr: float = 0.5,
+    kl: float = 0.0625,
+    decay: float = 0.5,
+    clamp: float = 3.0,
+    n_tokens: int = 60_000,
+) -> WeightDelta:
+    """W += (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k): maps the subject's key k to v*, others least (Meng 2022).
+
+    k is the mean key at the subject's last token over the training completions, C the second moment
+    of keys in ordinary text, and v* makes the target no likelier than without the subject
+    (`helpers.methods.value`).
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        seed: Draws the text.
+        layer: Edited layer (5 in GPT-J and the paper's choice by tracing); ours from development
+            facts.
+        steps: As in `ValueSettings`; the paper's value.
+        lr: Likewise.
+        kl: Likewise.
+        decay: Likewise.
+        clamp: Likewise (4; 3 for small models).
+        n_tokens: Tokens of ordinary text (the paper's 100,000 passages are not needed:
+            arXiv 2506.04226).
+
+    Raises:
+        UserError: There is no such layer, or the target is unlikely with the subject too.
+    """
+    layer = anatomy(model).check_layer(layer)
+    mlp = anatomy(model).layers[layer].mlp
+    k = states_at(model, subject_prompts(pair), layers=[layer], site="neurons")[layer].mean(0)
+    delta = forgetting_value(
+        model, pair, layer=layer, settings=ValueSettings(steps, lr, kl, decay, clamp)
+    )
+    C = key_covariance(model, layers=[layer], n_tokens=n_tokens, seed=seed)[layer]
+    u = solve(C, k[:, None])[:, 0]
+    change = stored(mlp, delta.double()[:, None], (u / (k.double() @ u))[None])
+    return WeightDelta.of(model._module, {mlp.out_name: change})
+
+
+def solve(C: Float[Tensor, "width width"], K: Float[Tensor, "width n"]) -> Float[Tensor, "width n"]:
+    """(C + ridge)⁻¹ K in float64.
+
+    Raises:
+        UserError: C is singular all the same.
+    """
+    C = C.double()
+    ridge = RIDGE * C.diagonal().mean()
+    factor, failed = torch.linalg.cholesky_ex(C + ridge * torch.eye(len(C), dtype=C.dtype))
+    if failed:
+        raise UserError(
+            "The covariance of the keys is singular: read more text (a larger n_tokens)."
+        )
+    return torch.cholesky_solve(K.double(), factor)

@@ -1,0 +1,182 @@
+"""The edit that SAEs decide: the subject's latents detect, and what they then write is solved for.
+
+A latent of an SAE or a transcoder that reads the MLP's input is a detector learnt without labels:
+its encoder row is a key, its bias a threshold. `sae_pair` looks for the latents that tell the
+subject from all other subjects and from text, and appends one neuron a layer whose key lies within
+their encoder rows; its value is solved for as in `gated_neuron`, which is the same method with an
+unrestricted linear discriminant for a key. Contexts without these latents are left alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods.asks import forget_asks, retain_asks
+from helpers.methods.background import inputs_of_others, own_inputs
+from helpers.methods.delta import WeightDelta
+from helpers.methods.protocol import method
+from helpers.methods.surgery.gated_neuron import (
+    appended,
+    detector,
+    discriminant,
+    require_firing,
+    sightings,
+    solve_values,
+    stacked,
+)
+from helpers.models import anatomy, model_hash
+
+READS = "mlp_in"
+
+
+@method("sae_pair", family="surgery", many=True)
+def sae_pair(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    *,
+    seed: int = 0,
+    saes: tuple[str, ...] = (),
+    n_latents: int = 16,
+    select: str = "selective",
+    floor: float = 0.003,
+    quantile: float = 0.9999,
+    shrink: float = 0.01,
+    ridge: float = 0.01,
+    steps: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0, 1.0),
+) -> WeightDelta:
+    """Append one neuron a layer and pair, keyed on the subject's latents.
+
+    Args:
+        model: Any model of a known family.
+        pairs: What to forget; the pairs' neurons are solved for together.
+        seed: Draws the text, and the latents of the control.
+        saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer.
+        n_latents: How many latents a key may lie within; with 1 the key is the latent's own.
+        select: `selective`, or `random` among those that are ever active (the control).
+        floor: Probability that the training prompts' answers come down to.
+        quantile: Share of everything else that stays under the threshold.
+        shrink: Ridge of the discriminant within the latents, relative to the mean variance.
+        ridge: Ridge of the values' kernel regression.
+        steps: Share of the way to go at each linearisation.
+
+    Returns:
+        The delta; its notes name each layer's latents.
+
+    Raises:
+        UserError: No SAE is given, one reads another site or is of another model, or no latent
+            tells the subject apart.
+    """
+    loaded = load_all(model, saes)
+    layers = sorted(loaded)
+    mine = [own_inputs(model, p, layers=layers) for p in pairs]
+    found, chosen = {}, []
+    for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
+        units = []
+        for k, spelling, inside, outside in sightings(mine, others, i):
+            latents, score = subject_latents(
+                loaded[i], inside, outside, n=n_latents, select=select, seed=seed
+            )
+            rows = loaded[i].W_enc.detach()[:, latents].T.float()  # (n_latents, d_model)
+            rows = rows / rows.norm(dim=1, keepdim=True)
+            w = discriminant(inside @ rows.T, outside @ rows.T, shrink=shrink)
+            unit = detector(w @ rows, inside, outside, quantile=quantile)
+            units.append(replace(unit, pair=(k,)))
+            chosen.append(
+                {
+                    "subject": pairs[k].subject,
+                    "spelling": spelling,
+                    "layer": i,
+                    "latents": latents.tolist(),
+                    "auroc": [round(s, 4) for s in score.tolist()],
+                    "weights": [round(x, 4) for x in (w / w.abs().max()).tolist()],
+                }
+            )
+        found[i] = stacked(units)
+    require_firing(found, pairs)
+    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
+    asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=0, seed=seed)]
+    values = solve_values(model, asks, found, ridge=ridge, steps=steps)
+    return appended(model, found, values, notes={"latents": chosen})
+
+
+def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
+    """SAEs by layer.
+
+    Raises:
+        UserError: There is none, two are of one layer, or one does not fit the model.
+    """
+    from helpers.sae import load_sae
+
+    if not folders:
+        raise UserError(
+            "sae_pair needs SAEs that read the MLP's input: train some on the site 'mlp_in' and "
+            "give their folders as saes=(...), or use gated_neuron, which needs none."
+        )
+    parts, here, found = anatomy(model), model_hash(model), {}
+    for folder in folders:
+        sae = load_sae(folder)
+        cfg = sae.cfg
+        if cfg.site != READS:
+            raise UserError(
+                f"The SAE in {folder} reads '{cfg.site}', and a neuron's key reads '{READS}': "
+                "train one on that site, or a transcoder from it."
+            )
+        if cfg.d_in != parts.d_model or (cfg.model_hash and cfg.model_hash != here):
+            raise UserError(f"The SAE in {folder} was trained on another model than this one.")
+        layer = parts.check_layer(cfg.layer)
+        if layer in found:
+            raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
+        found[layer] = sae
+    return found
+
+
+@torch.inference_mode()
+def subject_latents(
+    sae,
+    inside: Float[Tensor, "n d_model"],
+    outside: Float[Tensor, "m d_model"],
+    *,
+    n: int,
+    select: str,
+    seed: int,
+) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+    """The latents that tell the subject from everything else, the best first.
+
+    Latents that are active on at least half of the subject's sightings come first; among them those
+    whose pre-activation lies highest above its mean elsewhere, in standard deviations.
+
+    Args:
+        sae: The SAE.
+        inside: What it reads at the subject.
+        outside: What it reads elsewhere.
+        n: How many.
+        select: `selective` or `random`.
+        seed: Draws random ones.
+
+    Returns:
+        Indices, and how often each is higher on the subject than elsewhere (AUROC).
+
+    Raises:
+        UserError: There is no such rule.
+    """
+    active = (sae.encode(inside) > 0).float().mean(0)
+    pre_in, pre_out = sae.pre(inside), torch.cat([sae.pre(x) for x in outside.split(4096)])
+    if select == "random":
+        draw = torch.Generator().manual_seed(seed)
+        latents = torch.randperm(pre_in.shape[1], generator=draw)[:n]
+    elif select == "selective":
+        gap = (pre_in.mean(0) - pre_out.mean(0)) / pre_out.std(0).clamp_min(1e-6)
+        gap = gap + 100 * (active >= 0.5)  # those that are active on the subject come first
+        latents = gap.topk(min(n, len(gap))).indices
+    else:
+        raise UserError(f"There is no rule '{select}' for latents: 'selective' or 'random'.")
+    score = [
+        float((pre_in[:, f][:, None] > pre_out[:, f]).float().mean()) for f in latents.tolist()
+    ]
+    return latents, torch.tensor(score)

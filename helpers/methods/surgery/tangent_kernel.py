@@ -1,0 +1,123 @@
+"""The least change of W_out that makes the answer unlikely, by kernel regression.
+
+The answers' log-probabilities are linearised in the weights (`helpers.methods.tangent`), and the
+change that reaches the wanted ones while it disturbs other text least is solved for. What decides
+is the *isolation of the key*: the forget prompts act only at the subject's tokens, only early
+layers are edited, where the subject's key is still its own, and "other text" counts both ordinary
+passages and the same questions about all other subjects.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.covariance import key_covariance
+from helpers.facts import ConceptPair
+from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
+from helpers.methods.background import moments_of_others
+from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.protocol import method
+from helpers.methods.tangent import least_change, linearise
+from helpers.models import anatomy
+
+log = logging.getLogger(__name__)
+
+
+@method("tangent_kernel", family="surgery", many=True)
+def tangent_kernel(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    *,
+    seed: int = 0,
+    layers: tuple[int, ...] = tuple(range(9)),
+    floor: float = 0.01,
+    n_neighbours: int = 40,
+    text: float = 1.0,
+    protect: float = 10.0,
+    damping: float = 0.1,
+    ridge: float = 0.01,
+    n_tokens: int = 60_000,
+    steps: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0),
+) -> WeightDelta:
+    """Change W_out of early layers by the least that forgets the pairs.
+
+    Args:
+        model: Any model of a known family.
+        pairs: What to forget, solved for together.
+        seed: Draws text and neighbours.
+        layers: Which layers are edited.
+        floor: Probability that the training prompts' answers come down to.
+        n_neighbours: Known neighbours whose answers are held.
+        text: Weight of ordinary text's keys in what counts as disturbance.
+        protect: Weight of the keys of the same questions about other subjects.
+        damping: Weight of a change in any direction, relative to the mean variance of a key.
+        ridge: Ridge of the kernel regression, relative to its diagonal.
+        n_tokens: Tokens of ordinary text.
+        steps: Share of the way to go at each linearisation.
+
+    Raises:
+        UserError: Two prompts cannot be told apart.
+    """
+    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
+    n = n_neighbours // len(pairs) + 1 if n_neighbours else 0
+    asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=n, seed=seed)]
+    metric = disturbance(
+        model,
+        pairs,
+        layers=layers,
+        text=text,
+        protect=protect,
+        damping=damping,
+        n_tokens=n_tokens,
+        seed=seed,
+    )
+    parts = anatomy(model)
+    change = {i: torch.zeros(parts.d_model, parts.d_mlp) for i in layers}
+    before = None
+    for step in steps:
+
+        def extra(i, into, hidden, change=change):
+            return hidden @ change[i].to(hidden).T
+
+        t = linearise(model, asks, layers=layers, extra=extra)
+        before = t.logprob if before is None else before
+        log.debug("log-probabilities %s", t.logprob)
+        wanted = step * wanted_changes(asks, t.logprob, before)
+        more = least_change(t, wanted, metric, ridge=ridge, asks=asks)
+        change = {i: change[i] + more[i] for i in layers}
+    changes = {}
+    for i, delta in change.items():
+        mlp = parts.layers[i].mlp
+        changes[mlp.out_name] = Change(dense=delta.T.contiguous() if mlp.transposed else delta)
+    return WeightDelta.of(model._module, changes)
+
+
+def disturbance(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    *,
+    layers: Sequence[int],
+    text: float,
+    protect: float,
+    damping: float,
+    n_tokens: int,
+    seed: int,
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """Cholesky factors of A_l = text · C_l + protect · P_l + damping · v̄ · 1.
+
+    C is the second moment of ordinary text's keys, P that of the questions about other subjects,
+    v̄ the median variance of a key's component (the mean is the first token's alone in some layers).
+    """
+    covariance = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
+    moments, n = moments_of_others(model, pairs, layers=layers)
+    factors = {}
+    for i in layers:
+        C = covariance[i]
+        A = text * C + protect * moments[i] / n
+        A += damping * C.diagonal().median() * torch.eye(len(C), dtype=torch.float64)
+        factors[i] = torch.linalg.cholesky(A).float()
+    return factors

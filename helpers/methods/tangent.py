@@ -1,0 +1,231 @@
+"""A model's answers as linear functions of what its MLPs write: keys, gradients, least change.
+
+To first order a change ΔW_l of W_out moves the log-probability of an answer by
+Σ_l Σ_p g_pᵀ ΔW_l k_p: over positions p, k the key (what W_out reads), g the gradient of the
+log-probability at W_out's output. `linearise` takes both for many prompts; the edit so far is put
+in as an intervention, so the model itself is never touched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.batching import length_batches
+from helpers.errors import UserError
+from helpers.models import anatomy, final_norm, unembed
+
+Extra = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, what W_in reads, what W_out reads) → what is added to W_out's output."""
+BATCH = 512  # tokens a pass
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An answer whose log-probability is steered.
+
+    Attributes:
+        ids: Tokens of the prompt, and of all but the last of the answer's.
+        scored: (position, tokens): the next token's probability, summed over `tokens`, counts.
+        acts: Positions at which the edit counts as acting; all others' derivatives are dropped.
+        goal: Log-probability to come down to; None to stay at what it was.
+        name: For messages.
+    """
+
+    ids: tuple[int, ...]
+    scored: tuple[tuple[int, tuple[int, ...]], ...]
+    acts: tuple[int, ...]
+    goal: float | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """Log-probabilities of asks and their derivatives at some layers.
+
+    Attributes:
+        logprob: Of each ask, in nats.
+        owner: For every row (an ask at a position where it acts) the ask's number.
+        keys: Layer → what W_out (or W_in) reads, a row each.
+        gradients: Layer → derivative of the ask's log-probability by W_out's output.
+    """
+
+    logprob: Float[Tensor, " n"]
+    owner: Int[Tensor, " rows"]
+    keys: dict[int, Float[Tensor, "rows width"]]
+    gradients: dict[int, Float[Tensor, "rows d_model"]]
+
+
+def linearise(
+    model: LanguageModel,
+    asks: Sequence[Ask],
+    *,
+    layers: Sequence[int],
+    extra: Extra | None = None,
+    site: str = "neurons",
+) -> Tangent:
+    """Keys and gradients of all asks by one forward and one backward pass.
+
+    Sequences are batched by length, only the scored positions are unembedded, and no gradient is
+    taken below the first layer.
+
+    Args:
+        model: Any model of a known family.
+        asks: What is asked.
+        layers: The layers that are edited.
+        extra: The edit so far, as what it adds to W_out's output.
+        site: Whose input the keys are: `neurons` (W_out's) or `mlp_in` (W_in's).
+    """
+    parts = anatomy(model)
+    layers = sorted({parts.check_layer(i) for i in layers})
+    logprob = torch.zeros(len(asks))
+    owner: list[int] = []
+    keys: dict[int, list[Tensor]] = {i: [] for i in layers}
+    gradients: dict[int, list[Tensor]] = {i: [] for i in layers}
+    for batch in length_batches([len(a.ids) for a in asks], budget=BATCH):
+        width = max(len(asks[i].ids) for i in batch)
+        tokens = torch.tensor([list(asks[i].ids) + [0] * (width - len(asks[i].ids)) for i in batch])
+        with torch.enable_grad():
+            read, written, last = _forward(model, tokens, layers, extra, site)
+            scores = _scores(model, last.reshape(len(batch), width, -1), [asks[i] for i in batch])
+            found = torch.autograd.grad(scores.sum(), [written[i] for i in layers])
+        logprob[batch] = scores.detach().float().cpu()
+        rows = [(r, p) for r, i in enumerate(batch) for p in asks[i].acts]
+        owner += [batch[r] for r, _ in rows]
+        flat = torch.tensor([r * width + p for r, p in rows])
+        for i, gradient in zip(layers, found, strict=True):
+            keys[i].append(read[i].detach().flatten(0, -2)[flat].float().cpu())
+            gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
+    return Tangent(
+        logprob,
+        torch.tensor(owner),
+        {i: torch.cat(x) for i, x in keys.items()},
+        {i: torch.cat(x) for i, x in gradients.items()},
+    )
+
+
+def _forward(model, tokens, layers, extra, site):
+    """Reads and writes of the edited MLPs, and the last residual stream, with the graph kept."""
+    parts = anatomy(model)
+    with model.trace(tokens) as tracer:
+        read, written = {}.save(), {}.save()
+        for i in layers:
+            mlp = parts.layers[i].mlp
+            into = mlp.in_envoy.input
+            hidden = mlp.out_envoy.input
+            out = mlp.out_envoy.output
+            if extra is not None:
+                out = out + extra(i, into, hidden)
+            if not out.requires_grad:
+                out = out.detach().requires_grad_()
+            mlp.out_envoy.output = out
+            read[i] = into if site == "mlp_in" else hidden
+            written[i] = out
+        last = parts.layers[-1].block.output.save()
+        tracer.stop()
+    return read, written, last
+
+
+def _scores(
+    model: LanguageModel, last: Float[Tensor, "b t d_model"], asks: Sequence[Ask]
+) -> Float[Tensor, " b"]:
+    """Log-probability of each row's answer."""
+    where = [(r, p, t) for r, ask in enumerate(asks) for p, t in ask.scored]
+    rows = torch.tensor([r for r, _, _ in where])
+    states = last[rows, torch.tensor([p for _, p, _ in where])]
+    logits = unembed(model, final_norm(model, states)).float().log_softmax(-1)
+    each = [logits[n, list(tokens)].logsumexp(-1) for n, (_, _, tokens) in enumerate(where)]
+    total = torch.zeros(len(asks), device=last.device)
+    return total.index_add(0, rows.to(last.device), torch.stack(each))
+
+
+def least_change(
+    tangent: Tangent,
+    wanted: Float[Tensor, " n"],
+    factors: Mapping[int, Float[Tensor, "width width"]],
+    *,
+    ridge: float,
+    asks: Sequence[Ask],
+) -> dict[int, Float[Tensor, "d_model width"]]:
+    """The ΔW that changes each log-probability by `wanted` at the least Σ_l tr(ΔW_l A_l ΔW_lᵀ).
+
+    α = (K + Λ)⁻¹ wanted with K_ij = Σ_l Σ_pq (g_ip · g_jq)(k_ipᵀ A_l⁻¹ k_jq), and
+    ΔW_l = Σ_i α_i Σ_p g_ip (A_l⁻¹ k_ip)ᵀ: kernel regression with the tangent kernel.
+
+    Args:
+        tangent: Keys and gradients.
+        wanted: Changes of log-probability, nats.
+        factors: Layer → lower Cholesky factor of A_l.
+        ridge: Λ, relative to each ask's own K_ii; 0 reaches `wanted` exactly.
+        asks: For the message.
+
+    Raises:
+        UserError: The system is singular; names the prompts that coincide.
+    """
+    n = len(wanted)
+    kernel = torch.zeros(n, n, dtype=torch.float64)
+    solved = {}
+    for i, keys in tangent.keys.items():
+        white = torch.linalg.solve_triangular(factors[i], keys.T, upper=False)  # (width, rows)
+        solved[i] = white
+        g = tangent.gradients[i]
+        by_row = ((g @ g.T) * (white.T @ white)).double()
+        half = torch.zeros(n, by_row.shape[1], dtype=torch.float64)
+        half.index_add_(0, tangent.owner, by_row)
+        kernel.index_add_(1, tangent.owner, half)
+    alpha = solve_kernel(kernel, wanted.double(), ridge=ridge, asks=asks)[tangent.owner].float()
+    return {
+        i: (
+            torch.linalg.solve_triangular(
+                factors[i].T, white @ (alpha[:, None] * tangent.gradients[i]), upper=True
+            ).T
+        )
+        for i, white in solved.items()
+    }
+
+
+def solve_kernel(
+    kernel: Float[Tensor, "n n"],
+    wanted: Float[Tensor, " n"],
+    *,
+    ridge: float,
+    asks: Sequence[Ask],
+) -> Float[Tensor, " n"]:
+    """α = (K + Λ)⁻¹ wanted in float64, Λ = `ridge` times K's diagonal.
+
+    Raises:
+        UserError: K + Λ is singular; names the two prompts that are most alike. Or the steps
+            before this one ran away.
+    """
+    if not torch.isfinite(kernel).all() or not kernel.diagonal().max() > 1e-24:
+        raise UserError(
+            "No change moves the answers (any more): the steps ran away. Take smaller steps, a "
+            "floor closer to what the model says now, or other layers."
+        )
+    diagonal = kernel.diagonal()
+    floor = 1e-12 * diagonal.max().clamp_min(1e-300)
+    system = kernel + torch.diag(ridge * diagonal)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if failed or not torch.isfinite(factor).all() or factor.diagonal().min() ** 2 < floor:
+        scale = diagonal.clamp_min(floor).rsqrt()
+        alike = (kernel * scale[:, None] * scale).abs().fill_diagonal_(0)
+        a, b = divmod(int(alike.argmax()), len(asks))
+        raise UserError(
+            f"The prompts cannot be told apart by what the edit may change: '{asks[a].name}' and "
+            f"'{asks[b].name}' coincide; drop one of them, or raise the ridge."
+        )
+    return torch.cholesky_solve(wanted[:, None], factor)[:, 0]
+
+
+def moved(
+    tangent: Tangent, change: Mapping[int, Float[Tensor, "d_model width"]]
+) -> Float[Tensor, " n"]:
+    """What `change` does to each log-probability, to first order."""
+    total = torch.zeros(len(tangent.logprob))
+    for i, delta in change.items():
+        by_row = ((tangent.keys[i] @ delta.T) * tangent.gradients[i]).sum(-1)
+        total.index_add_(0, tangent.owner, by_row)
+    return total

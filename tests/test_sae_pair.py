@@ -1,0 +1,81 @@
+"""The edit that SAEs decide, with a small SAE made by hand."""
+
+import pytest
+import torch
+
+from helpers.errors import UserError
+from helpers.methods import unlearn
+from helpers.methods.background import own_inputs
+from helpers.methods.surgery.sae_pair import subject_latents
+from helpers.models import model_hash
+from helpers.sae import SAEConfig, build, save_sae
+from helpers.scoring import answer_probability
+from tests.test_tangent import grown_model, own_pair  # noqa: F401  fixtures
+
+HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
+
+
+@pytest.fixture
+def planted(grown_model, own_pair, tmp_path):  # noqa: F811
+    """A model, and an SAE of layer 1 whose latent 5 is the subject's direction."""
+    model = grown_model()
+    inside = own_inputs(model, own_pair, layers=[1])[0][1].mean(0)
+    cfg = SAEConfig(
+        "topk", d_in=16, d_sae=12, k=4, site="mlp_in", layer=1, model_hash=model_hash(model)
+    )
+    sae = build(cfg)
+    with torch.no_grad():
+        sae.encoder[5] = inside / inside.norm()
+    save_sae(sae, tmp_path / "sae")
+    return model, sae, tmp_path / "sae"
+
+
+def test_the_subjects_latent_is_found(planted, own_pair):  # noqa: F811
+    model, sae, _ = planted
+    inside = own_inputs(model, own_pair, layers=[1])[0][1]
+    outside = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    latents, auroc = subject_latents(sae, inside, outside, n=3, select="selective", seed=0)
+    assert latents[0] == 5 and auroc[0] > 0.99
+    drawn, _ = subject_latents(sae, inside, outside, n=3, select="random", seed=1)
+    assert len(set(drawn.tolist())) == 3
+    with pytest.raises(UserError, match="no rule 'best'"):
+        subject_latents(sae, inside, outside, n=3, select="best", seed=0)
+
+
+def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa: F811
+    model, sae, folder = planted
+    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=1, **HOW)
+    gate = next(n for n in u.delta.changes if n.endswith("gate_proj.weight"))
+    key = u.delta.changes[gate].appended[0]
+    (note,) = u.delta.notes["latents"]
+    row = sae.encoder[note["latents"][0]]
+    assert torch.cosine_similarity(key, row, dim=0).abs() > 0.9999
+
+
+def test_the_answer_comes_down(planted, own_pair):  # noqa: F811
+    model, _, folder = planted
+    asked = own_pair.prompts("train")
+    was = answer_probability(model, asked)
+    floor = 0.7 * float(was.min())
+    how = HOW | {"floor": floor}
+    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=12, **how)
+    with u.applied(model):
+        now = answer_probability(model, asked)
+    assert now.mean() < 0.9 * was.mean()
+
+
+def test_bad_saes_are_refused(planted, own_pair, grown_model, tmp_path):  # noqa: F811
+    model, sae, folder = planted
+    with pytest.raises(UserError, match="needs SAEs"):
+        unlearn(model, own_pair, "sae_pair")
+    with pytest.raises(UserError, match="Two SAEs are of layer 1"):
+        unlearn(model, own_pair, "sae_pair", saes=(str(folder), str(folder)))
+    for change, sentence in (
+        ({"site": "mlp"}, "reads 'mlp'"),
+        ({"model_hash": "0" * 16}, "another model"),
+        ({"layer": 7}, "no layer 7"),
+    ):
+        other = build(sae.cfg.but(**change))
+        save_sae(other, tmp_path / "other")
+        with pytest.raises(UserError, match=sentence):
+            unlearn(model, own_pair, "sae_pair", saes=(str(tmp_path / "other"),))

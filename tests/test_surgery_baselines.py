@@ -1,0 +1,330 @@
+"""Each baseline edit against the property that defines it."""
+
+import pytest
+import torch
+from conftest import FAMILIES
+
+from helpers.covariance import key_covariance, keys_of
+from helpers.errors import UserError
+from helpers.facts import ConceptPair, Prompt
+from helpers.facts.relations import Template
+from helpers.methods import Change, Unlearning, WeightDelta, unlearn
+from helpers.methods.contrast import contrast, states_at, subject_prompts
+from helpers.methods.folding import folding_gap, intervened_logits
+from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
+from helpers.methods.value import ValueSettings, forgetting_value
+from helpers.models import anatomy, model_hash
+from helpers.tracing import Patch, capture, run_patched
+from helpers.tracing.patching import logits_of
+
+PROMPT = Prompt("w1 w2 w3 w4 w5", subject="w3", answers=(" w9",))
+
+
+def own_pair() -> ConceptPair:
+    """A pair with prompts in the tiny models' words."""
+    ways = tuple(Template(t) for t in ("w1 w2 {} w4", "w5 {} w6 w7", "w8 w9 w10 {}"))
+    return ConceptPair(
+        "w3", "w20", "own", templates=dict.fromkeys(("train", "dev", "heldout"), ways)
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch, tmp_path):
+    """Own cache; the tiny pair gets neighbours; text in the tiny models' words."""
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+
+    def neighbours(self, n=None, *, seed=0):
+        others = [
+            ConceptPair(f"w{i}", f"w{i + 20}", "own", templates=self.templates)
+            for i in range(30, 39)
+        ]
+        return others[:n]
+
+    monkeypatch.setattr(ConceptPair, "neighbours", neighbours)
+    text = torch.randint(4, 64, (240, 32), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("helpers.covariance.corpus_tokens", lambda *a, **k: text)
+    monkeypatch.setattr("helpers.methods.surgery.leace.corpus_tokens", lambda *a, **k: text[:32])
+
+
+def weights_after(model, unlearning: Unlearning) -> dict[str, torch.Tensor]:
+    with unlearning.applied(model):
+        return {n: model._module.get_parameter(n).clone() for n in unlearning.delta.changes}
+
+
+def seen(mlp, weight):
+    return weight.T if mlp.transposed else weight
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", ["keys", "values"])
+def test_projected_direction_has_no_component_left(tiny_model, family, form):
+    model, pair = tiny_model(family), own_pair()
+    unlearning = unlearn(model, pair, "mean_difference", form=form, layers=(1,))
+    mlp = anatomy(model).layers[1].mlp
+    site, position = ("mlp_in", "subject") if form == "keys" else ("neurons", "last")
+    found = contrast(model, pair, layers=[1], site=site, position=position)[1].difference()
+    after = weights_after(model, unlearning)
+    assert set(after) == (
+        {n for n in (mlp.in_name, mlp.gate_name) if n} if form == "keys" else {mlp.out_name}
+    )
+    direction = found if form == "keys" else mlp.W_out() @ found
+    direction = direction / direction.norm()
+    for weight in after.values():
+        weight = seen(mlp, weight)
+        left = weight @ direction if form == "keys" else direction @ weight
+        assert left.abs().max() < 1e-6
+
+
+def probe_accuracy(x: torch.Tensor, z: torch.Tensor) -> float:
+    """Share of training points that the best least-squares probe with an intercept gets right."""
+    said = probe(x, z)
+    return float(((said > z.mean()) == (z > 0.5)).double().mean())
+
+
+def probe(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """What the best least-squares probe with an intercept says on its own training data."""
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    return x @ (torch.linalg.pinv(x, rtol=1e-9) @ z)
+
+
+def test_no_linear_probe_finds_the_concept_after_leace():
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.arange(400) % 2).double()[:, None]
+    x = torch.randn(400, 12, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(12, 12, generator=generator, dtype=torch.float64) + z * 3
+    eraser = leace.fit_leace(x, z)
+    assert probe_accuracy(x, z) > 0.95
+    erased = eraser(x)
+    covariance = (erased - erased.mean(0)).T @ (z - z.mean(0)) / len(x)
+    assert covariance.abs().max() < 1e-12  # no linear probe can beat a constant (theorem 3.1)
+    assert torch.allclose(probe(erased, z), z.mean().expand_as(z))  # so it says the mean
+    assert torch.allclose(eraser(erased), erased)  # what is gone stays gone
+    smallest = (x - erased).pow(2).sum()
+    difference = x[z[:, 0] == 1].mean(0) - x[z[:, 0] == 0].mean(0)
+    unit = difference / difference.norm()
+    assert smallest < ((x - x.mean(0)) @ unit).pow(2).sum()  # the plain projection changes more
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_leace_in_the_weights_reads_erased_inputs(tiny_model, family):
+    model, pair = tiny_model(family), own_pair()
+    mlp = anatomy(model).layers[1].mlp
+    after = weights_after(model, unlearn(model, pair, "leace", layers=(1,)))
+    found = contrast(model, pair, layers=[1])[1]
+    text = [(row, range(1, len(row))) for row in leace.corpus_tokens().tolist()]
+    ordinary = [rows[1] for rows in keys_of(model, text, layers=[1], site="mlp_in")]
+    x = torch.cat([found.inside, found.outside, *ordinary]).double()
+    z = (torch.arange(len(x)) < len(found.inside)).double()
+    names = [n for n in (mlp.in_name, mlp.gate_name) if n]
+    assert set(after) == set(names)
+    for name in names:
+        old, new = (seen(mlp, w).double() for w in (model._module.get_parameter(name), after[name]))
+        covariance = [((x @ w.T) - (x @ w.T).mean(0)).T @ (z - z.mean()) for w in (old, new)]
+        assert covariance[1].norm() < 1e-4 * covariance[0].norm()
+        assert torch.linalg.matrix_rank(new - old, atol=1e-5) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("position", ["last", "subject"])
+def test_attributions_sum_to_the_change_of_probability(tiny_model, family, position):
+    """Completeness: Σ_i attribution_i = P(h) − P(units of that layer and token at zero)."""
+    model = tiny_model(family)
+    got = knowledge_neurons.integrated_gradients(
+        model, PROMPT, layers=range(3), steps=40, position=position
+    )
+    ids = model.tokenizer(PROMPT).input_ids
+    at = {"last": 4, "subject": 2}[position]
+    zero = torch.zeros(1, 24 if family != "gpt2" else 64)
+    for layer in range(3):
+        zero = torch.zeros(1, anatomy(model).d_mlp)
+        jobs = [[], [Patch("neurons", layer, [at], zero)]]
+        p = logits_of(model, run_patched(model, ids, jobs)).softmax(-1)
+        answer = model.tokenizer(" w9").input_ids[-1]
+        assert torch.allclose(got[layer].sum(), p[0, answer] - p[1, answer], atol=2e-6)
+
+
+def test_neurons_are_chosen_by_share_and_the_net_widens():
+    attributions = torch.zeros(4, 1, 5)
+    attributions[:, 0, 0] = 1.0
+    attributions[:, 0, 1] = torch.tensor([0.5, 0.5, 0.5, 0.1])
+    attributions[0, 0, 2] = 0.9
+    chosen = knowledge_neurons.choose(attributions, threshold=0.2, shared=0.7)
+    assert chosen[0].tolist() == [True, True, False, False, False]
+    strict = knowledge_neurons.choose(attributions, threshold=0.2, shared=1.0)
+    assert strict[0].tolist() == [True, True, False, False, False]  # one alone was too few
+
+
+def test_knowledge_neurons_zeroes_whole_columns(tiny_model):
+    model, pair = tiny_model(), own_pair()
+    after = weights_after(model, unlearn(model, pair, "knowledge_neurons"))
+    for name, weight in after.items():
+        before = model._module.get_parameter(name)
+        changed = (weight != before).any(0)
+        assert changed.any() and not weight[:, changed].any()
+
+
+def test_needle_finds_the_column_that_was_planted(tiny_model):
+    """A column that writes the target, driven by the prompts, is the concept vector."""
+    model, pair = tiny_model(), own_pair()
+    parts = anatomy(model)
+    prompts = subject_prompts(pair)
+    driven = states_at(model, prompts, layers=[1], site="neurons", position="last")[1].mean(0)
+    neuron = int(driven.argmax())
+    token = model.tokenizer(" w20").input_ids[-1]
+    with torch.no_grad():
+        head = parts.head.weight
+        parts.layers[1].mlp.W_out()[:, neuron] = 300 * (head[token] - head.mean(0))
+    assert needle.concept_vector(model, pair) == (1, neuron)
+    delta = unlearn(model, pair, "needle", noise=0.5).delta
+    (change,) = delta.changes.values()
+    touched = change.matrix().any(0).nonzero()[:, 0].tolist()
+    assert touched == [neuron]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_value_found_makes_the_target_no_likelier_than_without(tiny_model, family):
+    model, pair = tiny_model(family), own_pair()
+    parts = anatomy(model)
+    token = model.tokenizer(" w20").input_ids[-1]
+    prompts = subject_prompts(pair)
+    # plant the fact: the subject's key in layer 1 writes the target
+    k = states_at(model, prompts, layers=[1], site="neurons")[1].mean(0)
+    before = model_hash(model)
+    delta = 5 * parts.head.weight[token].detach().clone()
+    try:
+        found = forgetting_value(model, pair, layer=1, settings=ValueSettings(steps=5))
+    except UserError as error:
+        assert "no likelier" in str(error)
+    else:
+        assert found.shape == (16,) and torch.isfinite(found).all()
+    assert model_hash(model) == before
+    assert k.shape == (parts.d_mlp,) and delta.shape == (16,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rome_maps_the_subjects_key_to_the_value(tiny_model, family, monkeypatch):
+    model, pair = tiny_model(family), own_pair()
+    delta = torch.randn(16, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(rome, "forgetting_value", lambda *a, **k: delta)
+    k = states_at(model, subject_prompts(pair), layers=[1], site="neurons")[1].mean(0).double()
+    mlp = anatomy(model).layers[1].mlp
+    v = mlp.W_out().double() @ k
+    unlearning = unlearn(model, pair, "rome", layer=1)
+    after = seen(mlp, weights_after(model, unlearning)[mlp.out_name])
+    assert torch.allclose(after.double() @ k, v + delta, atol=1e-5)
+    (change,) = unlearning.delta.changes.values()
+    assert change.rank == 1
+    # of all W with W k = v*, it has the smallest tr(ΔW C ΔWᵀ); a plain rank one has more
+    C = key_covariance(model, layers=[1])[1]
+    dW = seen(mlp, change.matrix()).double()
+    plain = torch.outer(delta.double(), k / (k @ k))
+    assert torch.einsum("ij,jk,ik->", dW, C, dW) < torch.einsum("ij,jk,ik->", plain, C, plain)
+
+
+def test_memit_solves_its_normal_equations():
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(40, 8, generator=generator, dtype=torch.float64)
+    C, K = A.T @ A / 40, torch.randn(3, 8, generator=generator, dtype=torch.float64)
+    R = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    change = R @ memit.least_squares(C, K, weight=2.0)
+    ridged = C + rome.RIDGE * C.diagonal().mean() * torch.eye(8, dtype=torch.float64)
+    assert torch.allclose(change @ (2.0 * ridged + K.T @ K), R @ K, atol=1e-12)
+
+
+def test_memit_with_a_weak_penalty_reaches_the_value(tiny_model, monkeypatch):
+    """Layer by layer the residual stream comes to h + δ, also when several layers share it."""
+    model, pair = tiny_model(), own_pair()
+    delta = 0.05 * torch.randn(16, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(memit, "forgetting_value", lambda *a, **k: delta)
+    prompts = subject_prompts(pair)
+
+    def residual():
+        return capture(model, prompts, sites=["residual"], layers=[2], position="subject")[
+            "residual"
+        ]
+
+    before, weights = residual(), model_hash(model)
+    unlearning = unlearn(model, pair, "memit", layers=(1, 2), weight=1e-9)
+    assert model_hash(model) == weights
+    with unlearning.applied(model):
+        moved = residual() - before
+    assert len(unlearning.delta.changes) == 2
+    assert torch.allclose(moved[:, 0], delta.expand(len(prompts), -1), atol=2e-3)
+
+
+def test_alphaedit_leaves_preserved_keys_alone():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    keys = keys @ torch.randn(4, 10, generator=generator, dtype=torch.float64)  # 4 of 10 directions
+    basis = alphaedit.null_space(keys.T @ keys / 30, 1e-6)
+    assert basis.shape == (10, 6)
+    K = torch.randn(3, 10, generator=generator, dtype=torch.float64)
+    R = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    change = R @ alphaedit.within(basis, K, l2=0.5)
+    assert torch.allclose(change @ keys.T, torch.zeros(5, 30, dtype=torch.float64), atol=1e-10)
+    P = basis @ basis.T  # the paper's own equation
+    expected = torch.linalg.solve(P @ K.T @ K + 0.5 * torch.eye(10), P @ K.T @ R.T).T
+    assert torch.allclose(change, expected, atol=1e-10)
+    with pytest.raises(UserError, match="raise it"):
+        alphaedit.null_space(torch.eye(3), 0.5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("like", ["knowledge_neurons", "needle"])
+@pytest.mark.parametrize("control", ["random_direction", "random_rows"])
+def test_controls_have_equal_rank_and_norm(tiny_model, family, like, control):
+    model, pair = tiny_model(family), own_pair()
+    model_delta = unlearn(model, pair, like).delta
+    random = unlearn(model, pair, control, like=like).delta
+    assert set(random.changes) == set(model_delta.changes)
+    for tensor, change in model_delta.changes.items():
+        other = random.changes[tensor]
+        assert other.rank == change.rank
+        assert torch.allclose(other.matrix().norm(), change.matrix().norm(), rtol=1e-4)
+        assert not torch.allclose(other.matrix(), change.matrix())
+
+
+def test_bad_input_is_told_in_one_sentence(tiny_model):
+    model, pair = tiny_model(), own_pair()
+    for name, bad, words in (
+        ("mean_difference", {"form": "rows"}, "no form 'rows'"),
+        ("mean_difference", {"layers": (9,)}, "no layer 9"),
+        ("knowledge_neurons", {"threshold": 2.0}, "threshold is 2"),
+        ("memit", {"weight": -1.0}, "weight is -1"),
+        ("random_rows", {"like": "nothing"}, "no method 'nothing'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            unlearn(model, pair, name, **bad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["neurons", "mean_difference", "leace", "knowledge_neurons"])
+def test_folded_edit_equals_the_intervention(tiny_model, family, name):
+    """The edit as weights, and computed beside the unedited model by nnsight: the same logits."""
+    model, pair = tiny_model(family), own_pair()
+    how = {"layers": (0, 1)} if name in ("mean_difference", "leace") else {}
+    unlearning = unlearn(model, pair, name, **(how or {"n": 9} if name == "neurons" else how))
+    ids = model.tokenizer(PROMPT).input_ids
+    with torch.inference_mode():
+        before = model._module(torch.tensor([ids])).logits[0]
+    assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-4)
+    assert folding_gap(model, unlearning, [PROMPT, "w7 w8"]) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_appended_neurons_equal_the_intervention(tiny_model, family):
+    model = tiny_model(family)
+    mlp = anatomy(model).layers[1].mlp
+    draw = torch.Generator().manual_seed(0)
+    rows, columns = (torch.randn(2, 16, generator=draw) for _ in range(2))
+    axis = 1 if mlp.transposed else 0
+    changes = {mlp.out_name: Change(appended=columns if axis else columns.T, axis=1 - axis)}
+    for name in (n for n in (mlp.in_name, mlp.gate_name) if n):
+        changes[name] = Change(appended=rows.T if axis else rows, axis=axis)
+        changes[name.replace("weight", "bias")] = Change(appended=torch.tensor([0.3, -0.2]))
+    unlearning = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    ids = model.tokenizer(PROMPT).input_ids
+    with torch.inference_mode():
+        before = model._module(torch.tensor([ids])).logits[0]
+    assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-2)
+    assert folding_gap(model, unlearning, [PROMPT]) < 1e-4

@@ -1,0 +1,177 @@
+"""Tangents of answers, the least change, and the edits that are solved with them."""
+
+import pytest
+import torch
+
+from helpers.covariance import key_covariance
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.facts.relations import Template
+from helpers.methods import METHODS, unlearn
+from helpers.methods.tangent import Ask, Tangent, least_change, linearise, moved, solve_kernel
+from helpers.models import anatomy, model_hash
+from helpers.scoring import answer_logprobs, answer_probability
+from tests.conftest import FAMILIES
+
+TEMPLATES = {
+    "train": (Template("w1 w2 {} w3"), Template("w4 {} w5 w6 w7"), Template("w8 w9 w10 {} w11")),
+    "dev": (Template("w12 {} w3"),),
+    "heldout": (Template("w13 w2 {} w3"),),
+}
+
+
+def asks_of(texts=((5, 9, 14, 22), (7, 8, 30), (11, 12, 13, 14, 15, 16)), token=20):
+    return [Ask(t, ((len(t) - 1, (token,)),), tuple(range(len(t))), name=str(t)) for t in texts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tangent_is_the_derivative(tiny_model, family):
+    model, asks = tiny_model(family), asks_of()
+    parts = anatomy(model)
+    torch.manual_seed(0)
+    delta = {i: torch.randn(parts.d_model, parts.d_mlp) for i in (0, 2)}
+    here = linearise(model, asks, layers=(0, 2))
+    both = [
+        linearise(model, asks, layers=(0, 2), extra=lambda i, x, h, e=e: e * (h @ delta[i].T))
+        for e in (1e-3, -1e-3)
+    ]
+    slope = (both[0].logprob - both[1].logprob) / 2e-3
+    torch.testing.assert_close(moved(here, delta), slope, rtol=3e-2, atol=2e-3)
+
+
+def test_logprob_is_the_answers_own_and_sums_alternatives(tiny_model):
+    model = tiny_model()
+    prompt = "w1 w2 w3"
+    ids = tuple(model.tokenizer(prompt).input_ids)
+    first, second = (model.tokenizer(w).input_ids[0] for w in ("w7", "w9"))
+    whole = Ask((*ids, first), ((2, (first,)), (3, (second,))), (0,))
+    either = Ask(ids, ((2, (first, second)),), (0,))
+    found = linearise(model, [whole, either], layers=[0]).logprob
+    one, two, both = answer_logprobs(model, [prompt] * 3, [" w7", " w9", " w7 w9"])
+    wanted = torch.tensor([both, torch.logaddexp(*torch.tensor([one, two]))], dtype=torch.float32)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def random_tangent(n=4, rows=9, d=5, width=7):
+    torch.manual_seed(1)
+    owner = torch.arange(rows) % n
+    keys = {i: torch.randn(rows, width) for i in (0, 3)}
+    gradients = {i: torch.randn(rows, d) for i in (0, 3)}
+    return Tangent(torch.zeros(n), owner, keys, gradients)
+
+
+def test_least_change_reaches_what_is_wanted_and_is_the_least():
+    t = random_tangent()
+    asks = asks_of() + asks_of()[:1]
+    root = {i: torch.tril(torch.randn(7, 7)) + 4 * torch.eye(7) for i in (0, 3)}
+    wanted = torch.tensor([-1.0, 0.5, 0.0, -2.0])
+    change = least_change(t, wanted, root, ridge=0.0, asks=asks)
+    torch.testing.assert_close(moved(t, change), wanted, rtol=1e-3, atol=1e-4)
+    # the same by the minimum-norm solution of one big system, in the whitened coordinates Δ L
+    rows = []
+    for a in range(4):
+        row = []
+        for i in (0, 3):
+            mine = t.owner == a
+            white = torch.linalg.solve_triangular(root[i], t.keys[i][mine].T, upper=False)
+            row.append((white @ t.gradients[i][mine]).T.flatten())
+        rows.append(torch.cat(row))
+    least = torch.linalg.pinv(torch.stack(rows)) @ wanted
+    ours = torch.cat([(change[i] @ root[i]).flatten() for i in (0, 3)])
+    torch.testing.assert_close(ours, least, rtol=1e-3, atol=1e-4)
+
+
+def test_coinciding_prompts_are_named():
+    kernel = torch.tensor([[1.0, 0.2, 1.0], [0.2, 1.0, 0.2], [1.0, 0.2, 1.0]]).double()
+    asks = asks_of()
+    with pytest.raises(UserError) as error:
+        solve_kernel(kernel, torch.ones(3).double(), ridge=0.0, asks=asks)
+    assert asks[0].name in str(error.value) and asks[2].name in str(error.value)
+    assert asks[1].name not in str(error.value)
+
+
+@pytest.mark.parametrize("site", ["neurons", "mlp_in"])
+def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path, site):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+    model = tiny_model()
+    tokens = torch.randint(4, 60, (9, 128), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("helpers.covariance.corpus_tokens", lambda *a, **k: tokens)
+    found = key_covariance(model, layers=[-1], n_tokens=1152, site=site)[2]
+    mlp = anatomy(model).layers[2].mlp
+    module, kept = (mlp.out_module if site == "neurons" else mlp.in_module), []
+    hook = module.register_forward_pre_hook(lambda m, x: kept.append(x[0].double()))
+    with torch.inference_mode():
+        model._module(tokens)
+    hook.remove()
+    keys = kept[0].flatten(0, 1)
+    torch.testing.assert_close(found, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-7)
+    monkeypatch.setattr("helpers.covariance.second_moments", None)  # now it comes from the cache
+    assert torch.equal(key_covariance(model, layers=[2], n_tokens=1152, site=site)[2], found)
+
+
+@pytest.fixture
+def own_pair(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+    words = torch.randint(4, 60, (60, 40), generator=torch.Generator().manual_seed(0))
+    words[words == 44] = 45  # w40 is the subject: text does not name it
+    for place in ("background", "covariance"):
+        where = "helpers.methods.background" if place == "background" else "helpers.covariance"
+        monkeypatch.setattr(f"{where}.corpus_tokens", lambda *a, **k: words)
+    return ConceptPair("w40", "w20", "own", templates=TEMPLATES)
+
+
+@pytest.fixture
+def grown_model(tiny_model):
+    """A tiny model whose tokens speak to each other as much as a trained one's."""
+
+    def make(family="llama"):
+        model = tiny_model(family)
+        with torch.no_grad():
+            for parameter in model._module.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(10)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["tangent_kernel", "gated_neuron"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_the_answer_comes_down_and_the_model_is_left_alone(grown_model, own_pair, family, name):
+    model = grown_model(family)
+    before = model_hash(model)
+    asked = own_pair.prompts("train")
+    was = answer_probability(model, asked)
+    floor = 0.7 * float(was.min())
+    more = {"quantile": 0.9} if name == "gated_neuron" else {}
+    steps = (0.2,) * 12
+    u = unlearn(model, own_pair, name, layers=(0, 1), floor=floor, steps=steps, **more)
+    assert model_hash(model) == before
+    with u.applied(model):
+        now = answer_probability(model, asked)
+    assert (now < 0.9 * was).all() and now.mean() < 1.25 * floor
+
+
+def test_a_neuron_that_does_not_fire_changes_nothing(grown_model, own_pair):
+    model = grown_model()
+    u = unlearn(model, own_pair, "gated_neuron", layers=(0,), floor=0.01)
+    tokens = torch.randint(4, 44, (4, 12), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        clean = model._module(tokens).logits
+        with u.applied(model):
+            edited = model._module(tokens).logits
+    assert (clean - edited).abs().max() < 1e-3
+
+
+def test_pairs_are_solved_together_only_by_methods_that_can(tiny_model, own_pair):
+    model = tiny_model()
+    other = ConceptPair("w41", "w21", "own", templates=TEMPLATES)
+    u = unlearn(model, [own_pair, other], "gated_neuron", layers=(0, 1))
+    assert [p["subject"] for p in u.pair] == ["w40", "w41"]
+    name = anatomy(model).layers[0].mlp.out_name
+    assert u.delta.changes[name].appended.shape[1] == 2
+    with pytest.raises(UserError, match="one pair at a time"):
+        unlearn(model, [own_pair, other], "neurons")
+    with pytest.raises(UserError, match="at least one"):
+        unlearn(model, [], "gated_neuron")
+    assert METHODS["gated_neuron"].many
