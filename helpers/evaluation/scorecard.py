@@ -149,8 +149,9 @@ class _Answers:
     _kept: dict[tuple, "_Answers"] = {}  # noqa: RUF012  the last original's, for sweeps over edits
 
     def __new__(cls, model, pair, split, n_neighbours, n_tokens, seed, parts):
-        texts = (str(p) for p in (*pair.prompts(split), *pair.must_stay))
-        key = (model_hash(model), pair, *texts, split, n_neighbours, n_tokens, seed, parts)
+        prompts = (*pair.prompts("train"), *pair.prompts(split), *pair.must_stay)
+        asked = tuple((str(p), p.answers) for p in prompts)
+        key = (model_hash(model), pair, asked, split, n_neighbours, n_tokens, seed, parts)
         if key not in cls._kept:
             self = super().__new__(cls)
             self.hash = key[0]
