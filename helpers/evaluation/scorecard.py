@@ -115,7 +115,7 @@ def evaluate(
             raise UserError(f"There is no part '{part}'; choose from {', '.join(PARTS)}.")
     with original(model):
         base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts))
-    now = base if model_hash(model) == base.hash else base.again(model)
+    now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
     before: dict[str, float] = {}
     if "efficacy" in parts:
@@ -175,10 +175,10 @@ class _Answers:
             cls._kept = {key: self}
         return cls._kept[key]
 
-    def again(self, model: LanguageModel) -> "_Answers":
+    def again(self, model: LanguageModel, hash: str) -> "_Answers":
         """The same questions to the model as it is now."""
         other = object.__new__(_Answers)
-        other.questions, other.texts, other.hash = self.questions, self.texts, model_hash(model)
+        other.questions, other.texts, other.hash = self.questions, self.texts, hash
         other._ask(model)
         return other
 
