@@ -1,5 +1,6 @@
 """The scorecard of one unlearning: what is gone, what stayed, what it cost."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -209,8 +210,9 @@ def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metr
     here = answers.of("paraphrases")
     values, ranks = answers.probability[here], answers.rank[here] + 1
     nan = float("nan")
-    names = [name.lower() for name in (pair.target, *pair.aliases)]
-    named = np.array([any(n in text.lower() for n in names) for text in answers.said], float)
+    names = "|".join(re.escape(name) for name in (pair.target, *pair.aliases))
+    whole = re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)  # Male is not in female
+    named = np.array([bool(whole.search(text)) for text in answers.said], float)
     found["worst_paraphrase"] = Metric(float(values.max()), nan, nan, len(values))
     found["greedy"] = bootstrap(named, seed=seed)
     found["rank"] = Metric(float(np.median(ranks)), nan, nan, len(ranks))
