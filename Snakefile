@@ -44,7 +44,7 @@ rule book:
     input:
         notebooks=expand("notebooks/{stem}.ipynb", stem=STEMS),
         manifests=expand("artifacts/{stem}/manifest.json", stem=STEMS),
-        pages=here(tracked(ROOT / "book", "*")),
+        pages=here(tracked(ROOT / "book", "*") + tracked(ROOT / "benchmarks", "*.json")),
         helpers=here(tracked(ROOT / "helpers", "*.py")),  # the API reference shows them all
         config=here([ROOT / "_config.yml", ROOT / "requirements.lock"]),
     output:

@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 import yaml
 
 from helpers.book_check import check
-from helpers.book_pages import Executed, status_table, substitutions
+from helpers.book_pages import Executed, benchmark_tables, status_table, substitutions
 from helpers.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-STATUS_MARK = "<!-- status -->"
+MARKS = {"book/status.md": "<!-- status -->", "book/benchmarks.md": "<!-- benchmarks -->"}
 MATHJAX = "sphinx-mathjax-offline"
 MATHJAX_PARTS = ("tex-chtml.js", "output/chtml/fonts/woff-v2/", "input/tex/extensions/")
 TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-autoapi", MATHJAX)
@@ -106,8 +106,12 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
             files[name] = path.read_bytes()
         elif name != "_toc.yml":
             files[f"book/{name}"] = path.read_bytes()
-    status = files["book/status.md"].decode()
-    files["book/status.md"] = status.replace(STATUS_MARK, status_table(pages)).encode()
+    tables = {
+        "book/status.md": status_table(pages),
+        "book/benchmarks.md": benchmark_tables(ROOT / "benchmarks" / "results"),
+    }
+    for name, mark in MARKS.items():
+        files[name] = files[name].decode().replace(mark, tables[name]).encode()
     for path in _tree(ROOT / "helpers", suffix=".py"):
         files[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     return files | _mathjax()

@@ -143,6 +143,30 @@ def status_table(pages: list[Executed]) -> str:
     )
 
 
+def benchmark_tables(folder: Path) -> str:
+    """Markdown of the measurements that `make bench` left in `folder`, one section a file.
+
+    A file holds `title`, `how` (what was measured, in words), `rows` (a list of mappings with the
+    same keys, the columns) and `versions`.
+    """
+    sections = []
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        columns = list(result["rows"][0])
+        lines = [f"| {' | '.join(columns)} |", "| :--- " + "| ---: " * (len(columns) - 1) + "|"]
+        lines += [f"| {' | '.join(_number(row[c]) for c in columns)} |" for row in result["rows"]]
+        made = _pairs(result["versions"], joint=" ")
+        sections.append(
+            f"## {result['title']}\n\n{result['how']}\n\n" + "\n".join(lines) + f"\n\nWith {made}."
+        )
+    return "\n\n".join(sections) or "There are no measurements yet: run `make bench`."
+
+
+def _number(value: Any) -> str:
+    """A figure with three digits that count; words as they are."""
+    return f"{value:,.3g}" if isinstance(value, float) else f"{value}"
+
+
 def substitutions(page: Executed) -> dict[str, str]:
     """The words that prose pages take from a run: `{{ subject }}`, `{{ target }}`, ...
 

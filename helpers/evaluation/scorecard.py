@@ -1,5 +1,6 @@
 """The scorecard of one unlearning: what is gone, what stayed, what it cost."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -115,7 +116,7 @@ def evaluate(
             raise UserError(f"There is no part '{part}'; choose from {', '.join(PARTS)}.")
     with original(model):
         base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts))
-    now = base if model_hash(model) == base.hash else base.again(model)
+    now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
     before: dict[str, float] = {}
     if "efficacy" in parts:
@@ -149,8 +150,9 @@ class _Answers:
     _kept: dict[tuple, "_Answers"] = {}  # noqa: RUF012  the last original's, for sweeps over edits
 
     def __new__(cls, model, pair, split, n_neighbours, n_tokens, seed, parts):
-        texts = (str(p) for p in (*pair.prompts(split), *pair.must_stay))
-        key = (model_hash(model), pair, *texts, split, n_neighbours, n_tokens, seed, parts)
+        prompts = (*pair.prompts("train"), *pair.prompts(split), *pair.must_stay)
+        asked = tuple((str(p), p.answers) for p in prompts)
+        key = (model_hash(model), pair, asked, split, n_neighbours, n_tokens, seed, parts)
         if key not in cls._kept:
             self = super().__new__(cls)
             self.hash = key[0]
@@ -174,10 +176,10 @@ class _Answers:
             cls._kept = {key: self}
         return cls._kept[key]
 
-    def again(self, model: LanguageModel) -> "_Answers":
+    def again(self, model: LanguageModel, hash: str) -> "_Answers":
         """The same questions to the model as it is now."""
         other = object.__new__(_Answers)
-        other.questions, other.texts, other.hash = self.questions, self.texts, model_hash(model)
+        other.questions, other.texts, other.hash = self.questions, self.texts, hash
         other._ask(model)
         return other
 
@@ -208,8 +210,9 @@ def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metr
     here = answers.of("paraphrases")
     values, ranks = answers.probability[here], answers.rank[here] + 1
     nan = float("nan")
-    names = [name.lower() for name in (pair.target, *pair.aliases)]
-    named = np.array([any(n in text.lower() for n in names) for text in answers.said], float)
+    names = "|".join(re.escape(name) for name in (pair.target, *pair.aliases))
+    whole = re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)  # Male is not in female
+    named = np.array([bool(whole.search(text)) for text in answers.said], float)
     found["worst_paraphrase"] = Metric(float(values.max()), nan, nan, len(values))
     found["greedy"] = bootstrap(named, seed=seed)
     found["rank"] = Metric(float(np.median(ranks)), nan, nan, len(ranks))

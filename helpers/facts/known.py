@@ -13,13 +13,15 @@ from helpers.models import model_hash
 from helpers.scoring import answer_scores
 
 WAYS = 4  # so many of the training completions are asked
+SURE = 0.1  # the whole target is at least so likely where a fact counts as known
 
 
 def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame:
     """What the model knows of a relation, from the first four completions of its `train` split.
 
     A fact is *known* when its target is the likeliest answer to at least half of them: no other
-    token is likelier than the target's first (of any alias).
+    token is likelier than the target's first (of any alias), and the whole target has a
+    probability of at least `SURE` (the first token of a long name may stand for many names).
 
     Args:
         model: Any causal model.
@@ -35,6 +37,7 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
     key = {
         "model": model_hash(model),
         "prompts": [[str(p), p.answers] for asked in prompts for p in asked],
+        "sure": SURE,
     }
 
     def build() -> pd.DataFrame:
@@ -50,7 +53,7 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
                 "highest": probability.max(1),
                 "rank": rank.min(1),
                 "n_prompts": rank.shape[1],
-                "known": (rank == 0).mean(1) >= 0.5,
+                "known": _known(probability, rank),
             }
         )
         return table.sort_values("probability", ascending=False, ignore_index=True)
@@ -66,7 +69,7 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     """
     prompts = _asked(pair)
     probability, rank = answer_scores(model, prompts)
-    if np.mean(rank == 0) >= 0.5:
+    if _known(probability, rank):
         return
     relation = pair.relation if facts(pair.relation) else "capital"
     known = known_facts(model, relation).query("known").head(5)
@@ -76,6 +79,11 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
         f"{probability.mean():.3f} on average (rank {int(np.median(rank)) + 1}); facts "
         f"that it knows are {better or 'none of this relation'}."
     )
+
+
+def _known(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Whether the target is the likeliest answer to half of the prompts, along the last axis."""
+    return ((rank == 0) & (probability >= SURE)).mean(-1) >= 0.5
 
 
 def _asked(pair: ConceptPair) -> list[Prompt]:

@@ -112,11 +112,15 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightD
     """The delta that zeroes the rows and columns of (layer, neuron) pairs.
 
     Its rank in each matrix is the number of neurons deleted there.
+
+    Raises:
+        UserError: There is no such layer or neuron.
     """
     parts = anatomy(model)
+    chosen = [(parts.check_layer(layer), parts.check_neuron(i)) for layer, i in chosen]
     changes = {}
     for layer in sorted({layer for layer, _ in chosen}):
-        mlp = parts.layers[parts.check_layer(layer)].mlp
+        mlp = parts.layers[layer].mlp
         index = sorted({i for at, i in chosen if at == layer})
         pick = torch.eye(parts.d_mlp)[index]  # (n, d_mlp)
         for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):

@@ -1,0 +1,422 @@
+"""Scores of an edit: each number against a plain computation, and never of another model."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FAMILIES
+from scipy import stats
+
+from helpers.corpus import corpus_tokens, second_source
+from helpers.errors import UserError
+from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, impact, known_neighbours
+from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
+from helpers.evaluation.scorecard import _Answers
+from helpers.facts import ConceptPair, Prompt
+from helpers.facts.relations import Template
+from helpers.methods import Change, Unlearning, WeightDelta, original, unlearn
+from helpers.methods.surgery.neurons import deletion
+from helpers.models import anatomy, model_hash
+from helpers.scoring import answer_probability, answer_rank, final_states, greedy
+
+JAPAN = ConceptPair("Japan", "Tokyo")
+QUICK = {"n_neighbours": 4, "n_tokens": 512}
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    """No test finds the answers that another one kept; one thread is fastest on small matrices."""
+    monkeypatch.setattr(_Answers, "_kept", {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def afresh(model, pair, **asked):
+    """`evaluate` without what it kept."""
+    _Answers._kept = {}
+    return evaluate(model, pair, **asked)
+
+
+def edit_of(model, delta) -> Unlearning:
+    return Unlearning("neurons", {}, delta, {}, 0, 0.0, model_hash(model))
+
+
+def turned(model, layer: int) -> Unlearning:
+    """An edit that turns around what an MLP writes; in the lowest layer it moves every number."""
+    mlp = anatomy(model).layers[layer].mlp
+    change = Change(dense=-2 * model._module.get_parameter(mlp.out_name).detach())
+    return edit_of(model, WeightDelta.of(model._module, {mlp.out_name: change}))
+
+
+def same(a, b) -> bool:
+    """Whether two scorecards say the same."""
+    return a.before == pytest.approx(b.before, abs=1e-6, nan_ok=True) and dict(
+        a.table().set_index("metric")["value"]
+    ) == pytest.approx(dict(b.table().set_index("metric")["value"]), abs=1e-6)
+
+
+# --- intervals ---------------------------------------------------------------------------------
+
+
+def test_interval_by_hand():
+    # means of four draws from 0, 0, 0, 1: P(0) = 81/256, P(≥ 3/4) = 13/256, P(1) = 1/256, so the
+    # 2.5 % and 97.5 % points are 0 and 3/4
+    assert bootstrap(np.array([0, 0, 0, 1])) == Metric(0.25, 0.0, 0.75, 4)
+    assert bootstrap([2, 2, 2]) == Metric(2, 2, 2, 3)
+
+
+def test_interval_is_scipys_percentile_interval():
+    values = np.random.default_rng(1).exponential(size=30)
+    got = bootstrap(values, repetitions=50_000)
+    rng = np.random.default_rng(2)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=50_000, rng=rng)
+    within = 0.05 * theirs.standard_error
+    assert got.value == pytest.approx(values.mean())
+    assert got.low == pytest.approx(theirs.confidence_interval.low, abs=within)
+    assert got.high == pytest.approx(theirs.confidence_interval.high, abs=within)
+
+
+def test_the_seed_draws_the_interval():
+    values = np.random.default_rng(0).normal(size=9)
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
+    assert bootstrap(values, seed=1).low != bootstrap(values, seed=2).low
+
+
+def test_one_value_has_no_interval():
+    one = bootstrap([0.3])
+    assert (one.value, one.n) == (0.3, 1)
+    assert np.isnan([one.low, one.high]).all()
+    assert str(one) == "0.30, n = 1"
+    assert str(Metric(0.931, 0.85, 0.97, 24)) == "0.93 [0.85, 0.97], n = 24"
+    assert str(Metric(24.785, 20, 30.04, 8)) == "24.8 [20.0, 30.0], n = 8"
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_values_that_are_missing_or_not_finite_are_refused(values):
+    sentence = f"there are {len(values)}, of which {np.isfinite(values).sum()} are finite"
+    with pytest.raises(UserError, match=sentence) as caught:
+        bootstrap(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_bootstrap_by_is_the_bootstrap_of_each_group():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"site": list("bbaabb"), "layer": [1, 1, 0, 0, 2, 2], "x": rng.random(6)})
+    got = bootstrap_by(table, "x", by=["site", "layer"], seed=3)
+    assert list(got.columns) == ["site", "layer", "value", "low", "high", "n"]
+    assert list(zip(got["site"], got["layer"], strict=True)) == [("b", 1), ("a", 0), ("b", 2)]
+    for row, start in zip(got.itertuples(), (0, 2, 4), strict=True):
+        m = bootstrap(table["x"][start : start + 2], seed=3)
+        assert (row.value, row.low, row.high, row.n) == (m.value, m.low, m.high, 2)
+    single = bootstrap_by(table, "x", by=["site"])
+    assert list(single["site"]) == ["b", "a"]
+
+
+# --- text --------------------------------------------------------------------------------------
+
+
+def everywhere(model) -> Unlearning:
+    """Noise on an MLP and on the unembedding, which is also the embedding where they are tied."""
+    names = {id(p): name for name, p in model._module.named_parameters()}
+    parts = anatomy(model)
+    rng = torch.Generator().manual_seed(0)
+    changes = {
+        name: Change(
+            dense=0.3 * torch.randn(model._module.get_parameter(name).shape, generator=rng)
+        )
+        for name in (names[id(parts.head.weight)], parts.layers[1].mlp.out_name)
+    }
+    return edit_of(model, WeightDelta.of(model._module, changes))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_kl_equal_plain_log_softmax(tiny_model, family, monkeypatch):
+    monkeypatch.setattr(impact, "LOGIT_ROWS", 16)  # two sequences at a time
+    model = tiny_model(family)
+    tokens = torch.randint(4, 60, (5, 8), generator=torch.Generator().manual_seed(0))
+
+    def plain() -> torch.Tensor:
+        with torch.inference_mode():
+            return model._module(tokens).logits.double().log_softmax(-1)[:, :-1]
+
+    def loss(logp) -> np.ndarray:
+        return -logp.gather(-1, tokens[:, 1:, None])[..., 0].mean(1).numpy()
+
+    p, before = plain(), final_states(model, tokens)
+    with everywhere(model).applied(model):
+        q, after = plain(), final_states(model, tokens)
+        old, new, kl = losses_and_kl(model, tokens, before, after, partial(original, model))
+    assert np.allclose(old, loss(p), atol=1e-5)
+    assert np.allclose(new, loss(q), atol=1e-5)
+    expected = (p.exp() * (p - q)).sum(-1).mean(1)
+    assert expected.min() > 1e-3
+    assert np.allclose(kl, expected, atol=1e-5)
+
+
+def test_perplexity_and_its_change_by_hand():
+    before, after = np.log([2.0, 8.0]), np.log([4.0, 16.0])
+    assert perplexity(before).value == pytest.approx(4)  # the geometric mean
+    assert (perplexity(before).low, perplexity(before).high) == pytest.approx((2, 8))
+    change = perplexity_change(before, after)
+    # paired: every sequence became twice as perplexing, so there is no spread
+    assert (change.value, change.low, change.high, change.n) == pytest.approx((1, 1, 1, 2))
+    assert perplexity_change(before, before) == Metric(0, 0, 0, 2)
+
+
+# --- the scorecard -----------------------------------------------------------------------------
+
+
+def test_an_unedited_model_has_kept_everything(knowing):
+    card = evaluate(knowing(), JAPAN, **QUICK)
+    retained = [k for k in card if "neighbours" in k or "same" in k]
+    assert len(retained) == 6
+    for name in retained:
+        assert card[name].value == 1
+    for source in ("factbook", "other"):
+        assert card[f"kl_{source}"] == Metric(0, 0, 0, 4)
+        assert card[f"perplexity_change_{source}"] == Metric(0, 0, 0, 4)
+    for name, value in card.before.items():
+        assert card[name].value == value
+    assert card["paraphrases"].value > 0.5  # the model was taught it
+    assert card["rank"].value == 1
+    assert card["greedy"].value > 0.8
+
+
+def test_an_edited_models_numbers_are_a_plain_recomputation(knowing):
+    model = knowing()
+    groups = {
+        "neighbours": known_neighbours(model, JAPAN, n=4, seed=1),
+        "same_subject": JAPAN.same_subject(),
+        "same_target": JAPAN.same_target(),
+    }
+
+    def asked(prompts) -> np.ndarray:
+        return np.array([answer_probability(model, [p])[0] for p in prompts])
+
+    def facts() -> dict[str, np.ndarray]:
+        """P(answer) of each fact, mean over its completions."""
+        return {
+            name: np.array(
+                [
+                    asked(p for p in x.prompts("dev") if p.format == "completion").mean()
+                    for x in pairs
+                ]
+            )
+            for name, pairs in groups.items()
+        }
+
+    def efficacy() -> dict[str, float]:
+        own, paraphrases = JAPAN.prompts("train"), JAPAN.prompts("dev")
+        said = [greedy(model, [p], max_new_tokens=8)[0] for p in paraphrases]
+        return {
+            "own": asked(own).mean(),
+            "paraphrases": asked(paraphrases).mean(),
+            "reverse": asked(JAPAN.reverse()).mean(),
+            "worst_paraphrase": asked(paraphrases).max(),
+            "greedy": np.mean(["Tokyo" in text for text in said]),
+            "rank": np.median([answer_rank(model, [p])[0] + 1 for p in paraphrases]),
+        }
+
+    known, before = facts(), efficacy()
+    with turned(model, 0).applied(model):
+        card = evaluate(model, JAPAN, split="dev", seed=1, **QUICK)
+        left, after = facts(), efficacy()
+    assert {k: card[k].value for k in after} == pytest.approx(after, abs=1e-5)
+    assert {k: card.before[k] for k in before} == pytest.approx(before, abs=1e-5)
+    for name in before:
+        assert after[name] != pytest.approx(before[name], rel=0.01), name
+    for name in groups:
+        sure = known[name] >= 0.1
+        ratio = left[name][sure] / known[name][sure]
+        assert card[name].n == sure.sum()
+        assert card[name].value == pytest.approx(ratio.mean(), abs=1e-4)
+        assert card[f"worst_{name}"].value == pytest.approx(ratio.min(), abs=1e-4)
+        assert card[name].low <= card[name].value <= card[name].high
+    assert np.ptp(left["neighbours"] / known["neighbours"]) > 1e-3  # not all alike
+
+
+def test_the_text_part_is_of_held_out_passages_and_the_second_source(knowing):
+    model = knowing()
+    texts = {
+        "factbook": corpus_tokens(model.tokenizer, split="heldout", n_tokens=512, seed=2),
+        "other": second_source(model.tokenizer, n_tokens=512),
+    }
+
+    def plain(tokens) -> torch.Tensor:
+        with torch.inference_mode():
+            return model._module(tokens).logits.log_softmax(-1)[:, :-1]
+
+    before = {name: plain(tokens) for name, tokens in texts.items()}
+    with turned(model, 0).applied(model):
+        card = evaluate(model, JAPAN, seed=2, n_tokens=512, parts=["model"])
+        after = {name: plain(tokens) for name, tokens in texts.items()}
+    assert len(card) == 6
+    for name, tokens in texts.items():
+        p, q = before[name], after[name]
+        old, new = (x.gather(-1, tokens[:, 1:, None]).mean().neg().exp().item() for x in (p, q))
+        assert card.before[f"perplexity_{name}"] == pytest.approx(old, rel=1e-4)
+        assert card[f"perplexity_{name}"].value == pytest.approx(new, rel=1e-4)
+        assert card[f"perplexity_change_{name}"].value == pytest.approx(new / old - 1, abs=1e-4)
+        kl = (p.exp() * (p - q)).sum(-1).mean().item()
+        assert kl > 1e-3
+        assert card[f"kl_{name}"].value == pytest.approx(kl, rel=1e-3)
+
+
+def test_inside_an_edit_it_is_scored_against_the_unedited_weights(knowing):
+    """Whether one edit is on, or a second on top of it, `before` is the model without any."""
+    model, plain = knowing(), knowing()
+    unedited = evaluate(plain, JAPAN, **QUICK)
+    start = model_hash(model)
+    with unlearn(model, JAPAN, n=40, n_subjects=6).applied(model):
+        first = model_hash(model)
+        one = afresh(model, JAPAN, **QUICK)
+        assert model_hash(model) == first
+        with turned(model, 0).applied(model):
+            two = afresh(model, JAPAN, **QUICK)
+            state = {k: v.clone() for k, v in model._module.state_dict().items()}
+        again = evaluate(model, JAPAN, **QUICK)
+    assert model_hash(model) == start
+    assert one.before == pytest.approx(unedited.before, abs=1e-6)
+    assert two.before == pytest.approx(unedited.before, abs=1e-6)
+    assert same(one, again)
+    assert not same(one, two)
+    assert not same(one, unedited)
+    plain._module.load_state_dict(state)  # the twice edited weights, as if they were the original
+    twice = afresh(plain, JAPAN, **QUICK)
+    for name in ("own", "paraphrases", "reverse", "greedy", "rank", "perplexity_other"):
+        assert two[name].value == pytest.approx(twice[name].value, abs=1e-5)
+
+
+def own(train="The capital of {} is", answer=" Berlin", **more) -> ConceptPair:
+    """Japan → Tokyo with prompts of one's own, and one that must stay."""
+    splits = {
+        "train": train,
+        "dev": "The city of {} is",
+        "heldout": "The national capital of {} is",
+    }
+    stay = Prompt("The capital of Germany is", subject="Germany", answers=(answer,), relation="own")
+    templates = {split: (Template(text),) for split, text in splits.items()}
+    more = {"must_stay": (stay,)} | more
+    return ConceptPair("Japan", "Tokyo", "own", templates=templates, **more)
+
+
+OTHERS = {
+    "pair": lambda: (JAPAN, {}, ConceptPair("Spain", "Madrid"), {}),
+    "relation": lambda: (JAPAN, {}, ConceptPair("Japan", "Japanese", "language"), {}),
+    "split": lambda: (JAPAN, {"split": "dev"}, JAPAN, {"split": "heldout"}),
+    "seed": lambda: (JAPAN, {"seed": 0}, JAPAN, {"seed": 1}),
+    "neighbours": lambda: (JAPAN, {"n_neighbours": 4}, JAPAN, {"n_neighbours": 2}),
+    "tokens": lambda: (JAPAN, {"n_tokens": 512}, JAPAN, {"n_tokens": 256}),
+    "parts": lambda: (JAPAN, {"parts": ["efficacy"]}, JAPAN, {"parts": ["retention"]}),
+    "aliases": lambda: (own(), {}, own(aliases=("Rome", "Madrid")), {}),
+    "own prompts": lambda: (own(), {}, own(train="I have been to {} and its capital,"), {}),
+    "must stay": lambda: (own(), {}, own(must_stay=(Prompt("Q", answers=(" Madrid",)),)), {}),
+    "its answer": lambda: (own(), {}, own(answer=" Madrid"), {}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_kept_answers_are_never_those_of_another_question(knowing, other):
+    model = knowing()
+    first, asked_first, second, asked_second = OTHERS[other]()
+    with turned(model, 0).applied(model):
+        evaluate(model, first, **QUICK | asked_first)
+        got = evaluate(model, second, **QUICK | asked_second)
+        assert same(got, afresh(model, second, **QUICK | asked_second))
+        assert not same(got, afresh(model, first, **QUICK | asked_first))
+
+
+def test_kept_answers_are_never_those_of_another_model(knowing):
+    model, other = knowing(), knowing()
+    with torch.no_grad():  # no edit of ours: this is another model
+        anatomy(other).layers[1].mlp.W_out().mul_(0.5)
+    card, another = evaluate(model, JAPAN, **QUICK), evaluate(other, JAPAN, **QUICK)
+    assert another.before["paraphrases"] == another["paraphrases"].value
+    assert another["paraphrases"].value != card["paraphrases"].value
+    assert another["same_subject"].value == another["neighbours"].value == 1
+    with turned(other, 2).applied(other):
+        got = evaluate(other, JAPAN, **QUICK)
+        evaluate(model, JAPAN, **QUICK)
+        assert same(got, evaluate(other, JAPAN, **QUICK))
+    assert got.before == another.before
+
+
+def test_the_original_is_asked_once_for_many_edits(knowing, monkeypatch):
+    """What makes a sweep over edits bearable: 'kept answers' are kept."""
+    model, asked = knowing(), []
+    ask = _Answers._ask
+    monkeypatch.setattr(_Answers, "_ask", lambda s, m: asked.append(model_hash(m)) or ask(s, m))
+    for layer in range(3):
+        with turned(model, layer).applied(model):
+            evaluate(model, JAPAN, **QUICK)
+    assert asked.count(model_hash(model)) == 1
+    assert len(asked) == len(set(asked)) == 4
+
+
+def test_facts_that_the_model_never_knew_are_left_out(knowing):
+    model = knowing()
+    with torch.no_grad():
+        model._module.get_input_embeddings().weight.zero_()
+    card = evaluate(model, JAPAN, parts=["efficacy", "retention"])
+    assert set(card) == {"own", "paraphrases", "reverse", "worst_paraphrase", "greedy", "rank"}
+
+
+def test_a_pair_of_ones_own_keeps_what_it_says_must_stay(knowing):
+    model = knowing()
+    pair = own()
+    stay = answer_probability(model, pair.must_stay)[0]
+    with turned(model, 0).applied(model):
+        card = evaluate(model, pair, parts=["efficacy", "retention"])
+        left = answer_probability(model, pair.must_stay)[0]
+    assert card["must_stay"].value == pytest.approx(left / stay, abs=1e-5)
+    assert card["must_stay"].n == card["own"].n == 1
+    assert not {"neighbours", "reverse"} & set(card)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"parts": ["efficiency"]}, "no part 'efficiency'; choose from efficacy, retention, model"),
+        ({"split": "test"}, "no split 'test'; choose from train, dev, heldout"),
+        ({"split": "test", "parts": ["model"]}, "no split 'test'"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(knowing, asked, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        evaluate(knowing(), JAPAN, **asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scorecard_is_read_as_mapping_table_text_and_plain_data(knowing):
+    model = knowing()
+    with edit_of(model, deletion(model, [(1, 3)])).applied(model):
+        card = evaluate(model, JAPAN, seed=3, n_neighbours=4, parts=["efficacy", "retention"])
+    table = card.table()
+    assert list(table.columns) == ["metric", "before", "value", "low", "high", "n"]
+    assert list(table["metric"]) == list(card)
+    assert len(table) == len(card)
+    assert table.set_index("metric")["value"].to_dict() == {k: m.value for k, m in card.items()}
+    assert set(table.dropna(subset="before")["metric"]) == set(card.before)
+    lines = str(card).splitlines()
+    assert len(lines) == len(card) + 1
+    assert f"{card['own'].value:.4f}" in lines[1]
+    assert "NaN" not in str(card)
+    assert card._repr_html_().count("<tr") == len(card) + 1
+
+    plain = json.loads(json.dumps(card.to_dict()))
+    rows = plain.pop("metrics")
+    assert plain == {
+        "subject": "Japan",
+        "target": "Tokyo",
+        "relation": "capital",
+        "split": "heldout",
+        "seed": 3,
+    }
+    assert {r["metric"]: (r["value"], r["n"]) for r in rows} == {
+        k: (m.value, m.n) for k, m in card.items()
+    }
