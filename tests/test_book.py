@@ -27,6 +27,7 @@ TITLES = {
     "01_keys_and_values": "How a concept is represented: keys and values",
     "02_propagation": "How a fact propagates: from France to Paris",
     "03_deleting_neurons": "Why deleting rows and columns is not enough",
+    "06_edit_mlps": "Editing the MLPs: remove one fact and nothing else",
 }
 GLUED = {"pair_probability": 0.7654, "n_known_capitals": 70, "n_capitals": 211}
 
