@@ -11,12 +11,20 @@ from helpers.evaluation.tradeoff import (
     best_shares,
     editing_methods,
     scaled,
+    strengths,
     summary,
     tradeoff,
     with_axes,
 )
 from helpers.methods import METHODS, Change, Unlearning, WeightDelta, unlearn
 from helpers.models import anatomy, model_hash
+
+
+def test_strengths_are_positive_numbers():
+    assert strengths("2, 0.5,1") == [0.5, 1.0, 2.0]
+    for bad in ("", "a, 1", "0, 1"):
+        with pytest.raises(UserError, match="separated by commas"):
+            strengths(bad)
 
 
 def test_half_of_an_edit_is_half_of_its_change(tiny_model):

@@ -43,6 +43,21 @@ class Sizes:
     n_tokens: int = 0
 
 
+def strengths(text: str) -> list[float]:
+    """Shares of a change from "0.5, 1, 2".
+
+    Raises:
+        UserError: One is no positive number.
+    """
+    try:
+        found = [float(x) for x in text.split(",") if x.strip()]
+    except ValueError:
+        found = []
+    if not found or min(found) <= 0:
+        raise UserError(f"shares is '{text}': give positive numbers separated by commas.")
+    return sorted(found)
+
+
 def known_pairs(
     model: LanguageModel, relation: str, split: str, *, n: int, seed: int = 0
 ) -> list[ConceptPair]:
