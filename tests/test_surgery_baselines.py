@@ -107,7 +107,7 @@ def test_no_linear_probe_finds_the_concept_after_leace():
 
 @pytest.mark.parametrize(("n", "width"), [(400, 12), (40, 64)])
 def test_leace_equals_the_reference_implementation(n, width):
-    """Where the authors' package is installed: the same erased data, also with more width than n."""
+    """Where the authors' package is installed: the same erased data, also when width > n."""
     package = pytest.importorskip("concept_erasure")
     generator = torch.Generator().manual_seed(n)
     z = (torch.arange(n) % 4 == 0).long()
