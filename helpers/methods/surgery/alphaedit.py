@@ -27,7 +27,7 @@ def alphaedit(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layers: Sequence[int] = (2, 3, 4, 5),
+    layers: Sequence[int] = (3, 4, 5),
     threshold: float = 0.02,
     l2: float = 10.0,
     steps: int = 20,

@@ -27,7 +27,7 @@ def memit(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layers: Sequence[int] = (2, 3, 4, 5),
+    layers: Sequence[int] = (3, 4, 5),
     weight: float = 100.0,
     steps: int = 20,
     lr: float = 0.5,
