@@ -30,8 +30,8 @@ def pisces(
 ) -> WeightDelta:
     """Rewrite the columns of W_out that write a feature (Gur-Arieh et al. 2025).
 
-    A column v is rewritten when |v · enc_f| is over `tau` times the largest such number. Its code
-    z = SAE.encode(v) gets z_f = −mu · max · sign(v · enc_f), and the new column is
+    A column v is rewritten when `|v · enc_f|` is over `tau` times the largest such number. Its code
+    z = SAE.encode(v) gets `z_f = −mu · max · sign(v · enc_f)`, and the new column is
     SAE.decode(z) + (v − SAE.decode(SAE.encode(v))): what the SAE does not explain stays.
 
     The paper chooses features by hand from those whose readout names the concept; here they are the

@@ -31,10 +31,10 @@ def rome(
     clamp: float = 3.0,
     n_tokens: int = 60_000,
 ) -> WeightDelta:
-    """W += (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k): maps the subject's key k to v*, others least (Meng 2022).
+    """`W += (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k)`: the least change that maps key k to `v*` (Meng 2022).
 
     k is the mean key at the subject's last token over the training completions, C the second moment
-    of keys in ordinary text, and v* makes the target no likelier than without the subject
+    of keys in ordinary text, and `v*` makes the target no likelier than without the subject
     (`helpers.methods.value`).
 
     Args:
@@ -69,7 +69,7 @@ def rome(
 def written_shares(
     model: LanguageModel, unlearning: Unlearning, keys: Float[Tensor, "n d_mlp"]
 ) -> Float[Tensor, " n"]:
-    """How much of v* − v each key makes a rank-one edit write: 1 at the subject's own key.
+    """How much of `v*` − v each key makes a rank-one edit write: 1 at the subject's own key.
 
     Args:
         model: The model that the edit was made for.
