@@ -14,7 +14,7 @@ from helpers.scoring import first_token, next_token_logprobs
 from helpers.tracing.states import token_ids
 
 LIKELY = 0.02  # a fact's own answer is kept when it is at least so likely
-ABOUT = (  # what may be said of any subject: its own likeliest words are kept
+ABOUT = (  # what may be said of any country: its own likeliest words are kept
     "{} is famous for",
     "People from {} are",
     "The food of {} is",
@@ -62,7 +62,7 @@ def retain_asks(
     """Other facts of the subject and of the target, the pair's `must_stay`, and known neighbours.
 
     Of each prompt the model's own likeliest next token is kept, and the fact's where it is another
-    one and not unlikely; of openings that go with any subject (`ABOUT`) the likeliest few.
+    one and not unlikely; of openings that go with any country (`ABOUT`) the likeliest few.
 
     Args:
         model: Any model of a known family.
@@ -74,12 +74,11 @@ def retain_asks(
         p for other in (*pair.same_subject(), *pair.same_target()) for p in other.prompts("train")
     ]
     near = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
-    about = [Prompt(t.format(_named(pair)), subject=pair.subject) for t in ABOUT]
+    about = []
+    if pair.relation in RELATIONS:  # the subject is a country
+        name = with_article(pair.subject)
+        about = [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
     return kept(model, [*prompts, *pair.must_stay, *near]) + kept(model, about, words=WORDS)
-
-
-def _named(pair: ConceptPair) -> str:
-    return pair.subject if pair.templates else with_article(pair.subject)
 
 
 def neighbour_prompts(

@@ -214,18 +214,21 @@ def solve_kernel(
             "floor closer to what the model says now, or other layers."
         )
     diagonal = kernel.diagonal()
-    floor = 1e-12 * diagonal.max().clamp_min(1e-300)
-    system = kernel + torch.diag(ridge * diagonal)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed or not torch.isfinite(factor).all() or factor.diagonal().min() ** 2 < floor:
-        scale = diagonal.clamp_min(floor).rsqrt()
-        alike = (kernel * scale[:, None] * scale).abs().fill_diagonal_(0)
-        a, b = divmod(int(alike.argmax()), len(asks))
+    moves = diagonal > 1e-12 * diagonal.max()  # what no change reaches is left out
+    index = moves.nonzero()[:, 0]
+    rest = kernel[index][:, index]
+    factor, failed = torch.linalg.cholesky_ex(rest + torch.diag(ridge * diagonal[index]))
+    if failed or factor.diagonal().min() ** 2 < 1e-12 * diagonal[index].min():
+        scale = diagonal[index].rsqrt()
+        alike = (rest * scale[:, None] * scale).abs().fill_diagonal_(0)
+        a, b = (int(index[i]) for i in divmod(int(alike.argmax()), len(index)))
         raise UserError(
             f"The prompts cannot be told apart by what the edit may change: '{asks[a].name}' and "
             f"'{asks[b].name}' coincide; drop one of them, or raise the ridge."
         )
-    return torch.cholesky_solve(wanted[:, None], factor)[:, 0]
+    alpha = torch.zeros_like(wanted)
+    alpha[index] = torch.cholesky_solve(wanted[index, None], factor)[:, 0]
+    return alpha
 
 
 def moved(

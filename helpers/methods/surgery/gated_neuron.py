@@ -200,9 +200,9 @@ def solve_values(
 ) -> dict[int, Float[Tensor, "n d_model"]]:
     """What each neuron writes: the least Σ‖v‖² that moves every answer's log-odds as wanted.
 
-    To first order a value v of a neuron with activations a moves the log-odds of answer i by v · Σ_p a_p g_ip, so
-    K_ij is the inner product of these features, and v = Σ_i α_i Σ_p a_p g_ip with
-    α = (K + Λ)⁻¹ wanted; linearised again at every step.
+    To first order a value v of a neuron with activations a moves the log-odds of answer i by
+    v · Σ_p a_p g_ip, so K_ij is the inner product of these features, and v = Σ_i α_i Σ_p a_p g_ip
+    with α = (K + Λ)⁻¹ wanted; linearised again at every step.
     """
     parts = anatomy(model)
     values = {i: torch.zeros(len(d.thresholds), parts.d_model) for i, d in detectors.items()}
