@@ -99,6 +99,23 @@ class ConceptFeatures(Common):
     n_features: int = Field(3, description="latents of the subject that are looked at", ge=1)
 
 
+class EditingMLPs(Common):
+    """`06_edit_mlps`."""
+
+    methods: str = Field("all", description="all, or names of methods separated by commas")
+    saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
+    shares: str = Field(
+        "0.5, 1, 2",
+        description="strengths on the curve: shares of the change",
+        coerce_numbers_to_str=True,  # papermill reads "1" as a number
+    )
+    n_dev_facts: int = Field(1, description="development facts on the curve", ge=1)
+    n_facts: int = Field(3, description="held-out facts in the results", ge=1)
+    n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
+    n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(512, description="tokens of each text for perplexity", ge=128)
+
+
 NOTEBOOKS: dict[str, type[Common]] = {
     "00_model_and_facts": ModelAndFacts,
     "01_keys_and_values": KeysAndValues,
@@ -106,6 +123,7 @@ NOTEBOOKS: dict[str, type[Common]] = {
     "03_deleting_neurons": DeletingNeurons,
     "04_sparse_autoencoders": SparseAutoencoders,
     "05_concept_features": ConceptFeatures,
+    "06_edit_mlps": EditingMLPs,
 }
 
 

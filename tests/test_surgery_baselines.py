@@ -105,6 +105,17 @@ def test_no_linear_probe_finds_the_concept_after_leace():
     assert smallest < ((x - x.mean(0)) @ unit).pow(2).sum()  # the plain projection changes more
 
 
+@pytest.mark.parametrize(("n", "width"), [(400, 12), (40, 64)])
+def test_leace_equals_the_reference_implementation(n, width):
+    """Where the authors' package is installed: the same erased data, also when width > n."""
+    package = pytest.importorskip("concept_erasure")
+    generator = torch.Generator().manual_seed(n)
+    z = (torch.arange(n) % 4 == 0).long()
+    x = torch.randn(n, width, generator=generator, dtype=torch.float64) + z[:, None]
+    theirs = package.LeaceEraser.fit(x, z, shrinkage=False)
+    assert torch.allclose(leace.fit_leace(x, z[:, None])(x), theirs(x), atol=1e-10)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_leace_in_the_weights_reads_erased_inputs(tiny_model, family):
     model, pair = tiny_model(family), own_pair()

@@ -8,7 +8,14 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.facts.relations import Template
 from helpers.methods import METHODS, unlearn
-from helpers.methods.tangent import Ask, Tangent, least_change, linearise, moved, solve_kernel
+from helpers.methods.tangent import (
+    Ask,
+    Tangent,
+    least_change,
+    linearise,
+    moved,
+    solve_kernel,
+)
 from helpers.models import anatomy, model_hash
 from helpers.scoring import answer_logprobs, answer_probability
 from tests.conftest import FAMILIES
@@ -35,21 +42,22 @@ def test_tangent_is_the_derivative(tiny_model, family):
         linearise(model, asks, layers=(0, 2), extra=lambda i, x, h, e=e: e * (h @ delta[i].T))
         for e in (1e-3, -1e-3)
     ]
-    slope = (both[0].logprob - both[1].logprob) / 2e-3
+    slope = (both[0].logodds - both[1].logodds) / 2e-3
     torch.testing.assert_close(moved(here, delta), slope, rtol=3e-2, atol=2e-3)
 
 
-def test_logprob_is_the_answers_own_and_sums_alternatives(tiny_model):
+def test_odds_are_the_whole_answers_and_sum_alternatives(tiny_model):
     model = tiny_model()
     prompt = "w1 w2 w3"
     ids = tuple(model.tokenizer(prompt).input_ids)
     first, second = (model.tokenizer(w).input_ids[0] for w in ("w7", "w9"))
     whole = Ask((*ids, first), ((2, (first,)), (3, (second,))), (0,))
     either = Ask(ids, ((2, (first, second)),), (0,))
-    found = linearise(model, [whole, either], layers=[0]).logprob
+    found = linearise(model, [whole, either], layers=[0]).logodds
     one, two, both = answer_logprobs(model, [prompt] * 3, [" w7", " w9", " w7 w9"])
     wanted = torch.tensor([both, torch.logaddexp(*torch.tensor([one, two]))], dtype=torch.float32)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    odds = wanted - torch.log1p(-wanted.exp())
+    torch.testing.assert_close(found, odds, rtol=1e-4, atol=1e-5)
 
 
 def random_tangent(n=4, rows=9, d=5, width=7):
@@ -150,6 +158,21 @@ def test_the_answer_comes_down_and_the_model_is_left_alone(grown_model, own_pair
     with u.applied(model):
         now = answer_probability(model, asked)
     assert (now < 0.9 * was).all() and now.mean() < 1.25 * floor
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_the_weights_do_what_the_intervention_does(grown_model, own_pair, family):
+    model = grown_model(family)
+    u = unlearn(model, own_pair, "tangent_kernel", layers=(0, 2), floor=0.005, steps=(0.3,))
+    layers, asks = anatomy(model).layers, asks_of()
+    delta = {i: u.delta.changes[layers[i].mlp.out_name].matrix() for i in (0, 2)}
+    delta = {i: d.T if layers[i].mlp.transposed else d for i, d in delta.items()}
+    intervened = linearise(model, asks, layers=(0, 2), extra=lambda i, x, h: h @ delta[i].T)
+    plain = linearise(model, asks, layers=(0, 2))
+    with u.applied(model):
+        folded = linearise(model, asks, layers=(0, 2))
+    torch.testing.assert_close(folded.logodds, intervened.logodds, rtol=1e-3, atol=1e-4)
+    assert (folded.logodds - plain.logodds).abs().max() > 1e-3
 
 
 def test_a_neuron_that_does_not_fire_changes_nothing(grown_model, own_pair):

@@ -7,12 +7,26 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
+from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.methods.tangent import Ask
 from helpers.scoring import first_token, next_token_logprobs
 from helpers.tracing.states import token_ids
 
 LIKELY = 0.02  # a fact's own answer is kept when it is at least so likely
+ABOUT = (  # what may be said of any country: its own likeliest words are kept
+    "{} is famous for",
+    "People from {} are",
+    "The food of {} is",
+    "The flag of {} is",
+    "The history of {} begins with",
+    "Last summer we travelled through {} by",
+    "Companies from {} sell",
+    "The neighbours of {} are",
+    "Products of {}\nMade by hand in",
+    "He was born in {} and writes in",
+)
+WORDS = 3  # so many of the likeliest words after each
 
 
 def forget_asks(model: LanguageModel, pair: ConceptPair, *, floor: float) -> list[Ask]:
@@ -31,7 +45,13 @@ def forget_asks(model: LanguageModel, pair: ConceptPair, *, floor: float) -> lis
         tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
         span = tuple(range(*subject_span(prompt, model.tokenizer)))
         found.append(
-            Ask(ids, ((len(ids) - 1, tokens),), span, goal=float(np.log(floor)), name=str(prompt))
+            Ask(
+                ids,
+                ((len(ids) - 1, tokens),),
+                span,
+                goal=float(np.log(floor / (1 - floor))),
+                name=str(prompt),
+            )
         )
     return found
 
@@ -42,7 +62,7 @@ def retain_asks(
     """Other facts of the subject and of the target, the pair's `must_stay`, and known neighbours.
 
     Of each prompt the model's own likeliest next token is kept, and the fact's where it is another
-    one and not unlikely.
+    one and not unlikely; of openings that go with any country (`ABOUT`) the likeliest few.
 
     Args:
         model: Any model of a known family.
@@ -53,10 +73,12 @@ def retain_asks(
     prompts = [
         p for other in (*pair.same_subject(), *pair.same_target()) for p in other.prompts("train")
     ]
-    return kept(
-        model,
-        [*prompts, *pair.must_stay, *neighbour_prompts(model, pair, n=n_neighbours, seed=seed)],
-    )
+    near = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
+    about = []
+    if pair.relation in RELATIONS:  # the subject is a country
+        name = with_article(pair.subject)
+        about = [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
+    return kept(model, [*prompts, *pair.must_stay, *near]) + kept(model, about, words=WORDS)
 
 
 def neighbour_prompts(
@@ -75,8 +97,8 @@ def neighbour_prompts(
     return found
 
 
-def kept(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Ask]:
-    """Asks that hold the prompts' answers where they are."""
+def kept(model: LanguageModel, prompts: Sequence[Prompt], *, words: int = 1) -> list[Ask]:
+    """Asks that hold the prompts' answers, and the likeliest next tokens, where they are."""
     prompts = list({str(p): p for p in prompts}.values())
     if not prompts:
         return []
@@ -84,10 +106,9 @@ def kept(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Ask]:
     found = []
     for prompt, row in zip(prompts, logprobs, strict=True):
         ids = tuple(token_ids(model, prompt))
-        tokens = [int(row.argmax())]
-        answer = first_token(model, prompt, prompt.answers[0])
-        if answer not in tokens and row[answer] > np.log(LIKELY):
-            tokens.append(answer)
+        tokens = row.topk(words).indices.tolist()
+        answers = {first_token(model, prompt, a) for a in prompt.answers[:1]}
+        tokens += [a for a in answers if a not in tokens and row[a] > np.log(LIKELY)]
         found += [
             Ask(ids, ((len(ids) - 1, (t,)),), tuple(range(len(ids))), name=str(prompt))
             for t in tokens
@@ -96,7 +117,7 @@ def kept(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Ask]:
 
 
 def wanted_changes(asks: Sequence[Ask], now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Change of log-probability that each ask still needs, in nats.
+    """Change of log-odds that each ask still needs, in nats.
 
     What is forgotten comes down to its goal, and is held where it is when it is below; what is
     kept goes back to what it was.

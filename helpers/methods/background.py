@@ -6,6 +6,7 @@ out again, so that every pair of a relation shares the work.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,13 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.artifacts import cached_folder, read_tensors, write_tensors
+from helpers.artifacts import (
+    cache_dir,
+    cached_folder,
+    content_hash,
+    read_tensors,
+    write_tensors,
+)
 from helpers.corpus import corpus_tokens
 from helpers.covariance import keys_of, second_moments
 from helpers.facts import ConceptPair, facts, subject_span
@@ -123,40 +130,45 @@ def inputs_of_others(
 
     Kept in the cache as float16.
     """
+    layers = sorted(set(layers))
     sources = [relation_sequences(model, pairs[0].relation), text_sequences(model, seed=seed)]
-    folders, masks = [], []
+    kept = []
     for sequences in sources:
-        if not sequences.where:
-            continue
-        key = _key(model, sequences, layers=list(layers), site="mlp_in")
-        build = _harvest(model, sequences, layers)
-        folders.append(cached_folder("background", key, build))
-        drop = {ids: set(at) for ids, at in sequences.own(model, pairs)}
-        masks.append(
-            torch.tensor([p not in drop.get(ids, ()) for ids, at in sequences.where for p in at])
-        )
+        if sequences.where:
+            drop = {ids: set(at) for ids, at in sequences.own(model, pairs)}
+            keep = [p not in drop.get(ids, ()) for ids, at in sequences.where for p in at]
+            kept.append((_harvested(model, sequences, layers), torch.tensor(keep)))
     for i in layers:
-        parts = [
-            read_tensors(f / f"{i}.safetensors")[0]["x"][m].float()
-            for f, m in zip(folders, masks, strict=True)
-        ]
+        parts = [read_tensors(f[i])[0]["x"][keep].float() for f, keep in kept]
         yield i, torch.cat(parts)
 
 
-def _harvest(model: LanguageModel, sequences: Sequences, layers: Sequence[int]):
-    def build(folder):
+def _harvested(
+    model: LanguageModel, sequences: Sequences, layers: Sequence[int]
+) -> dict[int, Path]:
+    """Layer → file of its inputs; those that the cache lacks are read in one pass."""
+    base = _key(model, sequences, site="mlp_in")
+    files = {
+        i: cache_dir() / "background" / content_hash({**base, "layer": i}) / "x.safetensors"
+        for i in layers
+    }
+    missing = [i for i, file in files.items() if not file.exists()]
+    if missing:
         lengths = [len(ids) for ids, _ in sequences.where]
         order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # as the batches come
         starts = np.concatenate([[0], np.cumsum([len(p) for _, p in sequences.where])])
         rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
-        batches = list(keys_of(model, sequences.where, layers=layers, site="mlp_in"))
-        for i in layers:
+        batches = list(keys_of(model, sequences.where, layers=missing, site="mlp_in"))
+        for i in missing:
             found = torch.cat([b[i] for b in batches]).half()
             placed = torch.empty_like(found)
             placed[rows] = found
-            write_tensors(folder / f"{i}.safetensors", {"x": placed})
-
-    return build
+            cached_folder(
+                "background",
+                {**base, "layer": i},
+                lambda f, x=placed: write_tensors(f / "x.safetensors", {"x": x}),
+            )
+    return files
 
 
 def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:

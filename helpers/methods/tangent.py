@@ -1,8 +1,9 @@
 """A model's answers as linear functions of what its MLPs write: keys, gradients, least change.
 
-To first order a change ΔW_l of W_out moves the log-probability of an answer by
+To first order a change ΔW_l of W_out moves the log-odds log P/(1 − P) of an answer by
 Σ_l Σ_p g_pᵀ ΔW_l k_p: over positions p, k the key (what W_out reads), g the gradient of the
-log-probability at W_out's output. `linearise` takes both for many prompts; the edit so far is put
+log-odds at W_out's output. (The log-probability itself is flat where the model is sure: steps taken
+along it overshoot several times.) `linearise` takes both for many prompts; the edit so far is put
 in as an intervention, so the model itself is never touched.
 """
 
@@ -25,13 +26,13 @@ BATCH = 512  # tokens a pass
 
 @dataclass(frozen=True)
 class Ask:
-    """An answer whose log-probability is steered.
+    """An answer whose log-odds are steered.
 
     Attributes:
         ids: Tokens of the prompt, and of all but the last of the answer's.
         scored: (position, tokens): the next token's probability, summed over `tokens`, counts.
         acts: Positions at which the edit counts as acting; all others' derivatives are dropped.
-        goal: Log-probability to come down to; None to stay at what it was.
+        goal: Log-odds to come down to; None to stay at what they were.
         name: For messages.
     """
 
@@ -44,16 +45,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Tangent:
-    """Log-probabilities of asks and their derivatives at some layers.
+    """Log-odds of asks and their derivatives at some layers.
 
     Attributes:
-        logprob: Of each ask, in nats.
+        logodds: Of each ask, in nats.
         owner: For every row (an ask at a position where it acts) the ask's number.
         keys: Layer → what W_out (or W_in) reads, a row each.
-        gradients: Layer → derivative of the ask's log-probability by W_out's output.
+        gradients: Layer → derivative of the ask's log-odds by W_out's output.
     """
 
-    logprob: Float[Tensor, " n"]
+    logodds: Float[Tensor, " n"]
     owner: Int[Tensor, " rows"]
     keys: dict[int, Float[Tensor, "rows width"]]
     gradients: dict[int, Float[Tensor, "rows d_model"]]
@@ -81,7 +82,7 @@ def linearise(
     """
     parts = anatomy(model)
     layers = sorted({parts.check_layer(i) for i in layers})
-    logprob = torch.zeros(len(asks))
+    logodds = torch.zeros(len(asks))
     owner: list[int] = []
     keys: dict[int, list[Tensor]] = {i: [] for i in layers}
     gradients: dict[int, list[Tensor]] = {i: [] for i in layers}
@@ -92,7 +93,7 @@ def linearise(
             read, written, last = _forward(model, tokens, layers, extra, site)
             scores = _scores(model, last.reshape(len(batch), width, -1), [asks[i] for i in batch])
             found = torch.autograd.grad(scores.sum(), [written[i] for i in layers])
-        logprob[batch] = scores.detach().float().cpu()
+        logodds[batch] = scores.detach().float().cpu()
         rows = [(r, p) for r, i in enumerate(batch) for p in asks[i].acts]
         owner += [batch[r] for r, _ in rows]
         flat = torch.tensor([r * width + p for r, p in rows])
@@ -100,7 +101,7 @@ def linearise(
             keys[i].append(read[i].detach().flatten(0, -2)[flat].float().cpu())
             gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
     return Tangent(
-        logprob,
+        logodds,
         torch.tensor(owner),
         {i: torch.cat(x) for i, x in keys.items()},
         {i: torch.cat(x) for i, x in gradients.items()},
@@ -132,14 +133,21 @@ def _forward(model, tokens, layers, extra, site):
 def _scores(
     model: LanguageModel, last: Float[Tensor, "b t d_model"], asks: Sequence[Ask]
 ) -> Float[Tensor, " b"]:
-    """Log-probability of each row's answer."""
+    """Log-odds of each row's answer."""
     where = [(r, p, t) for r, ask in enumerate(asks) for p, t in ask.scored]
     rows = torch.tensor([r for r, _, _ in where])
     states = last[rows, torch.tensor([p for _, p, _ in where])]
     logits = unembed(model, final_norm(model, states)).float().log_softmax(-1)
     each = [logits[n, list(tokens)].logsumexp(-1) for n, (_, _, tokens) in enumerate(where)]
     total = torch.zeros(len(asks), device=last.device)
-    return total.index_add(0, rows.to(last.device), torch.stack(each))
+    total = total.index_add(0, rows.to(last.device), torch.stack(each))
+    return log_odds(total)
+
+
+def log_odds(logprob: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """log P/(1 − P) from log P; at most 16, what float32 can tell from certainty."""
+    logprob = logprob.clamp_max(-1e-7)
+    return logprob - torch.log(-torch.expm1(logprob))
 
 
 def least_change(
@@ -150,14 +158,14 @@ def least_change(
     ridge: float,
     asks: Sequence[Ask],
 ) -> dict[int, Float[Tensor, "d_model width"]]:
-    """The ΔW that changes each log-probability by `wanted` at the least Σ_l tr(ΔW_l A_l ΔW_lᵀ).
+    """The ΔW that changes each answer's log-odds by `wanted` at the least Σ_l tr(ΔW_l A_l ΔW_lᵀ).
 
     α = (K + Λ)⁻¹ wanted with K_ij = Σ_l Σ_pq (g_ip · g_jq)(k_ipᵀ A_l⁻¹ k_jq), and
     ΔW_l = Σ_i α_i Σ_p g_ip (A_l⁻¹ k_ip)ᵀ: kernel regression with the tangent kernel.
 
     Args:
         tangent: Keys and gradients.
-        wanted: Changes of log-probability, nats.
+        wanted: Changes of log-odds, nats.
         factors: Layer → lower Cholesky factor of A_l.
         ridge: Λ, relative to each ask's own K_ii; 0 reaches `wanted` exactly.
         asks: For the message.
@@ -206,25 +214,28 @@ def solve_kernel(
             "floor closer to what the model says now, or other layers."
         )
     diagonal = kernel.diagonal()
-    floor = 1e-12 * diagonal.max().clamp_min(1e-300)
-    system = kernel + torch.diag(ridge * diagonal)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if failed or not torch.isfinite(factor).all() or factor.diagonal().min() ** 2 < floor:
-        scale = diagonal.clamp_min(floor).rsqrt()
-        alike = (kernel * scale[:, None] * scale).abs().fill_diagonal_(0)
-        a, b = divmod(int(alike.argmax()), len(asks))
+    moves = diagonal > 1e-12 * diagonal.max()  # what no change reaches is left out
+    index = moves.nonzero()[:, 0]
+    rest = kernel[index][:, index]
+    factor, failed = torch.linalg.cholesky_ex(rest + torch.diag(ridge * diagonal[index]))
+    if failed or factor.diagonal().min() ** 2 < 1e-12 * diagonal[index].min():
+        scale = diagonal[index].rsqrt()
+        alike = (rest * scale[:, None] * scale).abs().fill_diagonal_(0)
+        a, b = (int(index[i]) for i in divmod(int(alike.argmax()), len(index)))
         raise UserError(
             f"The prompts cannot be told apart by what the edit may change: '{asks[a].name}' and "
             f"'{asks[b].name}' coincide; drop one of them, or raise the ridge."
         )
-    return torch.cholesky_solve(wanted[:, None], factor)[:, 0]
+    alpha = torch.zeros_like(wanted)
+    alpha[index] = torch.cholesky_solve(wanted[index, None], factor)[:, 0]
+    return alpha
 
 
 def moved(
     tangent: Tangent, change: Mapping[int, Float[Tensor, "d_model width"]]
 ) -> Float[Tensor, " n"]:
-    """What `change` does to each log-probability, to first order."""
-    total = torch.zeros(len(tangent.logprob))
+    """What `change` does to each answer's log-odds, to first order."""
+    total = torch.zeros(len(tangent.logodds))
     for i, delta in change.items():
         by_row = ((tangent.keys[i] @ delta.T) * tangent.gradients[i]).sum(-1)
         total.index_add_(0, tangent.owner, by_row)

@@ -1,4 +1,4 @@
-"""The value v* that an MLP should write at the subject so that the target is not said.
+"""The value `v*` that an MLP should write at the subject so that the target is not said.
 
 Meng et al. 2022 (ROME) optimise a vector added to one MLP's output at the subject's last token. For
 unlearning it need not make anything else likely: it is enough that the target becomes no likelier
@@ -31,7 +31,7 @@ DONE = 0.05  # nats: the loss at which the search stops (as in ROME's code)
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """How v* is searched. Defaults are ROME's for small models (Meng et al. 2022, appendix E.5).
+    """How `v*` is searched. Defaults are ROME's for small models (Meng et al. 2022, appendix E.5).
 
     Attributes:
         steps: At most so many Adam steps.
@@ -85,7 +85,7 @@ _FOUND: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def forgetting_value(
     model: LanguageModel, pair: ConceptPair, *, layer: int, settings: ValueSettings | None = None
 ) -> Float[Tensor, " d_model"]:
-    """δ = v* − v: what the MLP of `layer` should write on top at the subject's last token.
+    """δ = `v*` − v: what the MLP of `layer` should write on top at the subject's last token.
 
     It minimises the mean over `subject_prompts` of max(0, log P(target) − log P(target without the
     subject)), plus the two penalties of `ValueSettings`. Layers below are not run again at each

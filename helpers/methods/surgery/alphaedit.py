@@ -1,6 +1,5 @@
 """AlphaEdit: MEMIT within the null space of the keys to preserve."""
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -18,8 +17,6 @@ from helpers.methods.surgery.memit import Row, spread
 from helpers.methods.value import ValueSettings, forgetting_value
 from helpers.models import anatomy
 
-log = logging.getLogger(__name__)
-
 
 @method("alphaedit", family="surgery")
 def alphaedit(
@@ -27,8 +24,8 @@ def alphaedit(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layers: Sequence[int] = (2, 3, 4, 5),
-    threshold: float = 0.02,
+    layers: Sequence[int] = (3, 4, 5),
+    threshold: float = 0.5,
     l2: float = 10.0,
     steps: int = 20,
     lr: float = 0.5,
@@ -40,9 +37,10 @@ def alphaedit(
     """ΔW = R Kᵀ P (K Kᵀ P + L2)⁻¹, P on the null space of ordinary keys (Fang et al. 2025).
 
     K and R are as in `memit`. P projects on the eigenvectors of C whose eigenvalue is under
-    `threshold`: what ordinary text hardly uses. The paper's threshold 0.02 is an absolute number
-    and so depends on the model's scale; here it counts in mean eigenvalues, and the share of
-    eigenvectors kept is logged.
+    `threshold`: what ordinary text uses least. The paper's threshold 0.02 is an absolute number and
+    so depends on the model's scale; here it counts in mean eigenvalues. A small model's spectrum is
+    flat: no eigenvalue of the default model's is under a tenth of the mean, so its "null space" is
+    only what is used less than half as much as the average.
 
     Args:
         model: As in `memit`.
@@ -58,6 +56,9 @@ def alphaedit(
         clamp: Likewise.
         n_tokens: Tokens of ordinary text for C.
 
+    Returns:
+        The delta; its notes give the share of eigenvectors kept in each layer.
+
     Raises:
         UserError: As in `memit`, or no eigenvalue is under the threshold.
     """
@@ -66,14 +67,18 @@ def alphaedit(
     layers = sorted(parts.check_layer(i) for i in layers)
     C = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
     settings = ValueSettings(steps, lr, kl, decay, clamp)
-    delta = forgetting_value(model, pair, layer=layers[-1], settings=settings)
+    value = forgetting_value(model, pair, layer=layers[-1], settings=settings)
+
+    free: dict[str, float] = {}
 
     def read(i: int, K: Row) -> Row:
         basis = null_space(C[i], threshold)
-        log.info("layer %d: %.2f of the eigenvectors are free", i, basis.shape[1] / len(basis))
+        free[str(i)] = basis.shape[1] / len(basis)
         return within(basis, K, l2=l2)
 
-    return spread(model, pair, delta, layers, read)
+    delta = spread(model, pair, value, layers, read)
+    delta.notes["eigenvectors_kept"] = free
+    return delta
 
 
 def null_space(C: Float[Tensor, "d_mlp d_mlp"], threshold: float) -> Float[Tensor, "d_mlp n_free"]:

@@ -26,6 +26,7 @@ from helpers.methods.tangent import Ask, linearise, solve_kernel
 from helpers.models import MLPAnatomy, anatomy
 
 FIRES = 0.5  # a detector has to fire on so many of the subject's own prompts
+MARGIN = 0.02  # and by this share of the distance from what it sees elsewhere
 SHARPNESS = 20.0  # how steep the nonlinearity is driven: SiLU and GELU then are nearly ReLU
 
 
@@ -63,7 +64,7 @@ def gated_neuron(
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0, 1.0),
+    steps: tuple[float, ...] = (0.4, 0.5, 0.6, 1.0, 1.0),
 ) -> WeightDelta:
     """Append to each layer one neuron a pair and spelling of its subject.
 
@@ -145,14 +146,16 @@ def detector(
 ) -> Detectors:
     """One neuron along `e`: threshold at the quantile of everything else, mean 1 where it fires.
 
-    Where it would fire on fewer than half of the subject's prompts, a neuron that is never active.
+    Where it would fire on fewer than half of the subject's prompts, or only just, a neuron that is
+    never active.
     """
     scores = outside @ e
     theta = scores.topk(max(1, round((1 - quantile) * len(scores)))).values[-1]
     margin = inside @ e - theta
-    if (margin > 0).float().mean() < FIRES:
-        return Detectors(torch.zeros_like(e)[None], torch.ones(1), torch.zeros(1))
     scale = margin.clamp_min(0).mean()
+    gap = (inside @ e).mean() - scores.mean()
+    if (margin > 0).float().mean() < FIRES or scale < MARGIN * gap:
+        return Detectors(torch.zeros_like(e)[None], torch.ones(1), torch.zeros(1))
     share = (margin > 0).float().mean()[None]
     return Detectors(e[None] / scale, theta[None] / scale, share)
 
@@ -195,11 +198,11 @@ def solve_values(
     ridge: float,
     steps: Sequence[float],
 ) -> dict[int, Float[Tensor, "n d_model"]]:
-    """What each neuron writes: the least Σ‖v‖² that moves every log-probability as wanted.
+    """What each neuron writes: the least Σ‖v‖² that moves every answer's log-odds as wanted.
 
-    To first order a value v of a neuron with activations a moves log P_i by v · Σ_p a_p g_ip, so
-    K_ij is the inner product of these features, and v = Σ_i α_i Σ_p a_p g_ip with
-    α = (K + Λ)⁻¹ wanted; linearised again at every step.
+    To first order a value v of a neuron with activations a moves the log-odds of answer i by
+    v · Σ_p a_p g_ip, so K_ij is the inner product of these features, and v = Σ_i α_i Σ_p a_p g_ip
+    with α = (K + Λ)⁻¹ wanted; linearised again at every step.
     """
     parts = anatomy(model)
     values = {i: torch.zeros(len(d.thresholds), parts.d_model) for i, d in detectors.items()}
@@ -211,7 +214,7 @@ def solve_values(
             return detectors[i].fire(parts.layers[i].mlp, into) @ values[i].to(into)  # noqa: B023
 
         t = linearise(model, everywhere, layers=list(detectors), extra=extra, site="mlp_in")
-        before = t.logprob if before is None else before
+        before = t.logodds if before is None else before
         features = {}
         for i, d in detectors.items():
             a = d.fire(parts.layers[i].mlp, t.keys[i].to(parts.head.weight.device)).float().cpu()
@@ -219,7 +222,7 @@ def solve_values(
             flat = torch.zeros(len(asks), each[0].numel())
             features[i] = flat.index_add(0, t.owner, each.flatten(1))
         kernel = sum((f @ f.T).double() for f in features.values())
-        wanted = step * wanted_changes(asks, t.logprob, before)
+        wanted = step * wanted_changes(asks, t.logodds, before)
         alpha = solve_kernel(kernel, wanted.double(), ridge=ridge, asks=asks).float()
         values = {i: values[i] + (alpha @ f).view_as(values[i]) for i, f in features.items()}
     return values

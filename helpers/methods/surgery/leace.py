@@ -48,7 +48,8 @@ def fit_leace(
     """The least-squares concept eraser of Belrose et al. 2023 (theorem 4.2).
 
     r(x) = x − W⁺ P W (x − E x) with the whitening W = Σ_xx^(−1/2) and P the orthogonal projection
-    on the columns of W Σ_xz. Directions in which x does not vary are left alone.
+    on the columns of W Σ_xz. Directions in which x does not vary are left alone. The same numbers
+    as the package concept-erasure with `shrinkage=False`; its default shrinks Σ_xx first.
 
     Args:
         x: The data, float64 for exactness.

@@ -24,7 +24,7 @@ def mean_difference(
     *,
     seed: int = 0,
     form: str = "keys",
-    layers: Sequence[int] = (0, 1, 2, 3),
+    layers: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7, 8),
     n_subjects: int = 24,
 ) -> WeightDelta:
     """W_in ← W_in (I − d dᵀ/‖d‖²), the gate alike; or W_out ← (I − d dᵀ/‖d‖²) W_out.

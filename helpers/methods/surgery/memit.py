@@ -27,7 +27,7 @@ def memit(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layers: Sequence[int] = (2, 3, 4, 5),
+    layers: Sequence[int] = (3, 4, 5),
     weight: float = 100.0,
     steps: int = 20,
     lr: float = 0.5,
@@ -39,7 +39,7 @@ def memit(
     """ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ in every layer, in float64 (Meng et al. 2023, equation 14).
 
     K are the keys at the subject's last token, one column a training completion; R is what the
-    residual stream after the last edited layer still lacks of v*, divided by the layers to go.
+    residual stream after the last edited layer still lacks of `v*`, divided by the layers to go.
 
     Args:
         model: Any model of a known family that adds its MLPs' outputs to one residual stream.
@@ -91,7 +91,7 @@ def spread(
     Args:
         model: Any model of a known family.
         pair: Whose training completions are used.
-        delta: v* − v at the last layer.
+        delta: `v*` − v at the last layer.
         layers: Edited layers, lowest first.
         read: (layer, keys) → right factor of the change, one row a key.
 

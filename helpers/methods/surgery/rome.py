@@ -10,7 +10,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.contrast import states_at, stored, subject_prompts
 from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
+from helpers.methods.protocol import Unlearning, method
 from helpers.methods.value import ValueSettings, forgetting_value
 from helpers.models import anatomy
 
@@ -31,10 +31,10 @@ def rome(
     clamp: float = 3.0,
     n_tokens: int = 60_000,
 ) -> WeightDelta:
-    """W += (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k): maps the subject's key k to v*, others least (Meng 2022).
+    """`W += (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k)`: the least change that maps key k to `v*` (Meng 2022).
 
     k is the mean key at the subject's last token over the training completions, C the second moment
-    of keys in ordinary text, and v* makes the target no likelier than without the subject
+    of keys in ordinary text, and `v*` makes the target no likelier than without the subject
     (`helpers.methods.value`).
 
     Args:
@@ -64,6 +64,29 @@ def rome(
     u = solve(C, k[:, None])[:, 0]
     change = stored(mlp, delta.double()[:, None], (u / (k.double() @ u))[None])
     return WeightDelta.of(model._module, {mlp.out_name: change})
+
+
+def written_shares(
+    model: LanguageModel, unlearning: Unlearning, keys: Float[Tensor, "n d_mlp"]
+) -> Float[Tensor, " n"]:
+    """How much of `v*` − v each key makes a rank-one edit write: 1 at the subject's own key.
+
+    Args:
+        model: The model that the edit was made for.
+        unlearning: An edit by `rome`.
+        keys: Keys of the edited layer.
+
+    Raises:
+        UserError: The edit is not one change of rank one.
+    """
+    changes = unlearning.delta.changes
+    if len(changes) != 1 or next(iter(changes.values())).rank != 1:
+        raise UserError(f"{unlearning.method} is not a single change of rank one, as rome's is.")
+    ((name, change),) = changes.items()
+    mlp = next(x.mlp for x in anatomy(model).layers if x.mlp.out_name == name)
+    left, right = change.factors()
+    read = left[:, 0] if mlp.transposed else right[0]
+    return keys.float() @ read.float()
 
 
 def solve(C: Float[Tensor, "width width"], K: Float[Tensor, "width n"]) -> Float[Tensor, "width n"]:

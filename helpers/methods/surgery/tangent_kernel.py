@@ -1,6 +1,6 @@
 """The least change of W_out that makes the answer unlikely, by kernel regression.
 
-The answers' log-probabilities are linearised in the weights (`helpers.methods.tangent`), and the
+The answers' log-odds are linearised in the weights (`helpers.methods.tangent`), and the
 change that reaches the wanted ones while it disturbs other text least is solved for. What decides
 is the *isolation of the key*: the forget prompts act only at the subject's tokens, only early
 layers are edited, where the subject's key is still its own, and "other text" counts both ordinary
@@ -41,7 +41,7 @@ def tangent_kernel(
     damping: float = 0.1,
     ridge: float = 0.01,
     n_tokens: int = 60_000,
-    steps: tuple[float, ...] = (0.5, 0.5, 1.0, 1.0),
+    steps: tuple[float, ...] = (0.4, 0.5, 0.6, 1.0, 1.0),
 ) -> WeightDelta:
     """Change W_out of early layers by the least that forgets the pairs.
 
@@ -84,9 +84,9 @@ def tangent_kernel(
             return hidden @ change[i].to(hidden).T
 
         t = linearise(model, asks, layers=layers, extra=extra)
-        before = t.logprob if before is None else before
-        log.debug("log-probabilities %s", t.logprob)
-        wanted = step * wanted_changes(asks, t.logprob, before)
+        before = t.logodds if before is None else before
+        log.debug("log-odds %s", t.logodds)
+        wanted = step * wanted_changes(asks, t.logodds, before)
         more = least_change(t, wanted, metric, ridge=ridge, asks=asks)
         change = {i: change[i] + more[i] for i in layers}
     changes = {}

@@ -1,0 +1,295 @@
+"""Forgetting against collateral: methods over their strength on development facts, then held out.
+
+A method's strength is the share of its change that is applied: 0 is the original model, 1 the edit
+as made, 2 twice the change. One knob for all, so that no method is tuned more than another.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nnsight import LanguageModel
+
+from helpers.artifacts import cached_table, content_hash
+from helpers.errors import UserError
+from helpers.evaluation.bootstrap import bootstrap
+from helpers.evaluation.questions import RETAINED
+from helpers.evaluation.scorecard import evaluate
+from helpers.facts import ConceptPair, fact_split, known_facts
+from helpers.methods import METHODS, Unlearning, WeightDelta, unlearn
+from helpers.methods.folding import folding_gap
+from helpers.models import anatomy, model_hash
+
+ORIGINAL = "original"
+FAMILIES = ("surgery", "control")
+HELPERS = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked.
+
+    Attributes:
+        split: Whose templates: `dev` or `heldout`.
+        n_neighbours: Known neighbours.
+        n_tokens: Tokens of each text; 0 leaves the text out.
+    """
+
+    split: str = "dev"
+    n_neighbours: int = 8
+    n_tokens: int = 0
+
+
+def strengths(text: str) -> list[float]:
+    """Shares of a change from "0.5, 1, 2".
+
+    Raises:
+        UserError: One is no positive number.
+    """
+    try:
+        found = [float(x) for x in text.split(",") if x.strip()]
+    except ValueError:
+        found = []
+    if not found or min(found) <= 0:
+        raise UserError(f"shares is '{text}': give positive numbers separated by commas.")
+    return sorted(found)
+
+
+def known_pairs(
+    model: LanguageModel, relation: str, split: str, *, n: int, seed: int = 0
+) -> list[ConceptPair]:
+    """`n` facts of a relation that the model knows, of `fact_split` `dev` or `heldout`.
+
+    France, the running example, is a development fact; it is left out, as it has been looked at
+    too often to be drawn like the others.
+
+    Raises:
+        UserError: The model knows none.
+    """
+    known = known_facts(model, relation).query("known")
+    names = [s for s in known["subject"] if fact_split(s) == split and s != "France"]
+    if not names:
+        raise UserError(f"The model knows no {split} fact of the relation '{relation}'.")
+    order = np.random.default_rng(seed).permutation(len(names))[:n]
+    targets = known.set_index("subject")["target"]
+    return [ConceptPair(names[i], targets[names[i]], relation) for i in order]
+
+
+def scaled(model: LanguageModel, unlearning: Unlearning, share: float) -> Unlearning:
+    """The edit with `share` times its change; appended neurons keep their keys, not their values.
+
+    Args:
+        model: The model that it was made for.
+        unlearning: The edit.
+        share: 0 < share; 1 is the edit itself.
+    """
+    outs = {layer.mlp.out_name for layer in anatomy(model).layers}
+    outs |= {f"{n.removesuffix('weight')}bias" for n in outs}
+    changes = {}
+    for name, change in unlearning.delta.changes.items():
+        values = change.appended is not None and name in outs
+        changes[name] = replace(
+            change,
+            dense=None if change.dense is None else share * change.dense,
+            left=None if change.left is None else share * change.left,
+            appended=share * change.appended if values else change.appended,
+        )
+    delta = WeightDelta(changes, unlearning.delta.touched_hash, unlearning.delta.notes)
+    return replace(unlearning, delta=delta)
+
+
+def tradeoff(
+    model: LanguageModel,
+    pairs: Iterable[ConceptPair],
+    methods: Mapping[str, Mapping[str, Any]],
+    *,
+    shares: Mapping[str, Sequence[float]],
+    sizes: Sizes,
+    seeds: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """Score every method on every pair and seed, at each share of its change.
+
+    A method that refuses a pair (nothing to compare with, nothing to forget) gets a row that says
+    why, and no scores. Each method, pair and seed is kept in the cache by all that it depends on,
+    so a stopped run goes on where it was.
+
+    Args:
+        model: The original model.
+        pairs: What to forget, one after another.
+        methods: Name → hyperparameters.
+        shares: Name → shares of the change.
+        sizes: How much is asked.
+        seeds: Of everything random.
+
+    Returns:
+        One row per pair, method, seed and share: subject, target, method, family, seed, share,
+        refused, seconds (of the method), norm, rank (largest), folding_gap (largest difference of a
+        logit between weights and intervention), each metric of the scorecard by its
+        name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`).
+    """
+    code = content_hash(
+        *sorted((HELPERS / "methods").rglob("*.py")), *sorted((HELPERS / "evaluation").glob("*.py"))
+    )
+    base = {"model": model_hash(model), "sizes": vars(sizes), "code": code}
+    tables = []
+    for pair in pairs:
+        for name, how in methods.items():
+            for seed in seeds:
+                key = {
+                    **base,
+                    "pair": [str(pair), pair.relation, *map(str, pair.prompts(sizes.split))],
+                    "method": name,
+                    "how": {k: v for k, v in how.items() if k != "saes"},
+                    "saes": [content_hash(*sorted(Path(f).glob("*"))) for f in how.get("saes", ())],
+                    "shares": list(shares[name]),
+                    "seed": seed,
+                }
+                tables.append(
+                    cached_table(
+                        "tradeoff",
+                        key,
+                        lambda a=(pair, name, how, seed): _rows(model, *a, shares[a[1]], sizes),
+                    )
+                )
+    return with_axes(pd.concat(tables, ignore_index=True))
+
+
+def _rows(
+    model: LanguageModel,
+    pair: ConceptPair,
+    name: str,
+    how: Mapping[str, Any],
+    seed: int,
+    shares: Sequence[float],
+    sizes: Sizes,
+) -> pd.DataFrame:
+    about = {
+        "subject": pair.subject,
+        "target": pair.target,
+        "method": name,
+        "family": METHODS[name].family,
+        "seed": seed,
+    }
+    try:
+        made = unlearn(model, pair, name, seed=seed, **how)
+    except UserError as error:
+        return pd.DataFrame([{**about, "share": 1.0, "refused": str(error)}])
+    about |= {
+        "refused": "",
+        "seconds": made.seconds,
+        "norm": made.delta.norm(),
+        "rank": max(c.rank for c in made.delta.changes.values()),
+        "folding_gap": folding_gap(model, made, pair.prompts(sizes.split)[:1]),
+    }
+    parts = ("efficacy", "retention") + (("model",) if sizes.n_tokens else ())
+    rows = []
+    for share in shares:
+        with scaled(model, made, share).applied(model):
+            card = evaluate(
+                model,
+                pair,
+                split=sizes.split,
+                n_neighbours=sizes.n_neighbours,
+                n_tokens=sizes.n_tokens or 512,
+                parts=parts,
+            )
+        scores = {k: m.value for k, m in card.items()}
+        before = {"paraphrases_before": card.before["paraphrases"]}
+        rows.append({**about, "share": share, **before, **scores})
+    return pd.DataFrame(rows)
+
+
+def with_axes(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds the two axes of the curve and their balance.
+
+    `forgotten` = 1 − P(target) after / before on paraphrases, not under 0; `kept` = the mean over
+    neighbours, other facts of the subject and of the target of P(answer) after / before, each group
+    at most 1; `balance` = their harmonic mean, by which a share is chosen.
+    """
+    if "paraphrases" not in table:
+        return table.assign(forgotten=np.nan, kept=np.nan, balance=np.nan)
+    groups = [g for g in RETAINED if g in table]
+    forgotten = (1 - table["paraphrases"] / table["paraphrases_before"]).clip(lower=0)
+    kept = table[groups].clip(upper=1).mean(axis=1) if groups else pd.Series(1.0, table.index)
+    balance = 2 * forgotten * kept / (forgotten + kept).clip(lower=1e-12)
+    return table.assign(forgotten=forgotten, kept=kept, balance=balance)
+
+
+METRICS = {
+    "P(target) left": lambda t: t["paraphrases"] / t["paraphrases_before"],
+    "neighbours kept": lambda t: t["neighbours"],
+    "other facts kept": lambda t: t[[c for c in RETAINED[1:] if c in t]].mean(axis=1),
+    "perplexity change": lambda t: t["perplexity_change_factbook"],
+}
+"""What is reported: name → column of a table of `tradeoff`; the first and last are best at 0."""
+
+
+def summary(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Mean of each of `METRICS` over facts with its interval; seeds of one fact are averaged first.
+
+    Returns:
+        One row a method and metric: method, family, metric, value, low, high, n. What a method
+        refused, or what was not measured, is left out.
+    """
+    rows = []
+    for (name, family), part in table.groupby(["method", "family"], sort=False):
+        for metric, of in METRICS.items():
+            try:
+                values = part.assign(value=of(part)).groupby("subject")["value"].mean().dropna()
+            except KeyError:  # no fact had such a group
+                continue
+            if len(values):
+                found = bootstrap(values.to_numpy(), seed=seed)
+                rows.append({"method": name, "family": family, "metric": metric, **vars(found)})
+    return pd.DataFrame(rows)
+
+
+def best_shares(table: pd.DataFrame) -> dict[str, float]:
+    """For each method the share with the best mean `balance` over the facts of `table`.
+
+    Controls take the share 1: their size is given by the method that they stand for. So does a
+    method that refused every fact.
+    """
+    found = {}
+    for name, part in table.groupby("method", sort=False):
+        means = part.dropna(subset=["balance"]).groupby("share")["balance"].mean()
+        control = (part["family"] == "control").all()
+        found[str(name)] = 1.0 if control or means.empty else float(means.idxmax())
+    return found
+
+
+def editing_methods(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Methods of surgery and their controls with the hyperparameters to call them with.
+
+    A method that takes `saes` is given those that read its site, and left out without any.
+
+    Args:
+        names: `all`, or names separated by commas.
+        saes: Folders of SAEs.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    from helpers.sae import load_sae
+
+    wanted = [n.strip() for n in names.split(",")] if names != "all" else list(METHODS)
+    for name in wanted:
+        if name not in METHODS:
+            raise UserError(f"There is no method '{name}'; there are {', '.join(METHODS)}.")
+    sites = {folder: load_sae(folder).cfg.site for folder in saes}
+    found = {}
+    for name in wanted:
+        entry = METHODS[name]
+        if entry.family not in FAMILIES:
+            continue
+        if "saes" not in entry.hyperparameters():
+            found[name] = {}
+            continue
+        reads = getattr(entry.function, "reads", ("mlp_in",))
+        fits = tuple(f for f, site in sites.items() if site in reads)
+        if fits:
+            found[name] = {"saes": fits}
+    return found

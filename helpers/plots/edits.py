@@ -1,0 +1,117 @@
+"""Figures of the chapter on edits of the MLPs."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+
+CYCLE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D")
+DASHES = ("-", "--", ":", "-.")
+
+
+def written_shares(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """How much of an edit's value each context gets: a panel an edit, a row a group of contexts.
+
+    Args:
+        groups: Panel → group → shares; 1 is the whole value.
+    """
+    figure, axes = plt.subplots(1, len(groups), figsize=(WIDTH, 2.4), sharey=True, squeeze=False)
+    jitter = np.random.default_rng(0)
+    for axis, (title, rows) in zip(axes[0], groups.items(), strict=True):
+        for y, (name, colour) in enumerate(zip(rows, (ORANGE, BLUE, GREY), strict=False)):
+            shares = rows[name]
+            height = y + jitter.uniform(-0.3, 0.3, len(shares))
+            axis.plot(shares, height, ".", color=colour, ms=3, alpha=0.5)
+        axis.axvline(1, color="black", lw=0.6)
+        axis.set(title=title, xlabel="share of the value that is written")
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.grid(axis="y", visible=False)
+    axes[0][0].invert_yaxis()
+    return figure
+
+
+def before_and_after(
+    titles: Sequence[str],
+    before: Sequence[Sequence[tuple[str, float]]],
+    after: Sequence[Mapping[str, float]],
+) -> Figure:
+    """For each prompt its likeliest next tokens, as they were and as they are.
+
+    Args:
+        titles: One a prompt.
+        before: For each prompt (token, probability), likeliest first, over the tokens shown.
+        after: For each prompt token → probability now.
+    """
+    import textwrap
+
+    n = len(titles)
+    figure, axes = plt.subplots(1, n, figsize=(WIDTH, 2.9), sharex=True, squeeze=False)
+    for axis, title, old, new in zip(axes[0], titles, before, after, strict=True):
+        names = [t for t, _ in old]
+        y = np.arange(len(names))
+        axis.barh(y - 0.2, [p for _, p in old], 0.38, color=GREY, label="before")
+        axis.barh(y + 0.2, [new[t] for t in names], 0.38, color=ORANGE, label="after")
+        axis.set_yticks(y, [repr(t)[1:-1] for t in names])
+        axis.invert_yaxis()
+        axis.set(title="\n".join(textwrap.wrap(title, 25)), xlabel="probability", xlim=(0, 1))
+        axis.grid(axis="y", visible=False)
+    axes[0][-1].legend(loc="lower right")
+    return figure
+
+
+def tradeoff_curves(table: pd.DataFrame) -> Figure:
+    """Forgetting against collateral: a line a method, a point a strength; best is bottom right.
+
+    Args:
+        table: One row a method and share: method, family, share, forgotten, kept (means over
+            facts).
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.4))
+    axis.plot(0, 0, "*", color="black", ms=11, zorder=4, label="original model")
+    for k, (name, part) in enumerate(table.groupby("method", sort=False)):
+        part = part.sort_values("share")
+        control = (part["family"] == "control").all()
+        axis.plot(
+            [0, *part["forgotten"]],
+            [0, *(1 - part["kept"])],
+            linestyle=DASHES[k // len(CYCLE) % len(DASHES)],
+            marker="x" if control else MARKERS[k // len(CYCLE) % len(MARKERS)],
+            color=GREY if control else CYCLE[k % len(CYCLE)],
+            ms=4,
+            lw=1.2,
+            label=name,
+        )
+    axis.set(
+        xlabel="forgotten: 1 − P(target) after / before, paraphrases",
+        ylabel="collateral: 1 − P(answer) after / before",
+        xlim=(-0.03, 1.03),
+    )
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure
+
+
+def methods_on_metrics(panels: Mapping[str, pd.DataFrame], *, order: Sequence[str]) -> Figure:
+    """Every method's mean with its interval, a panel a metric, controls in grey.
+
+    Args:
+        panels: Metric → table with method, family, value, low, high.
+        order: Methods from top to bottom.
+    """
+    height = 0.9 + 0.2 * len(order)
+    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), sharey=True, squeeze=False)
+    for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
+        rows = table.set_index("method").reindex(order)
+        for y, (_, row) in enumerate(rows.iterrows()):
+            if np.isfinite(row["value"]):
+                colour = GREY if row["family"] == "control" else BLUE
+                axis.plot([row["low"], row["high"]], [y, y], color=colour, lw=2, alpha=0.4)
+                axis.plot(row["value"], y, "o", color=colour, ms=4)
+        axis.set(title=title)
+        axis.set_yticks(range(len(order)), order)
+    axes[0][0].invert_yaxis()
+    return figure

@@ -1,0 +1,73 @@
+"""What an edit must not touch: which keys are read, whose they are, and in which order."""
+
+import pytest
+import torch
+
+from helpers.facts import ConceptPair
+from helpers.methods import background
+from helpers.methods.background import Sequences, mentions, relation_sequences
+from helpers.models import anatomy
+
+
+class Letters:
+    """Just enough of a model to tokenise: a token a character."""
+
+    class tokenizer:  # noqa: N801
+        chat_template = None
+        bos_token = None
+
+        def __call__(self, text, **_):
+            return type("Out", (), {"input_ids": [ord(c) for c in text]})
+
+    tokenizer = tokenizer()
+
+
+def test_mentions_end_where_the_name_ends():
+    assert mentions([1, 2, 3, 1, 2], (1, 2)) == [2, 5]
+    assert mentions([1], (1, 2)) == []
+
+
+def test_every_distinct_beginning_counts_once_and_all_countries_are_there():
+    found = relation_sequences(Letters, "capital")
+    begun = [ids[: p + 1] for ids, at in found.where for p in at]
+    assert len(begun) == len(set(begun))
+    assert {"France", "Japan", "Chad"} <= set(found.subjects)
+
+
+def test_a_pairs_own_is_its_prompts_from_the_subject_on_and_every_mention():
+    found = relation_sequences(Letters, "capital")
+    own = found.own(Letters, [ConceptPair("Germany", "Berlin")])
+    whose = dict(zip([ids for ids, _ in found.where], found.subjects, strict=True))
+    for ids, at in own:
+        text = "".join(map(chr, ids))
+        start = text.rfind("Germany")
+        assert start >= 0
+        for p in at:
+            inside = any(e - 8 <= p < e for e in mentions(ids, [ord(c) for c in "Germany"]))
+            assert inside or (whose[ids] == "Germany" and p >= start)
+    kept = {(ids, p) for ids, at in own for p in at}
+    for ids, at in found.where:  # nothing that ends in the name is left among the others
+        for end in mentions(ids, [ord(c) for c in "Germany"]):
+            assert end - 1 not in at or (ids, end - 1) in kept
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_inputs_stand_in_the_order_of_their_positions(tiny_model, monkeypatch, tmp_path, family):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+    model = tiny_model(family)
+    where = [((5, 9, 7, 8, 30), [1, 4]), ((6, 7), [0, 1]), ((11, 12, 13, 14), [3])]
+    sequences = Sequences(where, ("", "", ""))
+    files = background._harvested(model, sequences, [0, 2])
+    mlp = anatomy(model).layers[2].mlp
+    module = mlp.gate_module or mlp.in_module
+    wanted = []
+    hook = module.register_forward_pre_hook(lambda m, x: seen.append(x[0].view(-1, 16)))
+    for ids, at in where:
+        seen = []
+        with torch.inference_mode():
+            model._module(torch.tensor([ids]))
+        wanted.append(seen[0][at])
+    hook.remove()
+    found = background.read_tensors(files[2])[0]["x"].float()
+    torch.testing.assert_close(found, torch.cat(wanted), rtol=2e-3, atol=2e-3)
+    assert background._harvested(model, sequences, [2])[2] == files[2]

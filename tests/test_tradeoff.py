@@ -1,0 +1,120 @@
+"""Forgetting against collateral: strengths, choice of a strength, summary over facts."""
+
+import pandas as pd
+import pytest
+import torch
+from test_surgery_baselines import own_pair, small_world  # noqa: F401
+
+from helpers.errors import UserError
+from helpers.evaluation.tradeoff import (
+    Sizes,
+    best_shares,
+    editing_methods,
+    scaled,
+    strengths,
+    summary,
+    tradeoff,
+    with_axes,
+)
+from helpers.methods import METHODS, Change, Unlearning, WeightDelta, unlearn
+from helpers.models import anatomy, model_hash
+
+
+def test_strengths_are_positive_numbers():
+    assert strengths("2, 0.5,1") == [0.5, 1.0, 2.0]
+    for bad in ("", "a, 1", "0, 1"):
+        with pytest.raises(UserError, match="separated by commas"):
+            strengths(bad)
+
+
+def test_half_of_an_edit_is_half_of_its_change(tiny_model):
+    model, pair = tiny_model(), own_pair()
+    made = unlearn(model, pair, "mean_difference", layers=(1,))
+    half = scaled(model, made, 0.5)
+    for name, change in made.delta.changes.items():
+        assert torch.allclose(half.delta.changes[name].matrix(), 0.5 * change.matrix())
+    before = model_hash(model)
+    with half.applied(model):
+        assert model_hash(model) != before
+    assert model_hash(model) == before
+
+
+def test_appended_neurons_keep_their_keys(tiny_model):
+    model = tiny_model()
+    mlp = anatomy(model).layers[0].mlp
+    changes = {
+        mlp.in_name: Change(appended=torch.ones(1, 16)),
+        mlp.gate_name: Change(appended=torch.ones(1, 16)),
+        mlp.out_name: Change(appended=torch.ones(16, 1), axis=1),
+    }
+    made = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    got = scaled(model, made, 0.25).delta.changes
+    assert got[mlp.gate_name].appended.eq(1).all() and got[mlp.in_name].appended.eq(1).all()
+    assert got[mlp.out_name].appended.eq(0.25).all()
+
+
+def test_every_method_is_scored_and_a_refusal_is_kept(tiny_model, monkeypatch):
+    model, pair = tiny_model(), own_pair()
+    methods = {"needle": {"noise": 5.0}, "mean_difference": {"layers": (9,)}}
+    how = {"shares": dict.fromkeys(methods, (0.5, 1.0)), "sizes": Sizes(n_neighbours=2)}
+    table = tradeoff(model, [pair], methods, seeds=[0, 1], **how)
+    scored, refused = (table[table["method"] == m] for m in methods)
+    assert list(scored["share"]) == [0.5, 1.0, 0.5, 1.0] and list(scored["seed"]) == [0, 0, 1, 1]
+    assert scored["paraphrases"].notna().all() and (scored["folding_gap"] < 1e-3).all()
+    assert refused["refused"].str.contains("no layer 9").all()
+    assert refused["forgotten"].isna().all()
+    monkeypatch.setattr("helpers.evaluation.tradeoff.unlearn", None)  # all is in the cache
+    again = tradeoff(model, [pair], methods, seeds=[0, 1], **how)
+    pd.testing.assert_frame_equal(table, again)
+
+
+def scores(**columns) -> pd.DataFrame:
+    table = pd.DataFrame(columns)
+    return table.assign(paraphrases_before=0.8, family=table.get("family", "surgery"))
+
+
+def test_the_strength_with_the_best_balance_is_chosen():
+    table = with_axes(
+        scores(
+            method=["a", "a", "a", "b", "b"],
+            share=[0.5, 1.0, 2.0, 1.0, 2.0],
+            paraphrases=[0.6, 0.08, 0.0, 0.7, 0.1],
+            neighbours=[1.0, 0.95, 0.1, 1.0, 0.9],
+            family=["surgery"] * 3 + ["control"] * 2,
+        )
+    )
+    assert table["forgotten"].round(6).tolist()[:3] == [0.25, 0.9, 1.0]
+    assert best_shares(table) == {"a": 1.0, "b": 1.0}  # a control keeps its size
+
+
+def test_kept_is_a_mean_of_groups_that_cannot_make_up_for_each_other():
+    table = with_axes(
+        scores(method=["a"], share=[1.0], paraphrases=[0.0], neighbours=[0.5], same_subject=[1.5])
+    )
+    assert table["kept"].tolist() == [0.75]
+
+
+def test_summary_counts_facts_not_seeds():
+    table = scores(
+        method=["a"] * 4,
+        subject=["x", "x", "y", "y"],
+        paraphrases=[0.0, 0.4, 0.8, 0.8],
+        neighbours=[1.0, 1.0, 0.5, 0.5],
+        same_subject=[1.0, 1.0, None, None],
+    )
+    found = summary(table).set_index("metric")
+    assert found.loc["P(target) left", "n"] == 2
+    assert found.loc["P(target) left", "value"] == pytest.approx((0.25 + 1.0) / 2)
+    assert found.loc["other facts kept", "n"] == 1
+    assert "perplexity change" not in found.index
+
+
+def test_the_list_of_methods_is_the_register(monkeypatch):
+    chosen = editing_methods()
+    assert {"rome", "neurons", "random_direction"} <= set(chosen)
+    assert not {"pisces", "sae_direction", "sae_pair"} & set(chosen)  # no SAE was given
+    monkeypatch.setitem(METHODS, "mine", METHODS["neurons"])
+    assert "mine" in editing_methods()
+    assert list(editing_methods("rome, needle")) == ["rome", "needle"]
+    with pytest.raises(UserError, match="no method 'nothing'"):
+        editing_methods("nothing")
