@@ -144,7 +144,7 @@ def _scores(
     return log_odds(total)
 
 
-def log_odds(logprob: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def log_odds(logprob: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
     """log P/(1 − P) from log P; at most 16, what float32 can tell from certainty."""
     logprob = logprob.clamp_max(-1e-7)
     return logprob - torch.log(-torch.expm1(logprob))
