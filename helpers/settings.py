@@ -78,10 +78,10 @@ class SparseAutoencoders(Common):
     )
     d_sae: int = Field(8192, description="latents of the main SAE; the others have half", ge=16)
     k: int = Field(64, description="active latents per token", ge=1)
-    n_tokens: int = Field(220_000, description="tokens of text to learn from", ge=512)
-    n_heldout: int = Field(6_144, description="tokens of held-out text to judge on", ge=512)
+    n_tokens: int = Field(180_000, description="tokens of text to learn from", ge=512)
+    n_heldout: int = Field(4_096, description="tokens of held-out text to judge on", ge=512)
     steps: int = Field(330, description="training steps of the main SAE", ge=1)
-    short_steps: int = Field(80, description="training steps of all others", ge=1)
+    short_steps: int = Field(60, description="training steps of all others", ge=1)
     batch: int = Field(4096, description="tokens in a training step", ge=16)
     lr: float = Field(2e-3, description="learning rate", gt=0)
 
