@@ -8,17 +8,17 @@ The encoder's product is made in blocks of rows that stay in the processor's cac
 largest have been picked, so no (batch, dictionary) tensor is ever kept. All of it is plain PyTorch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK_BYTES = 16 << 20  # a block of pre-activations: large for the product, small for the cache
-GROUP = 4  # members of a group in the staged selection
+GROUP = 8  # members of a group in the staged selection
 PLAIN = 256  # rows this short are sorted out by `topk` itself
 DENSE = 1 / 32  # from this share of active pairs a dense product is faster
-CANDIDATES = 4  # a threshold's guess may let through so many times what is wanted
+CANDIDATES = 4  # times k: how many of each row are looked at where there is no guess
 
 _bag = torch.nn.functional.embedding_bag
 _weight_gradient = torch.ops.aten._embedding_bag_per_sample_weights_backward
@@ -130,11 +130,34 @@ def write(
     W_dec: Float[Tensor, "d_sae d_out"],
     bias: Float[Tensor, " d_out"],
     code: Code | DenseCode,
+    *,
+    minus: Float[Tensor, "bags d_out"] | None = None,
 ) -> Float[Tensor, "bags d_out"]:
-    """What each bag's latents write together; the bias is added to every first bag of a vector."""
+    """What each bag's latents write together, `minus` something; a vector's first bag has the bias.
+
+    With `minus` the targets it is the error, without a copy of what was written.
+    """
     if code.dense:
-        return torch.addmm(bias, values, W_dec)
-    return _Write.apply(values, W_dec, bias, code)
+        written = torch.addmm(bias, values, W_dec)
+        return written if minus is None else written - minus
+    return _Write.apply(values, W_dec, bias, code, minus)
+
+
+def mean_square(error: Float[Tensor, "n d_out"]) -> Float[Tensor, ""]:
+    """Mean squared length, in one pass over memory each way."""
+    return _MeanSquare.apply(error)
+
+
+class _MeanSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, error):
+        ctx.save_for_backward(error)
+        return torch.linalg.vector_norm(error).square() / len(error)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (error,) = ctx.saved_tensors
+        return error * (2 * gradient / len(error))
 
 
 class _Read(torch.autograd.Function):
@@ -157,13 +180,13 @@ class _Read(torch.autograd.Function):
 
 class _Write(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, W_dec, bias, code):
+    def forward(ctx, values, W_dec, bias, code, minus):
         values = values.contiguous()
         ctx.save_for_backward(values, W_dec)
         ctx.code, ctx.bounds = code, code.bounds
         out = _bag(code.latents, W_dec, ctx.bounds, mode="sum", per_sample_weights=values)
         out[:: code.parts] += bias
-        return out
+        return out if minus is None else out.sub_(minus)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -176,7 +199,7 @@ class _Write(torch.autograd.Function):
         d_rows = _bag(
             code.bags[order], gradient, starts, mode="sum", per_sample_weights=values[order]
         )
-        return d_values, d_rows, gradient[:: code.parts].sum(0), None
+        return d_values, d_rows, gradient[:: code.parts].sum(0), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -293,17 +316,17 @@ def pick_batch_top(x, encoder, bias, k: int, guess: float) -> tuple[Code, float]
             batch's, lowered; minus infinity for the first batch.
     """
     wanted = k * len(x)
-    code = None
-    if guess > 0:
-        code = pick_above(x, encoder, bias, guess)
+    code = pick_above(x, encoder, bias, guess) if guess > 0 else None
     if code is None or code.dense or len(code.pre) < wanted:
-        # No usable guess: the k · n largest are among each row's CANDIDATES · k largest, unless a
-        # row has more, which the first batches of a fresh dictionary do not.
-        code = pick_top(x, encoder, bias, min(CANDIDATES * k, len(encoder)))
+        # Each row's few largest hold k · n that are close to the batch's; what exceeds the least
+        # of these holds the batch's.
+        near = pick_top(x, encoder, bias, min(CANDIDATES * k, len(encoder)))
+        least = float(near.pre.topk(wanted, sorted=False).values.min())
+        code = pick_above(x, encoder, bias, least - 1e-6 * abs(least))
+        if code.dense or len(code.pre) < wanted:
+            code = near
     if len(code.pre) > wanted:
         keep = code.pre.topk(wanted, sorted=False).indices.sort().values
-        code = Code(code.pre[keep], code.latents[keep], code.bags[keep], n=code.n, d_sae=code.d_sae)
+        pairs = code.pre[keep], code.latents[keep], code.bags[keep]
+        code = Code(*pairs, n=code.n, d_sae=code.d_sae)
     return code, float(code.pre.min())
-
-
-Selection = Callable[[Float[Tensor, "n d_in"]], Code | DenseCode]

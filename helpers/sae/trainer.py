@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.activations import Shards
-from helpers.artifacts import content_hash, read_tensors, write_tensors
+from helpers.artifacts import atomic_path, content_hash, read_tensors, write_tensors
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.files import load_sae, save_sae
@@ -51,7 +51,7 @@ class TrainSettings:
 
     steps: int
     batch: int = 4096
-    lr: float = 2e-3
+    lr: float = 4e-3
     warmup: int = 10
     decay: float = 0.3
     dead_after: int = 200_000
@@ -150,6 +150,7 @@ class Pupil:
                     f"{stream.data[key].shape[1]} wide."
                 )
         self.sae = build(cfg).train()
+        self.sae.check_trainable()
         sample = stream.sample()
         start_from(self.sae, sample[self.reads], sample[self.writes])
         self.idle = torch.zeros(cfg.d_sae, dtype=torch.long)
