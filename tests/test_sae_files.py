@@ -101,7 +101,7 @@ kinds = [
     (TopKSAE, TopKSAEConfig(d_in=8, d_sae=32, k=3)),
     (TopKSAE, TopKSAEConfig(d_in=8, d_sae=32, k=3, rescale_acts_by_decoder_norm=True)),
     (JumpReLUSAE, JumpReLUSAEConfig(d_in=8, d_sae=32, apply_b_dec_to_input=False)),
-    (Transcoder, TranscoderConfig(d_in=8, d_out=6, d_sae=32)),
+    (Transcoder, TranscoderConfig(d_in=8, d_out=6, d_sae=32, apply_b_dec_to_input=False)),
 ]
 for i, (kind, cfg) in enumerate(kinds):
     sae = kind(cfg)
@@ -121,7 +121,7 @@ def lens_python() -> Path:
     """
     if os.environ.get("SAE_LENS_PYTHON"):
         return Path(os.environ["SAE_LENS_PYTHON"])
-    home = Path.home() / ".cache" / "llm-unlearning" / "peers" / "sae-lens"
+    home = Path.home() / ".cache" / "llm-unlearning" / "peers" / "sae_lens"
     python = home / "bin" / "python"
     if not (home / "done").exists():
         venv.create(home, with_pip=True, clear=True)
