@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers.errors import UserError
-from helpers.sae import ARCHITECTURES, SAEConfig, build, kernels
+from helpers.sae import ARCHITECTURES, SAEConfig, build, selection
 from helpers.sae.jumprelu import jump
 from helpers.sae.losses import dead_latents_loss
 
@@ -66,7 +66,7 @@ def by_hand(sae, x, y):
 @pytest.mark.parametrize("transcodes", [False, True], ids=["sae", "transcoder"])
 @pytest.mark.parametrize("architecture", [a for a in NUMBERS if a != "jumprelu"])
 def test_loss_and_gradients_are_the_papers(architecture, transcodes, share, monkeypatch):
-    monkeypatch.setattr(kernels, "DENSE", share)
+    monkeypatch.setattr(selection, "DENSE", share)
     sae = make(architecture, d_out=6 if transcodes else 8, site="mlp_in", target="mlp")
     y = Y if transcodes else X
     got = sae.loss(X, y)
@@ -84,7 +84,7 @@ def test_loss_and_gradients_are_the_papers(architecture, transcodes, share, monk
 @pytest.mark.parametrize("share", [1e-9, 1.0], ids=["dense", "sparse"])
 def test_jumprelus_loss_and_straight_through_gradients(share, monkeypatch):
     """Values by hand; the threshold's gradient by the paper's equations 11 and 12, pair by pair."""
-    monkeypatch.setattr(kernels, "DENSE", share)
+    monkeypatch.setattr(selection, "DENSE", share)
     sae = make("jumprelu")
     got = sae.loss(X, X)
     got.total.backward()

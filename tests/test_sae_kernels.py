@@ -3,24 +3,17 @@
 import pytest
 import torch
 
-from helpers.sae import kernels
-from helpers.sae.kernels import (
-    mean_square,
-    pick_above,
-    pick_batch_top,
-    pick_top,
-    read,
-    top_k,
-    write,
-)
+from helpers.sae import selection
+from helpers.sae.kernels import mean_square, read, write
+from helpers.sae.selection import pick_above, pick_batch_top, pick_top, top_k
 
 N, D_IN, D_SAE, D_OUT = 50, 12, 64, 10
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(kernels, "PLAIN", 8)  # so that the staged selection has stages
-    monkeypatch.setattr(kernels, "BLOCK_BYTES", 1)  # and the encoder blocks
+    monkeypatch.setattr(selection, "PLAIN", 8)  # so that the staged selection has stages
+    monkeypatch.setattr(selection, "BLOCK_BYTES", 1)  # and the encoder blocks
 
 
 def numbers(seed: int = 0):
@@ -48,7 +41,7 @@ def test_selections_are_those_of_their_definitions(monkeypatch):
     pre = torch.addmm(bias, x, encoder.T)
     top = torch.zeros_like(pre).scatter_(1, pre.topk(4, 1).indices, 1)
     assert torch.equal(dense_mask(pick_top(x, encoder, bias, 4)), top)
-    monkeypatch.setattr(kernels, "DENSE", 1.0)
+    monkeypatch.setattr(selection, "DENSE", 1.0)
     limits = torch.linspace(3, 12, D_SAE)
     code = pick_above(x, encoder, bias, limits)
     assert not code.dense
@@ -95,7 +88,7 @@ def test_too_many_active_latents_are_treated_as_a_matrix(monkeypatch):
     x, encoder, bias, decoder, out = numbers()
     grads = []
     for share in (1e-6, 1.0):  # always dense, never dense
-        monkeypatch.setattr(kernels, "DENSE", share)
+        monkeypatch.setattr(selection, "DENSE", share)
         leaves = [w.clone().requires_grad_() for w in (encoder, bias, decoder, out)]
         code = pick_above(x, encoder, bias, 0.5)
         assert code.dense == (share < 1)

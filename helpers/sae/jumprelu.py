@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from helpers.sae.base import SAEConfig
-from helpers.sae.kernels import Code, DenseCode, mean_square, pick_above, read, write
+from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
 from helpers.sae.losses import Losses
 from helpers.sae.relu import ReLU
+from helpers.sae.selection import pick_above
 
 START = 0.001  # least first threshold, for vectors of mean squared length 1: the paper's
 BANDWIDTH = 0.03  # the paper's is 0.001, for trainings of a thousand times as many steps

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.sae.base import SAE
-from helpers.sae.kernels import Code, DenseCode, mean_square, pick_above, read, write
+from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
 from helpers.sae.losses import Losses
+from helpers.sae.selection import pick_above
 
 
 class ReLU(SAE):
