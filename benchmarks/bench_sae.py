@@ -27,7 +27,7 @@ from helpers.models import load_model
 from helpers.sae.trainer import Stream
 
 HERE = Path(__file__).parent
-LAYER, TOKENS, ROUNDS, STEPS = 15, 250_000, 5, 2
+LAYER, TOKENS, ROUNDS, STEPS = 15, 250_000, 3, 2
 PACKAGES = {
     "sae_lens": ["sae-lens==6.54.12"],
     "sparsify": ["eai-sparsify==1.3.3", "simple_parsing", "einops", "natsort", "schedulefree"],

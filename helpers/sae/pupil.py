@@ -26,6 +26,7 @@ class TrainSettings:
         log_every: Steps between two lines of metrics.
         checkpoint_every: Steps between two checkpoints.
         seed: Draws the batches.
+        device: Where to train: `cpu` or `cuda`.
     """
 
     steps: int
@@ -37,6 +38,7 @@ class TrainSettings:
     log_every: int = 10
     checkpoint_every: int = 100
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self):
         """Check.
@@ -80,11 +82,11 @@ class Pupil:
                     f"{what} is {width}, but site {key[0]} of layer {key[1]} is "
                     f"{stream.data[key].shape[1]} wide."
                 )
-        self.sae = build(cfg).train()
+        self.sae = build(cfg).to(stream.device).train()
         self.sae.check_trainable()
         sample = stream.sample()
         start_from(self.sae, sample[self.reads], sample[self.writes])
-        self.idle = torch.zeros(cfg.d_sae, dtype=torch.long)
+        self.idle = torch.zeros(cfg.d_sae, dtype=torch.long, device=stream.device)
         self.optimiser = torch.optim.Adam(self.sae.parameters(), fused=True)
 
     def step(
@@ -126,7 +128,7 @@ class Pupil:
             stream.center[self.writes],
             stream.scale[self.writes],
         )
-        return self.sae.requires_grad_(False).eval()
+        return self.sae.cpu().requires_grad_(False).eval()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on."""
@@ -145,4 +147,4 @@ class Pupil:
                 _, i, key = name.split(".")
                 adam["state"].setdefault(int(i), {})[key] = tensor
         self.optimiser.load_state_dict(adam)
-        self.idle = tensors["idle"].clone()
+        self.idle = tensors["idle"].to(self.stream.device, copy=True)

@@ -20,7 +20,13 @@ class Stream:
     """
 
     def __init__(
-        self, shards: Shards, keys: Sequence[tuple[str, int]], *, batch: int, seed: int = 0
+        self,
+        shards: Shards,
+        keys: Sequence[tuple[str, int]],
+        *,
+        batch: int,
+        seed: int = 0,
+        device: str = "cpu",
     ):
         """Read a sample and take its mean and scale.
 
@@ -28,7 +34,7 @@ class Stream:
             UserError: A (site, layer) was not harvested, or its file is damaged.
         """
         self.data = {key: shards[key] for key in dict.fromkeys(keys)}
-        self.n, self.seed = len(shards), seed
+        self.n, self.seed, self.device = len(shards), seed, device
         self.batch = min(batch, self.n)
         self._epoch, self._order = -1, np.empty(0, np.int64)
         self.center: dict[tuple[str, int], Tensor] = {}
@@ -36,14 +42,16 @@ class Stream:
         rows = np.sort(np.random.default_rng(seed).permutation(self.n)[:SAMPLE])
         for key, values in self.data.items():
             x = torch.from_numpy(values[rows]).double()
-            self.center[key] = x.mean(0).float()
+            self.center[key] = x.mean(0).float().to(device)
             variance = float((x - x.mean(0)).square().sum(1).mean())
             self.scale[key] = variance**-0.5 if variance > 0 else 1.0
         self._rows = rows
 
     def _normalised(self, rows: np.ndarray) -> dict[tuple[str, int], Float[Tensor, "n width"]]:
         return {
-            key: (torch.from_numpy(values[rows]).float() - self.center[key]).mul_(self.scale[key])
+            key: (torch.from_numpy(values[rows]).to(self.device).float() - self.center[key]).mul_(
+                self.scale[key]
+            )
             for key, values in self.data.items()
         }
 

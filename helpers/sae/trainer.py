@@ -67,7 +67,7 @@ def train(
             return saes
         raise UserError(f"{folder} holds another training: name another folder or delete it.")
     keys = [k for c in configs for k in ((c.site, c.layer), (c.target or c.site, c.layer))]
-    stream = Stream(shards, keys, batch=settings.batch, seed=settings.seed)
+    stream = Stream(shards, keys, batch=settings.batch, seed=settings.seed, device=settings.device)
     pupils = [Pupil(cfg, stream) for cfg in configs]
     first, lines, spent = resume(folder, identity, pupils)
     began = time.perf_counter() - spent
