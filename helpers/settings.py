@@ -83,7 +83,7 @@ class SparseAutoencoders(Common):
     steps: int = Field(300, description="training steps of the main SAE", ge=1)
     short_steps: int = Field(60, description="training steps of all others", ge=1)
     batch: int = Field(4096, description="tokens in a training step", ge=16)
-    lr: float = Field(2e-3, description="learning rate", gt=0)
+    lr: float = Field(0.002, description="learning rate", gt=0)
 
 
 class ConceptFeatures(Common):
