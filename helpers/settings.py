@@ -76,18 +76,18 @@ class SparseAutoencoders(Common):
 
     site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
     depths: str = Field(
-        "0.28 0.08 0.18",
+        "0.28 0 0.18",
         description="layers as shares of the model's depth; the first has the main SAE",
         pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
     )
-    d_sae: int = Field(8192, description="latents of the main SAE; the others have half", ge=16)
+    d_sae: int = Field(6144, description="latents of the main SAE; the others have half", ge=16)
     k: int = Field(64, description="active latents per token", ge=1)
-    n_tokens: int = Field(220_000, description="tokens of text to learn from", ge=512)
-    n_heldout: int = Field(6_144, description="tokens of held-out text to judge on", ge=512)
-    steps: int = Field(330, description="training steps of the main SAE", ge=1)
-    short_steps: int = Field(80, description="training steps of all others", ge=1)
+    n_tokens: int = Field(180_000, description="tokens of text to learn from", ge=512)
+    n_heldout: int = Field(4_096, description="tokens of held-out text to judge on", ge=512)
+    steps: int = Field(300, description="training steps of the main SAE", ge=1)
+    short_steps: int = Field(60, description="training steps of all others", ge=1)
     batch: int = Field(4096, description="tokens in a training step", ge=16)
-    lr: float = Field(2e-3, description="learning rate", gt=0)
+    lr: float = Field(0.002, description="learning rate", gt=0)
 
 
 class ConceptFeatures(Common):

@@ -8,9 +8,10 @@ import torch
 from conftest import FAMILIES
 
 from helpers import activations
-from helpers.activations import Moments, harvest, key_moments, open_shards
+from helpers.activations import harvest, open_shards
 from helpers.errors import UserError
 from helpers.models import anatomy
+from helpers.moments import Moments, key_moments
 from helpers.tracing import SITES, Patch, run_patched
 from helpers.tracing.states import capture_all
 

@@ -133,8 +133,8 @@ def means_by_step(table: pd.DataFrame, *, x: str, lines: Sequence[str], xlabel: 
         part = table[table["name"] == name]
         axis.plot(part[x], part["value"], "o-", ms=4, color=colour, label=name)
         axis.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.15, lw=0)
-    axis.axhline(0, color="black", lw=0.6)
-    axis.set(xlabel=xlabel)
+    axis.set_xticks(sorted(table[x].unique()))
+    axis.set(xlabel=xlabel, ylim=(0, None))
     axis.legend()
     return figure
 

@@ -1,11 +1,23 @@
 """Sparse autoencoders: train them, read and write them, find what their latents stand for.
 
 `SAE` is the protocol, `SAEConfig` its numbers, `ARCHITECTURES` all kinds by name, `build` makes a
-fresh one. `save_sae` and `load_sae` use SAELens's files.
+fresh one, `train` trains several from one harvest. `save_sae` and `load_sae` use SAELens's files.
 """
 
 from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.files import load_sae, save_sae
+from helpers.sae.files import load_pretrained, load_sae, save_sae
 from helpers.sae.registry import ARCHITECTURES, build
+from helpers.sae.trainer import TrainSettings, read_metrics, train
 
-__all__ = ["ARCHITECTURES", "SAE", "SAEConfig", "build", "load_sae", "save_sae"]
+__all__ = [
+    "ARCHITECTURES",
+    "SAE",
+    "SAEConfig",
+    "TrainSettings",
+    "build",
+    "load_pretrained",
+    "load_sae",
+    "read_metrics",
+    "save_sae",
+    "train",
+]

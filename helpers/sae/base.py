@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from helpers.errors import UserError
-from helpers.sae.kernels import Code, DenseCode, read, write
-from helpers.sae.losses import Losses, dead_latents_loss
+from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
+from helpers.sae.losses import DEAD_ROWS, Losses, dead_latents_loss
 
 ROWS = 512  # vectors encoded at a time where all latents of each are needed
 
@@ -222,10 +222,10 @@ class SAE(nn.Module):
         with torch.no_grad():
             code = self.select(x)
         values = read(x, self.encoder, self.b_enc, code).relu()
-        error = y - write(values, self.W_dec, self.b_dec, code)
-        mse = error.square().sum(1).mean()
+        error = write(values, self.W_dec, self.b_dec, code, minus=y)
+        mse = mean_square(error)
         return Losses(
-            total=mse + dead_latents_loss(self, x, error, dead),
+            total=mse + dead_latents_loss(self, x, -error[:DEAD_ROWS], dead),
             mse=mse,
             fired=code.fired(values.detach()),
         )
@@ -253,6 +253,29 @@ class SAE(nn.Module):
     def rescale(self, scale: float) -> None:
         """Divide all latents by `scale`: of the encoder's side, its bias and thresholds."""
         self.b_enc /= scale
+
+    @torch.no_grad()
+    def start_threshold(self, value: float) -> None:
+        """Let latents start active where x W_enc exceeds `value`."""
+        self.b_enc.fill_(-value)
+
+    @torch.no_grad()
+    def fold_norms(self) -> None:
+        """Move the lengths of W_dec's rows to the encoder, so that they have norm 1.
+
+        What is written stays the same where the activation commutes with scaling a latent.
+        """
+        norms = torch.linalg.vector_norm(self.W_dec, dim=1).clamp_min(1e-8)
+        self.W_dec /= norms[:, None]
+        self.encoder *= norms[:, None]
+        self.b_enc *= norms
+
+    def check_trainable(self) -> None:
+        """Refuse to train without the numbers that the loss needs.
+
+        Raises:
+            UserError: One is missing.
+        """
 
     @torch.no_grad()
     def unit_decoder(self) -> None:

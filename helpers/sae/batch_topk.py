@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.sae.base import SAEConfig
-from helpers.sae.kernels import Code, pick_batch_top
+from helpers.sae.kernels import Code
+from helpers.sae.selection import pick_batch_top
 from helpers.sae.topk import TopK
 
 AVERAGE = 0.99  # weight of the past in the running threshold

@@ -59,24 +59,26 @@ def _score(values: Tensor, inside: Tensor, positives: Tensor) -> tuple[Tensor, T
     ordered, order = values.T.contiguous().sort(dim=1, descending=True)  # (units, n)
     ends = torch.ones_like(ordered, dtype=torch.bool)  # the last of each run of equal values
     ends[:, :-1] = ordered[:, :-1] != ordered[:, 1:]
+    starts = torch.cat([torch.ones_like(ends[:, :1]), ends[:, :-1]], 1)
     index = torch.arange(n)
     last = torch.where(ends, index, n).flip(1).cummin(1).values.flip(1)
-    first = torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1] + 1], 1)
-    first = torch.where(torch.cat([ends.new_ones(len(ends), 1), ends[:, :-1]], 1), first, 0)
-    first = first.cummax(1).values
-    midrank = (n - (first + last) / 2.0).float()  # from 1 for the smallest
+    first = torch.where(starts, index, 0).cummax(1).values
+    midrank = n - (first + last).float() / 2  # 1 for the smallest, n for the largest
     ranks = torch.empty_like(midrank).scatter_(1, order, midrank)
     sums = inside @ ranks.T  # (concepts, units)
-    negatives = n - positives
-    auroc = (sums - (positives * (positives + 1) / 2)[:, None]) / (positives * negatives)[:, None]
-    usable = ends & (ordered > ordered[:, -1:])  # below the smallest value everything is told
-    told = index + 1.0
+    chance = (positives * (positives + 1) / 2)[:, None]
+    auroc = (sums - chance) / (positives * (n - positives))[:, None]
+    # The best threshold is the value of one of the concept's own sightings: any lower one that is
+    # not only adds false alarms. `told` is how many sightings are told at the value of each.
+    told = torch.empty_like(last).scatter_(1, order, last + 1)  # (units, n)
     f1, threshold = [], []
-    for members, total in zip(inside, positives, strict=True):
-        hits = members[order].cumsum(1)  # (units, n)
-        best = torch.where(usable, 2 * hits / (told + total), 0).max(1)
+    for members in inside.bool():
+        at, where = told[:, members].sort(dim=1)  # (units, m), the highest first
+        hits = torch.arange(1, at.shape[1] + 1)
+        best = torch.where(at < n, 2 * hits / (at + at.shape[1]), 0.0).max(1)
+        row = where.gather(1, best.indices[:, None])
         f1.append(best.values)
-        threshold.append(ordered.gather(1, best.indices[:, None])[:, 0])
+        threshold.append(values[members].T.gather(1, row)[:, 0])
     return auroc, torch.stack(f1), torch.stack(threshold)
 
 

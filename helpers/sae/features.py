@@ -323,7 +323,7 @@ def absorbed(
     others = along.clone()
     others[:, main] = 0
     missed = members[:, main] < threshold
-    carried = others.amax(1) >= share * typical
+    carried = others.amax(1) >= share * typical.clamp_min(1e-6)
     return {
         "missed": float(missed.float().mean()),
         "absorbed": float((missed & carried).float().mean()),

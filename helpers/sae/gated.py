@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from helpers.sae.base import SAEConfig
-from helpers.sae.kernels import read, write
+from helpers.sae.kernels import mean_square, read, write
 from helpers.sae.losses import Losses
 from helpers.sae.relu import ReLU
 
@@ -59,13 +59,12 @@ class Gated(ReLU):
         values = self._magnitude(gate, *numbers)
         if code.dense:
             values = values * code.active
-        error = y - write(values, self.W_dec, self.b_dec, code)
-        taught = y - write(gate.relu(), self.W_dec.detach(), self.b_dec.detach(), code)
-        mse = error.square().sum(1).mean()
+        error = write(values, self.W_dec, self.b_dec, code, minus=y)
+        decoder = self.W_dec.detach(), self.b_dec.detach()
+        taught = mean_square(write(gate.relu(), *decoder, code, minus=y))
+        mse = mean_square(error)
         return Losses(
-            total=mse
-            + progress * self.cfg.sparsity * gate.relu().sum() / len(x)
-            + taught.square().sum(1).mean(),
+            total=mse + progress * self.cfg.sparsity * gate.relu().sum() / len(x) + taught,
             mse=mse,
             fired=code.fired(values.detach()),
         )
@@ -81,6 +80,12 @@ class Gated(ReLU):
         """As `SAE.rescale`."""
         super().rescale(scale)
         self.b_mag /= scale
+
+    @torch.no_grad()
+    def start_threshold(self, value: float) -> None:
+        """As `SAE.start_threshold`, for gate and magnitude."""
+        super().start_threshold(value)
+        self.b_mag.fill_(-value)
 
     def tensors(self) -> dict[str, Tensor]:
         """SAELens's names: the gate's bias is `b_gate`, the log gain `r_mag`."""

@@ -8,11 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from helpers.sae.base import SAEConfig
-from helpers.sae.kernels import Code, DenseCode, pick_above, read, write
+from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
 from helpers.sae.losses import Losses
 from helpers.sae.relu import ReLU
+from helpers.sae.selection import pick_above
 
-START = 0.001  # first threshold and bandwidth, for vectors of mean squared length 1: the paper's
+START = 0.001  # least first threshold, for vectors of mean squared length 1: the paper's
+BANDWIDTH = 0.03  # the paper's is 0.001, for trainings of a thousand times as many steps
 
 
 class JumpReLU(ReLU):
@@ -27,8 +29,8 @@ class JumpReLU(ReLU):
     """
 
     def __init__(self, cfg: SAEConfig):
-        """As `ReLU`; `cfg.bandwidth` 0 means the paper's."""
-        super().__init__(cfg if cfg.bandwidth else cfg.but(bandwidth=START))
+        """As `ReLU`; `cfg.bandwidth` 0 means `BANDWIDTH`."""
+        super().__init__(cfg if cfg.bandwidth else cfg.but(bandwidth=BANDWIDTH))
         self.log_threshold = nn.Parameter(torch.full((cfg.d_sae,), math.log(START)))
 
     @property
@@ -68,13 +70,22 @@ class JumpReLU(ReLU):
         values, count = jump(pre, threshold, self.cfg.bandwidth)
         if code.dense:
             values, count = values * code.active, count * code.active
-        error = y - write(values, self.W_dec, self.b_dec, code)
-        mse = error.square().sum(1).mean()
+        error = write(values, self.W_dec, self.b_dec, code, minus=y)
+        mse = mean_square(error)
         return Losses(
             total=mse + progress * self.cfg.sparsity * count.sum() / len(x),
             mse=mse,
             fired=code.fired(values.detach()),
         )
+
+    @torch.no_grad()
+    def start_threshold(self, value: float) -> None:
+        """As `SAE.start_threshold`, but by the thresholds themselves.
+
+        Adam moves a logarithm by its learning rate each step, so from the paper's 0.001 they would
+        not arrive within the few thousand steps of a training here.
+        """
+        self.log_threshold.fill_(math.log(max(value, START)))
 
     @torch.no_grad()
     def rescale(self, scale: float) -> None:

@@ -1,24 +1,15 @@
-"""Encode, select and decode through the active latents only.
+"""Read and write through the active latents only, with gradients.
 
 Few latents of a vector are active, so everything but the encoder's product is a sum over pairs
-(vector, latent). The pairs of a batch are a `Code`; reading and writing with gradients go through
-`embedding_bag`, whose sums run over stretches of memory: decoding gathers rows of W_dec, and a
-latent's gradient gathers the vectors on which it was active, after sorting the pairs by latent.
-The encoder's product is made in blocks of rows that stay in the processor's cache until the few
-largest have been picked, so no (batch, dictionary) tensor is ever kept. All of it is plain PyTorch.
+(vector, latent). The pairs of a batch are a `Code`; reading and writing go through `embedding_bag`,
+whose sums run over stretches of memory: decoding gathers rows of W_dec, and a latent's gradient
+gathers the vectors on which it was active, after sorting the pairs by latent. All of it is plain
+PyTorch. Which pairs are active is found in `helpers.sae.selection`.
 """
-
-from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-BLOCK_BYTES = 16 << 20  # a block of pre-activations: large for the product, small for the cache
-GROUP = 4  # members of a group in the staged selection
-PLAIN = 256  # rows this short are sorted out by `topk` itself
-DENSE = 1 / 32  # from this share of active pairs a dense product is faster
-CANDIDATES = 4  # a threshold's guess may let through so many times what is wanted
 
 _bag = torch.nn.functional.embedding_bag
 _weight_gradient = torch.ops.aten._embedding_bag_per_sample_weights_backward
@@ -130,11 +121,34 @@ def write(
     W_dec: Float[Tensor, "d_sae d_out"],
     bias: Float[Tensor, " d_out"],
     code: Code | DenseCode,
+    *,
+    minus: Float[Tensor, "bags d_out"] | None = None,
 ) -> Float[Tensor, "bags d_out"]:
-    """What each bag's latents write together; the bias is added to every first bag of a vector."""
+    """What each bag's latents write together, `minus` something; a vector's first bag has the bias.
+
+    With `minus` the targets it is the error, without a copy of what was written.
+    """
     if code.dense:
-        return torch.addmm(bias, values, W_dec)
-    return _Write.apply(values, W_dec, bias, code)
+        written = torch.addmm(bias, values, W_dec)
+        return written if minus is None else written - minus
+    return _Write.apply(values, W_dec, bias, code, minus)
+
+
+def mean_square(error: Float[Tensor, "n d_out"]) -> Float[Tensor, ""]:
+    """Mean squared length, in one pass over memory each way."""
+    return _MeanSquare.apply(error)
+
+
+class _MeanSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, error):
+        ctx.save_for_backward(error)
+        return torch.linalg.vector_norm(error).square() / len(error)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (error,) = ctx.saved_tensors
+        return error * (2 * gradient / len(error))
 
 
 class _Read(torch.autograd.Function):
@@ -157,13 +171,13 @@ class _Read(torch.autograd.Function):
 
 class _Write(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, W_dec, bias, code):
+    def forward(ctx, values, W_dec, bias, code, minus):
         values = values.contiguous()
         ctx.save_for_backward(values, W_dec)
         ctx.code, ctx.bounds = code, code.bounds
         out = _bag(code.latents, W_dec, ctx.bounds, mode="sum", per_sample_weights=values)
         out[:: code.parts] += bias
-        return out
+        return out if minus is None else out.sub_(minus)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -176,7 +190,7 @@ class _Write(torch.autograd.Function):
         d_rows = _bag(
             code.bags[order], gradient, starts, mode="sum", per_sample_weights=values[order]
         )
-        return d_values, d_rows, gradient[:: code.parts].sum(0), None
+        return d_values, d_rows, gradient[:: code.parts].sum(0), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -200,110 +214,3 @@ def _starts(index: Tensor, size: int) -> Tensor:
     """Where each of `size` values would begin among `index`, sorted."""
     counts = torch.bincount(index, minlength=size)
     return (counts.cumsum(0) - counts).int()
-
-
-def pre_blocks(
-    x: Float[Tensor, "n d_in"],
-    encoder: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
-) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
-    """Pre-activations in blocks of rows; each block is overwritten by the next.
-
-    Yields:
-        The first row, and the block.
-    """
-    step = max(64, BLOCK_BYTES // (4 * len(encoder)))
-    room = x.new_empty(min(step, len(x)), len(encoder))
-    for start in range(0, len(x), step):
-        rows = x[start : start + step]
-        yield start, torch.addmm(bias, rows, encoder.T, out=room[: len(rows)])
-
-
-def top_k(pre: Float[Tensor, "n width"], k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and where they are, in no order, without looking at all twice.
-
-    The k largest lie in the k groups with the largest maxima; those groups are found the same way,
-    and only their members are compared.
-    """
-    n, width = pre.shape
-    if width <= max(PLAIN, 2 * GROUP * k) or width % GROUP:
-        return pre.topk(k, dim=1, sorted=False)
-    groups = pre.view(n, GROUP, width // GROUP)  # members of a group lie width / GROUP apart
-    best = top_k(groups.amax(1), k)[1]
-    members = (best[:, None] + _strides(width, pre.device)).view(n, -1)
-    top = pre.gather(1, members).topk(k, dim=1, sorted=False)
-    return top.values, members.gather(1, top.indices)
-
-
-def _strides(width: int, device) -> Int[Tensor, "GROUP 1"]:
-    return torch.arange(0, width, width // GROUP, device=device)[:, None]
-
-
-def pick_top(x, encoder, bias, k: int) -> Code:
-    """Each vector's k largest pre-activations."""
-    found = [top_k(block, k) for _, block in pre_blocks(x, encoder, bias)]
-    values, latents = (torch.cat(t).flatten() for t in zip(*found, strict=True))
-    bags = torch.arange(len(x), device=x.device, dtype=torch.int32).repeat_interleave(k)
-    return Code(values, latents, bags, n=len(x), d_sae=len(encoder))
-
-
-def pick_above(
-    x: Float[Tensor, "n d_in"],
-    encoder: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
-    threshold: float | Float[Tensor, " d_sae"] = 0.0,
-) -> Code | DenseCode:
-    """All pre-activations above a threshold, one for all latents or one for each."""
-    offset = bias - threshold
-    limit = int(DENSE * len(x) * len(encoder))
-    parts, total = [], 0
-    for start, block in pre_blocks(x, encoder, offset):
-        rows, latents = _positive(block)
-        total += len(rows)
-        if total > limit:
-            pre = torch.addmm(offset, x, encoder.T)
-            return DenseCode((pre > 0).to(x.dtype))
-        parts.append((block[rows, latents], latents, rows + start))
-    values, latents, bags = (torch.cat(t) for t in zip(*parts, strict=True))
-    back = threshold[latents] if isinstance(threshold, Tensor) else threshold
-    return Code(values + back, latents, bags, n=len(x), d_sae=len(encoder))
-
-
-def _positive(block: Float[Tensor, "n width"]) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the positive entries, by row; whole groups without any are skipped."""
-    n, width = block.shape
-    if width % GROUP:
-        return (block > 0).nonzero().unbind(1)
-    group_max = block.view(n, GROUP, width // GROUP).amax(1)
-    rows, columns = (group_max > 0).nonzero().unbind(1)
-    members = columns[:, None] + _strides(width, block.device)[:, 0]  # (hits, GROUP)
-    hit, member = (block[rows[:, None], members] > 0).nonzero().unbind(1)
-    return rows[hit], members[hit, member]
-
-
-def pick_batch_top(x, encoder, bias, k: int, guess: float) -> tuple[Code, float]:
-    """The k · n largest pre-activations of the batch, and the smallest of them.
-
-    Args:
-        x: (n, d_in).
-        encoder: (d_sae, d_in).
-        bias: (d_sae,).
-        k: How many per vector on average.
-        guess: A threshold that lets through more than that, but not many times more: the last
-            batch's, lowered; minus infinity for the first batch.
-    """
-    wanted = k * len(x)
-    code = None
-    if guess > 0:
-        code = pick_above(x, encoder, bias, guess)
-    if code is None or code.dense or len(code.pre) < wanted:
-        # No usable guess: the k · n largest are among each row's CANDIDATES · k largest, unless a
-        # row has more, which the first batches of a fresh dictionary do not.
-        code = pick_top(x, encoder, bias, min(CANDIDATES * k, len(encoder)))
-    if len(code.pre) > wanted:
-        keep = code.pre.topk(wanted, sorted=False).indices.sort().values
-        code = Code(code.pre[keep], code.latents[keep], code.bags[keep], n=code.n, d_sae=code.d_sae)
-    return code, float(code.pre.min())
-
-
-Selection = Callable[[Float[Tensor, "n d_in"]], Code | DenseCode]

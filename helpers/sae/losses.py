@@ -27,7 +27,7 @@ class Losses:
 
 
 def dead_latents_loss(
-    sae, x: Float[Tensor, "n d_in"], error: Float[Tensor, "n d_out"], dead: Int[Tensor, " d"] | None
+    sae, x: Float[Tensor, "n d_in"], error: Float[Tensor, "m d_out"], dead: Int[Tensor, " d"] | None
 ) -> Tensor | float:
     """α ‖e − ê‖² / ‖e‖²: the dead latents alone should explain what the live ones leave over.
 
@@ -37,12 +37,12 @@ def dead_latents_loss(
     Args:
         sae: The SAE in training.
         x: What it reads.
-        error: Its error on `x`.
+        error: y − ŷ on the first m vectors; the trainer gives `DEAD_ROWS` of them.
         dead: Latents that have not been active for long; without any the loss is 0.
     """
     if dead is None or not len(dead):
         return 0.0
-    x, target = x[:DEAD_ROWS], error[:DEAD_ROWS].detach()
+    x, target = x[: len(error)], error.detach()
     pre = torch.addmm(sae.b_enc[dead], x, sae.encoder[dead].T)
     if len(dead) > (k := max(1, sae.cfg.d_out // 2)):
         top = pre.topk(k, dim=1, sorted=False)

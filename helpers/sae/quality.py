@@ -123,7 +123,7 @@ def loss_recovered(
     losses = spliced_losses(
         model,
         tokens,
-        {"spliced": lambda x: sae(x.float()), **flat},
+        {"spliced": lambda x: sae(x.float().to(sae.W_dec.device)), **flat},
         layer=cfg.layer,
         site=cfg.site,
         target=cfg.target,

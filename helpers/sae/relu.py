@@ -5,9 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.kernels import Code, DenseCode, pick_above, read, write
+from helpers.sae.base import SAE
+from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
 from helpers.sae.losses import Losses
+from helpers.sae.selection import pick_above
 
 
 class ReLU(SAE):
@@ -16,15 +17,13 @@ class ReLU(SAE):
     The decoder's rows have norm 1, so that latents cannot shrink to make it cheap.
     """
 
-    def __init__(self, cfg: SAEConfig):
-        """As `SAE`.
-
-        Raises:
-            UserError: No sparsity loss is given.
-        """
-        super().__init__(cfg)
-        if cfg.sparsity <= 0:
-            raise UserError(f"An SAE of kind '{cfg.architecture}' needs a sparsity above 0.")
+    def check_trainable(self) -> None:
+        """As `SAE.check_trainable`."""
+        if self.cfg.sparsity <= 0:
+            raise UserError(
+                f"An SAE of kind '{self.cfg.architecture}' is trained with a sparsity loss: give "
+                "sparsity above 0."
+            )
 
     def activate(self, pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         """max(pre, 0)."""
@@ -50,8 +49,8 @@ class ReLU(SAE):
         with torch.no_grad():
             code = self.select(x)
         values = read(x, self.encoder, self.b_enc, code).relu()
-        error = y - write(values, self.W_dec, self.b_dec, code)
-        mse = error.square().sum(1).mean()
+        error = write(values, self.W_dec, self.b_dec, code, minus=y)
+        mse = mean_square(error)
         return Losses(
             total=mse + progress * self.cfg.sparsity * values.sum() / len(x),
             mse=mse,

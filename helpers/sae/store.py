@@ -22,7 +22,8 @@ from helpers.sae.files import load_sae
 from helpers.sae.trainer import TrainSettings, read_metrics, train
 
 KIND = "saes"  # folder of the cache
-CODE = ("base", "kernels", "losses", "start", "trainer")  # what a trained SAE depends on
+# What a trained SAE depends on:
+CODE = ("base", "kernels", "losses", "pupil", "selection", "start", "stream", "trainer")
 
 
 @dataclass(frozen=True)

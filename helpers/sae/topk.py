@@ -6,7 +6,8 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.kernels import Code, pick_top
+from helpers.sae.kernels import Code
+from helpers.sae.selection import pick_top
 
 
 class TopK(SAE):
