@@ -105,15 +105,15 @@ class EditingMLPs(Common):
     methods: str = Field("all", description="all, or names of methods separated by commas")
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
     shares: str = Field(
-        "0.5, 1, 2",
+        "0.5, 1",
         description="strengths on the curve: shares of the change",
         coerce_numbers_to_str=True,  # papermill reads "1" as a number
     )
     n_dev_facts: int = Field(1, description="development facts on the curve", ge=1)
     n_facts: int = Field(3, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
-    n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(512, description="tokens of each text for perplexity", ge=128)
+    n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
 
 
 NOTEBOOKS: dict[str, type[Common]] = {

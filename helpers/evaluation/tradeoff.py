@@ -25,6 +25,7 @@ from helpers.models import anatomy, model_hash
 
 ORIGINAL = "original"
 FAMILIES = ("surgery", "control")
+SURE = 0.2
 HELPERS = Path(__file__).resolve().parent.parent
 
 
@@ -61,7 +62,10 @@ def strengths(text: str) -> list[float]:
 def known_pairs(
     model: LanguageModel, relation: str, split: str, *, n: int, seed: int = 0
 ) -> list[ConceptPair]:
-    """`n` facts of a relation that the model knows, of `fact_split` `dev` or `heldout`.
+    """`n` facts of a relation that the model knows well, of `fact_split` `dev` or `heldout`.
+
+    Well is known and a mean P(target) of at least `SURE`: the share that is left of a probability
+    that is small already says little.
 
     France, the running example, is a development fact; it is left out, as it has been looked at
     too often to be drawn like the others.
@@ -70,9 +74,10 @@ def known_pairs(
         UserError: The model knows none.
     """
     known = known_facts(model, relation).query("known")
+    known = known[known["probability"] >= SURE]
     names = [s for s in known["subject"] if fact_split(s) == split and s != "France"]
     if not names:
-        raise UserError(f"The model knows no {split} fact of the relation '{relation}'.")
+        raise UserError(f"The model knows no {split} fact of the relation '{relation}' well.")
     order = np.random.default_rng(seed).permutation(len(names))[:n]
     targets = known.set_index("subject")["target"]
     return [ConceptPair(names[i], targets[names[i]], relation) for i in order]
@@ -126,9 +131,9 @@ def tradeoff(
 
     Returns:
         One row per pair, method, seed and share: subject, target, method, family, seed, share,
-        refused, seconds (of the method), norm, rank (largest), folding_gap (largest difference of a
-        logit between weights and intervention), each metric of the scorecard by its
-        name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`).
+        refused, seconds (of the method), norm, delta_rank (largest), folding_gap (largest
+        difference of a logit between weights and intervention), each metric of the scorecard by
+        its name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`).
     """
     code = content_hash(
         *sorted((HELPERS / "methods").rglob("*.py")), *sorted((HELPERS / "evaluation").glob("*.py"))
@@ -181,7 +186,7 @@ def _rows(
         "refused": "",
         "seconds": made.seconds,
         "norm": made.delta.norm(),
-        "rank": max(c.rank for c in made.delta.changes.values()),
+        "delta_rank": max(c.rank for c in made.delta.changes.values()),
         "folding_gap": folding_gap(model, made, pair.prompts(sizes.split)[:1]),
     }
     parts = ("efficacy", "retention") + (("model",) if sizes.n_tokens else ())

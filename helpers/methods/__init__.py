@@ -13,6 +13,7 @@ from helpers.methods.protocol import (
     original,
     unlearn,
 )
+from helpers.methods.widened import save_widened
 
 for _found in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_found.name)
@@ -26,5 +27,6 @@ __all__ = [
     "load_unlearning",
     "method",
     "original",
+    "save_widened",
     "unlearn",
 ]

@@ -59,12 +59,12 @@ def gated_neuron(
     pairs: Sequence[ConceptPair],
     *,
     seed: int = 0,
-    layers: tuple[int, ...] = tuple(range(13)),
-    floor: float = 0.003,
+    layers: tuple[int, ...] | None = None,
+    floor: float = 0.001,
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.4, 0.5, 0.6, 1.0, 1.0),
+    steps: tuple[float, ...] = (0.3, 0.4, 0.5, 0.7, 1.0, 1.0),
 ) -> WeightDelta:
     """Append to each layer one neuron a pair and spelling of its subject.
 
@@ -72,7 +72,9 @@ def gated_neuron(
         model: Any model of a known family.
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text.
-        layers: Which layers get a neuron.
+        layers: Which layers get a neuron; by default those from a fifth of the depth to a little
+            over its half. Earlier ones carry all that is known of the subject, and its other facts
+            suffer with the one that goes.
         floor: Probability that the training prompts' answers come down to.
         quantile: Share of everything else that stays under the threshold.
         shrink: Ridge of the discriminant, relative to the mean variance.
@@ -82,6 +84,9 @@ def gated_neuron(
     Raises:
         UserError: Two prompts cannot be told apart.
     """
+    if layers is None:
+        depth = anatomy(model).n_layers
+        layers = tuple(range(depth // 5, max(depth // 5 + 1, depth * 17 // 30)))
     detectors = fit_detectors(
         model, pairs, layers=layers, quantile=quantile, shrink=shrink, seed=seed
     )

@@ -79,7 +79,7 @@ def leace(
     seed: int = 0,
     layers: Sequence[int] = (0, 1, 2, 3),
     n_subjects: int = 24,
-    n_tokens: int = 4096,
+    n_tokens: int = 2048,
     svd_tol: float = 0.01,
 ) -> WeightDelta:
     """W_in ← W_in (I − P), the gate alike, with P of the LEACE eraser of "is it the subject".
