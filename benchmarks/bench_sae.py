@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.activations import harvest
-from helpers.artifacts import cache_dir, read_json, versions, write_json
+from helpers.artifacts import cache_dir, versions, write_json
 from helpers.corpus import corpus_tokens
 from helpers.models import load_model
 from helpers.sae.trainer import Stream
@@ -38,6 +38,7 @@ ALLOCATOR = {  # keeps freed blocks, so that large tensors need no fresh pages
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "1073741824",
 }
+TUNED = ", allocator tuned"
 QUALITY_PEERS = ["sparsify"]  # by far the fastest of the three, and so the best after a minute
 RATES, PEER_SECONDS, OUR_SECONDS = (1e-3, 2e-3, 4e-3), 60, 30
 
@@ -114,7 +115,7 @@ def speed(data: Path, d_sae: int) -> dict:
     names = ["bound", "ours", "sparsify", "dictionary_learning", "sae_lens"]
     workers = {name: Worker(name, data, d_sae) for name in names}
     for name in ("bound", "ours", "sparsify", "sae_lens"):
-        workers[f"{name}, allocator tuned"] = Worker(name, data, d_sae, tuned=True)
+        workers[name + TUNED] = Worker(name, data, d_sae, tuned=True)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for round_ in range(ROUNDS + 1):
         for name, worker in workers.items():
@@ -125,27 +126,34 @@ def speed(data: Path, d_sae: int) -> dict:
         worker.close()
     median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "d_sae": d_sae,
+        "title": f"Training a TopK SAE: a step, dictionary {d_sae}",
+        "how": "Seconds of a step on 4096 activations of width 576, k 32, in float32. The bound is "
+        "the encoder's forward product alone. Each library in an environment of its own, with the "
+        f"allocator as it comes and tuned to keep its blocks. Medians of {ROUNDS} interleaved "
+        f"rounds of {STEPS} steps; our process took {memory:,} MB at its peak.",
+        "rows": [
+            {
+                "library": name,
+                "seconds": took,
+                "times as long as ours": took / median["ours" + tuned],
+                "share of the bound": median["bound" + tuned] / took,
+            }
+            for name, took in median.items()
+            for tuned in [TUNED if name.endswith(TUNED) else ""]
+        ],
         "seconds": seconds,
-        "median": median,
-        "vectors per second": 4096 / median["ours"],
-        "share of the bound": median["bound"] / median["ours"],
-        "times as fast": {n: median[n] / median["ours"] for n in names[2:]},
-        "times as fast, all with the allocator tuned": {
-            n: median[f"{n}, allocator tuned"] / median["ours, allocator tuned"]
-            for n in ("sparsify", "sae_lens")
-        },
-        "times as fast as sae_lens at its best": min(
-            median["sae_lens"], median["sae_lens, allocator tuned"]
-        )
-        / median["ours"],
-        "peak memory of our process, MB": memory,
+        "versions": versions() | peers(),
     }
 
 
-def quality(data: Path, d_sae: int, peers: list[str]) -> dict:
+def peers() -> dict[str, str]:
+    """Names and versions of what we compare with."""
+    return dict(package[0].split("==") for package in PACKAGES.values())
+
+
+def quality(data: Path, d_sae: int, names: list[str]) -> dict:
     runs = []
-    for name in [*peers, "ours"]:
+    for name in [*names, "ours"]:
         worker = Worker(name, data, d_sae)
         worker.ask(do="time", steps=1)
         given = OUR_SECONDS if name == "ours" else PEER_SECONDS
@@ -154,15 +162,26 @@ def quality(data: Path, d_sae: int, peers: list[str]) -> dict:
             runs.append({"library": name, "lr": lr, "seconds": given, "marks": marks})
             print(json.dumps(runs[-1]), flush=True)
         worker.close()
-    best = {
-        name: min(r["marks"][-1][2] for r in runs if r["library"] == name)
-        for name in [*peers, "ours"]
-    }
     return {
-        "d_sae": d_sae,
+        "title": f"Training a TopK SAE: quality reached, dictionary {d_sae}",
+        "how": f"Fraction of held-out variance unexplained after {PEER_SECONDS} s of a peer and "
+        f"{OUR_SECONDS} s of ours, at each learning rate of one grid, on the same activations and "
+        "schedule (lower is better; the best of each column counts).",
+        "rows": [
+            {
+                "library": name,
+                "seconds": given,
+                **{
+                    f"at {lr:g}": r["marks"][-1][2]
+                    for lr in RATES
+                    for r in runs
+                    if (r["library"], r["lr"]) == (name, lr)
+                },
+            }
+            for name, given in [*((p, PEER_SECONDS) for p in names), ("ours", OUR_SECONDS)]
+        ],
         "runs": runs,
-        "best fraction of variance unexplained": best,
-        "seconds": {"peers": PEER_SECONDS, "ours": OUR_SECONDS},
+        "versions": versions() | peers(),
     }
 
 
@@ -173,20 +192,16 @@ def peak_memory_mb(pid: int) -> int:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["speed", "16384", "quality"]
-    path = HERE / "results" / "sae.json"
-    result = read_json(path) if path.exists() else {}
     data = data_folder()
-    if "speed" in wanted:
-        result["speed"] = speed(data, 8192)
-    if "16384" in wanted:
-        result["speed, dictionary 16384"] = speed(data, 16_384)
-    if "quality" in wanted:
-        result["quality"] = quality(data, 8192, QUALITY_PEERS)
-    result["versions"] = versions()
-    result["packages"] = PACKAGES
-    write_json(path, result)
-    print(json.dumps(result, indent=1))
+    parts = {
+        "speed": lambda: speed(data, 8192),
+        "16384": lambda: speed(data, 16_384),
+        "quality": lambda: quality(data, 8192, QUALITY_PEERS),
+    }
+    for name in sys.argv[1:] or parts:
+        result = parts[name]()
+        write_json(HERE / "results" / f"sae_{name}.json", result)
+        print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
