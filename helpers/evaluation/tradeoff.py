@@ -26,6 +26,7 @@ from helpers.models import anatomy, model_hash
 ORIGINAL = "original"
 FAMILIES = ("surgery", "control")
 SURE = 0.2
+LOOKED_AT = ("France", "Germany", "Italy", "Japan", "Greece")  # while the methods were written
 HELPERS = Path(__file__).resolve().parent.parent
 
 
@@ -67,15 +68,14 @@ def known_pairs(
     Well is known and a mean P(target) of at least `SURE`: the share that is left of a probability
     that is small already says little.
 
-    France, the running example, is a development fact; it is left out, as it has been looked at
-    too often to be drawn like the others.
+    What methods were built on (`LOOKED_AT`) is left out of both.
 
     Raises:
         UserError: The model knows none.
     """
     known = known_facts(model, relation).query("known")
     known = known[known["probability"] >= SURE]
-    names = [s for s in known["subject"] if fact_split(s) == split and s != "France"]
+    names = [s for s in known["subject"] if fact_split(s) == split and s not in LOOKED_AT]
     if not names:
         raise UserError(f"The model knows no {split} fact of the relation '{relation}' well.")
     order = np.random.default_rng(seed).permutation(len(names))[:n]

@@ -46,7 +46,7 @@ def alphaedit(
         model: As in `memit`.
         pair: What to forget.
         seed: Draws the text.
-        layers: Edited layers, lowest first; ours from development facts.
+        layers: Edited layers, lowest first; as ROME's and below; not swept.
         threshold: In mean eigenvalues of C.
         l2: The paper's 10.
         steps: As in `ValueSettings`.

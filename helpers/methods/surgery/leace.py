@@ -93,7 +93,7 @@ def leace(
         model: Any model of a known family.
         pair: What to forget.
         seed: Draws subjects and text.
-        layers: Edited layers; ours, chosen on development facts.
+        layers: Edited layers; ours, tried on France (a development fact), not swept.
         n_subjects: How many other subjects.
         n_tokens: Tokens of ordinary text.
         svd_tol: The package concept-erasure's default.

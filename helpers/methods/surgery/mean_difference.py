@@ -40,7 +40,7 @@ def mean_difference(
         pair: What to forget.
         seed: Draws the subjects to compare with.
         form: `keys` or `values`.
-        layers: Edited layers; ours, chosen on development facts.
+        layers: Edited layers; ours, tried on France (a development fact), not swept.
         n_subjects: How many other subjects.
 
     Raises:

@@ -45,10 +45,10 @@ def memit(
         model: Any model of a known family that adds its MLPs' outputs to one residual stream.
         pair: What to forget.
         seed: Draws the text.
-        layers: Edited layers, lowest first (3 to 8 in the paper's GPT-J); ours from development
-            facts.
+        layers: Edited layers, lowest first (3 to 8 in the paper's GPT-J); as ROME's and below; not
+            swept.
         weight: λ. The paper's 15,000 to 20,000 preserve thousands of facts edited at once; for one
-            fact ours is far lower, from development facts.
+            fact ours is far lower.
         steps: As in `ValueSettings`.
         lr: Likewise.
         kl: Likewise.

@@ -41,8 +41,8 @@ def rome(
         model: Any model of a known family.
         pair: What to forget.
         seed: Draws the text.
-        layer: Edited layer (5 in GPT-J and the paper's choice by tracing); ours from development
-            facts.
+        layer: Edited layer (5 in GPT-J and the paper's choice by tracing); ours on
+            France, a development fact.
         steps: As in `ValueSettings`; the paper's value.
         lr: Likewise.
         kl: Likewise.
