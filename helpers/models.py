@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import warnings
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,7 @@ from helpers.errors import UserError
 log = logging.getLogger(__name__)
 
 DEFAULT = "smollm2-135m"
+DEPTH = 30  # blocks of the default model, on which methods' layers were chosen
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Where each family keeps its parts, tried in this order. Paths of a block are relative to it.
@@ -129,6 +131,10 @@ class Anatomy:
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.layers)
+
+    def at_depth(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """Layers of a model of `DEPTH` blocks at the same relative depth here, each once."""
+        return tuple(dict.fromkeys(i * self.n_layers // DEPTH for i in layers))
 
     def check_layer(self, layer: int) -> int:
         """`layer` itself, counted from the end when negative.

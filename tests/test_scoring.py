@@ -64,9 +64,11 @@ def test_shared_beginnings_change_no_score(tiny_model, family):
     assert np.allclose(got, expected, atol=1e-5)
 
 
-def test_prefix_groups_share_as_much_as_pays():
+def test_prefix_groups_share_as_much_as_pays(monkeypatch):
     sequences = [(1, 2, 3, i) for i in range(4, 9)] + [(1, 9, 9), (7,), (1, 2, 3, 4, 5)]
     sequences.remove((1, 2, 3, 4))
+    assert [shared for shared, _ in prefix_groups(sequences)] == [0]  # twelve tokens are too few
+    monkeypatch.setattr(batching, "SAVED", 12)
     groups = {
         shared: sorted(sequences[i] for i in group) for shared, group in prefix_groups(sequences)
     }

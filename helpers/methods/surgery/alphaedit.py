@@ -24,7 +24,7 @@ def alphaedit(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layers: Sequence[int] = (3, 4, 5),
+    layers: Sequence[int] | None = None,
     threshold: float = 0.5,
     l2: float = 10.0,
     steps: int = 20,
@@ -46,7 +46,7 @@ def alphaedit(
         model: As in `memit`.
         pair: What to forget.
         seed: Draws the text.
-        layers: Edited layers, lowest first; as ROME's and below; not swept.
+        layers: Edited layers; by default as `memit`.
         threshold: In mean eigenvalues of C.
         l2: The paper's 10.
         steps: As in `ValueSettings`.
@@ -64,7 +64,7 @@ def alphaedit(
     """
     check_number("l2", l2, 1e-9, 1e12)
     parts = anatomy(model)
-    layers = sorted(parts.check_layer(i) for i in layers)
+    layers = sorted(parts.check_layer(i) for i in layers or parts.at_depth((3, 4, 5)))
     C = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
     settings = ValueSettings(steps, lr, kl, decay, clamp)
     value = forgetting_value(model, pair, layer=layers[-1], settings=settings)

@@ -85,8 +85,7 @@ def gated_neuron(
         UserError: Two prompts cannot be told apart.
     """
     if layers is None:
-        depth = anatomy(model).n_layers
-        layers = tuple(range(depth // 5, max(depth // 5 + 1, depth * 17 // 30)))
+        layers = anatomy(model).at_depth(range(6, 17))
     detectors = fit_detectors(
         model, pairs, layers=layers, quantile=quantile, shrink=shrink, seed=seed
     )

@@ -77,7 +77,7 @@ def leace(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layers: Sequence[int] = (0, 1, 2, 3),
+    layers: Sequence[int] | None = None,
     n_subjects: int = 24,
     n_tokens: int = 2048,
     svd_tol: float = 0.01,
@@ -93,7 +93,8 @@ def leace(
         model: Any model of a known family.
         pair: What to forget.
         seed: Draws subjects and text.
-        layers: Edited layers; ours, tried on France (a development fact), not swept.
+        layers: Edited layers; by default 0 to 3 of 30, at the same relative depth in other models,
+            tried on France (a development fact), not swept.
         n_subjects: How many other subjects.
         n_tokens: Tokens of ordinary text.
         svd_tol: The package concept-erasure's default.
@@ -102,7 +103,7 @@ def leace(
         UserError: There is no such layer, or nothing to compare with.
     """
     parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers]
+    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(4))]
     found = contrast(model, pair, layers=layers, n_subjects=n_subjects, seed=seed)
     text = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
     sequences = [(row, range(1, len(row))) for row in text.tolist()]

@@ -24,7 +24,7 @@ def mean_difference(
     *,
     seed: int = 0,
     form: str = "keys",
-    layers: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7, 8),
+    layers: Sequence[int] | None = None,
     n_subjects: int = 24,
 ) -> WeightDelta:
     """W_in ← W_in (I − d dᵀ/‖d‖²), the gate alike; or W_out ← (I − d dᵀ/‖d‖²) W_out.
@@ -40,7 +40,8 @@ def mean_difference(
         pair: What to forget.
         seed: Draws the subjects to compare with.
         form: `keys` or `values`.
-        layers: Edited layers; ours, tried on France (a development fact), not swept.
+        layers: Edited layers; by default 0 to 8 of 30, at the same relative depth in other models,
+            tried on France (a development fact), not swept.
         n_subjects: How many other subjects.
 
     Raises:
@@ -49,7 +50,7 @@ def mean_difference(
     if form not in FORMS:
         raise UserError(f"There is no form '{form}'; choose from {', '.join(FORMS)}.")
     parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers]
+    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(9))]
     keys = form == "keys"
     found = contrast(
         model,

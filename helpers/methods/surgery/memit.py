@@ -27,7 +27,7 @@ def memit(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layers: Sequence[int] = (3, 4, 5),
+    layers: Sequence[int] | None = None,
     weight: float = 100.0,
     steps: int = 20,
     lr: float = 0.5,
@@ -45,8 +45,8 @@ def memit(
         model: Any model of a known family that adds its MLPs' outputs to one residual stream.
         pair: What to forget.
         seed: Draws the text.
-        layers: Edited layers, lowest first (3 to 8 in the paper's GPT-J); as ROME's and below; not
-            swept.
+        layers: Edited layers (3 to 8 in the paper's GPT-J); by default 3 to 5 of 30, ROME's and
+            below, at the same relative depth in other models; not swept.
         weight: λ. The paper's 15,000 to 20,000 preserve thousands of facts edited at once; for one
             fact ours is far lower.
         steps: As in `ValueSettings`.
@@ -61,7 +61,7 @@ def memit(
     """
     check_number("weight", weight, 1e-9, 1e12)
     parts = anatomy(model)
-    layers = sorted(parts.check_layer(i) for i in layers)
+    layers = sorted(parts.check_layer(i) for i in layers or parts.at_depth((3, 4, 5)))
     C = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
     settings = ValueSettings(steps, lr, kl, decay, clamp)
     delta = forgetting_value(model, pair, layer=layers[-1], settings=settings)

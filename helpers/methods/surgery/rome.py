@@ -23,7 +23,7 @@ def rome(
     pair: ConceptPair,
     *,
     seed: int = 0,
-    layer: int = 5,
+    layer: int | None = None,
     steps: int = 20,
     lr: float = 0.5,
     kl: float = 0.0625,
@@ -41,8 +41,8 @@ def rome(
         model: Any model of a known family.
         pair: What to forget.
         seed: Draws the text.
-        layer: Edited layer (5 in GPT-J and the paper's choice by tracing); ours on
-            France, a development fact.
+        layer: Edited layer (5 in GPT-J and the paper's choice by tracing); by default 5 of 30, at
+            the same relative depth in other models, chosen on France, a development fact.
         steps: As in `ValueSettings`; the paper's value.
         lr: Likewise.
         kl: Likewise.
@@ -54,8 +54,9 @@ def rome(
     Raises:
         UserError: There is no such layer, or the target is unlikely with the subject too.
     """
-    layer = anatomy(model).check_layer(layer)
-    mlp = anatomy(model).layers[layer].mlp
+    parts = anatomy(model)
+    layer = parts.at_depth([5])[0] if layer is None else parts.check_layer(layer)
+    mlp = parts.layers[layer].mlp
     k = states_at(model, subject_prompts(pair), layers=[layer], site="neurons")[layer].mean(0)
     delta = forgetting_value(
         model, pair, layer=layer, settings=ValueSettings(steps, lr, kl, decay, clamp)

@@ -33,7 +33,7 @@ def tangent_kernel(
     pairs: Sequence[ConceptPair],
     *,
     seed: int = 0,
-    layers: tuple[int, ...] = tuple(range(9)),
+    layers: Sequence[int] | None = None,
     floor: float = 0.01,
     n_neighbours: int = 40,
     text: float = 1.0,
@@ -49,7 +49,8 @@ def tangent_kernel(
         model: Any model of a known family.
         pairs: What to forget, solved for together.
         seed: Draws text and neighbours.
-        layers: Which layers are edited.
+        layers: Which layers are edited; by default 0 to 8 of 30, at the same relative depth in
+            other models.
         floor: Probability that the training prompts' answers come down to.
         n_neighbours: Known neighbours whose answers are held.
         text: Weight of ordinary text's keys in what counts as disturbance.
@@ -62,6 +63,8 @@ def tangent_kernel(
     Raises:
         UserError: Two prompts cannot be told apart.
     """
+    parts = anatomy(model)
+    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(9))]
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
     n = n_neighbours // len(pairs) + 1 if n_neighbours else 0
     asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=n, seed=seed)]
@@ -75,7 +78,6 @@ def tangent_kernel(
         n_tokens=n_tokens,
         seed=seed,
     )
-    parts = anatomy(model)
     change = {i: torch.zeros(parts.d_model, parts.d_mlp) for i in layers}
     before = None
     for step in steps:
