@@ -71,8 +71,8 @@ def main() -> None:
     result = {
         "title": "Harvesting activations",
         "how": f"MLP outputs of {tokens.numel()} tokens into float16 files, against the model's "
-        "own forward pass that stops at the same place. The time to hash the model, once a harvest, "
-        f"is taken off ({fixed:.2f} s). Medians of {ROUNDS} interleaved rounds.",
+        "own forward pass that stops at the same place. The time to hash the model, once a "
+        f"harvest, is taken off ({fixed:.2f} s). Medians of {ROUNDS} interleaved rounds.",
         "rows": [
             {
                 "what": f"layer {LAYER}" if case == "one layer" else case,

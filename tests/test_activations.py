@@ -11,7 +11,6 @@ from helpers import activations
 from helpers.activations import harvest, open_shards
 from helpers.errors import UserError
 from helpers.models import anatomy
-from helpers.moments import Moments, key_moments
 from helpers.tracing import SITES, Patch, run_patched
 from helpers.tracing.states import capture_all
 
@@ -152,27 +151,6 @@ def test_a_full_disk_keeps_what_is_there(tiny_model, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="disk is full"):
         harvest(model, TOKENS, layers=[0], folder=tmp_path / "part")
     assert json.loads((tmp_path / "part" / "shards.json").read_text())["done"] == 2
-
-
-def test_key_moments_equal_those_of_all_rows_at_once(tiny_model):
-    model = tiny_model()
-    shards = harvest(model, TOKENS, sites=["neurons"], layers=[1])
-    x = torch.tensor(np.array(shards["neurons", 1])).double()
-    for _ in range(2):  # the second time from the cache
-        got = key_moments(model, TOKENS, layers=[1])[1]
-        assert got.n == 24
-        assert torch.allclose(got.moment(), x.T @ x / 24, atol=1e-5, rtol=1e-3)
-        assert torch.allclose(got.covariance(), torch.cov(x.T, correction=0), atol=1e-5, rtol=2e-3)
-
-
-def test_moments_do_not_lose_small_variance_in_many_rows():
-    """Summed in float32 throughout, 300,000 rows near 100 would be wrong in the third digit."""
-    x = 100 + torch.randn(300_000, 2, generator=torch.Generator().manual_seed(0))
-    m = Moments.empty(2)
-    for part in x.split(1000):
-        m.add(part)
-    exact = torch.cov(x.double().T, correction=0)
-    assert torch.allclose(m.covariance(), exact, atol=0.01)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -27,6 +27,8 @@ from helpers.methods import (
 )
 from helpers.methods.surgery.neurons import deletion, random_like, rank_neurons
 from helpers.models import anatomy, model_hash
+from helpers.sae import SAEConfig, save_sae
+from helpers.sae.topk import TopK
 from helpers.settings import ROOT
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
@@ -35,12 +37,25 @@ from helpers.tracing.states import capture_all
 FRANCE = ConceptPair("France", "Paris")
 CHOSEN = [(0, 3), (2, 5), (2, 1), (2, 17)]  # (layer, neuron)
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
-SMALL = {"n": 8, "n_subjects": 6}
+SMALL = {"n": 8, "n_subjects": 6, "n_tokens": 512, "quantile": 0.9, "layers": (0, 1)}
 
 
-def small(method: str) -> dict:
-    """Hyperparameters that make a method quick."""
-    return {k: v for k, v in SMALL.items() if k in METHODS[method].hyperparameters()}
+@pytest.fixture
+def small(tmp_path_factory):
+    """`small(method, model)` -> hyperparameters that make a method quick on a model of 3 layers."""
+
+    def make(method: str, model) -> dict:
+        found = {k: v for k, v in SMALL.items() if k in METHODS[method].hyperparameters()}
+        if "saes" in METHODS[method].hyperparameters():
+            site = getattr(METHODS[method].function, "reads", ("mlp_in",))[0]
+            folder = tmp_path_factory.mktemp(site)
+            d, stamp = anatomy(model).d_model, model_hash(model)
+            cfg = SAEConfig("topk", d, 4 * d, k=8, site=site, layer=1, model_hash=stamp)
+            save_sae(TopK(cfg), folder)
+            found["saes"] = (str(folder),)
+        return found
+
+    return make
 
 
 def logits(module, tokens=TOKENS) -> torch.Tensor:
@@ -57,10 +72,10 @@ def edit_of(model, chosen=CHOSEN) -> Unlearning:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_leaves_the_model_and_its_edit_is_undone_bit_by_bit(knowing, method, dtype):
+def test_a_method_leaves_the_model_and_its_edit_is_undone_bit_by_bit(knowing, small, method, dtype):
     model = knowing(dtype)
     before = model_hash(model)
-    edit = unlearn(model, FRANCE, method, **small(method))
+    edit = unlearn(model, FRANCE, method, **small(method, model))
     assert model_hash(model) == before == edit.base_hash
     assert (edit.method, edit.pair["subject"], edit.pair["target"]) == (method, "France", "Paris")
     edit.apply(model)
@@ -75,15 +90,16 @@ def test_a_method_leaves_the_model_and_its_edit_is_undone_bit_by_bit(knowing, me
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_makes_the_same_edit(knowing, method):
+def test_the_same_seed_makes_the_same_edit(knowing, small, method):
     model = knowing()
-    first, second = (unlearn(model, FRANCE, method, seed=3, **small(method)) for _ in range(2))
+    numbers = small(method, model)
+    first, second = (unlearn(model, FRANCE, method, seed=3, **numbers) for _ in range(2))
     one, two = first.delta.tensors(), second.delta.tensors()
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (first.seed, first.hyperparameters) == (
         3,
-        METHODS[method].hyperparameters() | small(method),
+        METHODS[method].hyperparameters() | numbers,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from helpers import scoring
+from helpers import batching, scoring
 from helpers.batching import prefix_groups
 from helpers.errors import UserError
 

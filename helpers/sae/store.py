@@ -79,8 +79,8 @@ def trained_saes(
     ]
 
 
-def stored_sae(key: str) -> SAE:
-    """A trained SAE by its key.
+def stored_folder(key: str) -> Path:
+    """Where a trained SAE lies, by its key.
 
     Raises:
         UserError: It is no longer in the cache.
@@ -91,7 +91,12 @@ def stored_sae(key: str) -> SAE:
             f"The SAE {key} is not in the cache: run notebooks/04_sparse_autoencoders.ipynb again, "
             "which trains it."
         )
-    return load_sae(folder / "sae-0")
+    return folder / "sae-0"
+
+
+def stored_sae(key: str) -> SAE:
+    """A trained SAE by its key; raises as `stored_folder`."""
+    return load_sae(stored_folder(key))
 
 
 def _done(folder: Path) -> bool:
