@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError
@@ -172,12 +173,11 @@ def test_adapter_of_a_wider_model_is_refused(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_adapter_gives_the_edited_models_logits(tiny_model, tiny_folder, tmp_path, family):
-    peft = pytest.importorskip("peft")
     model = tiny_model(family)
     u = edit(model, low_rank(model))
     u.to_peft(tmp_path / "adapter", model)
     base = AutoModelForCausalLM.from_pretrained(tiny_folder(family)).eval()
-    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter")
     with u.applied(model), torch.inference_mode():
         torch.testing.assert_close(adapted(TOKENS).logits, logits(model), rtol=1e-4, atol=1e-5)
 
