@@ -8,9 +8,11 @@ shapes, and names what did not fit.
 
 import importlib.util
 import logging
+import os
 import warnings
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -415,8 +417,9 @@ def final_norm(
 
 def model_hash(model: LanguageModel) -> str:
     """16 hexadecimal digits over every parameter: changes with any bit of the weights."""
-    module = model._module
-    return content_hash(*(p for _, p in sorted(module.named_parameters())))
+    parameters = [p for _, p in sorted(model._module.named_parameters())]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock
+        return content_hash(list(pool.map(content_hash, parameters)))
 
 
 def chat(tokenizer, user: str, assistant_prefix: str = "") -> str:

@@ -62,7 +62,7 @@ class Propagation(Common):
 class DeletingNeurons(Common):
     """`03_deleting_neurons`."""
 
-    n_facts: int = Field(5, description="facts in the averaged curve, the pair among them", ge=2)
+    n_facts: int = Field(4, description="facts in the averaged curve, the pair among them", ge=2)
     most_neurons: int = Field(512, description="the curve ends at so many deleted neurons", ge=1)
     n_neighbours: int = Field(12, description="other facts of the relation that must stay", ge=2)
     n_subjects: int = Field(60, description="other subjects that define what is specific", ge=4)

@@ -24,7 +24,7 @@ from helpers.methods import original
 from helpers.models import model_hash
 from helpers.scoring import answer_scores, final_states, greedy
 
-PARTS = ("efficacy", "retention", "model")
+PARTS = ("efficacy", "greedy", "retention", "model")
 KNOWN = 0.1  # a fact counts as known before when its mean probability is at least this
 NEW_TOKENS = 8
 
@@ -87,8 +87,8 @@ def evaluate(
     """Score the model as it is, against itself without the edits that it carries.
 
     Efficacy: `own`, `paraphrases` and `reverse` are mean P(target) (whole answer, aliases summed),
-    `worst_paraphrase` the largest, `greedy` the share of paraphrases whose greedy continuation
-    names the target, `rank` the median rank of the target's first token (1 is the likeliest).
+    `worst_paraphrase` the largest, `rank` the median rank of the target's first token (1 is the
+    likeliest). Greedy: `greedy`, the share of paraphrases whose greedy continuation names it.
 
     Retention: `neighbours`, `same_subject`, `same_target`, `must_stay` are P(answer) after /
     before, the mean over facts that were known (P of at least 0.1) before; `worst_…` the smallest.
@@ -119,10 +119,10 @@ def evaluate(
     now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
     before: dict[str, float] = {}
-    if "efficacy" in parts:
-        for answers, put in ((base, before), (now, metrics)):
-            for name, metric in _efficacy(answers, pair, seed).items():
-                put[name] = metric if put is metrics else metric.value
+    for part, measure in (("efficacy", _efficacy), ("greedy", _greedy)):
+        if part in parts:
+            metrics |= measure(now, pair, seed)
+            before |= {k: m.value for k, m in measure(base, pair, seed).items()}
     if "retention" in parts:
         metrics |= _retention(base, now, seed)
     if "model" in parts:
@@ -157,7 +157,8 @@ class _Answers:
             self = super().__new__(cls)
             self.hash = key[0]
             self.questions: list[Question] = []
-            if "efficacy" in parts:
+            self.spoken = "greedy" in parts
+            if {"efficacy", "greedy"} & set(parts):
                 self.questions += efficacy_questions(pair, split)
             if "retention" in parts:
                 self.questions += retention_questions(
@@ -180,12 +181,13 @@ class _Answers:
         """The same questions to the model as it is now."""
         other = object.__new__(_Answers)
         other.questions, other.texts, other.hash = self.questions, self.texts, hash
+        other.spoken = self.spoken
         other._ask(model)
         return other
 
     def _ask(self, model: LanguageModel) -> None:
         self.probability, self.rank = answer_scores(model, [q.prompt for q in self.questions])
-        said = [q.prompt for q in self.questions if q.group == "paraphrases"]
+        said = [q.prompt for q in self.questions if self.spoken and q.group == "paraphrases"]
         self.said = greedy(model, said, max_new_tokens=NEW_TOKENS) if said else []
         self.states = {name: final_states(model, tokens) for name, tokens in self.texts.items()}
 
@@ -210,13 +212,16 @@ def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metr
     here = answers.of("paraphrases")
     values, ranks = answers.probability[here], answers.rank[here] + 1
     nan = float("nan")
+    found["worst_paraphrase"] = Metric(float(values.max()), nan, nan, len(values))
+    found["rank"] = Metric(float(np.median(ranks)), nan, nan, len(ranks))
+    return found
+
+
+def _greedy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
     names = "|".join(re.escape(name) for name in (pair.target, *pair.aliases))
     whole = re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)  # Male is not in female
     named = np.array([bool(whole.search(text)) for text in answers.said], float)
-    found["worst_paraphrase"] = Metric(float(values.max()), nan, nan, len(values))
-    found["greedy"] = bootstrap(named, seed=seed)
-    found["rank"] = Metric(float(np.median(ranks)), nan, nan, len(ranks))
-    return found
+    return {"greedy": bootstrap(named, seed=seed)}
 
 
 def _retention(base: _Answers, now: _Answers, seed: int) -> dict[str, Metric]:

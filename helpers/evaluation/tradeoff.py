@@ -189,7 +189,7 @@ def _rows(
         "delta_rank": max(c.rank for c in made.delta.changes.values()),
         "folding_gap": folding_gap(model, made, pair.prompts(sizes.split)[:1]),
     }
-    parts = ("efficacy", "retention") + (("model",) if sizes.n_tokens else ())
+    parts = ("efficacy", "retention") + (("greedy", "model") if sizes.n_tokens else ())
     rows = []
     for share in shares:
         with scaled(model, made, share).applied(model):
