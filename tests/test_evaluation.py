@@ -381,7 +381,10 @@ def test_a_pair_of_ones_own_keeps_what_it_says_must_stay(knowing):
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"parts": ["efficiency"]}, "no part 'efficiency'; choose from efficacy, greedy, retention, model"),
+        (
+            {"parts": ["efficiency"]},
+            "no part 'efficiency'; choose from efficacy, greedy, retention",
+        ),
         ({"split": "test"}, "no split 'test'; choose from train, dev, heldout"),
         ({"split": "test", "parts": ["model"]}, "no split 'test'"),
     ],
