@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.errors import UserError
 from helpers.sae import ARCHITECTURES, SAEConfig, build, load_pretrained, load_sae, save_sae
@@ -84,16 +85,23 @@ def test_without_saelens_a_published_sae_is_refused_with_the_way_to_get_it(monke
 
 
 LENS = """
-import sys, json, torch
+import sys, torch
 from pathlib import Path
+from safetensors.torch import load_file, save_file
 from sae_lens import SAE
 from sae_lens.saes import *
 from sae_lens.saes.transcoder import *
 folder = Path(sys.argv[1])
-x = torch.load(folder / "x.pt")
+x = load_file(folder / "x.safetensors")["x"]
+
+def keep(sae, place):
+    with torch.no_grad():
+        found = {"latents": sae.encode(x), "out": sae(x)}
+    save_file({k: v.contiguous() for k, v in found.items()}, place / "seen.safetensors")
+
 for ours in sorted((folder / "ours").iterdir()):
     sae = SAE.load_from_disk(str(ours))
-    torch.save((sae.encode(x), sae(x)), ours / "seen.pt")
+    keep(sae, ours)
 torch.manual_seed(0)
 kinds = [
     (StandardSAE, StandardSAEConfig(d_in=8, d_sae=32)),
@@ -110,7 +118,7 @@ for i, (kind, cfg) in enumerate(kinds):
             p.add_(0.2 * torch.rand_like(p) if name == "threshold" else 0.2 * torch.randn_like(p))
     sae.cfg.metadata.hook_name = "blocks.5.hook_resid_pre"
     sae.save_model(folder / "theirs" / str(i))
-    torch.save((sae.encode(x).detach(), sae(x).detach()), folder / "theirs" / str(i) / "seen.pt")
+    keep(sae, folder / "theirs" / str(i))
 """
 
 
@@ -137,7 +145,7 @@ def lens_python() -> Path:
 
 @pytest.mark.slow
 def test_saelens_and_we_read_each_others_files_and_agree(tmp_path):
-    torch.save(X, tmp_path / "x.pt")
+    save_file({"x": X}, tmp_path / "x.safetensors")
     for name in ARCHITECTURES:
         save_sae(make(name, site="mlp"), tmp_path / "ours" / name)
     for name in ("relu", "jumprelu", "batch_topk"):
@@ -151,8 +159,8 @@ def test_saelens_and_we_read_each_others_files_and_agree(tmp_path):
     assert len(folders) == 15
     for folder in folders:
         sae = load_sae(folder)
-        latents, seen = torch.load(folder / "seen.pt")
-        assert torch.allclose(sae(X), seen, atol=1e-5), folder.name
-        assert torch.equal(sae.encode(X) > 0, latents > 0), folder.name
+        seen = load_file(folder / "seen.safetensors")
+        assert torch.allclose(sae(X), seen["out"], atol=1e-5), folder.name
+        assert torch.equal(sae.encode(X) > 0, seen["latents"] > 0), folder.name
     theirs = load_sae(tmp_path / "theirs" / "0").cfg
     assert (theirs.site, theirs.layer) == ("residual", 4)
