@@ -164,7 +164,9 @@ def benchmark_tables(folder: Path) -> str:
 
 def _number(value: Any) -> str:
     """A figure with three digits that count; words as they are."""
-    return f"{value:,.3g}" if isinstance(value, float) else f"{value}"
+    if not isinstance(value, float):
+        return f"{value}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def substitutions(page: Executed) -> dict[str, str]:
