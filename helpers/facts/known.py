@@ -71,8 +71,7 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     probability, rank = answer_scores(model, prompts)
     if _known(probability, rank):
         return
-    relation = pair.relation if facts(pair.relation) else "capital"
-    known = known_facts(model, relation).query("known").head(5)
+    known = known_facts(model, pair.nearest_relation).query("known").head(5)
     better = ", ".join(f"{r.subject} → {r.target}" for r in known.itertuples())
     raise UserError(
         f"The model does not know {pair}: it gives '{pair.target}' a probability of "
