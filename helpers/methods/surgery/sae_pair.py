@@ -17,19 +17,17 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.asks import forget_asks, retain_asks
 from helpers.methods.background import inputs_of_others, own_inputs
 from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
-from helpers.methods.surgery.gated_neuron import (
-    appended,
+from helpers.methods.detectors import (
     detector,
     discriminant,
     require_firing,
     sightings,
-    solve_values,
     stacked,
 )
+from helpers.methods.protocol import method
+from helpers.methods.solved import solved_edit
 from helpers.models import anatomy, model_hash
 
 READS = "mlp_in"
@@ -44,6 +42,7 @@ def sae_pair(
     saes: tuple[str, ...] = (),
     n_latents: int = 16,
     select: str = "selective",
+    form: str = "neurons",
     floor: float = 0.001,
     quantile: float = 0.9999,
     shrink: float = 0.01,
@@ -59,6 +58,7 @@ def sae_pair(
         saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer.
         n_latents: How many latents a key may lie within; with 1 the key is the latent's own.
         select: `selective`, or `random` among those that are ever active (the control).
+        form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to.
         quantile: Share of everything else that stays under the threshold.
         shrink: Ridge of the discriminant within the latents, relative to the mean variance.
@@ -99,10 +99,17 @@ def sae_pair(
             )
         found[i] = stacked(units)
     require_firing(found, pairs)
-    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
-    asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=0, seed=seed)]
-    values = solve_values(model, asks, found, ridge=ridge, steps=steps)
-    return appended(model, found, values, notes={"latents": chosen})
+    return solved_edit(
+        model,
+        pairs,
+        found,
+        form=form,
+        floor=floor,
+        ridge=ridge,
+        steps=steps,
+        seed=seed,
+        notes={"latents": chosen},
+    )
 
 
 def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:

@@ -11,14 +11,11 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from nnsight import LanguageModel
-from torch import Tensor
 
-from helpers.covariance import key_covariance
 from helpers.facts import ConceptPair
 from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
-from helpers.methods.background import moments_of_others
+from helpers.methods.background import disturbance
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.protocol import method
 from helpers.methods.tangent import least_change, linearise
@@ -96,30 +93,3 @@ def tangent_kernel(
         mlp = parts.layers[i].mlp
         changes[mlp.out_name] = Change(dense=delta.T.contiguous() if mlp.transposed else delta)
     return WeightDelta.of(model._module, changes)
-
-
-def disturbance(
-    model: LanguageModel,
-    pairs: Sequence[ConceptPair],
-    *,
-    layers: Sequence[int],
-    text: float,
-    protect: float,
-    damping: float,
-    n_tokens: int,
-    seed: int,
-) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
-    """Cholesky factors of A_l = text · C_l + protect · P_l + damping · v̄ · 1.
-
-    C is the second moment of ordinary text's keys, P that of the questions about other subjects,
-    v̄ the median variance of a key's component (the mean is the first token's alone in some layers).
-    """
-    covariance = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
-    moments, n = moments_of_others(model, pairs, layers=layers)
-    factors = {}
-    for i in layers:
-        C = covariance[i]
-        A = text * C + protect * moments[i] / n
-        A += damping * C.diagonal().median() * torch.eye(len(C), dtype=torch.float64)
-        factors[i] = torch.linalg.cholesky(A).float()
-    return factors
