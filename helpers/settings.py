@@ -76,7 +76,7 @@ class SparseAutoencoders(Common):
 
     site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
     depths: str = Field(
-        "0.28 0 0.18",
+        "0.28 0 0.21 0.35 0.42",
         description="layers as shares of the model's depth; the first has the main SAE",
         pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
     )

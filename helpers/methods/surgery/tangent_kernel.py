@@ -2,8 +2,8 @@
 
 The answers' log-odds are linearised in the weights (`helpers.methods.tangent`), and the
 change that reaches the wanted ones while it disturbs other text least is solved for. What decides
-is the *isolation of the key*: the forget prompts act only at the subject's tokens, only early
-layers are edited, where the subject's key is still its own, and "other text" counts both ordinary
+is the *isolation of the key*: the forget prompts act only at the subject's tokens, only
+layers below the hand-over are edited, where the subject's key is still its own, and "other text" counts both ordinary
 passages and the same questions about all other subjects.
 """
 
@@ -46,8 +46,9 @@ def tangent_kernel(
         model: Any model of a known family.
         pairs: What to forget, solved for together.
         seed: Draws text and neighbours.
-        layers: Which layers are edited; by default 0 to 8 of 30, at the same relative depth in
-            other models.
+        layers: Which layers are edited; by default 6 to 16 of 30, at the same relative depth in
+            other models. Earlier ones carry all that is known of the subject, and its other facts
+            suffer with the one that goes.
         floor: Probability that the training prompts' answers come down to.
         n_neighbours: Known neighbours whose answers are held.
         text: Weight of ordinary text's keys in what counts as disturbance.
@@ -61,7 +62,7 @@ def tangent_kernel(
         UserError: Two prompts cannot be told apart.
     """
     parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(9))]
+    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(6, 17))]
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
     n = n_neighbours // len(pairs) + 1 if n_neighbours else 0
     asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=n, seed=seed)]
