@@ -1,10 +1,10 @@
 """The least change of W_out that makes the answer unlikely, by kernel regression.
 
-The answers' log-odds are linearised in the weights (`helpers.methods.tangent`), and the
-change that reaches the wanted ones while it disturbs other text least is solved for. What decides
-is the *isolation of the key*: the forget prompts act only at the subject's tokens, only
-layers below the hand-over are edited, where the subject's key is still its own, and "other text" counts both ordinary
-passages and the same questions about all other subjects.
+The answers' log-odds are linearised in the weights (`helpers.methods.tangent`), and the change that
+reaches the wanted ones while it disturbs other text least is solved for. What decides is the
+*isolation of the key*: the forget prompts act only at the subject's tokens, only layers below the
+hand-over are edited, where the subject's key is still its own, and "other text" counts both
+ordinary passages and the same questions about all other subjects.
 """
 
 import logging
