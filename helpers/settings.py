@@ -114,6 +114,9 @@ class EditingMLPs(Common):
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
+    n_together: int = Field(
+        3, description="held-out facts forgotten at once; 0 leaves it out", ge=0
+    )
 
 
 NOTEBOOKS: dict[str, type[Common]] = {
