@@ -77,7 +77,7 @@ class SparseAutoencoders(Common):
     site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
     depths: str = Field(
         "0.28 0 0.21 0.35 0.42",
-        description="layers as shares of the model's depth; the first has the main SAE",
+        description="layers as shares of the depth, the main SAE's first",
         pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
     )
     d_sae: int = Field(6144, description="latents of the main SAE; the others have half", ge=16)
