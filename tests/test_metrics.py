@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from helpers.errors import UserError
+from helpers.evaluation.attacks import never_known
 from helpers.evaluation.depth import unlearning_depth, unlearning_depth_score
 from helpers.evaluation.generation import ngram_entropy, repetition
 from helpers.evaluation.hidden import logit_suppression
@@ -186,14 +187,15 @@ def test_depth_score_by_hand():
         unlearning_depth_score(np.zeros(3), np.ones(3))
 
 
-def test_hiding_in_the_last_layer_has_no_depth(knowing):
-    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
-    strangers = [ConceptPair(s, "Nairobi") for s in ("Mongolia", "Chad", "Nepal")]
-    hidden = logit_suppression(model, pair)
-    with hidden.applied(model):
-        depth = unlearning_depth(model, pair, strangers)
-    assert depth.reference.shape == depth.unlearned.shape
-    assert depth.score == pytest.approx(0.0, abs=0.05)
+@pytest.mark.slow
+def test_hiding_in_the_last_layer_has_no_depth(smollm):
+    pair = ConceptPair("France", "Paris")
+    strangers = never_known(smollm, pair, n=6)
+    hidden = logit_suppression(smollm, pair)
+    with hidden.applied(smollm):
+        depth = unlearning_depth(smollm, pair, strangers)
+    assert depth.reference.max() > 1  # another country's state does harm
+    assert depth.score == pytest.approx(0.0, abs=0.02)
 
 
 def test_probe_finds_a_linear_map_and_its_control_does_not():
