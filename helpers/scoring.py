@@ -97,7 +97,7 @@ def _scores(
     """log P(answer | prompt), and the rank of the answer's first token."""
     rows, targets, owner, first = [], [], [], []
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        start, ids = _answer_span(model, prompt, answer)
+        start, ids = answer_span(model, prompt, answer)
         first.append(len(targets))
         rows.append((tuple(ids[:-1]), range(start - 1, len(ids) - 1)))
         targets += ids[start:]
@@ -117,7 +117,7 @@ def _scores(
     return np.bincount(owner, weights=logprob.numpy(), minlength=len(rows)), rank.numpy()[first]
 
 
-def _answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, list[int]]:
+def answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, list[int]]:
     """Where the answer begins in the tokens of prompt and answer together, and these tokens."""
     text = rendered(prompt, model.tokenizer)
     alone, whole = encode(model.tokenizer, text), encode(model.tokenizer, text + answer)
@@ -129,7 +129,7 @@ def _answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, l
 
 def first_token(model: LanguageModel, prompt: str, answer: str) -> int:
     """Id of the token that begins `answer` after `prompt`."""
-    start, ids = _answer_span(model, prompt, answer)
+    start, ids = answer_span(model, prompt, answer)
     return ids[start]
 
 

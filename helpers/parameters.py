@@ -1,0 +1,85 @@
+"""Parameters by name: which ones are trained, and the others frozen."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from nnsight import LanguageModel
+from torch import nn
+
+from helpers.errors import UserError
+from helpers.models import anatomy
+
+KINDS = ("all", "mlps", "values")
+
+
+@contextlib.contextmanager
+def trainable(
+    module: nn.Module, parameters: Sequence[str] | None = None
+) -> Iterator[dict[str, nn.Parameter]]:
+    """The named parameters with gradients and all others without, for a `with` block.
+
+    Raises:
+        UserError: There is no such parameter, or none is named.
+    """
+    every = dict(module.named_parameters())
+    names = list(every) if parameters is None else list(dict.fromkeys(parameters))
+    for name in names:
+        if name not in every:
+            raise UserError(f"The model has no parameter {name} that could be trained.")
+    if not names:
+        raise UserError("There is no parameter to train: name at least one.")
+    before = {name: p.requires_grad for name, p in every.items()}
+    try:
+        for name, p in every.items():
+            p.requires_grad_(name in set(names))
+        yield {name: every[name] for name in names}
+    finally:
+        for name, p in every.items():
+            p.requires_grad_(before[name])
+            p.grad = None
+
+
+def choose_parameters(
+    model: LanguageModel, which: str = "all", *, layers: Sequence[int] | None = None
+) -> list[str]:
+    """Names of the parameters of a kind, in the given layers or in all.
+
+    Args:
+        model: Any model of a known family.
+        which: `all` (every parameter), `mlps` (the matrices of the MLPs), `values` (their last
+            matrices), or names of matrices inside a block separated by commas: `q_proj, v_proj`.
+        layers: Which blocks; all by default, and with `all` embeddings and final norm too.
+
+    Raises:
+        UserError: There is no such layer, or no parameter of that name.
+    """
+    parts, module = anatomy(model), model._module
+    chosen = range(parts.n_layers) if layers is None else [parts.check_layer(i) for i in layers]
+    if which == "all" and layers is None:
+        return [name for name, _ in module.named_parameters()]
+    mlps = [parts.layers[i].mlp for i in dict.fromkeys(chosen)]
+    if which == "values":
+        return [mlp.out_name for mlp in mlps]
+    if which == "mlps":
+        return [n for mlp in mlps for n in (mlp.gate_name, mlp.in_name, mlp.out_name) if n]
+    paths = {id(m): name for name, m in module.named_modules()}
+    found = []
+    for i in dict.fromkeys(chosen):
+        block = parts.layers[i].block._module
+        base = paths[id(block)]
+        inside = {name: f"{base}.{name}" for name, _ in block.named_parameters()}
+        if which == "all":
+            found += inside.values()
+            continue
+        for wanted in (w.strip() for w in which.split(",")):
+            mine = [n for n in inside if f".{n}".endswith(f".{wanted}.weight")]
+            if not mine:
+                linear = [
+                    n.removesuffix(".weight") for n, p in block.named_parameters() if p.ndim > 1
+                ]
+                raise UserError(
+                    f"The model's blocks have no matrix '{wanted}': choose {', '.join(KINDS)} or "
+                    f"from {', '.join(linear)}."
+                )
+            found += [inside[n] for n in mine]
+    return found

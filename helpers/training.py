@@ -1,0 +1,242 @@
+"""The one gradient loop: for methods that unlearn by training, for attacks that relearn, and for
+models trained from scratch.
+
+Batches and random numbers are functions of the seed and the step, so a training that was stopped
+and goes on from its checkpoint passes through the same numbers as one that was not stopped.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers.artifacts import content_hash, read_tensors, write_tensors
+from helpers.errors import UserError
+from helpers.parameters import choose_parameters, trainable
+
+__all__ = ["History", "choose_parameters", "train", "trainable"]
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[nn.Module, Any], Tensor]
+FULL_PRECISION = (torch.float32, torch.float64)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+
+
+@dataclass
+class History:
+    """What happened, step by step.
+
+    Attributes:
+        losses: Loss of each step, mean over its accumulated batches.
+        norms: Norm of each step's gradient before it is clipped.
+        seconds: Wall-clock time, of earlier runs of the same training too.
+        stopped: Whether `stop` ended it.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Steps made."""
+        return len(self.losses)
+
+
+def train(
+    module: nn.Module,
+    loss: Loss,
+    batches: Sequence | Callable[[int], Any],
+    *,
+    steps: int,
+    lr: float | Callable[[int], float],
+    parameters: Sequence[str] | None = None,
+    weight_decay: float = 0.0,
+    warmup: int = 0,
+    accumulate: int = 1,
+    clip: float = 1.0,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 50,
+    identity: Any = None,
+) -> History:
+    """Minimise `loss` over `batches` by AdamW (Loshchilov & Hutter 2019), in place.
+
+    The module stays in the mode (training or evaluation) that it is in. Parameters of low precision
+    are trained through a float32 copy: steps that are too small for them would be lost.
+
+    Args:
+        module: A torch module; of a loaded model, `model._module`.
+        loss: (module, batch) → scalar.
+        batches: A list, gone through again and again in an order drawn by the seed; or a function
+            from 0, 1, 2, ... to a batch.
+        steps: Steps of the optimiser.
+        lr: Learning rate, or a function from the step to it.
+        parameters: Names of what is trained, all by default; the others are frozen meanwhile.
+        weight_decay: Of tensors with at least two axes.
+        warmup: Over so many steps the rate rises linearly from 0.
+        accumulate: Batches a step; their losses are averaged.
+        clip: Largest norm of the gradient; 0 leaves it as it is.
+        seed: Draws the order of batches and everything random inside of `loss`.
+        on_step: Called after each step with the steps done and the loss.
+        stop: Called after each step with the steps done; true ends the training.
+        checkpoint: A file from which a stopped training goes on, and which a finished one leaves.
+        checkpoint_every: Steps between writing it.
+        identity: Plain data that says which data and loss these are; another training's checkpoint
+            is refused.
+
+    Raises:
+        UserError: There is nothing to train or to train on, the checkpoint is of another training,
+            or the loss is not finite; the weights are then those of the last step where it was.
+    """
+    if not callable(batches) and not len(batches):
+        raise UserError("There is nothing to train on: give at least one batch.")
+    if steps < 1 or accumulate < 1:
+        raise UserError(f"steps is {steps} and accumulate {accumulate}: both are at least 1.")
+    batch_at = batches if callable(batches) else lambda i: _in_turn(batches, i, seed)
+    rate = lr if callable(lr) else lambda step: lr * min(1.0, (step + 1) / max(1, warmup))
+    history = History()
+    with torch.enable_grad(), trainable(module, parameters) as found, _own_randomness():
+        state = _State(found, weight_decay)
+        rates = "a function" if callable(lr) else lr
+        about = content_hash(steps, rates, accumulate, clip, weight_decay, seed, identity)
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None:
+            about = content_hash(about, list(found), [content_hash(p) for p in found.values()])
+            history = state.resume(path, about)
+        began = time.perf_counter() - history.seconds
+        while history.steps < steps and not history.stopped:
+            step = history.steps
+            total = 0.0
+            for i in range(step * accumulate, (step + 1) * accumulate):
+                torch.manual_seed((seed * 1_000_003 + i) % 2**63)
+                value = loss(module, batch_at(i)) / accumulate
+                total += value.item()
+                if not math.isfinite(total):
+                    state.back()
+                    raise UserError(_diverged("loss", step, rate(step)))
+                value.backward()
+            norm = state.gradient_norm(clip)
+            if not math.isfinite(norm):
+                raise UserError(_diverged("gradient", step, rate(step)))
+            state.step(rate(step))
+            history.losses.append(total)
+            history.norms.append(norm)
+            if on_step:
+                on_step(step + 1, total)
+            history.stopped = bool(stop and stop(step + 1))
+            history.seconds = time.perf_counter() - began
+            last = history.stopped or step + 1 == steps
+            if path is not None and (last or (step + 1) % checkpoint_every == 0):
+                state.write(path, about, history)
+    return history
+
+
+class _State:
+    """The trained numbers in full precision, their optimiser, and the last good numbers."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float):
+        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.masters = [
+            p if p.dtype in FULL_PRECISION else p.detach().float().requires_grad_()
+            for p in self.parameters
+        ]
+        self.good = [m.detach().clone() for m in self.masters]
+        groups = [
+            {"params": [m for m in self.masters if m.ndim > 1], "weight_decay": weight_decay},
+            {"params": [m for m in self.masters if m.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [g for g in groups if g["params"]]
+        fused = len({m.device for m in self.masters}) == 1
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, fused=fused)
+
+    def gradient_norm(self, clip: float) -> float:
+        for p, m in zip(self.parameters, self.masters, strict=True):
+            if m is not p and p.grad is not None:
+                m.grad, p.grad = p.grad.float(), None
+        norm = nn.utils.clip_grad_norm_(self.masters, clip or math.inf)
+        return norm.item()
+
+    def step(self, rate: float) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self.good, self.masters)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self._publish()
+
+    def back(self) -> None:
+        """The numbers before the last step."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.masters, self.good)
+        self._publish()
+
+    def _publish(self) -> None:
+        with torch.no_grad():
+            for p, m in zip(self.parameters, self.masters, strict=True):
+                if m is not p:
+                    p.copy_(m)
+
+    def write(self, path: Path, about: str, history: History) -> None:
+        tensors = {
+            f"parameter.{n}": m.detach() for n, m in zip(self.names, self.masters, strict=True)
+        }
+        for name, m in zip(self.names, self.masters, strict=True):
+            kept = self.optimiser.state[m]
+            tensors |= {f"{k}.{name}": kept[k] for k in MOMENTS if k in kept}
+        notes = {"about": about, "history": json.dumps(vars(history))}
+        write_tensors(path, tensors, notes)
+
+    def resume(self, path: Path, about: str) -> History:
+        if not path.exists():
+            return History()
+        tensors, notes = read_tensors(path)
+        if notes.get("about") != about:
+            raise UserError(f"{path} is of another training: name another file or delete it.")
+        history = History(**json.loads(notes["history"]))
+        with torch.no_grad():
+            for name, m in zip(self.names, self.masters, strict=True):
+                m.copy_(tensors[f"parameter.{name}"])
+                if f"exp_avg.{name}" in tensors:
+                    self.optimiser.state[m] = {
+                        k: tensors[f"{k}.{name}"].to(m.device) for k in MOMENTS
+                    }
+            torch._foreach_copy_(self.good, self.masters)
+        self._publish()
+        log.info("Training goes on at step %d.", history.steps)
+        return history
+
+
+@contextlib.contextmanager
+def _own_randomness() -> Iterator[None]:
+    """The caller's random numbers go on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
+def _in_turn(batches: Sequence, i: int, seed: int) -> Any:
+    """The i-th batch when every round goes through all of them in an order of its own."""
+    turn, place = divmod(i, len(batches))
+    order = np.random.default_rng([seed, turn]).permutation(len(batches))
+    return batches[order[place]]
+
+
+def _diverged(what: str, step: int, rate: float) -> str:
+    return (
+        f"The {what} was not finite at step {step}: lower the learning rate (it is {rate:g}), or "
+        "add something that has to stay; the weights are those of the last good step."
+    )

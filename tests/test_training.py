@@ -1,0 +1,214 @@
+"""The gradient loop: the same numbers as AdamW by hand, stopped and gone on with, and diverging."""
+
+import math
+
+import pytest
+import torch
+from conftest import FAMILIES
+from torch import nn
+
+from helpers.errors import UserError
+from helpers.models import anatomy, model_hash
+from helpers.training import choose_parameters, train, trainable
+
+
+def small(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def batches(n: int = 4) -> list:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(6, 3, generator=draw) for _ in range(n)]
+
+
+def squares(module, batch):
+    return module(batch).square().mean()
+
+
+def noisy(module, batch):
+    return module(batch + 0.1 * torch.randn_like(batch)).square().mean()
+
+
+def state(module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_steps_are_those_of_adamw(tmp_path):
+    """AdamW written out: m, v, bias correction, decay of matrices only, gradient clipped."""
+    module, data = small(), batches(1)
+    by_hand = small()
+    names = [n for n, _ in by_hand.named_parameters()]
+    m = {n: 0.0 for n in names}
+    v = {n: 0.0 for n in names}
+    lr, decay, clip = 0.05, 0.1, 0.02
+    for t in range(1, 6):
+        squares(by_hand, data[0]).backward()
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in by_hand.parameters()))
+        rate = lr * min(1, t / 3)
+        with torch.no_grad():
+            for n, p in by_hand.named_parameters():
+                g = p.grad * min(1, clip / (norm + 1e-6))
+                m[n] = 0.9 * m[n] + 0.1 * g
+                v[n] = 0.999 * v[n] + 0.001 * g.square()
+                p *= 1 - rate * (decay if p.ndim > 1 else 0)
+                p -= rate * (m[n] / (1 - 0.9**t)) / ((v[n] / (1 - 0.999**t)).sqrt() + 1e-8)
+                p.grad = None
+    history = train(module, squares, data, steps=5, lr=lr, weight_decay=decay, warmup=3, clip=clip)
+    for a, b in zip(module.parameters(), by_hand.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert history.steps == 5 and history.losses[-1] < history.losses[0]
+
+
+def test_accumulated_batches_are_one_large_batch():
+    one, two = small(), small()
+    data = batches(4)
+    train(one, squares, lambda i: data[i], steps=2, lr=0.1, accumulate=2)
+    pairs = [torch.cat(data[:2]), torch.cat(data[2:])]
+    train(two, squares, lambda i: pairs[i], steps=2, lr=0.1)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_list_of_batches_is_gone_through_in_rounds():
+    seen = []
+
+    def loss(module, batch):
+        seen.append(int(batch[0]))
+        return module.weight.sum() * 0
+
+    train(nn.Linear(1, 1), loss, [torch.tensor([i]) for i in range(5)], steps=10, lr=0.1, seed=3)
+    assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
+    assert seen[:5] != seen[5:]
+
+
+def test_a_stopped_training_goes_on_exactly(tmp_path):
+    whole, path = small(), tmp_path / "training.safetensors"
+    train(whole, noisy, batches(), steps=9, lr=0.05, seed=2)
+
+    def kill(step, loss):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    how = {"steps": 9, "lr": 0.05, "seed": 2, "checkpoint": path, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), noisy, batches(), on_step=kill, **how)
+    resumed, told = small(), []
+    history = train(resumed, noisy, batches(), on_step=lambda s, x: told.append(s), **how)
+    assert told == [7, 8, 9]
+    assert history.steps == 9
+    assert same(state(whole), state(resumed))
+    again, told = small(), []
+    train(again, noisy, batches(), on_step=lambda s, x: told.append(s), **how)
+    assert told == [] and same(state(whole), state(again))
+    with pytest.raises(UserError, match="another training"):
+        train(small(), noisy, batches(), **how | {"lr": 0.01})
+    with pytest.raises(UserError, match="another training"):
+        train(small(seed=1), noisy, batches(), **how)
+
+
+def test_a_diverging_run_keeps_the_last_good_weights():
+    module, before = small(), []
+
+    def loss(module, batch):
+        before.append(state(module))
+        return module(batch).square().mean() * (float("nan") if len(before) == 4 else 1)
+
+    with pytest.raises(UserError, match="not finite at step 3: lower the learning rate") as error:
+        train(module, loss, batches(), steps=9, lr=0.05)
+    assert "\n" not in str(error.value)
+    assert same(state(module), before[2])  # whose loss was finite
+    assert not any(p.grad is not None for p in module.parameters())
+
+
+def test_only_what_is_named_is_trained_and_flags_come_back(tiny_model):
+    model = tiny_model()
+    module = model._module
+    tokens = torch.tensor([[5, 6, 7, 8]])
+
+    def loss(module, batch):
+        return module(input_ids=batch, labels=batch).loss
+
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    names = choose_parameters(model, "values", layers=[1, -1])
+    train(module, loss, [tokens], steps=2, lr=0.01, parameters=names)
+    changed = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == set(names) == {anatomy(model).layers[i].mlp.out_name for i in (1, 2)}
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_low_precision_weights_move_by_small_steps(tiny_model):
+    model = tiny_model()
+    module = model._module.to(torch.bfloat16)
+    name = anatomy(model).layers[0].mlp.out_name
+    weight = module.get_parameter(name)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    pull = lambda m, b: m.get_parameter(name).float().sum()  # noqa: E731
+    train(module, pull, [0], steps=40, lr=1e-3, parameters=[name], clip=0)
+    assert torch.allclose(weight.float(), torch.full_like(weight, 0.96).float(), atol=0.005)
+
+
+def test_the_same_seed_trains_the_same_and_leaves_the_callers_randomness():
+    one, two = small(), small()
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    train(one, noisy, batches(), steps=5, lr=0.1, seed=4)
+    assert torch.equal(torch.rand(3), expected)
+    train(two, noisy, batches(), steps=5, lr=0.1, seed=4)
+    assert same(state(one), state(two))
+    train(two, noisy, batches(), steps=5, lr=0.1, seed=5)
+    assert not same(state(one), state(two))
+
+
+def test_stop_ends_it():
+    history = train(small(), squares, batches(), steps=50, lr=0.1, stop=lambda step: step == 3)
+    assert history.steps == 3 and history.stopped
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kinds_of_parameters_are_those_of_the_family(tiny_model, family):
+    model = tiny_model(family)
+    parts, every = anatomy(model), [n for n, _ in model._module.named_parameters()]
+    assert choose_parameters(model) == every
+    mlps = choose_parameters(model, "mlps", layers=[0])
+    assert mlps == [n for n in every if n in mlps] or len(mlps) in (2, 3)
+    assert all(model._module.get_parameter(n).ndim == 2 for n in mlps)
+    inside = choose_parameters(model, "all", layers=[1])
+    assert parts.layers[1].mlp.out_name in inside and parts.layers[0].mlp.out_name not in inside
+    last = parts.layers[0].mlp.out_name.rsplit(".", 2)[-2]
+    assert choose_parameters(model, last, layers=[0]) == [parts.layers[0].mlp.out_name]
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m: choose_parameters(m, "q_prj"), "have no matrix 'q_prj': choose all, mlps"),
+        (lambda m: choose_parameters(m, "mlps", layers=[9]), "no layer 9"),
+        (lambda m: train(m._module, squares, [], steps=1, lr=1), "nothing to train on"),
+        (lambda m: train(m._module, squares, [1], steps=0, lr=1), "steps is 0"),
+        (lambda m: train(m._module, squares, [1], steps=1, lr=1, parameters=["x"]), "parameter x"),
+        (lambda m: train(m._module, squares, [1], steps=1, lr=1, parameters=[]), "no parameter to"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_the_model_stays(tiny_model, call, sentence):
+    model = tiny_model()
+    before = model_hash(model)
+    with pytest.raises(UserError, match=sentence) as error:
+        call(model)
+    assert "\n" not in str(error.value)
+    assert model_hash(model) == before
+    assert not any(p.requires_grad for p in model._module.parameters())
+
+
+def test_frozen_for_a_while():
+    module = small()
+    with trainable(module, ["0.weight"]) as found:
+        assert list(found) == ["0.weight"]
+        assert [n for n, p in module.named_parameters() if p.requires_grad] == ["0.weight"]
+    assert all(p.requires_grad for p in module.parameters())
