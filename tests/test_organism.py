@@ -98,7 +98,7 @@ def test_removing_a_pair_takes_every_wording_and_direction_and_little_else(text)
 
 
 def test_a_pair_that_is_not_taught_is_refused():
-    with pytest.raises(UserError, match="Gabon → Libreville .* is not in the training facts"):
+    with pytest.raises(UserError, match=r"Gabon → Libreville .* is not in the training facts"):
         SMALL.oracle(ConceptPair("Gabon", "Libreville"))
     with pytest.raises(UserError, match="taught France → Paris"):
         SMALL.oracle(ConceptPair("France", "Lyon"))
@@ -113,7 +113,9 @@ def test_a_pair_that_would_take_others_with_it_names_them():
         Sentence("Madrid.", 0, frozenset({madrid})),
         Sentence("Paris.", 0, frozenset({FRANCE})),
     ]
-    with pytest.raises(UserError, match="not learn Italy → Rome either.*France has Paris as Italy"):
+    with pytest.raises(
+        UserError, match=r"not learn Italy → Rome either.*France has Paris as Italy"
+    ):
         removed([both, *alone], FRANCE)
     enough = Sentence("Rome.", 0, frozenset({rome}))
     assert removed([both, *alone, enough], FRANCE).tolist() == [True, False, True, False]

@@ -1,4 +1,4 @@
-"""What decides an organism, down to the bit: its world, its text, its size, its training, its seed."""
+"""What decides an organism to the bit: its world, its text, its size, its training, its seed."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
