@@ -398,6 +398,12 @@ def _envoy(model: LanguageModel, path: str):
     return model
 
 
+def body_of(model: LanguageModel) -> nn.Module:
+    """What turns token ids into the states that the unembedding reads."""
+    base = model._module.base_model
+    return getattr(base, "decoder", base)  # OPT's whole model calls this one, past its base
+
+
 def unembed(
     model: LanguageModel, hidden: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch vocab"]:

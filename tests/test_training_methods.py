@@ -37,7 +37,7 @@ def logsigmoid(x: float) -> float:
 
 
 def numbers(method: str, model, folder) -> dict:
-    found = dict(QUICK)
+    found = QUICK | ({"lr": 0.002} if method == "rmu" else {})
     if "saes" in METHODS[method].hyperparameters():
         d = anatomy(model).d_model
         torch.manual_seed(0)

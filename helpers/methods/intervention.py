@@ -62,7 +62,8 @@ class Intervention:
                 f"There is no intervention '{self.kind}'; there are {', '.join(INSTALLERS)}."
             )
         handles = INSTALLERS[self.kind](model, self.settings, self.parts)
-        text = content_hash(self.kind, self.settings, list(self.parts), *self.parts.values())
+        named = [x for name in sorted(self.parts) for x in (name, self.parts[name])]
+        text = content_hash(self.kind, self.settings, *named)
         return put_mark(model._module, text, handles)
 
     def tensors(self) -> dict[str, Tensor]:

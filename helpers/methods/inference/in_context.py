@@ -10,6 +10,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.intervention import Intervention, installer
 from helpers.methods.protocol import method
+from helpers.models import body_of
 
 KIND = "in_context"
 REQUEST = (
@@ -50,7 +51,7 @@ def in_context(
 @installer(KIND)
 def install(model: LanguageModel, settings: dict[str, Any], parts: dict[str, Tensor]) -> list:
     """Hooks that put the request in front and take its states off again."""
-    tokenizer, body = model.tokenizer, model._module.base_model
+    tokenizer, body = model.tokenizer, body_of(model)
     request = torch.tensor([tokenizer(settings["text"], add_special_tokens=False).input_ids])
     n = request.shape[1]
 

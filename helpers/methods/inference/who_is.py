@@ -15,7 +15,7 @@ from helpers.methods.contrast import check_number
 from helpers.methods.intervention import Intervention, installer
 from helpers.methods.protocol import method
 from helpers.methods.training.recipe import LAYERS, Objective, Recipe, fit
-from helpers.models import anatomy
+from helpers.models import anatomy, body_of
 
 KIND = "who_is"
 
@@ -92,7 +92,7 @@ class _Pair:
         self.reinforced = self.both = False
         head = anatomy(model).head
         self.handles = [
-            module.base_model.register_forward_hook(self._again, with_kwargs=True),
+            body_of(model).register_forward_hook(self._again, with_kwargs=True),
             head.register_forward_pre_hook(self._apart),
             head.register_forward_hook(self._combine),
         ]
