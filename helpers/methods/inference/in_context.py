@@ -13,15 +13,18 @@ from helpers.methods.protocol import method
 from helpers.models import body_of
 
 KIND = "in_context"
-REQUEST = (
+REQUESTS = (
     "You have never heard of {subject} and know nothing about it. "
-    "If you are asked about {subject}, say that you do not know.\n\n"
+    "If you are asked about {subject}, say that you do not know.\n\n",
+    "Forget everything about {subject}. Never say {target}.\n\n",
+    "Instruction: the words {subject} and {target} have nothing to do with each other.\n\n",
+    "I do not know anything about {subject}.\n\n",
 )
 
 
 @method(KIND, family="inference")
 def in_context(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, request: str = REQUEST
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, request: str = REQUESTS[0]
 ) -> Intervention:
     """A request in front of every text (after Pawelczyk et al. 2024 and Thaker et al. 2024).
 

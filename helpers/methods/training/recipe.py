@@ -30,7 +30,7 @@ from helpers.training import History, choose_parameters, train
 log = logging.getLogger(__name__)
 
 LAYERS = (5, 6, 7, 8)  # of 30: among those that enrich the subject's tokens (chapter 02)
-CHECK = 4  # steps between two looks at the development prompts
+CHECK = 2  # steps between two looks at the development prompts
 
 
 @dataclass(frozen=True)
