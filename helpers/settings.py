@@ -127,6 +127,7 @@ class TrainingMethods(Common):
         "rome, tangent_kernel, random_direction",
         description="edits to compare with, by commas",
     )
+    rank: int = Field(4, description="rank to which a trained change is cut", ge=1)
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
     n_facts: int = Field(1, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)

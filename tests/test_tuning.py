@@ -10,7 +10,6 @@ from helpers.evaluation import tuning
 from helpers.evaluation.tuning import GRID, chosen, search, settings_of, tuned
 from helpers.facts import ConceptPair, facts
 from helpers.methods import METHODS
-from helpers.methods.where import change_by_layer
 
 
 def test_every_method_has_four_settings_of_hyperparameters_that_it_has():
@@ -79,13 +78,3 @@ def test_no_fact_of_the_search_is_reported_on():
     from helpers.facts import fact_split
 
     assert {fact_split(r["subject"]) for r in tuned()["runs"]} == {"dev"}
-
-
-def test_a_changes_place_is_told_by_layer_and_matrix(tiny_model):
-    from test_methods import edit_of
-
-    model = tiny_model()
-    table = change_by_layer(model, edit_of(model, [(0, 3), (2, 5)]))
-    assert set(table["layer"]) == {0, 2}
-    assert set(table["matrix"]) == {"gate_proj", "up_proj", "down_proj"}
-    assert table["share"].sum() == pytest.approx(1.0)
