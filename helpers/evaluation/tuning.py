@@ -49,7 +49,7 @@ GRID: dict[str, dict[str, tuple]] = {
     "rmu": {"lr": (3e-4, 1e-3), "c": (1.0, 4.0)},
     "undial": {"lr": RATES, "retain": (0.0, 1.0)},
     "weighted_ascent": {"lr": RATES, "retain": (1.0, 5.0)},
-    "elm": {"lr": ADAPTER_RATES, "eta": (2.0, 10.0)},
+    "elm": {"lr": ADAPTER_RATES, "eta": (10.0, 100.0)},
     "crisp": {"lr": ADAPTER_RATES, "beta": (0.5, 0.99)},
     "task_vector": {"lr": RATES, "alpha": (2.0, 5.0)},
     "sae_clamp": {"strength": (1.0, 4.0), "n_latents": (1, 3)},

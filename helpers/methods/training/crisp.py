@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.examples import Batch, collate
+from helpers.examples import Batch
 from helpers.methods.surgery.sae_direction import SITES, load_fitting, sae_states, specific_latents
-from helpers.methods.training.hidden import hidden, positions
+from helpers.methods.training.hidden import hidden, positions, reference_states
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
 from helpers.tracing import SITES as ORDER
 
@@ -69,8 +69,7 @@ def crisp(
         at = positions(batch, since=since)
         return [states[key][at].float() for key in wanted]
 
-    with torch.no_grad():
-        before = [read(collate([e]), since=False) for e in data.retain]
+    before = reference_states(model, data.retain, wanted)
     scale = [torch.cat(x).square().sum(-1).mean() for x in zip(*before, strict=True)]
 
     def kept(step: Step) -> tuple[Tensor, Tensor]:

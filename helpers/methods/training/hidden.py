@@ -7,7 +7,7 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.examples import Batch
+from helpers.examples import Batch, Example, in_batches
 from helpers.models import anatomy
 from helpers.tracing.states import site_value
 
@@ -40,3 +40,16 @@ def positions(batch: Batch, *, since: bool) -> tuple[Tensor, Tensor]:
     first = batch.since.clamp_min(1) if since else torch.ones_like(batch.since)
     inside = (at >= first[:, None]) & (at < batch.length[:, None])
     return inside.nonzero(as_tuple=True)
+
+
+@torch.no_grad()
+def reference_states(
+    model: LanguageModel, examples: Sequence[Example], wanted: Sequence[tuple[int, str]]
+) -> list[list[Float[Tensor, "t width"]]]:
+    """For each example its activations at (layer, site), of all tokens but the first."""
+    found: list = [None] * len(examples)
+    for batch in in_batches(examples):
+        states = hidden(model, batch, wanted)
+        for row, i in enumerate(batch.index.tolist()):
+            found[i] = [states[key][row, 1 : len(examples[i].ids)].float() for key in wanted]
+    return found

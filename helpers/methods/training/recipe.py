@@ -17,7 +17,7 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 
 from helpers.errors import UserError
-from helpers.examples import Batch, Example, collate, logits, mean_loss, sums, token_losses
+from helpers.examples import Batch, Example, in_batches, logits, mean_loss, sums, token_losses
 from helpers.facts import ConceptPair
 from helpers.methods.delta import Change, WeightDelta, keep, put_back
 from helpers.methods.protocol import method
@@ -121,7 +121,7 @@ class Task:
     def reference_logits(self, examples: Sequence[Example]) -> list[Float[Tensor, "k vocab"]]:
         """The original model's logits at the tokens that count, for each example."""
         found: list = [None] * len(examples)
-        for batch in _few(examples):
+        for batch in in_batches(examples):
             scores = logits(self.model, batch)
             for row, i in enumerate(batch.index.tolist()):
                 found[i] = scores[(batch.row == row).to(scores.device)]
@@ -131,16 +131,10 @@ class Task:
     def reference_sums(self, examples: Sequence[Example]) -> Float[Tensor, " n"]:
         """The original model's NLL of each example, summed over the tokens that count."""
         found = torch.zeros(len(examples), device=self.model._module.device)
-        for batch in _few(examples):
+        for batch in in_batches(examples):
             losses = token_losses(logits(self.model, batch), batch)
             found[batch.index.to(found.device)] = sums(losses, batch)
         return found
-
-
-def _few(examples: Sequence[Example], size: int = 16):
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-    for start in range(0, len(order), size):
-        yield collate(examples, order[start : start + size])
 
 
 def training_method(name: str, **defaults: Any) -> Callable:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.examples import collate
-from helpers.methods.training.hidden import hidden, positions
+from helpers.methods.training.hidden import hidden, positions, reference_states
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
 
 LAYERS = (5, 6, 7)
@@ -42,7 +42,7 @@ def rmu(task: Task, *, c: float = 2.0, alpha: float = 100.0) -> Objective:
 
     with torch.no_grad():
         own = read(collate(task.data.forget), since=True).float()
-        kept = [read(collate([example]), since=False).float() for example in task.data.retain]
+    kept = [states for (states,) in reference_states(task.model, task.data.retain, [at])]
     u = torch.rand(own.shape[-1], generator=draw).to(device)
     goal = c * own.norm(dim=-1).mean() * u / u.norm()
 
