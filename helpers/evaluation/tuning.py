@@ -1,9 +1,9 @@
 """Choose the settings of training and inference-time methods: the same few runs for each of them.
 
-    python -m helpers.evaluation.tuning [--facts 2] [--saes FOLDER ...] [--record FILE]
+    python -m helpers.evaluation.tuning [--facts 2] [--rounds 4] [--saes FOLDER ...] [--record FILE]
 
-Each method is tried with two values of two of its hyperparameters, four runs a fact, on development
-facts and wordings. A setting is chosen by the mean balance of what is forgotten and what is kept
+Each method is tried with two values of two of its hyperparameters, up to four runs a fact, on
+development facts and wordings. A setting is chosen by the mean balance of what is forgotten and what is kept
 (`helpers.evaluation.tradeoff`); of those within `CLOSE` of the best, the one that changes the
 weights least. Every run is written down at once, so a search that was stopped goes on where it was;
 the record is kept beside the methods, and their defaults follow it.
@@ -37,7 +37,7 @@ RECORD = HELPERS / "methods" / "training" / "tuned.json"
 SIZES = Sizes("dev", 6)
 CLOSE = 0.01
 RATES, ADAPTER_RATES = (2e-5, 1e-4), (5e-4, 2e-3)
-ROUNDS = (0, 3, 2, 1)  # opposite corners first: a search that is ended early is still fair
+ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
 GRID: dict[str, dict[str, tuple]] = {
     "gradient_ascent": {"lr": RATES, "stop_at": (0.02, 0.2)},
     "gradient_difference": {"lr": RATES, "retain": (1.0, 5.0)},
@@ -71,14 +71,17 @@ def search(
     pairs: Sequence[ConceptPair],
     methods: Mapping[str, Mapping[str, Any]],
     record: str | Path,
+    *,
+    rounds: int = 4,
 ) -> pd.DataFrame:
-    """Try every setting of every method on every fact; what the record has is not tried again.
+    """Try the settings of every method on every fact; what the record has is not tried again.
 
     Args:
         model: The original model.
         pairs: Development facts.
         methods: Name → hyperparameters that are not searched (`saes`).
         record: A JSON file, written after every run.
+        rounds: So many settings a method, opposite corners of its grid first.
 
     Returns:
         One row a run: method, subject, settings, forgotten, kept, balance, seconds, steps.
@@ -94,7 +97,7 @@ def search(
     todo = [
         (name, pair, how)
         for pair in pairs
-        for i in ROUNDS
+        for i in ROUNDS[:rounds]
         for name in methods
         for how in [settings_of(name)[i]]
         if _key(name, pair.subject, how) not in done
@@ -120,8 +123,14 @@ def search(
         write_json(path, content)
         took = time.perf_counter() - began
         log.info("%d of %d: %s %s %s in %.0f s", number + 1, len(todo), name, how, found, took)
-    mine = {p.subject for p in pairs}
-    return pd.DataFrame([r for r in content["runs"] if r["subject"] in mine])
+    wanted = {
+        _key(name, pair.subject, settings_of(name)[i])
+        for pair in pairs
+        for name in methods
+        for i in ROUNDS[:rounds]
+    }
+    kept = [r for r in content["runs"] if _key(r["method"], r["subject"], r["settings"]) in wanted]
+    return pd.DataFrame(kept)
 
 
 def chosen(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -155,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.evaluation.tuning")
     parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--facts", type=int, default=2, help="development facts")
+    parser.add_argument("--rounds", type=int, default=4, help="settings a method, 1 to 4")
     parser.add_argument("--saes", nargs="*", default=[], help="folders of SAEs")
     parser.add_argument("--methods", default=",".join(GRID), help="names, by commas")
     parser.add_argument("--record", default=str(ROOT / "runs" / "tuning.json"))
@@ -166,9 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = known_pairs(model, "capital", "dev", n=options.facts)
         families = ("training", "inference")
         methods = editing_methods(options.methods, options.saes, families=families)
-        runs = search(
-            model, pairs, {n: how for n, how in methods.items() if n in GRID}, options.record
-        )
+        methods = {n: how for n, how in methods.items() if n in GRID}
+        runs = search(model, pairs, methods, options.record, rounds=options.rounds)
         content = read_json(options.record) | {
             "runs": runs.replace({np.nan: None}).to_dict("records"),
             "chosen": chosen(runs),
