@@ -3,10 +3,10 @@
     python -m helpers.evaluation.tuning [--facts 2] [--rounds 4] [--saes FOLDER ...] [--record FILE]
 
 Each method is tried with two values of two of its hyperparameters, up to four runs a fact, on
-development facts and wordings. A setting is chosen by the mean balance of what is forgotten and what is kept
-(`helpers.evaluation.tradeoff`); of those within `CLOSE` of the best, the one that changes the
-weights least. Every run is written down at once, so a search that was stopped goes on where it was;
-the record is kept beside the methods, and their defaults follow it.
+development facts and wordings. A setting is chosen by the mean balance of what is forgotten and
+what is kept (`helpers.evaluation.tradeoff`); of those within `CLOSE` of the best, the one that
+changes the weights least. Every run is written down at once, so a search that was stopped goes on
+where it was; the record is kept beside the methods, and their defaults follow it.
 """
 
 import argparse
