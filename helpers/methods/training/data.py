@@ -21,6 +21,7 @@ from helpers.models import model_hash
 from helpers.scoring import answer_logprobs
 
 PASSAGE = 24  # tokens of a passage
+KEPT = 3  # sets of examples that a model's methods share
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ def data_of(
     asked = [str(p) for p in pair.prompts("train")]
     stays = [str(p) for p in pair.must_stay]
     key = content_hash(model_hash(model), str(pair), asked, stays, n_neighbours, n_passages, seed)
-    if _LAST.get(model._module, ("",))[0] != key:
-        _LAST[model._module] = (key, _build(model, pair, n_neighbours, n_passages, seed))
-    return _LAST[model._module][1]
+    kept = _LAST.setdefault(model._module, {})
+    if key not in kept:
+        while len(kept) >= KEPT:
+            kept.pop(next(iter(kept)))
+        kept[key] = _build(model, pair, n_neighbours, n_passages, seed)
+    return kept[key]
 
 
 def _build(
