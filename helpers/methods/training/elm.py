@@ -32,8 +32,8 @@ def cross_entropy(
     return -(wanted * now.log_softmax(-1)).sum(-1)
 
 
-@training_method("elm", rank=4, lr=1e-3)
-def elm(task: Task, *, eta: float = 5.0, retain: float = 1.0, fluency: float = 0.5) -> Objective:
+@training_method("elm", rank=4, lr=2e-3)
+def elm(task: Task, *, eta: float = 100.0, retain: float = 1.0, fluency: float = 0.5) -> Objective:
     """CE to p·(p(x|c⁺)/p(x|c⁻))^η + `retain` · CE to the original + `fluency` · NLL, by LoRA.
 
     "Erasure of Language Memory" (Gandikota et al. 2024). c⁺ says that the writer has never heard of

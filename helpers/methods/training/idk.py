@@ -21,8 +21,8 @@ def refusals(task: Task) -> list[Example]:
     ]
 
 
-@training_method("idk")
-def idk(task: Task, *, retain: float = 1.0) -> Objective:
+@training_method("idk", lr=1e-4)
+def idk(task: Task, *, retain: float = 5.0) -> Objective:
     """L of refusals + `retain` · L_R (TOFU, Maini et al. 2024).
 
     TOFU's questions are answered with one of a hundred sentences such as "I don't know"; our
@@ -30,7 +30,7 @@ def idk(task: Task, *, retain: float = 1.0) -> Objective:
 
     Args:
         task: What to forget.
-        retain: Weight of L_R.
+        retain: Weight of L_R; 1 in TOFU.
     """
     told = refusals(task)
 

@@ -37,6 +37,10 @@ CHECK = 2  # steps between two looks at the development prompts
 class Recipe:
     """Hyperparameters that every training method has.
 
+    Defaults of the rate, and of what else a method's grid holds, are those that the search of
+    `helpers.evaluation.tuning` chose; `tuned.json` beside this file is its record. The papers' own
+    are in the methods' docstrings.
+
     Attributes:
         steps: Steps of AdamW, at most.
         lr: Learning rate.
@@ -51,7 +55,7 @@ class Recipe:
     """
 
     steps: int = 12
-    lr: float = 1e-4
+    lr: float = 2e-5
     batch: int = 4
     parameters: str = "mlps"
     layers: Sequence[int] | None = None

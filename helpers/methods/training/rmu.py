@@ -19,7 +19,7 @@ def steering_loss(
 
 
 @training_method("rmu", parameters="values", lr=1e-3)
-def rmu(task: Task, *, c: float = 2.0, alpha: float = 100.0) -> Objective:
+def rmu(task: Task, *, c: float = 4.0, alpha: float = 100.0) -> Objective:
     """‖h(x_F) − c·‖h‖·u‖² + α ‖h(x_R) − h_ref(x_R)‖² (Li et al. 2024).
 
     h is the residual stream after the last trained layer, u a random unit vector with entries from

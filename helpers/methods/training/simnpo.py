@@ -13,9 +13,9 @@ def simnpo_loss(mean_nll: Float[Tensor, " b"], *, beta: float, delta: float) -> 
     return -2 / beta * logsigmoid(beta * (mean_nll - delta)).mean()
 
 
-@training_method("simnpo")
+@training_method("simnpo", lr=1e-4)
 def simnpo(
-    task: Task, *, beta: float = 4.5, delta: float = 0.0, forget: float = 0.125, retain: float = 1.0
+    task: Task, *, beta: float = 4.5, delta: float = 0.0, forget: float = 1.0, retain: float = 1.0
 ) -> Objective:
     """`forget` · −(2/β) E log σ(β (s_F/length − δ)) + `retain` · L_R (Fan et al. 2024).
 
@@ -23,7 +23,7 @@ def simnpo(
         task: What to forget.
         beta: The paper's 4.5 on TOFU's 5 % split and 2.5 elsewhere.
         delta: Margin; the paper's γ, 0.
-        forget: Weight of the first term; 0.125 to 0.1375 in the authors' code.
+        forget: Weight of the first term; 0.125 to 0.1375 in the authors' code, too little here.
         retain: Weight of L_R.
     """
 

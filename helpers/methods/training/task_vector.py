@@ -4,7 +4,7 @@ from helpers.methods.training.recipe import Objective, Task, training_method
 
 
 @training_method("task_vector")
-def task_vector(task: Task, *, alpha: float = 5.0) -> Objective:
+def task_vector(task: Task, *, alpha: float = 2.0) -> Objective:
     """θ − α (θ_finetuned − θ), fine-tuned by L_F (Ilharco et al. 2023).
 
     Args:
