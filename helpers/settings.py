@@ -119,6 +119,25 @@ class EditingMLPs(Common):
     )
 
 
+class TrainingMethods(Common):
+    """`07_training_methods`."""
+
+    shown: str = Field(
+        "gradient_difference, rmu, undial", description="methods that are looked into, by commas"
+    )
+    methods: str = Field("all", description="all, or names of methods separated by commas")
+    edits: str = Field(
+        "rome, tangent_kernel, random_direction",
+        description="edits to compare with, by commas",
+    )
+    rank: int = Field(4, description="rank to which a trained change is cut", ge=1)
+    saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
+    n_facts: int = Field(1, description="held-out facts in the results", ge=1)
+    n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
+    n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
+
+
 NOTEBOOKS: dict[str, type[Common]] = {
     "00_model_and_facts": ModelAndFacts,
     "01_keys_and_values": KeysAndValues,
@@ -127,6 +146,7 @@ NOTEBOOKS: dict[str, type[Common]] = {
     "04_sparse_autoencoders": SparseAutoencoders,
     "05_concept_features": ConceptFeatures,
     "06_edit_mlps": EditingMLPs,
+    "07_training_methods": TrainingMethods,
 }
 
 
