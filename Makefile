@@ -10,7 +10,7 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR PATCH SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
 	UNLEARNING_CACHE
 given = $(findstring command line,$(origin $(1)))
 quoted = '$(subst ','\'',$(value $(1)))'
@@ -32,7 +32,7 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book run test check lab bench format lock clean distclean
+.PHONY: help setup book run verify test check lab bench format lock clean distclean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -61,6 +61,9 @@ book: $(STAMP)  ## run the notebooks and build the book
 
 run: $(STAMP)  ## run the notebooks only
 	@$(PY) -m helpers.pipeline notebooks $(RUN)
+
+verify: $(STAMP)  ## is it gone, or only hidden? Attack the edit in PATCH=file (or make one)
+	@$(PY) -m helpers.pipeline notebooks $(RUN) $(call parameter,PATCH,patch) --only 09_verify
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included
 	$(PY) -m pytest $(if $(call given,ARGS),$(ARGS))

@@ -119,10 +119,9 @@ def battery(
         mine = [run(EDITED, asked_as or pair)]
         if "why" not in mine[0]:
             with original(model):
-                if not entry.trains and not entry.relative:
+                if not entry.trains:
                     mine.append(run(PRESENT, pair))
-                if not entry.relative:
-                    mine += [run(ABSENT, s) for s in strangers[: 1 if entry.trains else None]]
+                mine += [run(ABSENT, s) for s in strangers[: 1 if entry.trains else None]]
             tables += mine
         else:
             nothing[name] = mine[0]["why"].iloc[0]

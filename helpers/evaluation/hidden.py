@@ -36,7 +36,7 @@ def logit_suppression(
     Raises:
         UserError: No size of the change reaches the floor.
     """
-    began = time.perf_counter()
+    began, base = time.perf_counter(), model_hash(model)
     parts, prompts = anatomy(model), pair.prompts("train")
     last = parts.n_layers - 1
     mlp = parts.layers[last].mlp
@@ -55,9 +55,7 @@ def logit_suppression(
         about = {"subject": pair.subject, "target": pair.target, "relation": pair.relation}
         seconds = time.perf_counter() - began
         settings = {"floor": floor}
-        made = Unlearning(
-            "logit_suppression", about, delta, settings, seed, seconds, model_hash(model)
-        )
+        made = Unlearning("logit_suppression", about, delta, settings, seed, seconds, base)
         with made.applied(model):
             if answer_probability(model, prompts).mean() <= floor:
                 return made

@@ -129,9 +129,11 @@ def recovered(
     """(budget, share of the knowledge that the attack gets back, prompt by prompt).
 
     share = (edited − never known) / (original − never known); numerators are each prompt's own, the
-    denominator is the mean over prompts. The budget is the one at which most comes back. An attack
-    that trains is compared with a never-known fact taught in the same way, in units of what the
-    original knew before, and its share is the mean over the curve: the head start.
+    denominator is the mean over prompts; prompts that the original doesn't know are left out. The
+    budget is the one at which most comes back. A pooled attack is taken over its whole curve: one
+    that trains over all its steps (the head start over a never-known fact that is taught in the
+    same way, in units of what the original knew before), one that reads layers over those where the
+    original shows at least half as much as it ever does.
 
     Args:
         evidence: From `battery`.
@@ -143,38 +145,44 @@ def recovered(
     """
     margins = margins or Margins()
     rows = evidence.table[evidence.table["attack"] == name]
-    edited = _grid(rows, EDITED)
-    if ATTACKS[name].relative:
-        best = edited.mean().idxmax()
-        return float(best), edited[best].to_numpy()
-    absent = _grid(rows, ABSENT)
+    edited, absent = _grid(rows, EDITED), _grid(rows, ABSENT)
     if ATTACKS[name].trains:
         plain = evidence.table[evidence.table["attack"] == "paraphrases"]
-        present = _grid(plain, PRESENT)
-        if not len(present):
+        if plain.empty:
             raise UserError(f"{name} is measured against 'paraphrases': run that attack as well.")
-        above = present[0.0] - _grid(plain, ABSENT)[0.0]
-        kept = above[above >= margins.known].index
+        above = (_grid(plain, PRESENT) - _grid(plain, ABSENT))[0.0]
+        kept = above.index[above >= margins.known]
         if not len(kept):
-            raise UserError(_unknown(name))
+            raise NothingKnownError(name)
         budgets = [b for b in edited if b > 0]
         gap = (edited[budgets] - absent[budgets]).loc[kept].mean(axis=1)
         return float(max(budgets)), (gap / above[kept].mean()).to_numpy()
     above = _grid(rows, PRESENT) - absent
+    if ATTACKS[name].pooled:
+        shown = above.mean()
+        if shown.max() < margins.known:
+            raise NothingKnownError(name)
+        budgets = shown.index[shown >= shown.max() / 2]
+        gap = (edited[budgets] - absent[budgets]).mean(axis=1)
+        return float(shown.idxmax()), (gap / shown[budgets].mean()).to_numpy()
     found = {}
     for budget in edited:
         kept = above.index[above[budget] >= margins.known]
-        if len(kept) >= min(FEWEST, len(above)):
+        if len(kept):
             gap = (edited[budget] - absent[budget]).loc[kept]
             found[float(budget)] = (gap / above.loc[kept, budget].mean()).to_numpy()
     if not found:
-        raise UserError(_unknown(name))
+        raise NothingKnownError(name)
     best = max(found, key=lambda b: found[b].mean())
     return best, found[best]
 
 
-def _unknown(name: str) -> str:
-    return f"Under {name} the original model knows no more than about facts it never knew."
+class NothingKnownError(UserError):
+    """The original model knows nothing that an attack could recover."""
+
+    def __init__(self, name: str):
+        """Says under which attack."""
+        super().__init__(f"Under {name} the original knows no more than of never-known facts.")
 
 
 def _grid(rows: pd.DataFrame, state: str) -> pd.DataFrame:
@@ -219,7 +227,7 @@ def verdict(
             facts are.
         card: From `evaluate`, for damage; without it nothing can be verified.
         margins: Stated beforehand.
-        required: Attacks without which nothing is verified, all by default.
+        required: Attacks without which nothing is verified; by default all that are judged.
         seed: Of the intervals.
 
     Raises:
@@ -229,11 +237,13 @@ def verdict(
     cases = [evidence] if isinstance(evidence, Evidence) else list(evidence)
     if not cases:
         raise UserError("There is no evidence: run the battery first.")
-    required = list(ATTACKS) if required is None else list(required)
+    judged = [n for n, a in ATTACKS.items() if a.judged]
+    required = judged if required is None else list(required)
     attacks = _weighed(cases, required, margins, seed)
     damage = _damage(card, margins)
     reasons, findings = [], attacks.set_index("attack")
-    back = attacks[(attacks["finding"] == BACK) & (attacks["share"] >= margins.hidden)]
+    judged = attacks["attack"].map(lambda n: ATTACKS[n].judged)
+    back = attacks[judged & (attacks["finding"] == BACK) & (attacks["share"] >= margins.hidden)]
     if "paraphrases" in back["attack"].to_list():
         word = "present"
         share = findings.loc["paraphrases", "share"]
@@ -256,7 +266,7 @@ def verdict(
         (OPEN, "Not shown to be gone under {}."),
         (MISSING, "Not run: {}."),
     ):
-        names = [r.attack for r in attacks.itertuples() if r.finding == finding]
+        names = attacks[judged & (attacks["finding"] == finding)]["attack"].to_list()
         names = [n for n in names if n not in back["attack"].to_list()]
         if names:
             blocks.append(text.format(", ".join(names)))
@@ -271,7 +281,7 @@ def verdict(
     if word == "verified" and blocks:
         word = "partial"
     if word == "verified":
-        held = (attacks["finding"] == GONE).sum()
+        held = int((judged & (attacks["finding"] == GONE)).sum())
         reasons.append(f"All {held} attacks recover less than {margins.recovered:.0%}.")
     return Verdict(word, reasons + blocks, attacks, damage, margins)
 
@@ -291,7 +301,7 @@ def _weighed(
                 continue
             try:
                 budget, found = recovered(case, name, margins)
-            except UserError:
+            except NothingKnownError:
                 continue
             values.append(found)
         if len(ran) < len(cases):
