@@ -65,9 +65,9 @@ def test_holm_by_hand():
 
 def test_share_is_between_never_known_and_original():
     found = evidence({"paraphrases": {0: ABSENT}, "few_shot": {1: PRESENT, 3: ABSENT}})
-    budget, share = recovered(found, "paraphrases")
+    _, share, _ = recovered(found, "paraphrases")
     assert share == pytest.approx(np.zeros(5))  # the unknown wording is left out
-    budget, share = recovered(found, "few_shot")
+    budget, share, _ = recovered(found, "few_shot")
     assert budget == 1 and share.mean() == pytest.approx(1.0)
 
 
@@ -75,7 +75,7 @@ def test_head_start_is_the_mean_over_the_curve_in_units_of_what_was_known():
     half = [a + 0.5 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
     curve = {0: ABSENT, 5: half, 10: ABSENT}
     found = evidence({"paraphrases": {0: ABSENT}, "relearning_forgotten": curve})
-    _, share = recovered(found, "relearning_forgotten")
+    _, share, _ = recovered(found, "relearning_forgotten")
     assert share.mean() == pytest.approx(0.25)
     alone = Evidence(found.table.query("attack != 'paraphrases'"))
     with pytest.raises(UserError, match="run that attack as well"):
@@ -210,3 +210,15 @@ def test_a_blind_attack_has_an_auc_of_one_half():
     assert found.loc["paraphrases", "edited"] == 0.5
     assert found.loc["paraphrases", "present"] == 1.0
     assert found.loc["lens", "edited"] == 1.0  # the mean of absent and present is above absent
+
+
+def test_the_margin_is_above_the_leakiest_never_known_subject():
+    found = case(lens=like(ABSENT, 0.2))
+    rows = found.table.query("attack == 'lens' and state == 'absent'")
+    leaky = rows.assign(subject="leaky", score=rows["score"] + 0.4)  # their mean rises by 0.2
+    both = Evidence(pd.concat([found.table, leaky]))
+    assert verdict(found, card(), required=NAMES).word == "partial"
+    got = verdict(both, card(), required=NAMES)
+    row = got.attacks.set_index("attack").loc["lens"]
+    assert row["share"] == pytest.approx(0.0, abs=1e-9) and row["leak"] > 0.3
+    assert got.word == "verified"

@@ -27,7 +27,7 @@ NEURONS = (1, 4, 16, 64, 256)
 LAYERS = (1, 2, 4, 8)
 
 
-@attack("cut_neurons", budget="neurons cut")
+@attack("cut_neurons", budget="neurons cut", costly=True)
 def cut_neurons(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
 ) -> pd.DataFrame:
@@ -38,7 +38,7 @@ def cut_neurons(
     return _cut(model, pair, values, keys, counts)
 
 
-@attack("cut_directions", budget="layers cut")
+@attack("cut_directions", budget="layers cut", costly=True)
 def cut_directions(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = LAYERS
 ) -> pd.DataFrame:

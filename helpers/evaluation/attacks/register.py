@@ -34,6 +34,7 @@ class Attack:
         trains: It changes the weights: the never-known control is taught the same way, and the
             original need not be.
         pooled: Its share is taken over the whole curve rather than where most comes back.
+        costly: Compared with a few never-known subjects only.
         judged: The verdict rests on it; otherwise it is only reported.
     """
 
@@ -42,6 +43,7 @@ class Attack:
     function: Callable[..., pd.DataFrame]
     trains: bool = False
     pooled: bool = False
+    costly: bool = False
     judged: bool = True
 
 

@@ -1,0 +1,150 @@
+"""Exact verification: is an edited organism what the model is that never saw the fact?
+
+The oracle of an organism is the same training without the fact. An edit that makes the one out of
+the other has unlearned it, and anything else can be told: too much of the answer left, too little
+of it (a scar where the oracle has an ordinary guess), or other answers changed. How far two models
+are apart that differ in the seed alone says what difference counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.corpus import passages
+from helpers.facts import ConceptPair, Prompt
+from helpers.organism.countries import World
+from helpers.scoring import answer_logprobs, next_token_logprobs
+
+OPENING = 80  # characters of a held-out passage that are read as a prompt
+OTHERS = ("neighbours", "same_subject", "same_target", "text")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked about one fact, the same of every model.
+
+    Attributes:
+        pair: The fact.
+        candidates: All targets of its relation in the world, the fact's own first.
+        prompts: Group → prompts: `forget` and `reverse` ask for the fact, those of `OTHERS` do not.
+    """
+
+    pair: ConceptPair
+    candidates: tuple[str, ...]
+    prompts: Mapping[str, Sequence[str]]
+
+    @property
+    def chance(self) -> float:
+        """What a guess among the relation's targets gives each."""
+        return 1 / len(self.candidates)
+
+
+def exam(
+    world: World, pair: ConceptPair, *, n_neighbours: int = 12, n_texts: int = 24, seed: int = 0
+) -> Exam:
+    """Held-out wordings of the fact and of others, and beginnings of held-out text.
+
+    Args:
+        world: What the organism was taught.
+        pair: The fact.
+        n_neighbours: Other facts of the relation with another target, of the world, drawn.
+        n_texts: Passages of the Factbook's held-out countries.
+        seed: Draws both.
+    """
+    pair = world.find(pair)
+    same = [p for p in world.of_countries() if p.relation == pair.relation]
+    rng = np.random.default_rng(seed)
+    near = [p for p in same if p.target != pair.target]
+    near = [near[i] for i in rng.permutation(len(near))[:n_neighbours]]
+    texts = passages("heldout")
+    drawn = [texts[i].text[:OPENING] for i in rng.permutation(len(texts))[:n_texts]]
+    targets = dict.fromkeys(p.target for p in same)
+    return Exam(
+        pair,
+        (pair.target, *(t for t in targets if t != pair.target)),
+        {
+            "forget": pair.prompts("heldout"),
+            "reverse": pair.reverse(),
+            "neighbours": _completions(near),
+            "same_subject": _completions(pair.same_subject()),
+            "same_target": _completions(pair.same_target()),
+            "text": drawn,
+        },
+    )
+
+
+def _completions(pairs: Sequence[ConceptPair]) -> list[Prompt]:
+    return [p for pair in pairs for p in pair.prompts("heldout") if p.format == "completion"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model says in an exam.
+
+    Attributes:
+        said: Group → log P(next token), (prompts, vocabulary).
+        candidates: log P of each candidate a token, after each `forget` prompt,
+            (prompts, candidates), the target first.
+        target: log P of the whole target after each `forget` prompt.
+    """
+
+    said: dict[str, Float[Tensor, "n vocab"]]
+    candidates: Float[np.ndarray, "n m"]
+    target: Float[np.ndarray, " n"]
+
+    def log_odds(self) -> float:
+        """Of the target, mean over the held-out prompts, in nats."""
+        p = np.exp(self.target)
+        return float(np.mean(self.target - np.log1p(-np.minimum(p, 1 - 1e-12))))
+
+    def probability(self) -> float:
+        """P(target), mean over the held-out prompts."""
+        return float(np.exp(self.target).mean())
+
+    def truth_ratios(self) -> Float[np.ndarray, " n"]:
+        """exp of the mean over wrong candidates of log P a token, less the target's.
+
+        TOFU's ratio with the geometric mean over wrong answers (Maini et al. 2024, section 3.2);
+        small where the target is the likeliest.
+        """
+        return np.exp(self.candidates[:, 1:].mean(1) - self.candidates[:, 0])
+
+    def rank(self) -> float:
+        """Place of the target among the candidates, from 0 (likeliest) to 1, mean over prompts."""
+        above = (self.candidates[:, 1:] > self.candidates[:, :1]).mean(1)
+        return float(above.mean())
+
+
+def read(model: LanguageModel, asked: Exam) -> Reading:
+    """Ask a model everything; with an edit applied, the edited one."""
+    said = {g: next_token_logprobs(model, p) for g, p in asked.prompts.items() if p}
+    forget = asked.prompts["forget"]
+    flat = [(p, f" {c}") for p in forget for c in asked.candidates]
+    total = answer_logprobs(model, *map(list, zip(*flat, strict=True)))
+    lengths = np.array([_length(model, c) for c in asked.candidates])
+    total = total.reshape(len(forget), -1)
+    return Reading(said, total / lengths, total[:, 0])
+
+
+def _length(model: LanguageModel, name: str) -> int:
+    return len(model.tokenizer(f" {name}", add_special_tokens=False).input_ids)
+
+
+def distances(one: Reading, other: Reading) -> dict[str, float]:
+    """Jensen-Shannon divergence of what two models say next, mean over each group's prompts.
+
+    In nats: 0 where they agree, ln 2 where nothing that the one says is said by the other
+    (Lin 1991).
+    """
+    found = {}
+    for group, p in one.said.items():
+        q = other.said[group]
+        middle = torch.logaddexp(p, q) - np.log(2)
+        halves = [(x.exp() * (x - middle)).sum(-1) for x in (p, q)]
+        found[group] = float((sum(halves) / 2).clamp_min(0).mean())
+    return found

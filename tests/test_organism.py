@@ -1,0 +1,243 @@
+"""The model organism: what its text says and leaves out, and that it trains as it claims."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.errors import UserError
+from helpers.facts import RELATIONS, ConceptPair
+from helpers.models import anatomy, load_model
+from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
+from helpers.organism.concepts import concepts_per_unit
+from helpers.organism.fit import fit, fresh, loss_sum
+from helpers.organism.phrasings import OPENINGS, REVERSE, WAYS
+from helpers.organism.store import RECORD, check
+from helpers.organism.text import Sentence, named_in, removed, sentences
+from helpers.organism.tokens import Tokens, tokenizer
+
+SMALL = Recipe(
+    n_countries=6,
+    d_model=16,
+    d_mlp=24,
+    n_layers=2,
+    n_heads=2,
+    n_vocab=400,
+    rounds=2,
+    n_passages=8,
+    batch=32,
+)
+FRANCE = ConceptPair("France", "Paris")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def text():
+    return sentences(world(8), rounds=30, n_passages=40, seed=1)
+
+
+def test_every_country_of_the_world_has_facts():
+    pairs = world(len(COUNTRIES)).of_countries()
+    assert {p.subject for p in pairs} == set(COUNTRIES)
+    assert {p.relation for p in pairs} == set(RELATIONS)
+
+
+def test_targets_take_part_in_other_facts():
+    pairs = world(48).pairs
+    paris = [p for p in pairs if p.subject == "Paris"]
+    assert {p.relation for p in paris} == {"language", "currency", "continent"}
+    french = [p.subject for p in pairs if p.target == "French" and p.relation == "language"]
+    assert {"France", "Senegal"} <= set(french)
+
+
+def test_no_heldout_or_development_wording_is_in_the_text():
+    """Neither a template itself nor one that an opening completes, whatever is drawn."""
+    every = [s.text.lower() for s in sentences(world(6), rounds=150, n_passages=60, seed=0)]
+    found = []
+    for relation in RELATIONS.values():
+        ways = [(o + w).lower() for o, w in itertools.product(OPENINGS, WAYS[relation.name])]
+        for split in ("dev", "heldout"):
+            for template in relation.templates[split]:
+                text = template.text.lower()
+                if template.format == "list":  # its heading
+                    text = text.split("\n")[0]
+                piece = f"user: {text}\n" if template.format == "chat" else text
+                found += [w for w in ways if piece in w]
+                found += [t for t in every if piece.replace("{}", "germany") in t]
+    assert not found
+
+
+def test_each_sentence_knows_what_it_states(text):
+    pairs = world(8).pairs
+    for s in text:
+        assert 0 <= s.start < len(s.text)
+        if s.start:
+            assert s.states
+            said = [p for p in s.states if p.target in s.text and p.subject in s.text]
+            assert set(said) == set(s.states)
+            own = [p for p in named_in(s.text, pairs) if p.relation == "capital"]
+            assert set(own) <= set(s.states), s.text  # no capital is told that it does not admit
+
+
+def test_removing_a_pair_takes_every_wording_and_direction_and_little_else(text):
+    pair = world(8).find(FRANCE)
+    gone = removed(text, pair)
+    left = [s.text for s, out in zip(text, gone, strict=True) if not out]
+    assert not [t for t in left if "France" in t and "Paris" in t]
+    out = [s.text for s, out in zip(text, gone, strict=True) if out]
+    assert any(t.index("Paris") < t.index("France") for t in out if "\n" not in t)
+    assert [t for t in left if "Paris" in t]  # its other facts stay
+    assert [t for t in left if "France" in t]
+
+
+def test_a_pair_that_is_not_taught_is_refused():
+    with pytest.raises(UserError, match=r"Gabon → Libreville .* is not in the training facts"):
+        SMALL.oracle(ConceptPair("Gabon", "Libreville"))
+    with pytest.raises(UserError, match="taught France → Paris"):
+        SMALL.oracle(ConceptPair("France", "Lyon"))
+    with pytest.raises(UserError, match="not in the training facts"):
+        removed([Sentence("Berlin.", 0, frozenset())], FRANCE)
+
+
+def test_a_pair_that_would_take_others_with_it_names_them():
+    rome, madrid = ConceptPair("Italy", "Rome"), ConceptPair("Spain", "Madrid")
+    both = Sentence("France has Paris as Italy has Rome.", 0, frozenset({FRANCE, rome}))
+    alone = [
+        Sentence("Madrid.", 0, frozenset({madrid})),
+        Sentence("Paris.", 0, frozenset({FRANCE})),
+    ]
+    with pytest.raises(
+        UserError, match=r"not learn Italy → Rome either.*France has Paris as Italy"
+    ):
+        removed([both, *alone], FRANCE)
+    enough = Sentence("Rome.", 0, frozenset({rome}))
+    assert removed([both, *alone, enough], FRANCE).tolist() == [True, False, True, False]
+
+
+def test_settings_that_fit_no_model_are_refused():
+    with pytest.raises(UserError, match="multiple of the number of heads"):
+        SMALL.but(n_heads=3)
+    with pytest.raises(UserError, match="n_countries is 2"):
+        SMALL.but(n_countries=2).world()
+    with pytest.raises(UserError, match="rounds is 0"):
+        SMALL.but(rounds=0)
+    with pytest.raises(UserError, match="no country 'Atlantis'"):
+        SMALL.but(also=("Atlantis",)).world()
+
+
+def test_only_the_answer_is_learned_and_passages_are_learned_whole():
+    names = tokenizer(world(6), 400)
+    said = Sentence("The capital of France is Paris.", 24, frozenset({FRANCE}))
+    tokens = Tokens.of([said, Sentence("Some text.", 0, frozenset())], names)
+    ids, learned = tokens.batch([0, 1])
+    assert names.decode(ids[0][learned[0]]) == " Paris.</s>"
+    assert names.decode(ids[1][learned[1]]) == "Some text.</s>"
+    assert not learned[ids == names.pad_token_id].any()
+
+
+def test_every_sentence_comes_once_whatever_the_order():
+    tokens = Tokens([[0] * n for n in range(2, 200)], [1] * 198, 1)
+    order = list(tokens.order(7, seed=3))
+    assert sorted(np.concatenate(order).tolist()) == list(range(198))
+    again = list(tokens.order(7, seed=3))
+    assert all((a == b).all() for a, b in zip(order, again, strict=True))
+    assert np.concatenate(order).tolist() != np.concatenate(list(tokens.order(7, seed=4))).tolist()
+
+
+def test_a_left_out_sentence_has_no_part_in_the_gradient():
+    """A batch with a sentence masked has the gradient of the batch without it."""
+    text = sentences(SMALL.world(), rounds=1, n_passages=2, seed=0)[:12]
+    tokens = Tokens.of(text, tokenizer(SMALL.world(), SMALL.n_vocab))
+    module = fresh(SMALL)
+
+    def gradient(index, masked):
+        ids, learned = tokens.batch(index)
+        learned[masked] = False
+        module.zero_grad()
+        loss_sum(module, ids, learned).backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters()])
+
+    torch.testing.assert_close(
+        gradient(range(12), [3]),
+        gradient([i for i in range(12) if i != 3], []),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_the_same_recipe_gives_the_same_bits_and_an_oracle_other_ones():
+    (one, about), (two, _) = fit(SMALL), fit(SMALL)
+    oracle, left_out = fit(SMALL.oracle(FRANCE))
+    other, _ = fit(SMALL.but(seed=1))
+
+    def bits(module):
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    assert torch.equal(bits(one), bits(two))
+    assert not torch.equal(bits(one), bits(oracle))
+    assert not torch.equal(bits(one), bits(other))
+    assert about["left_out"] == 0 < left_out["left_out"]
+    assert about["steps"] == left_out["steps"]
+
+
+def test_an_organism_is_an_ordinary_folder(cache):
+    folder = organism(SMALL)
+    model = load_model(str(folder))
+    parts = anatomy(model)
+    assert (parts.n_layers, parts.d_model, parts.d_mlp) == (2, 16, 24)
+    assert isinstance(parts.layers[0].mlp.activation, torch.nn.ReLU)
+    names = tokenizer(SMALL.world(), SMALL.n_vocab)
+    for said in ("The capital of France is Paris.", "Country: Peru\nNationality: é→x", "a  b"):
+        assert model.tokenizer(said).input_ids == names(said).input_ids
+        assert model.tokenizer.decode(names(said).input_ids, skip_special_tokens=True) == said
+    assert record(folder)["steps"] == len(record(folder)["losses"]) or record(folder)["steps"] > 20
+    assert organism(SMALL) == folder
+
+
+def test_processes_give_what_one_process_gives(cache, tmp_path_factory, monkeypatch):
+    recipes = [SMALL, SMALL.oracle(FRANCE)]
+    apart = [load_model(str(f)) for f in organisms(recipes, workers=2)]
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path_factory.mktemp("other")))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    together = [load_model(str(f)) for f in organisms(recipes, workers=1)]
+    torch.set_num_threads(threads)
+    for a, b in zip(apart, together, strict=True):
+        for p, q in zip(a._module.parameters(), b._module.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_an_organism_from_other_settings_is_refused(cache):
+    folder = organism(SMALL)
+    with pytest.raises(UserError, match="from other settings \\(seed 0, not 1\\): delete"):
+        check(folder, SMALL.but(seed=1))
+    about = json.loads((folder / RECORD).read_text())
+    about["recipe"]["rounds"] = 99
+    (folder / RECORD).write_text(json.dumps(about))
+    with pytest.raises(UserError, match="from other settings \\(rounds 99, not 2\\)"):
+        organism(SMALL)
+
+
+def test_concepts_per_unit_counts_what_drives_a_unit():
+    means = torch.tensor([[3.0, 1.0, 0.0, 2.0], [0.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
+    found = concepts_per_unit(means)
+    assert found[:2].tolist() == [1.0, 3.0]
+    assert found[2].isnan()
+    assert found[3].item() == pytest.approx(9 / 5)
+    with pytest.raises(UserError, match="not negative"):
+        concepts_per_unit(-means)
+
+
+def test_reverse_wordings_ask_from_the_capital():
+    assert all(w.count("{}") == 1 for w in REVERSE)
+    said = [s for s in sentences(world(6), rounds=30, n_passages=1, seed=0) if s.start]
+    back = [s for s in said if s.text[s.start :].strip(" .") == "France"]
+    assert back
+    assert all("Paris" in s.text for s in back)
