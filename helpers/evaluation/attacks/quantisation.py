@@ -135,7 +135,7 @@ def block_weights(model: LanguageModel) -> dict[str, bool]:
 
 
 def _register(scheme: str) -> None:
-    @attack(f"quantisation_{scheme}", budget="bits")
+    @attack(f"quantisation_{scheme}", budget="bits", costly=True)
     def rounded_and_asked(
         model: LanguageModel, pair: ConceptPair, *, seed: int = 0, split: str = "heldout"
     ) -> pd.DataFrame:
