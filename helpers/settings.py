@@ -138,6 +138,12 @@ class Verifying(Common):
     n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
 
 
+class Leaderboard(Common):
+    """`10_leaderboard`."""
+
+    n_shown: int = Field(60, description="methods in the table, the best first", ge=1)
+
+
 NOTEBOOKS: dict[str, type[Common]] = {
     "00_model_and_facts": ModelAndFacts,
     "01_keys_and_values": KeysAndValues,
@@ -147,6 +153,7 @@ NOTEBOOKS: dict[str, type[Common]] = {
     "05_concept_features": ConceptFeatures,
     "06_edit_mlps": EditingMLPs,
     "09_verify": Verifying,
+    "10_leaderboard": Leaderboard,
 }
 
 

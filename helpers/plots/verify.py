@@ -111,3 +111,35 @@ def told_apart(table: pd.DataFrame) -> Figure:
     axis.grid(axis="y", visible=False)
     axis.legend(loc="lower right")
     return figure
+
+
+def front(board: pd.DataFrame) -> Figure:
+    """Every method by what it forgets and what it keeps; the front joined by a line.
+
+    Args:
+        board: One row a method: method, family, forgotten, kept, front.
+    """
+    colours = dict(zip(board["family"].unique(), (BLUE, ORANGE, GREY, GREEN), strict=False))
+    colours["control"] = GREY
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
+    best = board[board["front"]].sort_values("forgotten")
+    axis.plot(best["forgotten"], best["kept"], color="black", lw=0.8, zorder=1)
+    for family, part in board.groupby("family", sort=False):
+        axis.plot(part["forgotten"], part["kept"], "o", color=colours[family], ms=5, label=family)
+    named = board.dropna(subset=["forgotten", "kept"]).sort_values("kept")
+    for k, row in enumerate(named.itertuples()):
+        axis.annotate(
+            row.method,
+            (row.forgotten, row.kept),
+            xytext=(4, 3 if k % 2 else -8),
+            textcoords="offset points",
+            fontsize=7,
+            color=colours[row.family],
+        )
+    axis.set(
+        xlabel="forgotten: 1 − P(target) after / before",
+        ylabel="kept: P(answer) after / before",
+        xlim=(-0.05, 1.2),
+    )
+    axis.legend(loc="lower left")
+    return figure
