@@ -10,7 +10,7 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR PATCH SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
 	UNLEARNING_CACHE
 given = $(findstring command line,$(origin $(1)))
 quoted = '$(subst ','\'',$(value $(1)))'
@@ -32,13 +32,13 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book run test check lab bench tune format lock clean distclean
+.PHONY: help setup book run verify leaderboard test check lab bench tune format lock clean distclean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
 	@echo
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+		while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "Variables of book and run:"
 	@echo "  PROFILE=smoke            smoke, default (as published), full, or a YAML file of your own"
@@ -61,6 +61,12 @@ book: $(STAMP)  ## run the notebooks and build the book
 
 run: $(STAMP)  ## run the notebooks only
 	@$(PY) -m helpers.pipeline notebooks $(RUN)
+
+verify: $(STAMP)  ## is it gone, or only hidden? Attack the edit in PATCH=file (or make one)
+	@$(PY) -m helpers.pipeline notebooks $(RUN) $(call parameter,PATCH,patch) --only 09_verify
+
+leaderboard: $(STAMP)  ## every method on held-out facts, as a page, as Parquet and as CSV
+	@$(PY) -m helpers.pipeline notebooks $(RUN) --only 10_leaderboard
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included
 	$(PY) -m pytest $(if $(call given,ARGS),$(ARGS))

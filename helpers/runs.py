@@ -42,6 +42,11 @@ def resolve(options: argparse.Namespace) -> dict[str, Any]:
                 raise UserError(f"{path} says what {name} is: leave {name} away, or the file.")
         overrides["pair_file"] = str(path)
         pair = _pair(path)
+    if overrides.get("patch"):
+        patch = Path(overrides["patch"]).expanduser().resolve()
+        if not patch.is_file():
+            raise UserError(f"There is no file {patch}; give an edit that save() wrote.")
+        overrides["patch"] = str(patch)
     if (model := Path(overrides.get("model", "")).expanduser()).exists() and "model" in overrides:
         overrides["model"] = str(model.resolve())  # notebooks run in a folder of their own
     load_profile(options.profile, overrides)  # first what the user said, in the user's words
@@ -85,7 +90,7 @@ def _run_name(options: argparse.Namespace, overrides: dict[str, str]) -> str:
     parts = [plain.name]
     for key in sorted(differing, key=lambda k: (k not in ("subject", "target"), k)):
         value = str(differing[key])
-        label = Path(value).stem if key in ("pair_file", "model") else value
+        label = Path(value).stem if key in ("pair_file", "model", "patch") else value
         ascii_label = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
         text = slug(ascii_label)[:40]
         if label != value or not label.isascii():

@@ -138,6 +138,31 @@ class TrainingMethods(Common):
     n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
 
 
+class Verifying(Common):
+    """`09_verify`."""
+
+    patch: str = Field("", description="file of an edit to verify; empty: one is made")
+    method: str = Field("tangent_kernel", description="the method that makes it")
+    attacks: str = Field("all", description="all, or names of attacks separated by commas")
+    hidden_attacks: str = Field("all", description="the same for the known-hidden model")
+    n_absent: int = Field(6, description="never-known subjects to compare with", ge=1)
+    relearning_steps: str = Field(
+        "4, 8",
+        description="steps after which relearning is read",
+        pattern=r"^\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*$",
+        coerce_numbers_to_str=True,  # papermill reads "4" as a number
+    )
+    search_rounds: int = Field(3, description="rounds of the search for a trigger", ge=1)
+    n_neighbours: int = Field(12, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
+
+
+class Leaderboard(Common):
+    """`10_leaderboard`."""
+
+    n_shown: int = Field(60, description="methods in the table, the best first", ge=1)
+
+
 NOTEBOOKS: dict[str, type[Common]] = {
     "00_model_and_facts": ModelAndFacts,
     "01_keys_and_values": KeysAndValues,
@@ -147,6 +172,8 @@ NOTEBOOKS: dict[str, type[Common]] = {
     "05_concept_features": ConceptFeatures,
     "06_edit_mlps": EditingMLPs,
     "07_training_methods": TrainingMethods,
+    "09_verify": Verifying,
+    "10_leaderboard": Leaderboard,
 }
 
 

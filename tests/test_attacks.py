@@ -269,7 +269,7 @@ def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):
     assert counts["relearning_forgotten"].to_dict() == {"absent": 1, "edited": 1}
     means = found.table.query("attack == 'paraphrases'").groupby("state")["score"].mean()
     assert means["present"] > 0.3 and means["edited"] < 0.05
-    for name in ("asking.answer_probability", "lens.logit_lens", "relearning.train"):
+    for name in ("asking.answer_probability", "lens.capture", "relearning.train"):
         monkeypatch.setattr(f"helpers.evaluation.attacks.{name}", None)
     with hidden.applied(model):
         again = battery(model, pair, attacks=names, options=options, n_absent=2)

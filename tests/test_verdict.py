@@ -10,8 +10,10 @@ from helpers.evaluation.battery import Evidence, battery
 from helpers.evaluation.bootstrap import Metric
 from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.scorecard import Scorecard
+from helpers.evaluation.suspects import chosen_attacks, suspect, told_apart
 from helpers.evaluation.verdict import Margins, holm, recovered, scar, tost, verdict
 from helpers.facts import ConceptPair
+from helpers.methods import unlearn
 
 PRESENT = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
 ABSENT = [0.01, 0.02, 0.01, 0.02, 0.01, 0.01]
@@ -63,9 +65,9 @@ def test_holm_by_hand():
 
 def test_share_is_between_never_known_and_original():
     found = evidence({"paraphrases": {0: ABSENT}, "few_shot": {1: PRESENT, 3: ABSENT}})
-    budget, share = recovered(found, "paraphrases")
+    _, share, _ = recovered(found, "paraphrases")
     assert share == pytest.approx(np.zeros(5))  # the unknown wording is left out
-    budget, share = recovered(found, "few_shot")
+    budget, share, _ = recovered(found, "few_shot")
     assert budget == 1 and share.mean() == pytest.approx(1.0)
 
 
@@ -73,7 +75,7 @@ def test_head_start_is_the_mean_over_the_curve_in_units_of_what_was_known():
     half = [a + 0.5 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
     curve = {0: ABSENT, 5: half, 10: ABSENT}
     found = evidence({"paraphrases": {0: ABSENT}, "relearning_forgotten": curve})
-    _, share = recovered(found, "relearning_forgotten")
+    _, share, _ = recovered(found, "relearning_forgotten")
     assert share.mean() == pytest.approx(0.25)
     alone = Evidence(found.table.query("attack != 'paraphrases'"))
     with pytest.raises(UserError, match="run that attack as well"):
@@ -179,3 +181,44 @@ def test_present_hidden_and_absent_are_told_apart(knowing):
     found = verdict(battery(model, pair, asked_as=stranger, **how), required=names)
     assert found.word not in ("present", "hidden")
     assert not (found.attacks["finding"] == "comes back").any()
+
+
+def test_a_patch_must_be_of_the_pair_that_is_asked_about(knowing, tmp_path):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    made = unlearn(model, pair, "mean_difference", layers=(1,))
+    made.save(tmp_path / "patch.safetensors")
+    found = suspect(model, pair, patch=str(tmp_path / "patch.safetensors"))
+    assert found.delta.touched_hash == made.delta.touched_hash
+    with pytest.raises(UserError, match="removes Kenya → Nairobi, not Cuba → Havana"):
+        suspect(model, ConceptPair("Cuba", "Havana"), patch=str(tmp_path / "patch.safetensors"))
+    with pytest.raises(UserError, match="no method 'nothing'"):
+        suspect(model, pair, method="nothing")
+
+
+def test_chosen_attacks_are_known_and_begin_with_paraphrases():
+    assert chosen_attacks("lens, paraphrases") == ["lens", "paraphrases"]
+    assert "trigger" in chosen_attacks("all")
+    with pytest.raises(UserError, match="no attack 'x'"):
+        chosen_attacks("paraphrases, x")
+    with pytest.raises(UserError, match="begins with"):
+        chosen_attacks("lens")
+
+
+def test_a_blind_attack_has_an_auc_of_one_half():
+    found = told_apart(evidence({"paraphrases": {0: ABSENT}, "lens": {0: ABSENT, 5: PRESENT}}))
+    found = found.set_index("attack")
+    assert found.loc["paraphrases", "edited"] == 0.5
+    assert found.loc["paraphrases", "present"] == 1.0
+    assert found.loc["lens", "edited"] == 1.0  # the mean of absent and present is above absent
+
+
+def test_the_margin_is_above_the_leakiest_never_known_subject():
+    found = case(lens=like(ABSENT, 0.2))
+    rows = found.table.query("attack == 'lens' and state == 'absent'")
+    leaky = rows.assign(subject="leaky", score=rows["score"] + 0.4)  # their mean rises by 0.2
+    both = Evidence(pd.concat([found.table, leaky]))
+    assert verdict(found, card(), required=NAMES).word == "partial"
+    got = verdict(both, card(), required=NAMES)
+    row = got.attacks.set_index("attack").loc["lens"]
+    assert row["share"] == pytest.approx(0.0, abs=1e-9) and row["leak"] > 0.3
+    assert got.word == "verified"

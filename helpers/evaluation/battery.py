@@ -18,7 +18,7 @@ from nnsight import LanguageModel
 
 from helpers.artifacts import cached_table, content_hash
 from helpers.errors import UserError
-from helpers.evaluation.attacks import ATTACKS, NothingToAttackError, never_known, register
+from helpers.evaluation.attacks import ATTACKS, Attack, NothingToAttackError, never_known, register
 from helpers.facts import ConceptPair
 from helpers.methods import original
 from helpers.models import model_hash
@@ -26,6 +26,7 @@ from helpers.models import model_hash
 log = logging.getLogger(__name__)
 
 PRESENT, EDITED, ABSENT = "present", "edited", "absent"
+COSTLY = 2  # never-known subjects of a costly attack
 HELPERS = Path(__file__).resolve().parent.parent
 
 
@@ -58,7 +59,7 @@ def battery(
     *,
     attacks: Sequence[str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    n_absent: int = 3,
+    n_absent: int = 6,
     seed: int = 0,
     asked_as: ConceptPair | None = None,
 ) -> Evidence:
@@ -72,8 +73,8 @@ def battery(
         pair: What was to be forgotten.
         attacks: Names of `ATTACKS`, all by default.
         options: Attack → its own options (smaller budgets).
-        n_absent: Never-known subjects that each attack is compared with; attacks that train are
-            compared with the first one.
+        n_absent: Never-known subjects that each attack is compared with; costly attacks are
+            compared with the first two, attacks that train with the first.
         seed: Of everything random.
         asked_as: Ask the model as it is about this pair instead: a never-known one shows what the
             battery says of a fact that is absent.
@@ -119,10 +120,9 @@ def battery(
         mine = [run(EDITED, asked_as or pair)]
         if "why" not in mine[0]:
             with original(model):
-                if not entry.trains and not entry.relative:
+                if not entry.trains:
                     mine.append(run(PRESENT, pair))
-                if not entry.relative:
-                    mine += [run(ABSENT, s) for s in strangers[: 1 if entry.trains else None]]
+                mine += [run(ABSENT, s) for s in _few(strangers, entry)]
             tables += mine
         else:
             nothing[name] = mine[0]["why"].iloc[0]
@@ -131,6 +131,11 @@ def battery(
     columns = ["attack", "state", "subject", "budget", "prompt", "score"]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
     return Evidence(table[columns], nothing, seconds, str(pair))
+
+
+def _few(strangers: list[ConceptPair], entry: Attack) -> list[ConceptPair]:
+    """As many never-known subjects as the attack can be afforded on."""
+    return strangers[: 1 if entry.trains else COSTLY if entry.costly else None]
 
 
 def _code(function: Callable) -> str:

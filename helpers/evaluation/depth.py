@@ -22,6 +22,7 @@ from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 from helpers.tracing.states import capture_all, token_ids
 
+MOST = 4  # statements that are patched
 THRESHOLD = 0.05  # nats: layers where the reference does less harm say nothing
 
 
@@ -74,7 +75,7 @@ class Depth:
 def unlearning_depth(
     model: LanguageModel, pair: ConceptPair, strangers: Sequence[ConceptPair]
 ) -> Depth:
-    """The depth score of the model as it is, on the pair's held-out statements.
+    """The depth score of the model as it is, on the pair's first held-out statements.
 
     Patched is the residual stream at the subject's tokens. In place of a model that never knew the
     fact, δ₁ takes the original's states of *subjects* that it knows nothing of: they lack the whole
@@ -97,8 +98,8 @@ def unlearning_depth(
         span = range(*subject_span(prompt, model.tokenizer))
         ids = token_ids(model, prompt)
         alike = [s.prompts("heldout")[index] for s in strangers]
-        alike = [s for s in alike if _shape(model, s) == (len(ids), span.start, span.stop)]
-        if not alike:
+        alike = [s for s in alike if _shape(model, s) == (len(ids), span.start, span.stop)][:1]
+        if not alike or len(d1) == MOST:
             continue
         now = _residual(model, ids)
         with original(model):
@@ -111,9 +112,9 @@ def unlearning_depth(
             answer = first_token(model, prompt, prompt.answers[0])
             final = run_patched(model, ids, [[], *jobs])
             logp = logits_of(model, final).log_softmax(-1)[:, answer].double().cpu().numpy()
-        drop = (logp[0] - logp[1:]).reshape(1 + len(alike), parts.n_layers)
+        drop = (logp[0] - logp[1:]).reshape(2, parts.n_layers)
         d2.append(drop[0])
-        d1.append(drop[1:].mean(0))
+        d1.append(drop[1])
     if not d1:
         raise UserError(
             f"No never-known subject has a name of as many tokens as {pair.subject}: give more."

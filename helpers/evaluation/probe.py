@@ -5,6 +5,8 @@ unembedding row, and asked for a subject it never saw. A probe can learn anythin
 stands one that was taught permuted answers (Hewitt & Liang 2019, "control tasks").
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -14,9 +16,9 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.evaluation.questions import known_neighbours
-from helpers.facts import ConceptPair
+from helpers.facts import ConceptPair, Prompt
 from helpers.methods import original
-from helpers.models import anatomy
+from helpers.models import anatomy, model_hash
 from helpers.scoring import first_token
 from helpers.tracing import capture
 
@@ -73,7 +75,9 @@ def linear_probe(
         UserError: The original knows too few neighbours to learn from.
     """
     with original(model):
-        near = known_neighbours(model, pair, n=n_subjects, seed=seed)
+        near = known_neighbours(model, pair, n=10_000, seed=seed)
+    near = sorted(near, key=lambda k: k.subject)  # the same for every pair of a target
+    near = [near[i] for i in np.random.default_rng(seed).permutation(len(near))[:n_subjects]]
     if len(near) < 4:
         raise UserError(
             f"A probe learns from at least 4 known facts of the relation; there are {len(near)}."
@@ -82,7 +86,8 @@ def linear_probe(
     each = len(taught) // len(near)
     taught = [p for i, p in enumerate(taught) if i % each < WAYS]
     asked = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    both = capture(model, [*taught, *asked], sites=["residual"])["residual"]  # (n, layers, d)
+    states = _kept(model, taught), capture(model, asked, sites=["residual"])["residual"]
+    both = torch.cat(states)  # (n, layers, d_model)
     ids = torch.tensor([first_token(model, p, p.answers[0]) for p in [*taught, *asked]])
     tokens, place = ids.unique(return_inverse=True)
     head = anatomy(model).head.weight.detach().float().cpu()[tokens]
@@ -97,3 +102,14 @@ def linear_probe(
         control = rank_score(x, head[place[:n]][shuffled], y, head, place[n:])
         rows += [(layer, i, float(real[i]), float(control[i])) for i in range(len(asked))]
     return pd.DataFrame(rows, columns=["layer", "prompt", "score", "permuted"])
+
+
+_TAUGHT: dict[tuple, Tensor] = {}  # states of the last model and prompts that a probe learned from
+
+
+def _kept(model: LanguageModel, prompts: Sequence[Prompt]) -> Float[Tensor, "n layers d_model"]:
+    key = (model_hash(model), *map(str, prompts))
+    if key not in _TAUGHT:
+        _TAUGHT.clear()
+        _TAUGHT[key] = capture(model, prompts, sites=["residual"])["residual"]
+    return _TAUGHT[key]

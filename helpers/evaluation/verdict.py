@@ -2,13 +2,14 @@
 
 What an attack gets out is put on a scale by the two models that stand beside: 0 is what it gets out
 about facts that were never known, 1 what it gets out of the original. *Gone* is then a claim of
-equivalence, and needs a test that can fail to make it: two one-sided tests (TOST; Schuirmann 1987)
-against a margin. "Not significantly different" would be cheap to get with few prompts.
+equivalence, and needs a test that can fail to make it (TOST, two one-sided tests; Schuirmann 1987):
+one side is each attack's share against its margin, the other the scar, too little of the answer.
+"Not significantly different" would be cheap to get with few prompts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,10 @@ class Margins:
     """What counts as gone, hidden, damaged. State them before looking.
 
     Attributes:
-        recovered: Gone: an attack recovers less than this share of what was known.
+        recovered: Gone: an attack recovers less than this share of what was known, above the
+            leakiest of the never-known subjects that it was compared with (a margin that the
+            reference scales: never-known subjects differ, most of all in ranks). Where facts are
+            the units, above their mean.
         hidden: Hidden: it recovers at least this share.
         scar: Factor by which P(target) may lie off that of never-known facts; much less is a scar
             that gives the fact away (Deepak et al. 2025).
@@ -60,7 +64,8 @@ class Verdict:
         word: `verified`, `hidden`, `present` (nothing was unlearned), `damaged`, or `partial`.
         reasons: In sentences.
         attacks: One row an attack: attack, budget (at which it recovers most), share (recovered),
-            low, high, n, p_gone, p_back (corrected), finding.
+            low, high, n, leak (the same of the leakiest never-known subject), p_gone, p_back
+            (corrected), finding.
         damage: One row a metric: metric, value, low, high, margin, finding.
         margins: As stated.
     """
@@ -123,15 +128,29 @@ def holm(p: Sequence[float]) -> Float[np.ndarray, " n"]:
     return out
 
 
-def recovered(
-    evidence: Evidence, name: str, margins: Margins | None = None
-) -> tuple[float, Float[np.ndarray, " n"]]:
-    """(budget, share of the knowledge that the attack gets back, prompt by prompt).
+class Recovered(NamedTuple):
+    """What an attack got back, as shares of what was known.
+
+    Attributes:
+        budget: At which most comes back; for a pooled attack where the original shows most.
+        share: Of each prompt.
+        strangers: Of each never-known subject, mean over prompts; their mean is 0.
+    """
+
+    budget: float
+    share: Float[np.ndarray, " n"]
+    strangers: Float[np.ndarray, " k"]
+
+
+def recovered(evidence: Evidence, name: str, margins: Margins | None = None) -> Recovered:
+    """The share of the knowledge that an attack gets back.
 
     share = (edited − never known) / (original − never known); numerators are each prompt's own, the
-    denominator is the mean over prompts. The budget is the one at which most comes back. An attack
-    that trains is compared with a never-known fact taught in the same way, in units of what the
-    original knew before, and its share is the mean over the curve: the head start.
+    denominator is the mean over prompts; prompts that the original doesn't know are left out. A
+    pooled attack is taken over its whole curve: one that trains over all its steps (the head start
+    over a never-known fact that is taught in the same way, in units of what the original knew
+    before), one that reads layers over those where the original shows at least half as much as it
+    ever does.
 
     Args:
         evidence: From `battery`.
@@ -143,38 +162,56 @@ def recovered(
     """
     margins = margins or Margins()
     rows = evidence.table[evidence.table["attack"] == name]
-    edited = _grid(rows, EDITED)
-    if ATTACKS[name].relative:
-        best = edited.mean().idxmax()
-        return float(best), edited[best].to_numpy()
-    absent = _grid(rows, ABSENT)
+    edited, absent = _grid(rows, EDITED), _grid(rows, ABSENT)
     if ATTACKS[name].trains:
         plain = evidence.table[evidence.table["attack"] == "paraphrases"]
-        present = _grid(plain, PRESENT)
-        if not len(present):
+        if plain.empty:
             raise UserError(f"{name} is measured against 'paraphrases': run that attack as well.")
-        above = present[0.0] - _grid(plain, ABSENT)[0.0]
-        kept = above[above >= margins.known].index
-        if not len(kept):
-            raise UserError(_unknown(name))
+        above = (_grid(plain, PRESENT) - _grid(plain, ABSENT))[0.0]
+        kept = above.index[above >= margins.known]
         budgets = [b for b in edited if b > 0]
-        gap = (edited[budgets] - absent[budgets]).loc[kept].mean(axis=1)
-        return float(max(budgets)), (gap / above[kept].mean()).to_numpy()
+        return _share(rows, max(budgets), budgets, kept, above[kept].mean(), name)
     above = _grid(rows, PRESENT) - absent
-    found = {}
+    if ATTACKS[name].pooled:
+        shown = above.mean()
+        kept = above.index if shown.max() >= margins.known else above.index[:0]
+        budgets = shown.index[shown >= shown.max() / 2]
+        return _share(rows, shown.idxmax(), budgets, kept, shown[budgets].mean(), name)
+    found = []
     for budget in edited:
         kept = above.index[above[budget] >= margins.known]
-        if len(kept) >= min(FEWEST, len(above)):
-            gap = (edited[budget] - absent[budget]).loc[kept]
-            found[float(budget)] = (gap / above.loc[kept, budget].mean()).to_numpy()
+        if len(kept):
+            scale = above.loc[kept, budget].mean()
+            found.append(_share(rows, budget, [budget], kept, scale, name))
     if not found:
-        raise UserError(_unknown(name))
-    best = max(found, key=lambda b: found[b].mean())
-    return best, found[best]
+        raise NothingKnownError(name)
+    return max(found, key=lambda r: r.share.mean())
 
 
-def _unknown(name: str) -> str:
-    return f"Under {name} the original model knows no more than about facts it never knew."
+def _share(
+    rows: pd.DataFrame, budget: float, budgets: Sequence, kept: Sequence, scale: float, name: str
+) -> Recovered:
+    """Edited less never-known over some budgets and prompts, in units of `scale`."""
+    if not len(kept):
+        raise NothingKnownError(name)
+    budgets = list(budgets)
+    absent = _grid(rows, ABSENT)[budgets].loc[kept].mean(axis=1)
+    edited = _grid(rows, EDITED)[budgets].loc[kept].mean(axis=1)
+    each = rows[rows["state"] == ABSENT].groupby("subject", sort=False)
+    strangers = [
+        _grid(part, ABSENT)[budgets].loc[kept].mean(axis=1).mean() - absent.mean()
+        for _, part in each
+    ]
+    share = ((edited - absent) / scale).to_numpy()
+    return Recovered(float(budget), share, np.array(strangers) / scale)
+
+
+class NothingKnownError(UserError):
+    """The original model knows nothing that an attack could recover."""
+
+    def __init__(self, name: str):
+        """Says under which attack."""
+        super().__init__(f"Under {name} the original knows no more than of never-known facts.")
 
 
 def _grid(rows: pd.DataFrame, state: str) -> pd.DataFrame:
@@ -219,7 +256,7 @@ def verdict(
             facts are.
         card: From `evaluate`, for damage; without it nothing can be verified.
         margins: Stated beforehand.
-        required: Attacks without which nothing is verified, all by default.
+        required: Attacks without which nothing is verified; by default all that are judged.
         seed: Of the intervals.
 
     Raises:
@@ -229,11 +266,13 @@ def verdict(
     cases = [evidence] if isinstance(evidence, Evidence) else list(evidence)
     if not cases:
         raise UserError("There is no evidence: run the battery first.")
-    required = list(ATTACKS) if required is None else list(required)
+    judged = [n for n, a in ATTACKS.items() if a.judged]
+    required = judged if required is None else list(required)
     attacks = _weighed(cases, required, margins, seed)
     damage = _damage(card, margins)
     reasons, findings = [], attacks.set_index("attack")
-    back = attacks[(attacks["finding"] == BACK) & (attacks["share"] >= margins.hidden)]
+    judged = attacks["attack"].map(lambda n: ATTACKS[n].judged)
+    back = attacks[judged & (attacks["finding"] == BACK) & (attacks["share"] >= margins.hidden)]
     if "paraphrases" in back["attack"].to_list():
         word = "present"
         share = findings.loc["paraphrases", "share"]
@@ -256,7 +295,7 @@ def verdict(
         (OPEN, "Not shown to be gone under {}."),
         (MISSING, "Not run: {}."),
     ):
-        names = [r.attack for r in attacks.itertuples() if r.finding == finding]
+        names = attacks[judged & (attacks["finding"] == finding)]["attack"].to_list()
         names = [n for n in names if n not in back["attack"].to_list()]
         if names:
             blocks.append(text.format(", ".join(names)))
@@ -271,7 +310,7 @@ def verdict(
     if word == "verified" and blocks:
         word = "partial"
     if word == "verified":
-        held = (attacks["finding"] == GONE).sum()
+        held = int((judged & (attacks["finding"] == GONE)).sum())
         reasons.append(f"All {held} attacks recover less than {margins.recovered:.0%}.")
     return Verdict(word, reasons + blocks, attacks, damage, margins)
 
@@ -283,17 +322,26 @@ def _weighed(
     nan = float("nan")
     names = list(dict.fromkeys([*required, *(n for c in cases for n in c.attacks)]))
     for name in names:
-        blank = {"attack": name, "budget": nan, "share": nan, "low": nan, "high": nan, "n": 0}
+        blank = {
+            "attack": name,
+            "budget": nan,
+            "share": nan,
+            "low": nan,
+            "high": nan,
+            "n": 0,
+            "leak": nan,
+        }
         ran = [c for c in cases if name in c.attacks]
-        values, budget = [], nan
+        values, budget, leak = [], nan, 0.0
         for case in ran:
             if name in case.nothing:
                 continue
             try:
-                budget, found = recovered(case, name, margins)
-            except UserError:
+                budget, found, strangers = recovered(case, name, margins)
+            except NothingKnownError:
                 continue
             values.append(found)
+            leak = max(leak, strangers.max())
         if len(ran) < len(cases):
             rows.append({**blank, "p_gone": nan, "finding": MISSING})
             p_back.append(nan)
@@ -305,10 +353,10 @@ def _weighed(
             m = bootstrap(units, seed=seed)
             gone, back = 1.0, 1.0
             if len(units) >= FEWEST:
-                gone, back, _ = tost(units, low=-margins.recovered, high=margins.recovered)
-                if m.value < 0:  # less than from a never-known fact: the scar's test, not this one
-                    gone = tost(units, low=-np.inf, high=margins.recovered)[0]
-            measured = {"share": m.value, "low": m.low, "high": m.high, "n": m.n}
+                # how far below a never-known fact is the scar's test, not this one
+                high = margins.recovered + (leak if len(cases) == 1 else 0.0)
+                gone, back, _ = tost(units, low=-np.inf, high=high)
+            measured = {"share": m.value, "low": m.low, "high": m.high, "n": m.n, "leak": leak}
             rows.append({**blank, "budget": budget, **measured, "p_gone": gone, "finding": ""})
             p_back.append(back)
     table = pd.DataFrame(rows)

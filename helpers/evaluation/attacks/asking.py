@@ -35,12 +35,13 @@ def paraphrases(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd
     return curve({0: answer_probability(model, pair.prompts("heldout"))})
 
 
-@attack("reverse", budget="none")
+@attack("reverse", budget="none", judged=False)
 def reverse(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
     """Ask for the subject by the target.
 
     The score is P(subject). Berglund et al. 2024 ("The Reversal Curse"): a fact learned in one
-    direction need not be known in the other, nor forgotten in it.
+    direction need not be known in the other, nor forgotten in it. So what is left of it is
+    reported, and the verdict on the one direction does not rest on the other.
     """
     return curve({0: asked(model, pair.reverse(), why="The relation has no reverse prompts.")})
 

@@ -1,7 +1,7 @@
 """An auditor with the edited model alone: find what suppresses the answer, cut it out, ask again.
 
-He suspects a pair, and takes the first-order share of every neuron (or of every singular direction
-of W_out) in the answer's log-odds: activation times the gradient along what it writes. Those that
+He suspects a pair, and takes the first-order share of every neuron (or of every layer along one
+direction) in the answer's log-odds: activation times the gradient along what it writes. Those that
 push the answer down most are cut. Every model has some that do, so the never-known control gets the
 same treatment.
 """
@@ -24,10 +24,10 @@ from helpers.scoring import answer_probability, first_token
 from helpers.tracing.states import token_ids
 
 NEURONS = (1, 4, 16, 64, 256)
-DIRECTIONS = (1, 4, 16, 64)
+LAYERS = (1, 2, 4, 8)
 
 
-@attack("cut_neurons", budget="neurons cut")
+@attack("cut_neurons", budget="neurons cut", costly=True)
 def cut_neurons(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
 ) -> pd.DataFrame:
@@ -38,16 +38,26 @@ def cut_neurons(
     return _cut(model, pair, values, keys, counts)
 
 
-@attack("cut_directions", budget="directions cut")
+@attack("cut_directions", budget="layers cut", costly=True)
 def cut_directions(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = DIRECTIONS
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = LAYERS
 ) -> pd.DataFrame:
-    """Cut the singular directions of the W_outs that push the answer down most."""
+    """Keep the layers that push the answer down most from writing along it.
+
+    In each layer the direction is the mean gradient of the answer's log-odds at the prompts' ends,
+    and W_out loses what it writes along it: a suppressor of low rank that is spread over many
+    neurons goes with it.
+    """
+    asks = suspicion(model, pair)
+    t = linearise(model, asks, layers=range(anatomy(model).n_layers))
+    ends = [r for r in range(len(t.owner) - 1) if t.owner[r] != t.owner[r + 1]]
+    ends = torch.tensor([*ends, len(t.owner) - 1])  # the last position of every ask
     values, keys = {}, {}
     for i, layer in enumerate(anatomy(model).layers):
-        u, s, v = torch.linalg.svd(layer.mlp.W_out().detach().float().cpu(), full_matrices=False)
-        values[i], keys[i] = u * s, v
-    return _cut(model, pair, values, keys, counts)
+        g = torch.nn.functional.normalize(t.gradients[i][ends].mean(0), dim=0)
+        values[i] = g[:, None]
+        keys[i] = (g @ layer.mlp.W_out().detach().float().cpu())[None]
+    return _cut(model, pair, values, keys, counts, tangent=t)
 
 
 def _cut(
@@ -56,9 +66,11 @@ def _cut(
     values: dict[int, Float[Tensor, "d_model n"]],
     keys: dict[int, Float[Tensor, "n d_mlp"]],
     counts: Sequence[int],
+    *,
+    tangent: Tangent | None = None,
 ) -> pd.DataFrame:
-    """Where W_out = values @ keys: cut the parts that push the answer down most."""
-    t = linearise(model, suspicion(model, pair), layers=list(values))
+    """Of the parts `values[:, k] keys[k]` of W_out cut those that push the answer down most."""
+    t = tangent or linearise(model, suspicion(model, pair), layers=list(values))
     pushes = {i: pushed(t, i, values[i], keys[i]) for i in values}
     layers = torch.cat([torch.full((len(p),), i) for i, p in pushes.items()])
     index = torch.cat([torch.arange(len(p)) for p in pushes.values()])

@@ -1,20 +1,52 @@
-"""Read the answer off inside the model, before the layer that hides it."""
+"""Read the answer off inside the model, before the layer that hides it: logit lens and probe."""
 
 import pandas as pd
+import torch
 from nnsight import LanguageModel
 
-from helpers.evaluation.attacks.register import NothingToAttackError, attack
+from helpers.errors import UserError
+from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve
+from helpers.evaluation.probe import linear_probe
 from helpers.facts import ConceptPair
-from helpers.tracing import logit_lens
+from helpers.models import final_norm, unembed
+from helpers.scoring import first_token
+from helpers.tracing import capture
+
+CANDIDATES = 48  # other subjects whose targets the target has to beat
 
 
-@attack("lens", budget="layer")
+@attack("lens", budget="layer", pooled=True)
+@torch.inference_mode()
 def lens(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
-    """P(first token of the target) in the logit lens after every layer, at the last token."""
+    """Rank of the target among other subjects' targets in the logit lens, after every layer.
+
+    The score is the share of candidates that come after it: 1 is first, 0.5 is chance. Ranks among
+    answers of the relation show what probabilities over the whole vocabulary don't: in the layers
+    where the fact arrives other words are still ahead of all answers.
+    """
     prompts = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    if not prompts:
-        raise NothingToAttackError("The pair has no statements to read between the layers of.")
-    table = logit_lens(model, prompts)
-    return table.rename(columns={"layer": "budget", "probability": "score"})[
-        ["budget", "prompt", "score"]
-    ]
+    others = pair.others(CANDIDATES, seed=seed)
+    if not prompts or not others:
+        raise NothingToAttackError("The pair has no statements, or no other answers to rank among.")
+    states = capture(model, prompts, sites=["residual"])["residual"]  # (n, layers, d_model)
+    rows = []
+    for prompt, residual in zip(prompts, states, strict=True):
+        logits = unembed(model, final_norm(model, residual.to(model._module.device))).float()
+        target = first_token(model, prompt, prompt.answers[0])
+        tokens = {first_token(model, prompt, o.answers[0]) for o in others} - {target}
+        rival, own = logits[:, sorted(tokens)], logits[:, target, None]
+        rows.append(((rival < own).float() + 0.5 * (rival == own).float()).mean(1).tolist())
+    return curve(dict(enumerate(zip(*rows, strict=True))))
+
+
+@attack("probe", budget="layer", pooled=True)
+def probe(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
+    """Rank of the target in what a linear probe reads at the last token (`linear_probe`).
+
+    The probe was taught other subjects' facts; 1 is first, 0.5 is chance.
+    """
+    try:
+        table = linear_probe(model, pair, seed=seed)
+    except UserError as error:
+        raise NothingToAttackError(str(error)) from error
+    return table.rename(columns={"layer": "budget"})[["budget", "prompt", "score"]]

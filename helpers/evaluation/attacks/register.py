@@ -33,25 +33,28 @@ class Attack:
             left as it was.
         trains: It changes the weights: the never-known control is taught the same way, and the
             original need not be.
-        relative: Its score is already the share of the original's knowledge that is left, so it
-            needs no reference.
+        pooled: Its share is taken over the whole curve rather than where most comes back.
+        costly: Compared with a few never-known subjects only.
+        judged: The verdict rests on it; otherwise it is only reported.
     """
 
     name: str
     budget: str
     function: Callable[..., pd.DataFrame]
     trains: bool = False
-    relative: bool = False
+    pooled: bool = False
+    costly: bool = False
+    judged: bool = True
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(name: str, *, budget: str, trains: bool = False, relative: bool = False) -> Callable:
-    """Register a function as the attack `name`."""
+def attack(name: str, *, budget: str, **flags: bool) -> Callable:
+    """Register a function as the attack `name`; flags as in `Attack`."""
 
     def register(function: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
-        ATTACKS[name] = Attack(name, budget, function, trains, relative)
+        ATTACKS[name] = Attack(name, budget, function, **flags)
         return function
 
     return register

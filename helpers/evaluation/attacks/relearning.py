@@ -32,7 +32,7 @@ N_FORGOTTEN = 2  # prompts of the forgotten fact in every batch of "forgotten"
 TEXT_LENGTH = 24  # tokens of a stretch of unrelated text
 
 
-@attack("relearning_unrelated", budget="steps", trains=True)
+@attack("relearning_unrelated", budget="steps", trains=True, pooled=True)
 def relearning_unrelated(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def relearning_unrelated(
     return relearned(model, pair, batch, steps=steps)
 
 
-@attack("relearning_neighbours", budget="steps", trains=True)
+@attack("relearning_neighbours", budget="steps", trains=True, pooled=True)
 def relearning_neighbours(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def relearning_neighbours(
     return relearned(model, pair, _mixed(model, near, [], seed), steps=steps)
 
 
-@attack("relearning_forgotten", budget="steps", trains=True)
+@attack("relearning_forgotten", budget="steps", trains=True, pooled=True)
 def relearning_forgotten(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:

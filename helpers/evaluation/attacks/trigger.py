@@ -27,7 +27,7 @@ TOP = 64  # tokens that the gradient proposes for each place
 ROUNDS = 10
 
 
-@attack("trigger", budget="search rounds")
+@attack("trigger", budget="search rounds", costly=True)
 def trigger(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, rounds: int = ROUNDS
 ) -> pd.DataFrame:

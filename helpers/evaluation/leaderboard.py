@@ -1,0 +1,159 @@
+"""The leaderboard: what chapters measured, as one tidy table and as one row a method."""
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from helpers.artifacts import atomic_path
+from helpers.errors import UserError
+from helpers.evaluation.bootstrap import bootstrap
+from helpers.evaluation.tradeoff import METRICS, with_axes
+
+WHO = ["method", "family", "subject", "target", "seed", "share"]
+"""What a measurement is of."""
+
+
+def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd.DataFrame:
+    """One row per method, fact, seed and metric, with where it comes from.
+
+    Args:
+        tables: Step → table of `helpers.evaluation.tradeoff.tradeoff`, held-out facts.
+        about: Step → its manifest.
+
+    Returns:
+        `WHO`, metric, value, step, and commit, profile and model_hash of the step. A pair that a
+        method refused has the metric `refused` with the value 1. A method that two steps measured
+        stands once, as the last one has it.
+
+    Raises:
+        UserError: There is no table.
+    """
+    if not tables:
+        raise UserError("A leaderboard needs results: run notebooks/06_edit_mlps.ipynb first.")
+    found = []
+    for step, table in tables.items():
+        table = with_axes(table)
+        numbers = [c for c in table if c not in WHO and pd.api.types.is_numeric_dtype(table[c])]
+        table = table.assign(refused=(table["refused"].fillna("") != "").astype(float))
+        long = table.melt(WHO, [*numbers, "refused"], "metric", "value").dropna(subset=["value"])
+        long = long[(long["metric"] != "refused") | (long["value"] > 0)]
+        keys = ("commit", "profile", "model_hash")
+        found.append(long.assign(step=step, **{k: str(about[step].get(k, "")) for k in keys}))
+    whole = pd.concat(found, ignore_index=True)
+    last = whole.groupby("method")["step"].transform("last")
+    return whole[whole["step"] == last].reset_index(drop=True)
+
+
+def leaderboard(
+    measured: pd.DataFrame, *, verdicts: Mapping[str, str] | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """One row a method, the best balance of forgetting and keeping first.
+
+    Args:
+        measured: From `tidy`.
+        verdicts: Method → word of its verdict.
+        seed: Of the intervals.
+
+    Returns:
+        method, family, facts, refused, each of `METRICS` with `… low` and `… high` (95 % over
+        facts, seeds of one fact averaged first), forgotten, kept, balance, seconds (median), front
+        (no other method forgets more and keeps more), verdict.
+    """
+    rows = []
+    for (name, family), part in measured.groupby(["method", "family"], sort=False):
+        part = part.assign(run=part["subject"] + part["seed"].astype(str))
+        wide = part[part["metric"] != "refused"].pivot_table(
+            index=["subject", "seed"], columns="metric", values="value"
+        )
+        scored = wide.dropna(subset=["paraphrases"]) if "paraphrases" in wide else wide[:0]
+        facts = len(set(scored.index.get_level_values("subject")))
+        row = {"method": name, "family": family, "facts": facts}
+        row["refused"] = int(part.loc[part["metric"] == "refused", "run"].nunique())
+        for metric, of in METRICS.items():
+            try:
+                values = of(wide).groupby("subject").mean().dropna()
+            except KeyError:
+                values = []
+            if len(values):
+                m = bootstrap(values.to_numpy(), seed=seed)
+                row |= {metric: m.value, f"{metric} low": m.low, f"{metric} high": m.high}
+        for axis in ("forgotten", "kept", "balance"):
+            row[axis] = wide[axis].groupby("subject").mean().mean() if axis in wide else np.nan
+        row["seconds"] = wide["seconds"].median() if "seconds" in wide else np.nan
+        row["verdict"] = (verdicts or {}).get(str(name), "")
+        rows.append(row)
+    table = pd.DataFrame(rows).sort_values("balance", ascending=False, ignore_index=True)
+    table["front"] = pareto(table["forgotten"].to_numpy(), table["kept"].to_numpy())
+    return table
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> Path:
+    """Write a table as CSV, whole or not at all."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+    return Path(path)
+
+
+def pareto(
+    forgotten: Float[np.ndarray, " n"], kept: Float[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """Whether no other point has at least as much of both and more of one; NaN is never on it."""
+    points = np.column_stack([forgotten, kept])
+    ahead = (points[:, None] >= points).all(-1) & (points[:, None] > points).any(-1)  # (by, of)
+    return ~ahead.any(0) & np.isfinite(points).all(1)
+
+
+def sortable(table: pd.DataFrame, *, numeric: Sequence[str], filtered: str = "family") -> str:
+    """A table as HTML that sorts by a click on a heading and filters by one column.
+
+    It needs nothing from elsewhere, and without scripts it is a plain table.
+
+    Args:
+        table: Columns as shown; numbers as text are sorted by their first number.
+        numeric: Columns that are sorted as numbers.
+        filtered: The column with the choice above the table.
+    """
+    heads = "".join(
+        f'<th data-number="{int(c in numeric)}" style="cursor:pointer">{html.escape(c)}</th>'
+        for c in table
+    )
+    lines = "".join(
+        f'<tr data-kind="{html.escape(str(row[filtered]))}">'
+        + "".join(f"<td>{html.escape(str(v))}</td>" for v in row)
+        + "</tr>"
+        for _, row in table.iterrows()
+    )
+    kinds = "".join(
+        f"<option>{html.escape(k)}</option>" for k in ["all", *dict.fromkeys(table[filtered])]
+    )
+    label = f"<label>{html.escape(filtered)} <select>{kinds}</select></label>"
+    return (
+        f'<div class="leaderboard" style="overflow-x:auto">{label}<table><thead><tr>{heads}</tr>'
+        f"</thead><tbody>{lines}</tbody></table></div><script>{SCRIPT}</script>"
+    )
+
+
+SCRIPT = """
+document.querySelectorAll('.leaderboard').forEach(box => {
+  const body = box.querySelector('tbody');
+  const number = text => {
+    const found = text.match(/-?[0-9.]+(e[-+]?[0-9]+)?/);
+    return found ? +found[0] : 1e9;
+  };
+  box.querySelectorAll('th').forEach((head, i) => head.onclick = () => {
+    const up = head.dataset.up = head.dataset.up === '1' ? '0' : '1';
+    [...body.rows].sort((a, b) => {
+      const x = a.cells[i].textContent, y = b.cells[i].textContent;
+      const d = head.dataset.number === '1' ? number(x) - number(y) : x.localeCompare(y);
+      return up === '1' ? d : -d;
+    }).forEach(row => body.append(row));
+  });
+  box.querySelector('select').onchange = e => [...body.rows].forEach(row => {
+    row.hidden = e.target.value !== 'all' && row.dataset.kind !== e.target.value;
+  });
+});
+"""

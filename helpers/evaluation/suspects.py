@@ -1,0 +1,101 @@
+"""Who is put to the test, and which measurements tell a hidden fact from a never-known one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from nnsight import LanguageModel
+
+from helpers.errors import UserError
+from helpers.evaluation.attacks import ATTACKS
+from helpers.evaluation.battery import ABSENT, EDITED, PRESENT, Evidence
+from helpers.evaluation.membership import auc
+from helpers.facts import ConceptPair
+from helpers.methods import METHODS, Unlearning, load_unlearning, unlearn
+
+
+def suspect(
+    model: LanguageModel, pair: ConceptPair, *, patch: str = "", method: str = "", seed: int = 0
+) -> Unlearning:
+    """The edit to verify: from a file, or made now.
+
+    Args:
+        model: The original model.
+        pair: What it should have removed.
+        patch: A file that `Unlearning.save` wrote; it goes before `method`.
+        method: A name of `METHODS`.
+        seed: Of the method.
+
+    Raises:
+        UserError: The patch is of another pair or there is neither patch nor method.
+    """
+    if not patch:
+        if method not in METHODS:
+            raise UserError(f"There is no method '{method}' to verify; there are {list(METHODS)}.")
+        return unlearn(model, pair, method, seed=seed)
+    made = load_unlearning(patch)
+    removed = made.pair if isinstance(made.pair, list) else [made.pair]
+    if not any((p["subject"], p["target"]) == (pair.subject, pair.target) for p in removed):
+        named = ", ".join(f"{p['subject']} → {p['target']}" for p in removed)
+        raise UserError(
+            f"{patch} removes {named}, not {pair}: give its subject and target "
+            "(SUBJECT=..., TARGET=...)."
+        )
+    return made
+
+
+def chosen_attacks(names: str) -> list[str]:
+    """Attacks from "all" or names separated by commas.
+
+    Raises:
+        UserError: There is no such attack, or `paraphrases` is missing, which all others need.
+    """
+    found = list(ATTACKS) if names.strip() == "all" else [n.strip() for n in names.split(",")]
+    for name in found:
+        if name not in ATTACKS:
+            raise UserError(f"There is no attack '{name}'; choose from {', '.join(ATTACKS)}.")
+    if "paraphrases" not in found:
+        raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
+    return found
+
+
+def told_apart(evidence: Evidence, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """How well each attack's score tells the edited model from facts that were never known.
+
+    The area under the ROC curve over prompts: 0.5 is blind, 1 tells every prompt apart. The score
+    of a prompt is its mean over the budgets at which the original shows at least half of what it
+    ever does (for attacks that train, over all after the first).
+
+    Args:
+        evidence: Of a model that is known to hide the fact, or of any other.
+        names: Attacks, all by default.
+
+    Returns:
+        One row an attack: attack, edited, present (the original's AUC, NaN where it isn't run).
+    """
+    rows = []
+    for name in names or list(dict.fromkeys(evidence.table["attack"])):
+        mine = evidence.table[evidence.table["attack"] == name]
+        scores = {}
+        for state in (EDITED, PRESENT, ABSENT):
+            part = mine[mine["state"] == state]
+            scores[state] = part.pivot_table(
+                index=["subject", "prompt"], columns="budget", values="score"
+            )
+        budgets = _shown(scores)
+        values = {s: x[budgets].mean(axis=1).to_numpy() for s, x in scores.items() if len(x)}
+        rows.append(
+            {
+                "attack": name,
+                "edited": auc(values[EDITED], values[ABSENT]),
+                "present": auc(values[PRESENT], values[ABSENT]) if PRESENT in values else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _shown(scores: dict[str, pd.DataFrame]) -> list[float]:
+    if not len(scores[PRESENT]):
+        return [b for b in scores[EDITED] if b > 0]
+    above = scores[PRESENT].mean() - scores[ABSENT].mean()
+    return list(above.index[above >= max(above.max() / 2, 0)]) or list(above.index)

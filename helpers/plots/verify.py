@@ -1,0 +1,145 @@
+"""Figures of the chapter on verification."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+
+COLOURS = {"original": GREY, "never known": GREEN, "edited": ORANGE, "hidden": BLUE}
+MARKERS = {"original": "D", "never known": "s", "edited": "o", "hidden": "^"}
+
+
+def scores(table: pd.DataFrame, *, xlabel: str) -> Figure:
+    """A row an attack, a point a model: mean score, with its range over prompts.
+
+    Args:
+        table: One row a prompt: attack, who, score.
+        xlabel: What the score is.
+    """
+    names = list(dict.fromkeys(table["attack"]))
+    whos = [w for w in COLOURS if w in set(table["who"])]
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.42 * len(names)))
+    for k, who in enumerate(whos):
+        part = table[table["who"] == who].groupby("attack")["score"]
+        mean, low, high = part.mean(), part.min(), part.max()
+        y = np.array([names.index(n) for n in mean.index]) + 0.16 * (k - (len(whos) - 1) / 2)
+        axis.hlines(y, low, high, color=COLOURS[who], lw=1, alpha=0.5)
+        axis.plot(mean, y, MARKERS[who], color=COLOURS[who], ms=5, label=who)
+    axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel, xlim=(-0.02, 1.02))
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence[str]) -> Figure:
+    """A panel an attack: mean score of each model over the attack's budget.
+
+    Args:
+        table: One row a prompt and budget: attack, who, budget, score.
+        budgets: Attack → what its budget counts.
+        ylabels: One a panel.
+    """
+    names = [n for n in budgets if n in set(table["attack"])]
+    columns = min(3, max(1, len(names)))
+    lines = max(1, -(-len(names) // columns))
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(WIDTH, 2.5 * lines), squeeze=False, sharey=len(set(ylabels)) == 1
+    )
+    for axis, name, ylabel in zip(axes.flat, names, ylabels, strict=False):
+        part = table[table["attack"] == name]
+        for who in (w for w in COLOURS if w in set(part["who"])):
+            mean = part[part["who"] == who].groupby("budget")["score"].mean()
+            x = np.arange(len(mean)) if budgets[name].endswith("cut") else mean.index
+            style = "-" if len(mean) > 12 else f"-{MARKERS[who]}"
+            axis.plot(x, mean, style, color=COLOURS[who], ms=4, label=who)
+        if budgets[name].endswith("cut"):
+            ticks = sorted(part["budget"].unique())
+            axis.set_xticks(range(len(ticks)), [f"{t:g}" for t in ticks])
+        axis.set(title=name.replace("_", " "), xlabel=budgets[name], ylim=(-0.03, 1.03))
+        axis.set_ylabel(ylabel)
+    for axis in list(axes.flat)[len(names) :]:
+        axis.set_visible(False)
+    axes[0][0].legend(fontsize=8)
+    return figure
+
+
+def shares(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) -> Figure:
+    """Share of the knowledge that each attack recovers, with its interval and the margins.
+
+    Args:
+        tables: Who → `Verdict.attacks`.
+        gone: Margin below which an attack recovers nothing.
+        hidden: Share from which on the fact is hidden.
+    """
+    names = list(dict.fromkeys(n for t in tables.values() for n in t["attack"]))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.3 * len(names)))
+    axis.axvspan(-gone, gone, color=GREEN, alpha=0.15, lw=0)
+    axis.axvline(hidden, color=PINK, lw=1, ls="--")
+    for k, (who, table) in enumerate(tables.items()):
+        here = table.dropna(subset=["share"])
+        y = np.array([names.index(n) for n in here["attack"]]) + 0.22 * (k - (len(tables) - 1) / 2)
+        axis.hlines(y, here["low"], here["high"], color=COLOURS[who], lw=1.5)
+        axis.plot(here["share"], y, MARKERS[who], color=COLOURS[who], ms=5, label=who)
+    axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    axis.invert_yaxis()
+    axis.set(xlabel="share of the knowledge recovered (0: as never known, 1: as the original)")
+    axis.grid(axis="y", visible=False)
+    axis.legend()
+    return figure
+
+
+def told_apart(table: pd.DataFrame) -> Figure:
+    """AUC of each attack's score between a known-hidden model and never-known facts.
+
+    Args:
+        table: attack, edited, present.
+    """
+    table = table.sort_values("edited")
+    y = np.arange(len(table))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.26 * len(table)))
+    axis.axvline(0.5, color="black", lw=0.6)
+    axis.barh(y, table["edited"] - 0.5, left=0.5, color=BLUE, height=0.6, label="hidden")
+    axis.plot(table["present"], y, "D", color=GREY, ms=5, label="original")
+    axis.set_yticks(y, [n.replace("_", " ") for n in table["attack"]])
+    axis.set(xlabel="AUC against never-known facts (0.5: blind)", xlim=(-0.02, 1.04))
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="lower right")
+    return figure
+
+
+def front(board: pd.DataFrame) -> Figure:
+    """Every method by what it forgets and what it keeps; the front joined by a line.
+
+    Args:
+        board: One row a method: method, family, forgotten, kept, front.
+    """
+    colours = dict(zip(board["family"].unique(), (BLUE, ORANGE, GREY, GREEN), strict=False))
+    colours["control"] = GREY
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
+    best = board[board["front"]].sort_values("forgotten")
+    axis.plot(best["forgotten"], best["kept"], color="black", lw=0.8, zorder=1)
+    for family, part in board.groupby("family", sort=False):
+        axis.plot(part["forgotten"], part["kept"], "o", color=colours[family], ms=5, label=family)
+    named = board.dropna(subset=["forgotten", "kept"]).sort_values("kept")
+    for k, row in enumerate(named.itertuples()):
+        axis.annotate(
+            row.method,
+            (row.forgotten, row.kept),
+            xytext=(4, 3 if k % 2 else -8),
+            textcoords="offset points",
+            fontsize=7,
+            color=colours[row.family],
+        )
+    axis.set(
+        xlabel="forgotten: 1 − P(target) after / before",
+        ylabel="kept: P(answer) after / before",
+        xlim=(-0.05, 1.2),
+    )
+    axis.legend(loc="lower left")
+    return figure

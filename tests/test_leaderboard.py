@@ -1,0 +1,83 @@
+"""The leaderboard: tidy rows with their provenance, one row a method, the front."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.errors import UserError
+from helpers.evaluation.leaderboard import leaderboard, pareto, sortable, tidy
+
+ABOUT = {"a": {"commit": "c0ffee", "profile": "default", "model_hash": "12ab"}, "b": {}}
+
+
+def results(method: str, left, neighbours, *, refused=(), family="surgery", seed=0):
+    n = len(left)
+    return pd.DataFrame(
+        {
+            "subject": [f"s{i}" for i in range(n)],
+            "target": [f"t{i}" for i in range(n)],
+            "method": method,
+            "family": family,
+            "seed": seed,
+            "share": 1.0,
+            "refused": ["why" if i in refused else "" for i in range(n)],
+            "seconds": 2.0,
+            "paraphrases": [np.nan if i in refused else x * 0.8 for i, x in enumerate(left)],
+            "paraphrases_before": [np.nan if i in refused else 0.8 for i in range(n)],
+            "neighbours": [np.nan if i in refused else x for i, x in enumerate(neighbours)],
+        }
+    )
+
+
+def test_tidy_has_one_row_a_measurement_and_says_where_it_is_from():
+    table = tidy({"a": results("x", [0.1, 0.3], [1.0, 0.9])}, ABOUT)
+    assert not table.duplicated(["method", "subject", "seed", "metric"]).any()
+    row = table.query("metric == 'neighbours' and subject == 's1'").iloc[0]
+    assert (row["value"], row["commit"], row["step"], row["model_hash"]) == (
+        0.9, "c0ffee", "a", "12ab",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="needs results"):
+        tidy({}, {})
+
+
+def test_a_method_stands_once_as_the_last_step_has_it():
+    table = tidy({"a": results("x", [0.1], [1.0]), "b": results("x", [0.5], [1.0])}, ABOUT)
+    assert set(table["step"]) == {"b"}
+
+
+def test_a_row_a_method_with_seeds_averaged_first_and_refusals_counted():
+    parts = [
+        results("x", [0.0, 0.4], [1.0, 1.0]),
+        results("x", [0.2, 0.4], [1.0, 1.0], seed=1),
+        results("y", [0.5, 0.0], [0.8, 1.0], refused=(1,)),
+    ]
+    board = leaderboard(tidy({"a": pd.concat(parts)}, ABOUT), verdicts={"x": "partial"})
+    board = board.set_index("method")
+    assert board.loc["x", "P(target) left"] == pytest.approx((0.1 + 0.4) / 2)
+    assert board.loc["x", ["facts", "refused"]].tolist() == [2, 0]
+    assert board.loc["y", ["facts", "refused"]].tolist() == [1, 1]
+    assert board.loc["x", "verdict"] == "partial" and board.loc["y", "verdict"] == ""
+    assert board.loc["x", "front"] and not board.loc["y", "front"]
+
+
+def test_a_method_that_refused_everything_still_has_its_row():
+    every = pd.concat([results("x", [0.1], [1.0]), results("y", [0.1], [1.0], refused=(0,))])
+    board = leaderboard(tidy({"a": every}, ABOUT)).set_index("method")
+    assert board.loc["y", ["facts", "refused"]].tolist() == [0, 1]
+    assert not board.loc["y", "front"]
+
+
+def test_the_front_by_hand():
+    forgotten = np.array([0.9, 0.5, 0.9, 0.2, np.nan])
+    kept = np.array([0.5, 0.9, 0.4, 0.8, 1.0])
+    assert pareto(forgotten, kept).tolist() == [True, True, False, False, False]
+    assert pareto(np.array([1.0, 1.0]), np.array([1.0, 1.0])).all()  # equals share it
+
+
+def test_the_table_is_escaped_and_complete_without_scripts():
+    table = pd.DataFrame({"method": ["<b>x</b>"], "family": ["surgery"], "value": ["0.5"]})
+    text = sortable(table, numeric=["value"])
+    assert "<b>x" not in text and "&lt;b&gt;x" in text
+    assert "http" not in text
+    body = text.split("<script>")[0]
+    assert "0.5" in body and "<option>surgery</option>" in body
