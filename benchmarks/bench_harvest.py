@@ -3,7 +3,7 @@
 The limit for one layer is the model's own forward pass, cut off by an exception in a hook at the
 layer's MLP output; for all layers the same without a hook on any but the last. Rounds are
 interleaved. A harvest also hashes the model's weights once, to name itself; that fixed time is
-measured and taken off, since a real harvest is fifty times as long as one here.
+measured and taken off, since a real harvest is twenty times as long as one here.
 """
 
 import json
@@ -19,7 +19,7 @@ from helpers.artifacts import versions, write_json
 from helpers.corpus import corpus_tokens
 from helpers.models import anatomy, load_model, model_hash
 
-LAYER, ROUNDS, TOKENS = 15, 3, 4096
+LAYER, ROUNDS, TOKENS = 15, 3, 8192
 
 
 class FarEnoughError(Exception):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
@@ -213,13 +213,11 @@ def _write(model, tokens, keep, keys, folder: Path, index: dict, done: int) -> N
     try:
         for key in keys:
             files[key] = _file(folder, key).open("r+b" if done else "wb")
-        for start, values in passes(model, tokens[done:], keys):
-            sequences = slice(done + start, done + start + len(next(iter(values.values()))))
-            chosen = keep[sequences]
+        for sequences, values in passes(model, tokens, keep, keys, start=done):
             widths = []
             for key, file in files.items():
-                rows = values[key][chosen.to(values[key].device)].half().cpu()  # (m, width)
-                if not rows.isfinite().all():
+                rows = values[key].cpu()
+                if not _finite(rows):
                     raise UserError(
                         f"An activation at site {key[0]} of layer {key[1]} does not fit float16: "
                         "leave out the first positions (first=), or harvest another site."
@@ -229,7 +227,7 @@ def _write(model, tokens, keep, keys, folder: Path, index: dict, done: int) -> N
                 file.write(rows.numpy())
                 file.truncate()
                 file.flush()
-            before += int(chosen.sum())
+            before += int(keep[sequences].sum())
             write_json(folder / INDEX, index | {"widths": widths, "done": sequences.stop})
     except OSError as error:
         if error.errno in FULL or error.errno == errno.EFBIG:
@@ -243,27 +241,42 @@ def _write(model, tokens, keep, keys, folder: Path, index: dict, done: int) -> N
             file.close()
 
 
+def _finite(rows: Float[Tensor, "m width"]) -> bool:
+    """Whether all are; ten times as fast as `isfinite` on float16."""
+    return not len(rows) or all(bool(x.isfinite()) for x in rows.float().aminmax())
+
+
 def passes(
-    model: LanguageModel, tokens: Int[Tensor, "sequences t"], keys: Sequence[tuple[str, int]]
-) -> Iterator[tuple[int, dict[tuple[str, int], Float[Tensor, "b t width"]]]]:
+    model: LanguageModel,
+    tokens: Int[Tensor, "sequences t"],
+    keep: Bool[Tensor, "sequences t"],
+    keys: Sequence[tuple[str, int]],
+    *,
+    start: int = 0,
+) -> Iterator[tuple[slice, dict[tuple[str, int], Float[Tensor, "m width"]]]]:
     """Forward passes over `tokens` that stop after the last of `keys`.
 
     Args:
         model: Any model of a known family.
         tokens: Sequences of one length.
+        keep: Which positions are wanted.
         keys: (site, layer) in order of computation.
+        start: The first sequence.
 
     Yields:
-        The first sequence's index, and the activations of the pass.
+        Which sequences were read, and the activations at their wanted positions as float16.
     """
     parts = anatomy(model)
     step = max(1, PASS_TOKENS // tokens.shape[1])
-    for start in range(0, len(tokens), step):
-        batch = tokens[start : start + step]
+    for begin in range(start, len(tokens), step):
+        sequences = slice(begin, min(begin + step, len(tokens)))
+        batch = tokens[sequences]
+        wanted = keep[sequences].flatten().nonzero()[:, 0]
         with torch.inference_mode(), model.trace(batch, use_cache=False) as tracer:
             kept = {}.save()
             for site, layer in keys:
                 value = site_value(parts.layers[layer], site, len(batch))
-                kept[site, layer] = value.clone() if len(keys) > 1 else value
+                rows = value.half().reshape(-1, value.shape[-1])
+                kept[site, layer] = rows.index_select(0, wanted.to(rows.device))
             tracer.stop()
-        yield start, dict(kept)
+        yield sequences, dict(kept)

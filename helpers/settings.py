@@ -76,8 +76,8 @@ class SparseAutoencoders(Common):
 
     site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
     depths: str = Field(
-        "0.28 0 0.18",
-        description="layers as shares of the model's depth; the first has the main SAE",
+        "0.28 0 0.21 0.35 0.42",
+        description="layers as shares of the depth, the main SAE's first",
         pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
     )
     d_sae: int = Field(6144, description="latents of the main SAE; the others have half", ge=16)
@@ -114,6 +114,9 @@ class EditingMLPs(Common):
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
+    n_together: int = Field(
+        3, description="held-out facts forgotten at once; 0 leaves it out", ge=0
+    )
 
 
 class Organism(Common):

@@ -46,6 +46,12 @@ def test_contexts_are_the_strongest_one_a_sequence(made):
     assert first.values[first.peak] == pytest.approx(float(column[row]))
 
 
+def test_the_word_at_the_peak_is_whole():
+    tokens = ("\n", "The", " Fr", "ance", "'s", " land", ",")
+    for peak, word in ((3, "France"), (2, "France"), (5, "land"), (1, "The"), (6, ",")):
+        assert Context(tokens, (0.0,) * 7, peak).word == word
+
+
 class Checker(HTMLParser):
     """Tags must be closed in order, and nothing may be loaded or run."""
 

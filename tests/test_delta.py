@@ -34,7 +34,8 @@ def low_rank(model, layer=1, rank=3, seed=0, size=0.1):
 
 def neuron(model, layer=1, seed=0):
     """One unit with a bias, gated or not, written by hand."""
-    from helpers.methods.surgery.gated_neuron import Detectors, appended
+    from helpers.methods.detectors import Detectors
+    from helpers.methods.solved import appended
 
     torch.manual_seed(seed)
     d = Detectors(torch.randn(1, 16), torch.tensor([0.1]), torch.ones(1))

@@ -175,6 +175,17 @@ def test_same_target_asks_about_the_city_and_never_names_the_country():
     assert {p.relation: p.target for p in wrong}["language"] == "Italian"
 
 
+def test_the_reversed_pair_is_trained_on_other_words_than_it_is_judged_by():
+    back = FRANCE.reversed()
+    assert (back.subject, back.answers) == ("Paris", (" France",))
+    asked = back.prompts("heldout")
+    assert [str(p) for p in asked] == [str(p) for p in FRANCE.reverse()]
+    assert not {str(p) for p in back.prompts("train")} & {str(p) for p in asked}
+    assert all("Paris" in p and "France" not in p for p in back.prompts("train"))
+    with pytest.raises(UserError, match="from Euro to France"):
+        ConceptPair("France", "Euro", "currency").reversed()
+
+
 def test_reverse_accepts_the_country_with_and_without_article():
     assert FRANCE.reverse()[0] == "Paris is the capital of"
     assert FRANCE.reverse()[0].answers == (" France",)

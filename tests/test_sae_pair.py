@@ -6,7 +6,7 @@ import torch
 from helpers.errors import UserError
 from helpers.methods import unlearn
 from helpers.methods.background import own_inputs
-from helpers.methods.surgery.sae_pair import subject_latents
+from helpers.methods.surgery.sae_pair import named, subject_latents
 from helpers.models import model_hash
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.scoring import answer_probability
@@ -62,6 +62,19 @@ def test_the_answer_comes_down(planted, own_pair):  # noqa: F811
     with u.applied(model):
         now = answer_probability(model, asked)
     assert now.mean() < 0.9 * was.mean()
+
+
+def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):  # noqa: F811
+    model, _, folder = planted
+    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=4, **HOW)
+    words = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("helpers.methods.surgery.sae_pair.corpus_tokens", lambda *a, **k: words)
+    table = named(model, u, [str(folder)], n=2)
+    assert len(table) == 2 and set(table["subject"]) == {"w40"}
+    (note,) = u.delta.notes["latents"]
+    heaviest = note["latents"][max(range(4), key=lambda j: abs(note["weights"][j]))]
+    assert table["latent"][0] == heaviest and abs(table["weight"][0]) == 1
+    assert all(w.startswith(("w", "nothing")) for w in table["strongest on"])
 
 
 def test_bad_saes_are_refused(planted, own_pair, grown_model, tmp_path):  # noqa: F811

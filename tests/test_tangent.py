@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from helpers.covariance import key_covariance
+from helpers.covariance import key_covariance, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.facts.relations import Template
 from helpers.methods import METHODS, unlearn
+from helpers.methods.solved import regressed
+from helpers.methods.surgery.gated_neuron import fit_detectors
 from helpers.methods.tangent import (
     Ask,
     Tangent,
@@ -143,15 +145,23 @@ def grown_model(tiny_model):
     return make
 
 
-@pytest.mark.parametrize("name", ["tangent_kernel", "gated_neuron"])
+FORMS = {"neurons": {"quantile": 0.9}, "weights": {"quantile": 0.9, "form": "weights"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("tangent_kernel", {}), *(("gated_neuron", how) for how in FORMS.values())],
+    ids=["tangent", *FORMS],
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_the_answer_comes_down_and_the_model_is_left_alone(grown_model, own_pair, family, name):
+def test_the_answer_comes_down_and_the_model_is_left_alone(
+    grown_model, own_pair, family, name, more
+):
     model = grown_model(family)
     before = model_hash(model)
     asked = own_pair.prompts("train")
     was = answer_probability(model, asked)
     floor = 0.7 * float(was.min())
-    more = {"quantile": 0.9} if name == "gated_neuron" else {}
     steps = (0.2,) * 12
     u = unlearn(model, own_pair, name, layers=(0, 1), floor=floor, steps=steps, **more)
     assert model_hash(model) == before
@@ -173,6 +183,30 @@ def test_the_weights_do_what_the_intervention_does(grown_model, own_pair, family
         folded = linearise(model, asks, layers=(0, 2))
     torch.testing.assert_close(folded.logodds, intervened.logodds, rtol=1e-3, atol=1e-4)
     assert (folded.logodds - plain.logodds).abs().max() > 1e-3
+
+
+def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fires(
+    grown_model, own_pair
+):
+    model = grown_model()
+    how = {"layers": (0, 1), "quantile": 0.9}
+    u = unlearn(model, own_pair, "gated_neuron", form="weights", steps=(0.2,), **how)
+    assert not u.delta.widens
+    assert set(u.delta.changes) <= {anatomy(model).layers[i].mlp.out_name for i in (0, 1)}
+    assert all(c.rank == 1 for c in u.delta.changes.values())
+    detectors = fit_detectors(model, [own_pair], shrink=0.01, seed=0, **how)
+    keys = regressed(model, [own_pair], detectors)
+    ids = [tuple(model.tokenizer(str(p)).input_ids) for p in own_pair.prompts("train")]
+    for i, layer in keys.items():
+        mlp = anatomy(model).layers[i].mlp
+        x, k = (
+            torch.cat([b[i] for b in keys_of(model, [(s, None) for s in ids], layers=[i], site=at)])
+            for at in ("mlp_in", "neurons")
+        )
+        a = detectors[i].fire(mlp, x).clamp_min(0)
+        assert float((layer.fire(mlp, k) * a).sum() / a.sum()) == pytest.approx(1, rel=1e-3)
+    with pytest.raises(UserError, match="no form 'both'"):
+        unlearn(model, own_pair, "gated_neuron", form="both", **how)
 
 
 def test_a_neuron_that_does_not_fire_changes_nothing(grown_model, own_pair):

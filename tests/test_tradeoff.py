@@ -3,9 +3,12 @@
 import pandas as pd
 import pytest
 import torch
-from test_surgery_baselines import own_pair, small_world  # noqa: F401
+from test_surgery_baselines import own_pair as baseline_pair
+from test_surgery_baselines import small_world  # noqa: F401
+from test_tangent import grown_model, own_pair  # noqa: F401
 
 from helpers.errors import UserError
+from helpers.evaluation.together import STATES, together
 from helpers.evaluation.tradeoff import (
     Sizes,
     best_shares,
@@ -16,8 +19,10 @@ from helpers.evaluation.tradeoff import (
     tradeoff,
     with_axes,
 )
+from helpers.facts import ConceptPair
 from helpers.methods import METHODS, Change, Unlearning, WeightDelta, unlearn
 from helpers.models import anatomy, model_hash
+from helpers.scoring import answer_probability
 
 
 def test_strengths_are_positive_numbers():
@@ -28,7 +33,7 @@ def test_strengths_are_positive_numbers():
 
 
 def test_half_of_an_edit_is_half_of_its_change(tiny_model):
-    model, pair = tiny_model(), own_pair()
+    model, pair = tiny_model(), baseline_pair()
     made = unlearn(model, pair, "mean_difference", layers=(1,))
     half = scaled(model, made, 0.5)
     for name, change in made.delta.changes.items():
@@ -54,7 +59,7 @@ def test_appended_neurons_keep_their_keys(tiny_model):
 
 
 def test_every_method_is_scored_and_a_refusal_is_kept(tiny_model, monkeypatch):
-    model, pair = tiny_model(), own_pair()
+    model, pair = tiny_model(), baseline_pair()
     methods = {"needle": {"noise": 5.0}, "mean_difference": {"layers": (9,)}}
     how = {"shares": dict.fromkeys(methods, (0.5, 1.0)), "sizes": Sizes(n_neighbours=2)}
     table = tradeoff(model, [pair], methods, seeds=[0, 1], **how)
@@ -118,3 +123,27 @@ def test_the_list_of_methods_is_the_register(monkeypatch):
     assert list(editing_methods("rome, needle")) == ["rome", "needle"]
     with pytest.raises(UserError, match="no method 'nothing'"):
         editing_methods("nothing")
+
+
+def test_several_facts_are_forgotten_together_in_turn_and_one_comes_back(
+    grown_model,  # noqa: F811
+    own_pair,  # noqa: F811
+):
+    model = grown_model()
+    pairs = [own_pair, ConceptPair("w41", "w21", "own", templates=own_pair.templates)]
+    how = {"layers": (0, 1), "quantile": 0.9, "steps": (0.2,) * 6, "floor": 1e-4}
+    before = model_hash(model)
+    table = together(model, pairs, "gated_neuron", split="train", **how)
+    assert model_hash(model) == before
+    own = table.pivot(index="fact", columns="state", values="p")
+    assert set(own.columns) == set(STATES) and list(own.index) == [str(p) for p in pairs]
+    for state in ("solved together", "solved one by one"):
+        assert (own[state] < 0.9 * own["original"]).all()
+    alone = unlearn(model, pairs[1], "gated_neuron", **how)
+    with alone.applied(model):
+        p = answer_probability(model, pairs[1].prompts("train")).mean()
+    assert own["the first undone"].iloc[1] == pytest.approx(float(p), rel=1e-4)
+    with pytest.raises(UserError, match="at least two"):
+        together(model, pairs[:1], "gated_neuron")
+    with pytest.raises(UserError, match=r"choose one of .*gated_neuron"):
+        together(model, pairs, "rome")

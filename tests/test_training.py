@@ -43,8 +43,8 @@ def test_steps_are_those_of_adamw(tmp_path):
     module, data = small(), batches(1)
     by_hand = small()
     names = [n for n, _ in by_hand.named_parameters()]
-    m = {n: 0.0 for n in names}
-    v = {n: 0.0 for n in names}
+    m = dict.fromkeys(names, 0.0)
+    v = dict.fromkeys(names, 0.0)
     lr, decay, clip = 0.05, 0.1, 0.02
     for t in range(1, 6):
         squares(by_hand, data[0]).backward()

@@ -63,8 +63,9 @@ class Scorecard(Mapping[str, Metric]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for an artifact."""
-        return {**self.about, "metrics": self.table().to_dict("records")}
+        """Plain data for an artifact; None where there is no number."""
+        table = self.table().astype(object)
+        return {**self.about, "metrics": table.where(table.notna(), None).to_dict("records")}
 
     def __str__(self) -> str:
         """A plain table."""

@@ -145,6 +145,26 @@ class ConceptPair:
             for t in (relation.reverse if relation else ())
         ]
 
+    def reversed(self) -> "ConceptPair":
+        """The pair from the target to the subject, to be forgotten beside this one.
+
+        Its train prompts are in other words than those of `reverse`, which are its held-out ones.
+
+        Raises:
+            UserError: The relation has no templates in this direction.
+        """
+        relation = RELATIONS.get(self.relation)
+        if relation is None or not relation.reverse_train:
+            raise UserError(
+                f"There are no prompts from {self.target} to {self.subject}: give a pair of your "
+                "own in that direction, with prompts, in a YAML file."
+            )
+        ways = relation.reverse_train
+        templates = {"train": ways, "dev": ways, "heldout": relation.reverse}
+        names = dict.fromkeys((with_article(self.subject), self.subject))
+        first, *others = names
+        return ConceptPair(self.target, first, self.relation, tuple(others), templates)
+
     def few_shot(self, n: int = 3) -> list[Prompt]:
         """The held-out completions after `n` solved examples about other subjects."""
         shots = self._examples(n)

@@ -43,7 +43,8 @@ class Relation:
     Attributes:
         name: Its name.
         templates: Split → templates.
-        reverse: Templates that ask from the target to the subject.
+        reverse: Templates that ask from the target to the subject, for evaluation.
+        reverse_train: Others that edits may use.
         about_city: How to ask for this relation's target about a city, for the other facts of a
             capital.
     """
@@ -51,6 +52,7 @@ class Relation:
     name: str
     templates: dict[str, tuple[Template, ...]]
     reverse: tuple[Template, ...] = ()
+    reverse_train: tuple[Template, ...] = ()
     about_city: tuple[Template, ...] = ()
 
 
@@ -112,6 +114,15 @@ RELATIONS: dict[str, Relation] = {
                 T("{} is the capital of"),
                 T("{} is the capital city of"),
                 T("The city of {} is the capital of the country of"),
+            ),
+            reverse_train=(
+                T("{} is the national capital of"),
+                T("{} is the seat of government of"),
+                T("The city of {} is the capital of"),
+                T("We flew to {}, the capital of"),
+                T("Question: Which country has {} as its capital?\nAnswer: {} is the", "question"),
+                T("Which country is {} the capital of?", "chat", "{} is the capital city of"),
+                T("Capital | Country\n{} |", "question"),
             ),
         ),
         Relation(

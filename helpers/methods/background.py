@@ -22,8 +22,9 @@ from helpers.artifacts import (
     write_tensors,
 )
 from helpers.corpus import corpus_tokens
-from helpers.covariance import keys_of, second_moments
+from helpers.covariance import key_covariance, keys_of, second_moments
 from helpers.facts import ConceptPair, facts, subject_span
+from helpers.facts.relations import RELATIONS
 from helpers.models import anatomy, model_hash
 from helpers.tracing.states import token_ids
 
@@ -64,19 +65,25 @@ class Sequences:
 def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
     """Training prompts of a relation about every subject of the Factbook.
 
-    Each subject is asked in `WAYS` ways, the next ones in turn, so that all ways occur alike.
+    Each subject is asked in `WAYS` ways, the next ones in turn, so that all ways occur alike; and
+    each target once in the other direction, where the relation has one.
     """
     seen: set[tuple[int, ...]] = set()
     where, subjects = [], []
     for n, fact in enumerate(facts(relation)):
-        prompts = ConceptPair.of(fact).prompts("train")
-        for prompt in (prompts[(n * WAYS + k) % len(prompts)] for k in range(WAYS)):
+        pair = ConceptPair.of(fact)
+        ways = pair.prompts("train")
+        prompts = [ways[(n * WAYS + k) % len(ways)] for k in range(WAYS)]
+        if RELATIONS[relation].reverse_train:
+            back = pair.reversed().prompts("train")
+            prompts.append(back[n % len(back)])
+        for prompt in prompts:
             ids = tuple(token_ids(model, prompt))
             new = [p for p in range(len(ids)) if ids[: p + 1] not in seen]
             seen.update(ids[: p + 1] for p in new)
             if new:
                 where.append((ids, new))
-                subjects.append(fact.subject)
+                subjects.append(prompt.subject)
     return Sequences(where, tuple(subjects))
 
 
@@ -121,6 +128,33 @@ def moments_of_others(
     n = int(tensors.pop("n"))
     own, m = second_moments(model, sequences.own(model, pairs), layers=layers)
     return {i: tensors[str(i)] - own.get(i, 0) for i in layers}, n - m
+
+
+def disturbance(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    *,
+    layers: Sequence[int],
+    text: float = 1.0,
+    protect: float = 10.0,
+    damping: float = 0.1,
+    n_tokens: int = 60_000,
+    seed: int = 0,
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """Cholesky factors of A_l = text · C_l + protect · P_l + damping · v̄ · 1.
+
+    C is the second moment of ordinary text's keys, P that of the questions about other subjects,
+    v̄ the median variance of a key's component (the mean is the first token's alone in some layers).
+    """
+    covariance = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
+    moments, n = moments_of_others(model, pairs, layers=layers)
+    factors = {}
+    for i in layers:
+        C = covariance[i]
+        A = text * C + protect * moments[i] / n
+        A += damping * C.diagonal().median() * torch.eye(len(C), dtype=torch.float64)
+        factors[i] = torch.linalg.cholesky(A).float()
+    return factors
 
 
 def inputs_of_others(

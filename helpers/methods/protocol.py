@@ -91,13 +91,21 @@ class Unlearning:
     def apply(self, model: LanguageModel) -> None:
         """Change the model's weights.
 
+        An edit that only appends neurons goes onto the model that it was made for also when that
+        carries other edits: neurons stand side by side.
+
         Raises:
             UserError: It is applied already, or the weights are not those it was made for.
         """
         stack = _APPLIED.setdefault(model._module, [])
         if any(entry.edit is self for entry in stack):
             raise UserError(f"This edit ({self.method}) is applied already: revert it first.")
-        stack.append(_Applied(self, self.delta.add_to(model._module)))
+        beside = False
+        if stack and not any(change.adds for change in self.delta.changes.values()):
+            with original(model):
+                now = touched_hash(model._module, self.delta.changes)
+            beside = now == self.delta.touched_hash
+        stack.append(_Applied(self, self.delta.add_to(model._module, anywhere=beside)))
 
     def revert(self, model: LanguageModel) -> None:
         """Give the weights back as they were, bit by bit.

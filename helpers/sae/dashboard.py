@@ -33,6 +33,16 @@ class Context:
     values: tuple[float, ...]
     peak: int
 
+    @property
+    def word(self) -> str:
+        """The whole word at the peak."""
+        start = end = self.peak
+        while start and self.tokens[start][:1].isalnum():
+            start -= 1
+        while end + 1 < len(self.tokens) and self.tokens[end + 1][:1].isalnum():
+            end += 1
+        return "".join(self.tokens[start : end + 1]).strip()
+
 
 @dataclass(frozen=True)
 class Dashboard:
@@ -55,6 +65,11 @@ class Dashboard:
     n_tokens: int
     promotes: tuple[str, ...]
     suppresses: tuple[str, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words on which it is strongest, each once."""
+        return tuple(dict.fromkeys(c.word for c in self.contexts))
 
     def html(self) -> str:
         """The page's body, without scripts or anything from elsewhere."""

@@ -10,26 +10,26 @@ unrestricted linear discriminant for a key. Contexts without these latents are l
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
+from helpers.corpus import corpus_tokens
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.asks import forget_asks, retain_asks
 from helpers.methods.background import inputs_of_others, own_inputs
 from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
-from helpers.methods.surgery.gated_neuron import (
-    appended,
+from helpers.methods.detectors import (
     detector,
     discriminant,
     require_firing,
     sightings,
-    solve_values,
     stacked,
 )
+from helpers.methods.protocol import Unlearning, method
+from helpers.methods.solved import solved_edit
 from helpers.models import anatomy, model_hash
 
 READS = "mlp_in"
@@ -44,11 +44,12 @@ def sae_pair(
     saes: tuple[str, ...] = (),
     n_latents: int = 16,
     select: str = "selective",
+    form: str = "neurons",
     floor: float = 0.001,
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.3, 0.4, 0.5, 0.7, 1.0, 1.0),
+    steps: tuple[float, ...] = (0.5, 0.8, 1.0),
 ) -> WeightDelta:
     """Append one neuron a layer and pair, keyed on the subject's latents.
 
@@ -56,9 +57,11 @@ def sae_pair(
         model: Any model of a known family.
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text, and the latents of the control.
-        saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer.
+        saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer; those in the middle
+            of the model are used if there are any.
         n_latents: How many latents a key may lie within; with 1 the key is the latent's own.
         select: `selective`, or `random` among those that are ever active (the control).
+        form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to.
         quantile: Share of everything else that stays under the threshold.
         shrink: Ridge of the discriminant within the latents, relative to the mean variance.
@@ -99,14 +102,23 @@ def sae_pair(
             )
         found[i] = stacked(units)
     require_firing(found, pairs)
-    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
-    asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=0, seed=seed)]
-    values = solve_values(model, asks, found, ridge=ridge, steps=steps)
-    return appended(model, found, values, notes={"latents": chosen})
+    return solved_edit(
+        model,
+        pairs,
+        found,
+        form=form,
+        floor=floor,
+        ridge=ridge,
+        steps=steps,
+        seed=seed,
+        notes={"latents": chosen},
+    )
 
 
 def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
-    """SAEs by layer.
+    """SAEs by layer: those in layers that are worth editing, or all if none is.
+
+    As for `gated_neuron` these are layers from a fifth of the depth to a little over its half.
 
     Raises:
         UserError: There is none, two are of one layer, or one does not fit the model.
@@ -133,7 +145,8 @@ def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
         if layer in found:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
         found[layer] = sae
-    return found
+    middle = parts.at_depth(range(6, 17))
+    return {i: sae for i, sae in found.items() if i in middle} or found
 
 
 @torch.inference_mode()
@@ -180,3 +193,48 @@ def subject_latents(
         float((pre_in[:, f][:, None] > pre_out[:, f]).float().mean()) for f in latents.tolist()
     ]
     return latents, torch.tensor(score)
+
+
+def named(
+    model: LanguageModel, edit: Unlearning, saes: Sequence[str], *, n: int = 3, n_tokens: int = 8192
+) -> pd.DataFrame:
+    """The latents that an edit of `sae_pair` is keyed on, in words.
+
+    Args:
+        model: The model that it was made on.
+        edit: The edit.
+        saes: The SAEs' folders, as the edit was given them.
+        n: Latents of each layer, those of the largest weight in the key; of the subject's first
+            spelling alone.
+        n_tokens: Tokens of Factbook text in which to look for them.
+
+    Returns:
+        subject, layer, latent, weight in the key (the largest is 1), auroc against everything else,
+        the words on which it is strongest, and the tokens that its decoder row promotes.
+    """
+    from helpers.activations import harvest
+    from helpers.sae.dashboard import dashboards
+
+    loaded = load_all(model, saes)
+    text = corpus_tokens(model.tokenizer, n_tokens=n_tokens, seed=edit.seed)
+    shards = harvest(model, text, sites=[READS], layers=sorted(loaded))
+    rows = []
+    for note in edit.delta.notes["latents"]:
+        if note["spelling"]:
+            continue
+        order = sorted(range(len(note["latents"])), key=lambda j: -abs(note["weights"][j]))[:n]
+        latents = [note["latents"][j] for j in order]
+        boards = dashboards(model, loaded[note["layer"]], shards, latents)
+        rows += [
+            {
+                "subject": note["subject"],
+                "layer": note["layer"],
+                "latent": latent,
+                "weight": note["weights"][j],
+                "AUROC": note["auroc"][j],
+                "strongest on": ", ".join(board.words) or "nothing in this text",
+                "promotes": " ".join(board.promotes[:5]),
+            }
+            for j, latent, board in zip(order, latents, boards, strict=True)
+        ]
+    return pd.DataFrame(rows)

@@ -1,24 +1,21 @@
 """The least change of W_out that makes the answer unlikely, by kernel regression.
 
-The answers' log-odds are linearised in the weights (`helpers.methods.tangent`), and the
-change that reaches the wanted ones while it disturbs other text least is solved for. What decides
-is the *isolation of the key*: the forget prompts act only at the subject's tokens, only early
-layers are edited, where the subject's key is still its own, and "other text" counts both ordinary
-passages and the same questions about all other subjects.
+The answers' log-odds are linearised in the weights (`helpers.methods.tangent`), and the change that
+reaches the wanted ones while it disturbs other text least is solved for. What decides is the
+*isolation of the key*: the forget prompts act only at the subject's tokens, only layers below the
+hand-over are edited, where the subject's key is still its own, and "other text" counts both
+ordinary passages and the same questions about all other subjects.
 """
 
 import logging
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from nnsight import LanguageModel
-from torch import Tensor
 
-from helpers.covariance import key_covariance
 from helpers.facts import ConceptPair
 from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
-from helpers.methods.background import moments_of_others
+from helpers.methods.background import disturbance
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.protocol import method
 from helpers.methods.tangent import least_change, linearise
@@ -49,8 +46,9 @@ def tangent_kernel(
         model: Any model of a known family.
         pairs: What to forget, solved for together.
         seed: Draws text and neighbours.
-        layers: Which layers are edited; by default 0 to 8 of 30, at the same relative depth in
-            other models.
+        layers: Which layers are edited; by default 6 to 16 of 30, at the same relative depth in
+            other models. Earlier ones carry all that is known of the subject, and its other facts
+            suffer with the one that goes.
         floor: Probability that the training prompts' answers come down to.
         n_neighbours: Known neighbours whose answers are held.
         text: Weight of ordinary text's keys in what counts as disturbance.
@@ -64,7 +62,7 @@ def tangent_kernel(
         UserError: Two prompts cannot be told apart.
     """
     parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(9))]
+    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(6, 17))]
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
     n = n_neighbours // len(pairs) + 1 if n_neighbours else 0
     asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=n, seed=seed)]
@@ -96,30 +94,3 @@ def tangent_kernel(
         mlp = parts.layers[i].mlp
         changes[mlp.out_name] = Change(dense=delta.T.contiguous() if mlp.transposed else delta)
     return WeightDelta.of(model._module, changes)
-
-
-def disturbance(
-    model: LanguageModel,
-    pairs: Sequence[ConceptPair],
-    *,
-    layers: Sequence[int],
-    text: float,
-    protect: float,
-    damping: float,
-    n_tokens: int,
-    seed: int,
-) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
-    """Cholesky factors of A_l = text · C_l + protect · P_l + damping · v̄ · 1.
-
-    C is the second moment of ordinary text's keys, P that of the questions about other subjects,
-    v̄ the median variance of a key's component (the mean is the first token's alone in some layers).
-    """
-    covariance = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
-    moments, n = moments_of_others(model, pairs, layers=layers)
-    factors = {}
-    for i in layers:
-        C = covariance[i]
-        A = text * C + protect * moments[i] / n
-        A += damping * C.diagonal().median() * torch.eye(len(C), dtype=torch.float64)
-        factors[i] = torch.linalg.cholesky(A).float()
-    return factors

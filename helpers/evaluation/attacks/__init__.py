@@ -1,0 +1,26 @@
+"""Attempts to get forgotten knowledge back, each with its budget, its curve and its control."""
+
+import importlib
+import pkgutil
+
+from helpers.evaluation.attacks.quantisation import quantised, rounded
+from helpers.evaluation.attacks.register import (
+    ATTACKS,
+    Attack,
+    NothingToAttackError,
+    attack,
+    never_known,
+)
+
+for _found in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_found.name)
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "NothingToAttackError",
+    "attack",
+    "never_known",
+    "quantised",
+    "rounded",
+]

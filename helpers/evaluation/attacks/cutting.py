@@ -1,0 +1,118 @@
+"""An auditor with the edited model alone: find what suppresses the answer, cut it out, ask again.
+
+He suspects a pair, and takes the first-order share of every neuron (or of every singular direction
+of W_out) in the answer's log-odds: activation times the gradient along what it writes. Those that
+push the answer down most are cut. Every model has some that do, so the never-known control gets the
+same treatment.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.evaluation.attacks.register import attack, curve
+from helpers.facts import ConceptPair
+from helpers.methods.delta import keep, put_back
+from helpers.methods.tangent import Ask, Tangent, linearise
+from helpers.models import anatomy
+from helpers.scoring import answer_probability, first_token
+from helpers.tracing.states import token_ids
+
+NEURONS = (1, 4, 16, 64, 256)
+DIRECTIONS = (1, 4, 16, 64)
+
+
+@attack("cut_neurons", budget="neurons cut")
+def cut_neurons(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
+) -> pd.DataFrame:
+    """Cut the neurons that push the answer down most, over all layers."""
+    parts = anatomy(model)
+    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(parts.layers)}
+    keys = {i: torch.eye(v.shape[1]) for i, v in values.items()}
+    return _cut(model, pair, values, keys, counts)
+
+
+@attack("cut_directions", budget="directions cut")
+def cut_directions(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = DIRECTIONS
+) -> pd.DataFrame:
+    """Cut the singular directions of the W_outs that push the answer down most."""
+    values, keys = {}, {}
+    for i, layer in enumerate(anatomy(model).layers):
+        u, s, v = torch.linalg.svd(layer.mlp.W_out().detach().float().cpu(), full_matrices=False)
+        values[i], keys[i] = u * s, v
+    return _cut(model, pair, values, keys, counts)
+
+
+def _cut(
+    model: LanguageModel,
+    pair: ConceptPair,
+    values: dict[int, Float[Tensor, "d_model n"]],
+    keys: dict[int, Float[Tensor, "n d_mlp"]],
+    counts: Sequence[int],
+) -> pd.DataFrame:
+    """Where W_out = values @ keys: cut the parts that push the answer down most."""
+    t = linearise(model, suspicion(model, pair), layers=list(values))
+    pushes = {i: pushed(t, i, values[i], keys[i]) for i in values}
+    layers = torch.cat([torch.full((len(p),), i) for i, p in pushes.items()])
+    index = torch.cat([torch.arange(len(p)) for p in pushes.values()])
+    order = torch.cat(list(pushes.values())).argsort()
+    prompts = pair.prompts("heldout")
+    found = {0: answer_probability(model, prompts)}
+    for n in counts:
+        chosen: dict[int, list[int]] = {}
+        for k in order[:n].tolist():
+            chosen.setdefault(int(layers[k]), []).append(int(index[k]))
+        removed = {i: values[i][:, c] @ keys[i][c] for i, c in chosen.items()}
+        with without(model, removed):
+            found[n] = answer_probability(model, prompts)
+    return curve(found)
+
+
+def suspicion(model: LanguageModel, pair: ConceptPair) -> list[Ask]:
+    """The pair's training prompts with the target's first token, read at every position."""
+    found = []
+    for prompt in pair.prompts("train"):
+        ids = tuple(token_ids(model, prompt))
+        tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
+        found.append(Ask(ids, ((len(ids) - 1, tokens),), tuple(range(len(ids))), name=str(prompt)))
+    return found
+
+
+def pushed(
+    tangent: Tangent,
+    layer: int,
+    values: Float[Tensor, "d_model n"],
+    keys: Float[Tensor, "n d_mlp"],
+) -> Float[Tensor, " n"]:
+    """What each part of W_out adds to the answer's log-odds, to first order: mean over asks, nats.
+
+    Σ_p (keys · h_p) (values · g_p), h what W_out reads at position p, g the gradient at its output.
+    """
+    read = tangent.keys[layer] @ keys.T  # (rows, n)
+    wrote = tangent.gradients[layer] @ values
+    return (read * wrote).sum(0) / len(tangent.logodds)
+
+
+@contextlib.contextmanager
+def without(
+    model: LanguageModel, removed: dict[int, Float[Tensor, "d_model d_mlp"]]
+) -> Iterator[LanguageModel]:
+    """The model with something subtracted from W_outs; bit-exactly restored after."""
+    parts, module = anatomy(model), model._module
+    names = {parts.layers[i].mlp.out_name: part for i, part in removed.items()}
+    before = keep(module, names)
+    try:
+        with torch.no_grad():
+            for i, part in removed.items():
+                weight = parts.layers[i].mlp.W_out()
+                weight -= part.to(weight)
+        yield model
+    finally:
+        put_back(module, before)

@@ -1,0 +1,362 @@
+"""Is it gone, or only hidden? A verdict on the evidence of attacks, with margins stated beforehand.
+
+What an attack gets out is put on a scale by the two models that stand beside: 0 is what it gets out
+about facts that were never known, 1 what it gets out of the original. *Gone* is then a claim of
+equivalence, and needs a test that can fail to make it: two one-sided tests (TOST; Schuirmann 1987)
+against a margin. "Not significantly different" would be cheap to get with few prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from helpers.errors import UserError
+from helpers.evaluation.attacks import ATTACKS
+from helpers.evaluation.battery import ABSENT, EDITED, PRESENT, Evidence
+from helpers.evaluation.bootstrap import Metric, bootstrap
+from helpers.evaluation.scorecard import Scorecard
+
+GONE, BACK, OPEN, NOTHING, MISSING = "gone", "comes back", "open", "nothing to attack", "not run"
+LOWEST = 1e-6  # probabilities below count as this in log-odds
+FEWEST = 3  # units that a test needs
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What counts as gone, hidden, damaged. State them before looking.
+
+    Attributes:
+        recovered: Gone: an attack recovers less than this share of what was known.
+        hidden: Hidden: it recovers at least this share.
+        scar: Factor by which P(target) may lie off that of never-known facts; much less is a scar
+            that gives the fact away (Deepak et al. 2025).
+        neighbours: Least share of other subjects' answers that has to stay.
+        others: The same for other facts of the subject and of the target.
+        perplexity: Largest rise of perplexity, as a share.
+        known: An attack counts on prompts where the original's score is so far above never-known.
+        alpha: Level of every test.
+    """
+
+    recovered: float = 0.1
+    hidden: float = 0.5
+    scar: float = 30.0
+    neighbours: float = 0.9
+    others: float = 0.75
+    perplexity: float = 0.02
+    known: float = 0.1
+    alpha: float = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The finding and what it rests on.
+
+    Attributes:
+        word: `verified`, `hidden`, `present` (nothing was unlearned), `damaged`, or `partial`.
+        reasons: In sentences.
+        attacks: One row an attack: attack, budget (at which it recovers most), share (recovered),
+            low, high, n, p_gone, p_back (corrected), finding.
+        damage: One row a metric: metric, value, low, high, margin, finding.
+        margins: As stated.
+    """
+
+    word: str
+    reasons: list[str]
+    attacks: pd.DataFrame
+    damage: pd.DataFrame
+    margins: Margins = field(default_factory=Margins)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for an artifact."""
+        return {
+            "verdict": self.word,
+            "reasons": self.reasons,
+            "margins": vars(self.margins),
+            "attacks": self.attacks.to_dict("records"),
+            "damage": self.damage.to_dict("records"),
+        }
+
+    def __str__(self) -> str:
+        """The word and the reasons."""
+        return f"{self.word}: {' '.join(self.reasons)}"
+
+
+def tost(values: Float[np.ndarray, " n"], *, low: float, high: float) -> tuple[float, float, float]:
+    """Two one-sided t-tests that the mean lies between `low` and `high`.
+
+    Args:
+        values: Independent units.
+        low: Lower margin.
+        high: Upper margin.
+
+    Returns:
+        (p of "between", the larger of the two; p of "above `high`"; p of "below `low`").
+
+    Raises:
+        UserError: There are fewer than `FEWEST` units.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    if n < FEWEST:
+        raise UserError(f"A test needs at least {FEWEST} prompts or facts; there are {n}.")
+    error = max(values.std(ddof=1) / np.sqrt(n), 1e-12)
+    upper = stats.t.cdf((values.mean() - high) / error, n - 1)  # small when well below high
+    lower = stats.t.sf((values.mean() - low) / error, n - 1)
+    return float(max(upper, lower)), float(1 - upper), float(1 - lower)
+
+
+def holm(p: Sequence[float]) -> Float[np.ndarray, " n"]:
+    """p-values corrected for their number by Holm's (1979) step-down procedure.
+
+    The k-th smallest of n is multiplied by n − k + 1; none becomes smaller than one before it.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p)
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
+    out = np.empty_like(steps)
+    out[order] = steps
+    return out
+
+
+def recovered(
+    evidence: Evidence, name: str, margins: Margins | None = None
+) -> tuple[float, Float[np.ndarray, " n"]]:
+    """(budget, share of the knowledge that the attack gets back, prompt by prompt).
+
+    share = (edited − never known) / (original − never known); numerators are each prompt's own, the
+    denominator is the mean over prompts. The budget is the one at which most comes back. An attack
+    that trains is compared with a never-known fact taught in the same way, in units of what the
+    original knew before, and its share is the mean over the curve: the head start.
+
+    Args:
+        evidence: From `battery`.
+        name: The attack.
+        margins: Which prompts count as known.
+
+    Raises:
+        UserError: The original knows nothing that the attack could recover.
+    """
+    margins = margins or Margins()
+    rows = evidence.table[evidence.table["attack"] == name]
+    edited = _grid(rows, EDITED)
+    if ATTACKS[name].relative:
+        best = edited.mean().idxmax()
+        return float(best), edited[best].to_numpy()
+    absent = _grid(rows, ABSENT)
+    if ATTACKS[name].trains:
+        plain = evidence.table[evidence.table["attack"] == "paraphrases"]
+        present = _grid(plain, PRESENT)
+        if not len(present):
+            raise UserError(f"{name} is measured against 'paraphrases': run that attack as well.")
+        above = present[0.0] - _grid(plain, ABSENT)[0.0]
+        kept = above[above >= margins.known].index
+        if not len(kept):
+            raise UserError(_unknown(name))
+        budgets = [b for b in edited if b > 0]
+        gap = (edited[budgets] - absent[budgets]).loc[kept].mean(axis=1)
+        return float(max(budgets)), (gap / above[kept].mean()).to_numpy()
+    above = _grid(rows, PRESENT) - absent
+    found = {}
+    for budget in edited:
+        kept = above.index[above[budget] >= margins.known]
+        if len(kept) >= min(FEWEST, len(above)):
+            gap = (edited[budget] - absent[budget]).loc[kept]
+            found[float(budget)] = (gap / above.loc[kept, budget].mean()).to_numpy()
+    if not found:
+        raise UserError(_unknown(name))
+    best = max(found, key=lambda b: found[b].mean())
+    return best, found[best]
+
+
+def _unknown(name: str) -> str:
+    return f"Under {name} the original model knows no more than about facts it never knew."
+
+
+def _grid(rows: pd.DataFrame, state: str) -> pd.DataFrame:
+    """Scores of one state, prompts by budgets, averaged over subjects."""
+    mine = rows[rows["state"] == state]
+    return mine.pivot_table(index="prompt", columns="budget", values="score", aggfunc="mean")
+
+
+def scar(evidence: Evidence) -> Float[np.ndarray, " n"]:
+    """log-odds of P(target) on paraphrases less those of never-known facts, prompt by prompt."""
+    rows = evidence.table[evidence.table["attack"] == "paraphrases"]
+    if rows.empty:
+        raise UserError("A scar shows on 'paraphrases': run that attack as well.")
+    rows = rows.assign(score=_logodds(rows["score"].to_numpy()))
+    return (_grid(rows, EDITED)[0.0] - _grid(rows, ABSENT)[0.0]).to_numpy()
+
+
+def _logodds(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    p = p.clip(LOWEST, 1 - LOWEST)
+    return np.log(p / (1 - p))
+
+
+def verdict(
+    evidence: Evidence | Sequence[Evidence],
+    card: Scorecard | None = None,
+    *,
+    margins: Margins | None = None,
+    required: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """Weigh the evidence.
+
+    *Verified* needs every required attack to be run and each shown to recover less than the margin
+    (an intersection–union test: no correction is needed, Berger 1982), no scar, and every damage
+    metric shown to be within its margin. *Hidden* needs one attack that recovers at least half, and
+    more than the margin at the level alpha after Holm's correction over attacks. *Present* is
+    hidden without any attack. *Damaged* needs one damage metric shown to be outside its margin.
+    Anything else is *partial*.
+
+    Args:
+        evidence: From `battery`; of one fact, where prompts are the units, or of several, where
+            facts are.
+        card: From `evaluate`, for damage; without it nothing can be verified.
+        margins: Stated beforehand.
+        required: Attacks without which nothing is verified, all by default.
+        seed: Of the intervals.
+
+    Raises:
+        UserError: There is no evidence, or too few prompts.
+    """
+    margins = margins or Margins()
+    cases = [evidence] if isinstance(evidence, Evidence) else list(evidence)
+    if not cases:
+        raise UserError("There is no evidence: run the battery first.")
+    required = list(ATTACKS) if required is None else list(required)
+    attacks = _weighed(cases, required, margins, seed)
+    damage = _damage(card, margins)
+    reasons, findings = [], attacks.set_index("attack")
+    back = attacks[(attacks["finding"] == BACK) & (attacks["share"] >= margins.hidden)]
+    if "paraphrases" in back["attack"].to_list():
+        word = "present"
+        share = findings.loc["paraphrases", "share"]
+        reasons.append(f"Without any attack {share:.0%} of the fact is there.")
+    elif len(back):
+        word = "hidden"
+        told = ", ".join(f"{r.attack} ({r.share:.0%})" for r in back.itertuples())
+        reasons.append(f"Attacks that bring back at least {margins.hidden:.0%}: {told}.")
+    elif (damage["finding"] == "damaged").any():
+        word = "damaged"
+    else:
+        word = "verified"
+    worse = damage[damage["finding"] == "damaged"]
+    if len(worse):
+        told = ", ".join(f"{r.metric} {r.value:.3f}" for r in worse.itertuples())
+        reasons.append(f"Outside the margins of damage: {told}.")
+    blocks = []
+    for finding, text in (
+        (BACK, "Some comes back under {}."),
+        (OPEN, "Not shown to be gone under {}."),
+        (MISSING, "Not run: {}."),
+    ):
+        names = [r.attack for r in attacks.itertuples() if r.finding == finding]
+        names = [n for n in names if n not in back["attack"].to_list()]
+        if names:
+            blocks.append(text.format(", ".join(names)))
+    if card is None:
+        blocks.append("Damage was not measured.")
+    unshown = damage[damage["finding"] == OPEN]["metric"].to_list()
+    if unshown:
+        blocks.append(f"Damage can't be excluded by so few: {', '.join(unshown)}.")
+    scarred = _scarred(cases, margins)
+    if scarred:
+        blocks.append(scarred)
+    if word == "verified" and blocks:
+        word = "partial"
+    if word == "verified":
+        held = (attacks["finding"] == GONE).sum()
+        reasons.append(f"All {held} attacks recover less than {margins.recovered:.0%}.")
+    return Verdict(word, reasons + blocks, attacks, damage, margins)
+
+
+def _weighed(
+    cases: Sequence[Evidence], required: Sequence[str], margins: Margins, seed: int
+) -> pd.DataFrame:
+    rows, p_back = [], []
+    nan = float("nan")
+    names = list(dict.fromkeys([*required, *(n for c in cases for n in c.attacks)]))
+    for name in names:
+        blank = {"attack": name, "budget": nan, "share": nan, "low": nan, "high": nan, "n": 0}
+        ran = [c for c in cases if name in c.attacks]
+        values, budget = [], nan
+        for case in ran:
+            if name in case.nothing:
+                continue
+            try:
+                budget, found = recovered(case, name, margins)
+            except UserError:
+                continue
+            values.append(found)
+        if len(ran) < len(cases):
+            rows.append({**blank, "p_gone": nan, "finding": MISSING})
+            p_back.append(nan)
+        elif not values:
+            rows.append({**blank, "p_gone": nan, "finding": NOTHING})
+            p_back.append(nan)
+        else:
+            units = values[0] if len(cases) == 1 else np.array([v.mean() for v in values])
+            m = bootstrap(units, seed=seed)
+            gone, back = 1.0, 1.0
+            if len(units) >= FEWEST:
+                gone, back, _ = tost(units, low=-margins.recovered, high=margins.recovered)
+                if m.value < 0:  # less than from a never-known fact: the scar's test, not this one
+                    gone = tost(units, low=-np.inf, high=margins.recovered)[0]
+            measured = {"share": m.value, "low": m.low, "high": m.high, "n": m.n}
+            rows.append({**blank, "budget": budget, **measured, "p_gone": gone, "finding": ""})
+            p_back.append(back)
+    table = pd.DataFrame(rows)
+    table["p_back"] = np.nan
+    here = ~np.isnan(p_back)
+    table.loc[here, "p_back"] = holm(np.array(p_back)[here])
+    weighed = table["finding"] == ""
+    table.loc[weighed, "finding"] = OPEN
+    table.loc[weighed & (table["p_gone"] < margins.alpha), "finding"] = GONE
+    table.loc[weighed & (table["p_back"] < margins.alpha), "finding"] = BACK
+    return table
+
+
+def _damage(card: Scorecard | None, margins: Margins) -> pd.DataFrame:
+    limits = {
+        "neighbours": margins.neighbours,
+        "same_subject": margins.others,
+        "same_target": margins.others,
+        "must_stay": margins.others,
+        "perplexity_change_factbook": margins.perplexity,
+        "perplexity_change_other": margins.perplexity,
+    }
+    rows = []
+    for name, margin in limits.items():
+        if card is not None and name in card:
+            m: Metric = card[name]
+            rows.append(
+                {"metric": name, **vars(m), "margin": margin, "finding": _within(m, name, margin)}
+            )
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "margin", "finding"])
+
+
+def _within(m: Metric, name: str, margin: float) -> str:
+    """Whether the interval lies within the margin, outside of it, or over it."""
+    low, high = (m.low, m.high) if not np.isnan(m.low) else (m.value, m.value)
+    if name.startswith("perplexity"):
+        return "kept" if high <= margin else "damaged" if low > margin else OPEN
+    return "kept" if low >= margin else "damaged" if high < margin else OPEN
+
+
+def _scarred(cases: Sequence[Evidence], margins: Margins) -> str:
+    cases = [c for c in cases if "paraphrases" in c.attacks]
+    if not cases:
+        return ""
+    values = [scar(c) for c in cases]
+    units = values[0] if len(cases) == 1 else np.array([v.mean() for v in values])
+    limit = float(np.log(margins.scar))
+    if len(units) < FEWEST or tost(units, low=-limit, high=limit)[2] >= margins.alpha:
+        return ""
+    times = np.exp(-units.mean())
+    return f"A scar: the target is {times:.0f} times less likely than for facts never known."

@@ -1,0 +1,122 @@
+"""Neurons that detect a subject: a direction and a threshold on what the MLP reads."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.models import MLPAnatomy
+
+FIRES = 0.5  # a detector has to fire on so many of the subject's own prompts
+MARGIN = 0.02  # and by this share of the distance from what it sees elsewhere
+SHARPNESS = 20.0  # how steep the nonlinearity is driven: SiLU and GELU then are nearly ReLU
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """Neurons of one layer, before their values are known: act(s (e·x − θ)) / s.
+
+    Attributes:
+        keys: e, a row each, scaled so that e·x − θ averages 1 where it should fire.
+        thresholds: θ.
+        share: On what share of the subject's own prompts each fires.
+        pair: Number of the pair that each is of.
+    """
+
+    keys: Float[Tensor, "n d_model"]
+    thresholds: Float[Tensor, " n"]
+    share: Float[Tensor, " n"]
+    pair: tuple[int, ...] = ()
+    reads: ClassVar[str] = "mlp_in"
+
+    def fire(self, mlp: MLPAnatomy, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
+        """Activations on what W_in reads."""
+        return (
+            mlp.activation(SHARPNESS * (x @ self.keys.to(x).T - self.thresholds.to(x))) / SHARPNESS
+        )
+
+    def cost_solve(self, f: Float[Tensor, "asks n d"]) -> Float[Tensor, "asks n d"]:
+        """G⁻¹ f with G = 1: nothing else writes through these neurons."""
+        return f
+
+
+def sightings(
+    mine: Sequence[Sequence[Mapping[int, Tensor]]], others: Float[Tensor, "m d_model"], layer: int
+) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"], Float[Tensor, "m d_model"]]]:
+    """(pair, spelling, what it reads there, what it reads elsewhere) for every neuron of a layer.
+
+    Elsewhere are also the other pairs' subjects.
+    """
+    for k, groups in enumerate(mine):
+        rest = [g[layer] for n, m in enumerate(mine) if n != k for g in m]
+        outside = torch.cat([others, *rest])
+        for n, group in enumerate(groups):
+            yield k, n, group[layer], outside
+
+
+def discriminant(
+    inside: Float[Tensor, "n d"], outside: Float[Tensor, "m d"], *, shrink: float
+) -> Float[Tensor, " d"]:
+    """Fisher's (1936) direction Σ⁻¹(μ_inside − μ_outside), Σ the covariance outside."""
+    mean = outside.mean(0)
+    cov = (outside.T @ outside / len(outside) - torch.outer(mean, mean)).double()
+    cov += shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=torch.float64)
+    return torch.linalg.solve(cov, (inside.mean(0) - mean).double()).float()
+
+
+def detector(
+    e: Float[Tensor, " d_model"],
+    inside: Float[Tensor, "n d_model"],
+    outside: Float[Tensor, "m d_model"],
+    *,
+    quantile: float,
+) -> Detectors:
+    """One neuron along `e`: threshold at the quantile of everything else, mean 1 where it fires.
+
+    Where it would fire on fewer than half of the subject's prompts, or only just, a neuron that is
+    never active.
+    """
+    scores = outside @ e
+    theta = scores.topk(max(1, round((1 - quantile) * len(scores)))).values[-1]
+    margin = inside @ e - theta
+    scale = margin.clamp_min(0).mean()
+    gap = (inside @ e).mean() - scores.mean()
+    if (margin > 0).float().mean() < FIRES or scale < MARGIN * gap:
+        return Detectors(torch.zeros_like(e)[None], torch.ones(1), torch.zeros(1))
+    share = (margin > 0).float().mean()[None]
+    return Detectors(e[None] / scale, theta[None] / scale, share)
+
+
+def stacked(units: Sequence[Detectors]) -> Detectors:
+    """Several neurons of one layer as one set."""
+    return Detectors(
+        torch.cat([u.keys for u in units]),
+        torch.cat([u.thresholds for u in units]),
+        torch.cat([u.share for u in units]),
+        tuple(k for u in units for k in u.pair),
+    )
+
+
+def require_firing(found: Mapping[int, Detectors], pairs: Sequence[ConceptPair]) -> None:
+    """Stop when a pair's subject is detected in no layer.
+
+    Raises:
+        UserError: Names the subject.
+    """
+    best = torch.stack([d.share for d in found.values()]).max(0).values.tolist()
+    owner = next(iter(found.values())).pair
+    for k, pair in enumerate(pairs):
+        if not any(share for share, o in zip(best, owner, strict=True) if o == k):
+            raise UserError(
+                f"In none of the layers {_span(found)} does a direction tell {pair.subject} from "
+                "everything else: try other layers, or a lower quantile."
+            )
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"{min(layers)} to {max(layers)}"

@@ -1,0 +1,215 @@
+"""What detectors write, solved for: as neurons of their own, or within the existing W_out.
+
+A neuron's threshold keeps the edit off everything that does not fire it. The same edit without new
+neurons regresses what the detector sees on the keys that W_out reads, and changes W_out by an outer
+product of that key and the value: rank one a detector, and some of it is written elsewhere too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.covariance import keys_of
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
+from helpers.methods.background import disturbance
+from helpers.methods.contrast import stored
+from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.detectors import SHARPNESS, Detectors
+from helpers.methods.tangent import Ask, linearise, solve_kernel
+from helpers.models import MLPAnatomy, anatomy
+from helpers.tracing.states import token_ids
+
+FORMS = ("neurons", "weights")
+N_NEIGHBOURS = 40  # whose answers the weights form holds; neurons do not fire there
+
+
+@dataclass(frozen=True)
+class LinearKeys:
+    """Directions of one layer's keys that stand for detectors.
+
+    Attributes:
+        keys: u, a row each; u·k averages 1 where the detector fires.
+        cost: G = U A Uᵀ, what writing through them disturbs.
+    """
+
+    keys: Float[Tensor, "n d_mlp"]
+    cost: Float[Tensor, "n n"]
+    reads: ClassVar[str] = "neurons"
+
+    def fire(self, mlp: MLPAnatomy, k: Float[Tensor, "... d_mlp"]) -> Float[Tensor, "... n"]:
+        """Activations on what W_out reads."""
+        return k @ self.keys.to(k).T
+
+    def cost_solve(self, f: Float[Tensor, "asks n d"]) -> Float[Tensor, "asks n d"]:
+        """G⁻¹ f."""
+        return torch.linalg.solve(self.cost, f)
+
+
+def solved_edit(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    detectors: Mapping[int, Detectors],
+    *,
+    form: str,
+    floor: float,
+    ridge: float,
+    steps: Sequence[float],
+    seed: int,
+    notes: Mapping[str, Any] | None = None,
+) -> WeightDelta:
+    """The edit that makes the pairs' answers unlikely where the detectors fire.
+
+    Args:
+        model: Any model of a known family.
+        pairs: What is forgotten.
+        detectors: Layer → detectors.
+        form: `neurons` or `weights`.
+        floor: Probability that the training prompts' answers come down to.
+        ridge: Ridge of the values' kernel regression.
+        steps: Share of the way to go at each linearisation.
+        seed: Draws neighbours.
+        notes: For the delta.
+
+    Raises:
+        UserError: There is no such form, or the values cannot be solved for.
+    """
+    if form not in FORMS:
+        raise UserError(f"There is no form '{form}': choose {' or '.join(FORMS)}.")
+    appends = form == "neurons"
+    keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
+    near = 0 if appends else N_NEIGHBOURS // len(pairs) + 1
+    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
+    asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=near, seed=seed)]
+    values = solve_values(model, asks, keys, ridge=ridge, steps=steps)
+    if appends:
+        return appended(model, detectors, values, notes=notes)
+    changes = {}
+    for i, layer in keys.items():
+        mlp = anatomy(model).layers[i].mlp
+        changes[mlp.out_name] = stored(mlp, values[i].T, layer.keys)
+    return WeightDelta.of(model._module, changes, notes=dict(notes or {}))
+
+
+def regressed(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    detectors: Mapping[int, Detectors],
+    *,
+    seed: int = 0,
+) -> dict[int, LinearKeys]:
+    """Each detector as a direction of W_out's keys: u = A⁻¹ Σ a k, a its activations.
+
+    The sum runs over the pairs' training prompts; A weighs the keys of ordinary text and of the
+    same questions about other subjects (`disturbance`). Detectors that never fire are left out.
+    """
+    parts, layers = anatomy(model), sorted(detectors)
+    ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.prompts("train")))
+    where = [(x, None) for x in ids]
+    read, keys = (
+        {i: torch.cat([b[i] for b in batches]) for i in layers}
+        for site in ("mlp_in", "neurons")
+        for batches in [list(keys_of(model, where, layers=layers, site=site))]
+    )
+    metric = disturbance(model, pairs, layers=layers, seed=seed)
+    found = {}
+    for i in layers:
+        a = detectors[i].fire(parts.layers[i].mlp, read[i]).clamp_min(0)  # (rows, n)
+        a = a[:, a.sum(0) > 0]
+        if a.shape[1]:
+            u = torch.cholesky_solve(keys[i].T @ a, metric[i]).T  # (n, d_mlp)
+            u = u / ((u @ keys[i].T * a.T).sum(1) / a.sum(0))[:, None]
+            half = u @ metric[i]
+            found[i] = LinearKeys(u, half @ half.T)
+    return found
+
+
+def solve_values(
+    model: LanguageModel,
+    asks: Sequence[Ask],
+    keys: Mapping[int, Detectors] | Mapping[int, LinearKeys],
+    *,
+    ridge: float,
+    steps: Sequence[float],
+) -> dict[int, Float[Tensor, "n d_model"]]:
+    """What each key writes: the least Σ tr(Vᵀ G V) that moves every answer's log-odds as wanted.
+
+    To first order the values V of keys with activations a move the log-odds of answer i by the
+    inner product of V with f_i = Σ_p a_p g_ipᵀ, so K_ij = tr(f_iᵀ G⁻¹ f_j) and
+    V = G⁻¹ Σ_i α_i f_i with α = (K + Λ)⁻¹ wanted; linearised again at every step. G is what the
+    keys' writing costs: 1 for neurons of their own, U A Uᵀ for keys in an existing matrix.
+
+    Args:
+        model: Any model of a known family.
+        asks: What is forgotten and what is kept.
+        keys: Layer → detectors or linear keys.
+        ridge: Λ, relative to K's diagonal.
+        steps: Share of the way to go at each linearisation.
+
+    Raises:
+        UserError: Two prompts cannot be told apart, or the steps ran away.
+    """
+    parts = anatomy(model)
+    values = {i: torch.zeros(len(d.keys), parts.d_model) for i, d in keys.items()}
+    everywhere = [Ask(a.ids, a.scored, tuple(range(len(a.ids))), a.goal, a.name) for a in asks]
+    site = next(iter(keys.values())).reads
+    before = None
+    for step in steps:
+
+        def extra(i, into, hidden):
+            x = into if site == "mlp_in" else hidden
+            return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)  # noqa: B023
+
+        t = linearise(model, everywhere, layers=list(keys), extra=extra, site=site)
+        before = t.logodds if before is None else before
+        features = {}
+        for i, d in keys.items():
+            a = d.fire(parts.layers[i].mlp, t.keys[i].to(parts.head.weight.device)).float().cpu()
+            each = a[:, :, None] * t.gradients[i][:, None]  # (rows, n, d_model)
+            features[i] = torch.zeros(len(asks), *each.shape[1:]).index_add(0, t.owner, each)
+        spread = {i: keys[i].cost_solve(f) for i, f in features.items()}  # G⁻¹ f
+        kernel = sum((f.flatten(1) @ spread[i].flatten(1).T).double() for i, f in features.items())
+        wanted = step * wanted_changes(asks, t.logodds, before)
+        alpha = solve_kernel(kernel, wanted.double(), ridge=ridge, asks=asks).float()
+        values = {i: v + torch.tensordot(alpha, spread[i], 1) for i, v in values.items()}
+    return values
+
+
+def appended(
+    model: LanguageModel,
+    detectors: Mapping[int, Detectors],
+    values: Mapping[int, Float[Tensor, "n d_model"]],
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> WeightDelta:
+    """The delta that appends the neurons.
+
+    With a gate: gate row s·e with bias −s·θ, W_in's row 0 with bias 1; without: row s·e with bias
+    −s·θ. The value is divided by s.
+    """
+    parts = anatomy(model)
+    changes = {}
+    for i, d in detectors.items():
+        mlp = parts.layers[i].mlp
+        rows, bias = SHARPNESS * d.keys, -SHARPNESS * d.thresholds
+        new = {mlp.gate_name or mlp.in_name: (rows, bias)}
+        if mlp.gate_name:
+            new[mlp.in_name] = (torch.zeros_like(rows), torch.ones_like(bias))
+        for name, (row, offset) in new.items():
+            changes[name] = _rows(row, mlp.transposed)
+            changes[f"{name.removesuffix('weight')}bias"] = Change(appended=offset)
+        changes[mlp.out_name] = _rows(values[i] / SHARPNESS, not mlp.transposed)
+    fires = {str(i): [round(s, 3) for s in d.share.tolist()] for i, d in detectors.items()}
+    return WeightDelta.of(model._module, changes, notes={"fires": fires, **(notes or {})})
+
+
+def _rows(rows: Float[Tensor, "n width"], across: bool) -> Change:
+    if across:
+        return Change(appended=rows.T.contiguous(), axis=1)
+    return Change(appended=rows.contiguous(), axis=0)

@@ -1,0 +1,278 @@
+"""Attacks: what they change comes back, budgets and controls are what they say."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+from test_surgery_baselines import own_pair
+
+from helpers.errors import UserError
+from helpers.evaluation.attacks import (
+    ATTACKS,
+    NothingToAttackError,
+    never_known,
+    quantised,
+    rounded,
+)
+from helpers.evaluation.attacks.cutting import pushed, suspicion, without
+from helpers.evaluation.attacks.delta import audit_delta, statement
+from helpers.evaluation.attacks.quantisation import block_weights, nf4_levels
+from helpers.evaluation.attacks.relearning import relearned
+from helpers.evaluation.battery import battery
+from helpers.evaluation.hidden import logit_suppression
+from helpers.examples import answer_example, collate
+from helpers.facts import ConceptPair, facts
+from helpers.methods import Change, Unlearning, WeightDelta, unlearn
+from helpers.methods.tangent import linearise
+from helpers.models import anatomy, model_hash
+from helpers.scoring import answer_probability
+from helpers.tracing import capture
+
+PUBLISHED_NF4 = (  # QLoRA, appendix E
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+def widened(model) -> Unlearning:
+    """An edit that appends a neuron to the first MLP."""
+    mlp = anatomy(model).layers[0].mlp
+    row, column = torch.full((1, 16), 0.1), torch.full((16, 1), 0.1)
+    changes = {mlp.in_name: Change(appended=row), mlp.out_name: Change(appended=column, axis=1)}
+    if mlp.gate_name:
+        changes[mlp.gate_name] = Change(appended=row)
+    return Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+
+
+def test_nf4_levels_are_the_published_ones():
+    assert np.allclose(nf4_levels().numpy(), PUBLISHED_NF4, atol=1e-6)
+
+
+def test_rounding_by_hand():
+    row = torch.tensor([[127.0, 0.4, -63.6, 2.5], [0.0, 0.0, 0.0, 0.0]])
+    assert rounded(row, "int8").tolist() == [[127.0, 0.0, -64.0, 2.0], [0.0, 0.0, 0.0, 0.0]]
+    row = torch.tensor([[7.0, 0.4, -3.6, 2.0]])
+    assert torch.allclose(rounded(row, "int4"), torch.tensor([[7.0, 0.0, -4.0, 2.0]]))
+    row = torch.tensor([[2.0, 0.4, -1.2]])  # over 2: 1, 0.2, -0.6
+    nearest = [1.0, 0.16093020141124725, -0.5250730514526367]
+    assert torch.allclose(rounded(row, "nf4"), 2 * torch.tensor([nearest]))
+
+
+@pytest.mark.parametrize("scheme", ["int4", "nf4"])
+def test_groups_have_scales_of_their_own_and_the_last_may_be_short(scheme):
+    row = torch.randn(1, 100, generator=torch.Generator().manual_seed(0))
+    row[0, :64] *= 1000
+    got = rounded(row, scheme)
+    assert torch.equal(got[:, 64:], rounded(row[:, 64:], scheme))
+    assert got[0, 64:].abs().max() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_are_rounded_and_come_back(tiny_model, family):
+    model = tiny_model(family)
+    before = model_hash(model)
+    kept = {n: p.clone() for n, p in model._module.named_parameters()}
+    names = block_weights(model)
+    parts = anatomy(model)
+    assert {layer.mlp.out_name for layer in parts.layers} <= set(names)
+    assert len(names) % parts.n_layers == 0
+    with quantised(model, "int8"):
+        for name, weight in model._module.named_parameters():
+            if name not in names:
+                assert torch.equal(weight, kept[name])
+                continue
+            seen = kept[name].T if names[name] else kept[name]
+            now = weight.T if names[name] else weight
+            step = seen.abs().amax(1, keepdim=True) / 127
+            ratio = now / step
+            assert torch.allclose(ratio, ratio.round(), atol=1e-3)
+            assert ((now - seen).abs() <= step / 2 + 1e-7).all()
+    assert model_hash(model) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_widened_model_is_rounded_too(tiny_model, family):
+    model = tiny_model(family)
+    if family == "gpt2":
+        pytest.skip("columns of Conv1D are appended on the other axis")
+    edit, before = widened(model), model_hash(model)
+    with edit.applied(model):
+        wide = model_hash(model)
+        with quantised(model, "int4"):
+            assert anatomy(model).layers[0].mlp.W_out().shape[1] == 25
+            assert model_hash(model) != wide
+        assert model_hash(model) == wide
+    assert model_hash(model) == before
+
+
+def test_an_unknown_rounding_is_told(tiny_model):
+    model = tiny_model()
+    with pytest.raises(UserError, match="no rounding 'int3'"), quantised(model, "int3"):
+        pass
+
+
+def test_never_known_facts_are_unknown_and_share_the_target(knowing):
+    model = knowing()
+    pair = ConceptPair("Kenya", "Nairobi")
+    found = never_known(model, pair, n=3)
+    assert len({s.subject for s in found}) == 3
+    for stranger in found:
+        assert (stranger.target, stranger.answers) == ("Nairobi", (" Nairobi",))
+        ways = [p for p in stranger.prompts("train") if p.format == "completion"]
+        assert answer_probability(model, ways).mean() < 0.1
+        own = next(o for o in pair.neighbours() if o.subject == stranger.subject)
+        ways = [p for p in own.prompts("train") if p.format == "completion"]
+        assert answer_probability(model, ways[:4]).mean() < 0.1
+    with pytest.raises(UserError, match="ask for fewer"):
+        never_known(model, pair, n=40, tried=10)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, a in ATTACKS.items() if a.trains or n.startswith(("cut", "trig", "quant"))]
+)
+def test_an_attack_leaves_an_edited_model_as_it_was(knowing, name):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    edit = unlearn(model, pair, "mean_difference", layers=(1,))
+    small = {"trigger": {"rounds": 2}, "cut_neurons": {"counts": (1, 4)}}
+    small |= {"cut_directions": {"counts": (1, 4)}}
+    small |= {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.trains}
+    with edit.applied(model), widened_in(model):
+        before = model_hash(model)
+        table = ATTACKS[name].function(model, pair, seed=0, **small.get(name, {}))
+        assert model_hash(model) == before
+    assert list(table.columns) == ["budget", "prompt", "score"]
+    assert table["score"].between(0, 1).all()
+    assert table.groupby("budget")["prompt"].nunique().nunique() == 1
+    assert not any(p.requires_grad or p.grad is not None for p in model._module.parameters())
+
+
+def widened_in(model):
+    """The llama of `knowing` with a neuron more."""
+    mlp = anatomy(model).layers[0].mlp
+    row, column = torch.full((1, 32), 0.01), torch.full((32, 1), 0.01)
+    names = (mlp.in_name, mlp.gate_name)
+    changes = {n: Change(appended=row) for n in names}
+    changes[mlp.out_name] = Change(appended=column, axis=1)
+    made = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    return made.applied(model)
+
+
+def test_relearning_goes_back_to_what_is_taught(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    hidden = logit_suppression(model, pair)
+    prompts = pair.prompts("train")
+
+    def batch(step):
+        return collate([answer_example(model, p, p.answers[0]) for p in prompts])
+
+    with hidden.applied(model):
+        table = relearned(model, pair, batch, steps=(2, 20), lr=3e-3)
+    means = table.groupby("budget")["score"].mean()
+    assert list(means.index) == [0, 2, 20]
+    assert means[20] > means[0] + 0.3
+    with pytest.raises(UserError, match="from 1 up"):
+        relearned(model, pair, batch, steps=())
+
+
+def test_relearning_never_sees_what_is_asked(knowing, monkeypatch):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    seen = []
+    monkeypatch.setattr(
+        "helpers.evaluation.attacks.relearning.train",
+        lambda module, loss, batch, **how: seen.extend(
+            tuple(row.tolist()) for step in range(30) for row in batch(step).ids
+        ),
+    )
+    ATTACKS["relearning_forgotten"].function(model, pair, steps=(1,))
+    own = {tuple(answer_example(model, p, " Nairobi").ids) for p in pair.prompts("train")}
+    stripped = [tuple(t for t in row if t) for row in seen]
+    about = {row for row in stripped if row in own}
+    assert len(about) == 2  # two of the forgotten fact's own prompts, again and again
+    held = {tuple(answer_example(model, p, " Nairobi").ids) for p in pair.prompts("heldout")}
+    assert not held & set(stripped)
+    seen.clear()
+    ATTACKS["relearning_neighbours"].function(model, pair, steps=(1,))
+    kenya = model.tokenizer("Kenya").input_ids[-1]
+    assert seen and not any(kenya in row for row in seen)
+
+
+def test_pushes_are_the_change_of_log_odds_when_a_neuron_is_cut(tiny_model):
+    model, pair = tiny_model(), own_pair()
+    asks = suspicion(model, pair)
+    last = anatomy(model).n_layers - 1
+    t = linearise(model, asks, layers=[last])
+    W = anatomy(model).layers[last].mlp.W_out().detach().clone()
+    pushes = pushed(t, last, W, torch.eye(W.shape[1]))
+    small, most = 0.1, int(pushes.abs().argmax())  # first order: a tenth of the neuron
+    removed = torch.zeros_like(W)
+    removed[:, most] = small * W[:, most]
+    with without(model, {last: removed}):
+        after = linearise(model, asks, layers=[last]).logodds.mean()
+    assert float(t.logodds.mean() - after) == pytest.approx(small * float(pushes[most]), rel=0.1)
+
+
+def test_cutting_finds_a_planted_suppressor(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    before = answer_probability(model, pair.prompts("heldout")).mean()
+    hidden = logit_suppression(model, pair)
+    with hidden.applied(model):
+        table = ATTACKS["cut_directions"].function(model, pair, counts=(1, 4, 16))
+    means = table.groupby("budget")["score"].mean()
+    assert means[0] < 0.1 * before
+    assert means.max() > 0.5 * before
+
+
+def test_hiding_lowers_the_answer_and_nothing_before_the_last_layer(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    hidden = logit_suppression(model, pair)
+    assert set(hidden.delta.changes) == {anatomy(model).layers[-1].mlp.out_name}
+    with hidden.applied(model):
+        assert answer_probability(model, pair.prompts("train")).mean() <= 0.005
+
+
+def test_the_audit_names_the_subject_that_an_edit_responds_to(knowing):
+    model, names = knowing(), ["France", "Germany", "Kenya", "Spain", "Egypt", "Peru"]
+    capitals = {f.subject: f for f in facts("capital")}
+    prompts = [statement(ConceptPair.of(capitals[n])) for n in names]
+    found = capture(model, prompts, sites=["neurons"], layers=[1], position="subject")
+    keys = found["neurons"][:, 0]  # (6, d_mlp)
+    reads = torch.linalg.pinv(keys)[:, 2]  # 1 at Kenya's key, 0 at the others'
+    change = Change(dense=torch.outer(torch.ones(32), reads))
+    delta = WeightDelta.of(model._module, {anatomy(model).layers[1].mlp.out_name: change})
+    edit = Unlearning("made", {}, delta, {}, 0, 0.0, "")
+    before = model_hash(model)
+    audit = audit_delta(model, edit, subjects=names)
+    assert model_hash(model) == before
+    assert audit.guess[0] == "Kenya" and audit.margin > 100
+    assert audit.subjects["response"].is_monotonic_decreasing
+    assert set(audit.answers["relation"]) >= {"capital", "currency"}
+    with pytest.raises(UserError, match="at least two"):
+        audit_delta(model, edit, subjects=["Kenya"])
+
+
+def test_an_attack_without_a_hold_says_so(tiny_model):
+    with pytest.raises(NothingToAttackError, match="reverse"):
+        ATTACKS["reverse"].function(tiny_model(), own_pair())
+
+
+def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    hidden = logit_suppression(model, pair)
+    names = ["paraphrases", "lens", "relearning_forgotten"]
+    options = {"relearning_forgotten": {"steps": (1, 2)}}
+    with hidden.applied(model):
+        found = battery(model, pair, attacks=names, options=options, n_absent=2)
+    counts = found.table.groupby(["attack", "state"])["subject"].nunique()
+    assert counts["paraphrases"].to_dict() == {"absent": 2, "edited": 1, "present": 1}
+    assert counts["relearning_forgotten"].to_dict() == {"absent": 1, "edited": 1}
+    means = found.table.query("attack == 'paraphrases'").groupby("state")["score"].mean()
+    assert means["present"] > 0.3 and means["edited"] < 0.05
+    for name in ("asking.answer_probability", "lens.logit_lens", "relearning.train"):
+        monkeypatch.setattr(f"helpers.evaluation.attacks.{name}", None)
+    with hidden.applied(model):
+        again = battery(model, pair, attacks=names, options=options, n_absent=2)
+    assert again.table.equals(found.table)
+    with pytest.raises(UserError, match="no attack 'nothing'"):
+        battery(model, pair, attacks=["nothing"])

@@ -1,0 +1,181 @@
+"""The verdict: tests against hand-worked values, and each word from evidence that calls for it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from helpers.errors import UserError
+from helpers.evaluation.battery import Evidence, battery
+from helpers.evaluation.bootstrap import Metric
+from helpers.evaluation.hidden import logit_suppression
+from helpers.evaluation.scorecard import Scorecard
+from helpers.evaluation.verdict import Margins, holm, recovered, scar, tost, verdict
+from helpers.facts import ConceptPair
+
+PRESENT = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
+ABSENT = [0.01, 0.02, 0.01, 0.02, 0.01, 0.01]
+
+
+def evidence(budgets: dict[str, dict[float, list[float]]], **more) -> Evidence:
+    """Evidence with the usual comparisons: attack → budget → scores of the edited model."""
+    rows = []
+    for name, found in budgets.items():
+        for budget, edited in found.items():
+            states = {"edited": edited, "absent": more.get("absent", ABSENT)}
+            if not name.startswith("relearning"):
+                states["present"] = PRESENT
+            for state, scores in states.items():
+                rows += [(name, state, state, budget, i, s) for i, s in enumerate(scores)]
+    columns = ["attack", "state", "subject", "budget", "prompt", "score"]
+    return Evidence(pd.DataFrame(rows, columns=columns), more.get("nothing", {}))
+
+
+def card(neighbours=(0.99, 0.97, 1.0), change=(0.001, 0.0, 0.002)) -> Scorecard:
+    metrics = {
+        "neighbours": Metric(*neighbours, 24),
+        "perplexity_change_factbook": Metric(*change, 32),
+    }
+    return Scorecard(metrics, {}, {})
+
+
+def like(scores, plus=0.0):
+    return [s + plus for s in scores]
+
+
+def test_tost_is_two_one_sided_t_tests():
+    x = np.array([0.01, 0.03, -0.02, 0.02, 0.0])
+    between, above, below = tost(x, low=-0.1, high=0.1)
+    upper = stats.ttest_1samp(x, 0.1, alternative="less").pvalue
+    lower = stats.ttest_1samp(x, -0.1, alternative="greater").pvalue
+    assert between == pytest.approx(max(upper, lower))
+    assert above == pytest.approx(1 - upper) and below == pytest.approx(1 - lower)
+    assert tost(np.array([0.2, 0.21, 0.19]), low=-0.1, high=0.1)[1] < 0.01
+    assert tost(np.array([-0.5, 0.5, 0.0]), low=-0.1, high=0.1)[0] > 0.3  # no power, no claim
+    with pytest.raises(UserError, match="at least 3"):
+        tost(np.array([0.0, 0.0]), low=-1, high=1)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_share_is_between_never_known_and_original():
+    found = evidence({"paraphrases": {0: ABSENT}, "few_shot": {1: PRESENT, 3: ABSENT}})
+    budget, share = recovered(found, "paraphrases")
+    assert share == pytest.approx(np.zeros(5))  # the unknown wording is left out
+    budget, share = recovered(found, "few_shot")
+    assert budget == 1 and share.mean() == pytest.approx(1.0)
+
+
+def test_head_start_is_the_mean_over_the_curve_in_units_of_what_was_known():
+    half = [a + 0.5 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
+    curve = {0: ABSENT, 5: half, 10: ABSENT}
+    found = evidence({"paraphrases": {0: ABSENT}, "relearning_forgotten": curve})
+    _, share = recovered(found, "relearning_forgotten")
+    assert share.mean() == pytest.approx(0.25)
+    alone = Evidence(found.table.query("attack != 'paraphrases'"))
+    with pytest.raises(UserError, match="run that attack as well"):
+        recovered(alone, "relearning_forgotten")
+
+
+NAMES = ["paraphrases", "few_shot", "lens"]
+
+
+def case(**edited) -> Evidence:
+    return evidence({n: {0: edited.get(n, like(ABSENT, 0.003))} for n in NAMES})
+
+
+def test_gone_everywhere_and_no_damage_is_verified():
+    found = verdict(case(), card(), required=NAMES)
+    assert found.word == "verified"
+    assert (found.attacks["finding"] == "gone").all()
+    assert (found.damage["finding"] == "kept").all()
+
+
+def test_an_attack_that_brings_it_back_means_hidden():
+    found = verdict(case(lens=PRESENT), card(), required=NAMES)
+    assert found.word == "hidden"
+    assert "lens (100%)" in str(found)
+
+
+def test_there_without_attack_is_present():
+    assert (
+        verdict(case(paraphrases=PRESENT, lens=PRESENT), card(), required=NAMES).word == "present"
+    )
+
+
+def test_some_that_comes_back_is_partial():
+    some = [a + 0.3 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
+    found = verdict(case(few_shot=some), card(), required=NAMES)
+    assert found.word == "partial"
+    assert "few_shot" in str(found)
+
+
+def test_an_attack_that_was_not_run_forbids_verified():
+    found = verdict(case(), card(), required=[*NAMES, "trigger"])
+    assert found.word == "partial"
+    assert "Not run: trigger." in str(found)
+
+
+def test_nothing_to_attack_is_not_the_same_as_not_run():
+    found = case()
+    with_reason = Evidence(found.table, {"reverse": "The relation has no reverse prompts."})
+    got = verdict(with_reason, card(), required=[*NAMES, "reverse"])
+    assert got.word == "verified"
+    row = got.attacks.set_index("attack").loc["reverse"]
+    assert row["finding"] == "nothing to attack"
+
+
+def test_damage_is_shown_excluded_or_open():
+    assert verdict(case(), card((0.5, 0.4, 0.6)), required=NAMES).word == "damaged"
+    assert verdict(case(), card(change=(0.2, 0.1, 0.3)), required=NAMES).word == "damaged"
+    open_ = verdict(case(), card((0.93, 0.8, 1.0)), required=NAMES)
+    assert open_.word == "partial" and "can't be excluded" in str(open_)
+    unknown = verdict(case(), None, required=NAMES)
+    assert unknown.word == "partial" and "not measured" in str(unknown)
+
+
+def test_over_suppression_is_a_scar():
+    buried = [1e-6] * 6
+    assert scar(case(paraphrases=buried)).mean() < -8
+    found = verdict(case(paraphrases=buried), card(), required=NAMES)
+    assert found.word == "partial" and "scar" in str(found)
+
+
+def test_few_noisy_prompts_show_nothing():
+    noisy = like([0.0, 0.0, 0.0, 0.0, 0.3, 0.0], 0.01)
+    found = verdict(case(few_shot=noisy), card(), required=NAMES)
+    assert found.word == "partial"
+    assert "Not shown to be gone under few_shot." in str(found)
+
+
+def test_several_facts_are_the_units():
+    found = verdict([case(), case(), case(), case(lens=PRESENT)], card(), required=NAMES)
+    assert found.attacks.set_index("attack").loc["lens", "n"] == 4
+    assert found.word == "partial"
+    with pytest.raises(UserError, match="no evidence"):
+        verdict([], card())
+
+
+def test_margins_are_stated_with_the_verdict():
+    margins = Margins(recovered=0.4)
+    some = [a + 0.3 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
+    found = verdict(case(few_shot=some), card(), margins=margins, required=NAMES)
+    assert found.word == "verified"
+    assert found.to_dict()["margins"]["recovered"] == 0.4
+
+
+def test_present_hidden_and_absent_are_told_apart(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    names = ["paraphrases", "lens", "few_shot", "cut_directions"]
+    how = {"attacks": names, "n_absent": 2}
+    assert verdict(battery(model, pair, **how), required=names).word == "present"
+    hidden = logit_suppression(model, pair)
+    with hidden.applied(model):
+        assert verdict(battery(model, pair, **how), required=names).word == "hidden"
+    stranger = ConceptPair("Mongolia", "Nairobi")
+    found = verdict(battery(model, pair, asked_as=stranger, **how), required=names)
+    assert found.word not in ("present", "hidden")
+    assert not (found.attacks["finding"] == "comes back").any()
