@@ -17,6 +17,7 @@ from nnsight import LanguageModel
 from scipy import stats
 
 from helpers.errors import UserError
+from helpers.evaluation.truth import forget_quality
 from helpers.methods import METHODS, unlearn
 from helpers.organism.exact import OTHERS, Exam, Reading, distances, exam, read
 from helpers.organism.family import Family
@@ -56,9 +57,9 @@ def verify(
     Returns:
         Differences: one row a fact, seed and method (and for `ORIGINAL`, and for `TWIN`, the
         oracles of the other seeds): subject, target, training (the seed), method, family, refused,
-        seconds, probability, log_odds, rank, ks (p-value of truth ratios against all oracles), n_ks
-        (truth ratios compared), js_<group> (divergence from the oracle), learned, and `oracle_...`
-        for the oracle's own probability, log_odds, rank and learned.
+        seconds, chance (of a guess), probability, log_odds, rank, ks (p-value of truth ratios
+        against all oracles), n_ks (truth ratios compared), js_<group> (divergence from the oracle),
+        learned, and `oracle_...` for the oracle's own probability, log_odds, rank and learned.
         Curves: subject, training, method, step, probability; the oracle's as method `oracle`.
     """
     rows, curves = [], []
@@ -79,6 +80,7 @@ def verify(
                     "training": s,
                     "method": name,
                     "family": kind,
+                    "chance": asked.chance,
                     **about,
                 }
                 if seen is not None:
@@ -125,7 +127,7 @@ def _compared(seen: Seen, oracle: Seen, ratios: Float[np.ndarray, " n"]) -> dict
         "log_odds": a.log_odds(),
         "rank": a.rank(),
         "learned": learned(seen.curve),
-        "ks": float(stats.ks_2samp(mine, ratios).pvalue),
+        "ks": forget_quality(mine, ratios),
         "n_ks": len(mine),
         **{f"js_{g}": d for g, d in distances(a, b).items()},
         "oracle_probability": b.probability(),
@@ -147,9 +149,9 @@ def findings(table: pd.DataFrame, *, margins: Margins | None = None) -> pd.DataF
         margins: Stated beforehand.
 
     Returns:
-        One row a method, closest to the oracle first: method, family, n, probability, log_odds,
-        learning, damage (each a mean difference from the oracle; damage as above), with `_low` and
-        `_high` of their 90 % t-intervals, ks (median p-value), finding.
+        One row a method, closest to the oracle first: method, family, n, probability, chance,
+        log_odds, learning, damage (each a mean difference from the oracle; damage as above), with
+        `_low` and `_high` of their 90 % t-intervals, ks (median p-value), finding.
     """
     margins = margins or Margins()
     table = table.dropna(subset=["log_odds"])
@@ -164,7 +166,8 @@ def findings(table: pd.DataFrame, *, margins: Margins | None = None) -> pd.DataF
             "damage": part[groups].mean(axis=1) / unit,
         }
         row = {"method": name, "family": kind, "n": len(part)}
-        row |= {"probability": part["probability"].mean(), "ks": part["ks"].median()}
+        row |= {k: part[k].mean() for k in ("probability", "chance")}
+        row["ks"] = part["ks"].median()
         for key, values in differences.items():
             mean, low, high = t_interval(values.to_numpy(), alpha=margins.alpha)
             row |= {key: mean, f"{key}_low": low, f"{key}_high": high}
@@ -176,8 +179,9 @@ def findings(table: pd.DataFrame, *, margins: Margins | None = None) -> pd.DataF
 def _finding(row: Mapping[str, Any], margins: Margins) -> str:
     if np.isnan(row["log_odds_low"]) or np.isnan(row["damage_low"]):
         return "too few to tell"
+    more = "still known" if row["probability"] > row["chance"] else "more than never known"
     limits = {
-        "log_odds": (-margins.log_odds, margins.log_odds, "scar", "still known"),
+        "log_odds": (-margins.log_odds, margins.log_odds, "scar", more),
         "damage": (-np.inf, margins.damage, "", "damaged"),
         "learning": (-margins.learning, margins.learning, "learned slower", "comes back faster"),
     }
