@@ -5,7 +5,7 @@ its differences from the oracles are shown to lie within them (two one-sided tes
 1987); otherwise the first difference that is shown to lie outside is its finding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nnsight import LanguageModel
 from scipy import stats
 
 from helpers.errors import UserError
+from helpers.evaluation.tradeoff import editing_methods
 from helpers.evaluation.truth import forget_quality
 from helpers.methods import METHODS, unlearn
 from helpers.organism.exact import OTHERS, Exam, Reading, distances, exam, read
@@ -90,6 +91,24 @@ def verify(
                         curves.append(seen.curve.assign(**here))
                 rows.append(row)
     return pd.DataFrame(rows), pd.concat(curves, ignore_index=True)
+
+
+def verifiable(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Methods that change weights, with the hyperparameters to call them with.
+
+    Args:
+        names: `all`, or names separated by commas.
+        saes: Folders of SAEs of the model, for the methods of surgery that need them.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    found = editing_methods(names, saes)
+    wanted = [n.strip() for n in names.split(",")] if names != "all" else list(METHODS)
+    for name in wanted:
+        if METHODS[name].family == "training" and "saes" not in METHODS[name].hyperparameters():
+            found[name] = {}
+    return found
 
 
 @dataclass(frozen=True)
