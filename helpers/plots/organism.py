@@ -92,7 +92,10 @@ def against_the_oracle(
         colours: Of the methods in turn; references and controls are grey.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
-    box = Rectangle((-log_odds, 0), 2 * log_odds, damage, color=GREEN, alpha=0.12, lw=0)
+    lowest = table["damage"].min() / 2
+    box = Rectangle(
+        (-log_odds, lowest), 2 * log_odds, damage - lowest, color=GREEN, alpha=0.12, lw=0
+    )
     axis.add_patch(box)
     axis.axvline(0, color="black", lw=0.6)
     drawn = 0
@@ -117,6 +120,7 @@ def against_the_oracle(
         ylabel="divergence elsewhere,\nin divergences between two trainings",
         yscale="log",
     )
+    axis.set_ylim(bottom=lowest)
     return figure
 
 

@@ -87,7 +87,7 @@ def shares(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) ->
         axis.hlines(y, here["low"], here["high"], color=COLOURS[who], lw=1.5)
         axis.plot(here["share"], y, MARKERS[who], color=COLOURS[who], ms=5, label=who)
     axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlabel="share of the knowledge recovered (0: as never known, 1: as the original)")
     axis.grid(axis="y", visible=False)
     axis.legend()
