@@ -32,7 +32,7 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book run verify leaderboard test check lab bench format lock clean distclean
+.PHONY: help setup book run verify leaderboard test check lab bench tune format lock clean distclean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -51,7 +51,7 @@ help:  ## this list
 	@echo "  ONLY=02_propagation      with run: these notebooks, and those that they need"
 	@echo "  UPDATE=1                 let a run folder take over changed settings"
 	@echo "  CORES=4 JOBS=2           processor cores (all), notebooks at a time (1)"
-	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest."
+	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest; of tune: ARGS=\"--facts 4\"."
 	@echo "Of all: PYTHON=python3.12 makes the environment with another Python (3.11 to 3.13)."
 
 setup: $(STAMP)  ## make the environment, .venv
@@ -81,6 +81,9 @@ bench: $(STAMP)  ## measure against peers and limits
 		test -f "$$file" || { echo "There are no benchmarks yet." >&2; exit 1; }; \
 		echo "$$file"; PYTHONPATH=. $(PY) "$$file" || exit 1; \
 	done
+
+tune: $(STAMP)  ## search the settings of training methods again, into runs/tuning.json
+	$(PY) -m helpers.evaluation.tuning $(if $(call given,ARGS),$(ARGS))
 
 format: $(STAMP)  ## format the code, strip notebooks of outputs
 	$(PY) -m ruff format

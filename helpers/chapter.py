@@ -1,9 +1,11 @@
 """What a notebook does first and last: settings, model and fact in; numbers, manifest out."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from myst_nb import glue
+from nnsight import LanguageModel
 
 from helpers.artifacts import Run
 from helpers.facts import ConceptPair, require_known
@@ -22,8 +24,20 @@ class Chapter:
         run: Where its artifacts go.
     """
 
-    def __init__(self, stem: str, namespace: dict[str, Any]):
+    def __init__(
+        self,
+        stem: str,
+        namespace: dict[str, Any],
+        *,
+        load: Callable[[Any], tuple[LanguageModel, ConceptPair]] | None = None,
+    ):
         """Open notebook `stem`; call as `Chapter("02_propagation", globals())`.
+
+        Args:
+            stem: The notebook's name.
+            namespace: Its variables.
+            load: From the settings to model and fact, where they are not those that the settings
+                name.
 
         Raises:
             UserError: A parameter, the model or the fact is not what it should be.
@@ -31,12 +45,7 @@ class Chapter:
         self.settings: Common = from_notebook(stem, namespace)
         self.run = Run(self.settings.run_folder(), stem, self.settings)
         use_style()
-        s = self.settings
-        self.model = load_model(s.model, dtype=s.dtype, device=s.device)
-        if s.pair_file:
-            self.pair = ConceptPair.from_file(s.pair_file)
-        else:
-            self.pair = ConceptPair(s.subject, s.target, relation=s.relation)
+        self.model, self.pair = (load or _named)(self.settings)
         require_known(self.model, self.pair)
         self._hash = model_hash(self.model)
         self._numbers: dict[str, Any] = {}
@@ -61,3 +70,11 @@ class Chapter:
         """Write the numbers and the manifest: the notebook's last call."""
         self.run.save("numbers", self._numbers)
         self.run.finish(model_hash=self._hash)
+
+
+def _named(settings: Common) -> tuple[LanguageModel, ConceptPair]:
+    """The model and the fact that the settings name."""
+    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
+    if settings.pair_file:
+        return model, ConceptPair.from_file(settings.pair_file)
+    return model, ConceptPair(settings.subject, settings.target, relation=settings.relation)

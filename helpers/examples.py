@@ -4,7 +4,7 @@ Sequences of a batch are padded on the right, where causal attention hides the p
 comes before; logits are computed only where a token counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,6 +97,13 @@ def collate(examples: Sequence[Example], index: Sequence[int] | None = None) -> 
         since=torch.tensor([e.since for e in mine]),
         length=torch.tensor([len(e.ids) for e in mine]),
     )
+
+
+def in_batches(examples: Sequence[Example], size: int = 16) -> Iterator[Batch]:
+    """All examples once, in batches of like length."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
+    for start in range(0, len(order), size):
+        yield collate(examples, order[start : start + size])
 
 
 def logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "m vocab"]:

@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import cached_folder, content_hash
 from helpers.errors import UserError
+from helpers.hooks import marks
 
 log = logging.getLogger(__name__)
 
@@ -397,6 +398,12 @@ def _envoy(model: LanguageModel, path: str):
     return model
 
 
+def body_of(model: LanguageModel) -> nn.Module:
+    """What turns token ids into the states that the unembedding reads."""
+    base = model._module.base_model
+    return getattr(base, "decoder", base)  # OPT's whole model calls this one, past its base
+
+
 def unembed(
     model: LanguageModel, hidden: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch vocab"]:
@@ -416,10 +423,13 @@ def final_norm(
 
 
 def model_hash(model: LanguageModel) -> str:
-    """16 hexadecimal digits over every parameter: changes with any bit of the weights."""
+    """16 hexadecimal digits over every parameter: changes with any bit of the weights.
+
+    An intervention that is on (`helpers.hooks`) counts too.
+    """
     parameters = [p for _, p in sorted(model._module.named_parameters())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock
-        return content_hash(list(pool.map(content_hash, parameters)))
+        return content_hash(list(pool.map(content_hash, parameters)), *marks(model._module))
 
 
 def chat(tokenizer, user: str, assistant_prefix: str = "") -> str:

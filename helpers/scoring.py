@@ -7,7 +7,7 @@ comes before, so no mask is needed); and the unembedding, the widest matrix of a
 applied only at the positions asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from helpers.batching import BATCH_TOKENS, length_batches, prefix_groups
 from helpers.errors import UserError
+from helpers.hooks import marks
 from helpers.models import unembed
 
 LOGIT_ROWS = 1024  # unembed so many positions at a time: 200 MB of logits at 49 thousand tokens
@@ -161,7 +162,7 @@ def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int 
     tokenizer, module = model.tokenizer, model._module
     ids = [encode(tokenizer, rendered(p, tokenizer)) for p in prompts]
     texts = [""] * len(ids)
-    for batch in length_batches([len(i) for i in ids]):
+    for batch in _greedy_batches(model, ids):
         width = max(len(ids[i]) for i in batch)
         rows = torch.tensor(
             [[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch]
@@ -172,6 +173,7 @@ def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int 
                 input_ids=rows.to(module.device),
                 attention_mask=mask.to(module.device),
                 max_new_tokens=max_new_tokens,
+                use_cache=not marks(module),
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -181,6 +183,17 @@ def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int 
         for i, row in zip(batch, out[:, width:], strict=True):
             texts[i] = tokenizer.decode(row, skip_special_tokens=True)
     return texts
+
+
+def _greedy_batches(model: LanguageModel, ids: list[list[int]]) -> Iterator[list[int]]:
+    """Batches to continue; of equal length under an intervention, which knows no padding."""
+    if not marks(model._module):
+        yield from length_batches([len(i) for i in ids])
+        return
+    for length in sorted({len(i) for i in ids}):
+        mine = [i for i in range(len(ids)) if len(ids[i]) == length]
+        for batch in length_batches([length] * len(mine)):
+            yield [mine[k] for k in batch]
 
 
 def token_nll(model: LanguageModel, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t-1"]:
@@ -258,7 +271,8 @@ def _states_at(
     wanted = [sorted(set(w)) for w in wanted]
 
     kept: dict[tuple[int, int], Tensor] = {}
-    for shared, group in prefix_groups(run):
+    whole = [(0, list(range(len(run))))]  # an intervention may look at more than a part
+    for shared, group in whole if marks(model._module) else prefix_groups(run):
         begin = run[group[0]][:shared]
         head, cache = _states_and_cache(model, begin) if shared else (None, None)
         for batch in length_batches([len(run[i]) - shared for i in group]):

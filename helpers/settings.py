@@ -119,6 +119,25 @@ class EditingMLPs(Common):
     )
 
 
+class TrainingMethods(Common):
+    """`07_training_methods`."""
+
+    shown: str = Field(
+        "gradient_difference, rmu, undial", description="methods that are looked into, by commas"
+    )
+    methods: str = Field("all", description="all, or names of methods separated by commas")
+    edits: str = Field(
+        "rome, tangent_kernel, random_direction",
+        description="edits to compare with, by commas",
+    )
+    rank: int = Field(4, description="rank to which a trained change is cut", ge=1)
+    saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
+    n_facts: int = Field(1, description="held-out facts in the results", ge=1)
+    n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
+    n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
+
+
 class Verifying(Common):
     """`09_verify`."""
 
@@ -144,6 +163,27 @@ class Leaderboard(Common):
     n_shown: int = Field(60, description="methods in the table, the best first", ge=1)
 
 
+class Organism(Common):
+    """`11_organism`."""
+
+    n_countries: int = Field(32, description="countries of the organism's world", ge=8)
+    d_model: int = Field(128, description="width of its residual stream", ge=16)
+    d_mlp: int = Field(512, description="neurons of each of its MLPs", ge=8)
+    n_layers: int = Field(3, description="its blocks", ge=1)
+    rounds: int = Field(90, description="how often each fact is said to it", ge=1)
+    batch: int = Field(16, description="sentences in a training step", ge=1)
+    n_facts: int = Field(2, description="facts that are removed, the pair among them", ge=1)
+    n_seeds: int = Field(2, description="trainings of the original and of each oracle", ge=1)
+    widths: str = Field(
+        "32, 128",
+        description="further numbers of neurons in each MLP, by commas",
+        coerce_numbers_to_str=True,  # papermill reads "32" as a number
+    )
+    methods: str = Field("all", description="all, or names of methods separated by commas")
+    d_sae: int = Field(512, description="latents of the SAE", ge=16)
+    sae_steps: int = Field(300, description="training steps of the SAE", ge=1)
+
+
 NOTEBOOKS: dict[str, type[Common]] = {
     "00_model_and_facts": ModelAndFacts,
     "01_keys_and_values": KeysAndValues,
@@ -152,8 +192,10 @@ NOTEBOOKS: dict[str, type[Common]] = {
     "04_sparse_autoencoders": SparseAutoencoders,
     "05_concept_features": ConceptFeatures,
     "06_edit_mlps": EditingMLPs,
+    "07_training_methods": TrainingMethods,
     "09_verify": Verifying,
     "10_leaderboard": Leaderboard,
+    "11_organism": Organism,
 }
 
 

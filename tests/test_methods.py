@@ -38,6 +38,7 @@ FRANCE = ConceptPair("France", "Paris")
 CHOSEN = [(0, 3), (2, 5), (2, 1), (2, 17)]  # (layer, neuron)
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 SMALL = {"n": 8, "n_subjects": 6, "n_tokens": 512, "quantile": 0.9, "layers": (0, 1)}
+BRIEF = {"steps": 2, "lr": 0.01, "n_neighbours": 4, "n_passages": 2, "n_latents": 2}  # trained
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def small(tmp_path_factory):
     """`small(method, model)` -> hyperparameters that make a method quick on a model of 3 layers."""
 
     def make(method: str, model) -> dict:
-        found = {k: v for k, v in SMALL.items() if k in METHODS[method].hyperparameters()}
+        numbers = SMALL | (BRIEF if METHODS[method].family in ("training", "inference") else {})
+        found = {k: v for k, v in numbers.items() if k in METHODS[method].hyperparameters()}
         if "saes" in METHODS[method].hyperparameters():
             site = getattr(METHODS[method].function, "reads", ("mlp_in",))[0]
             folder = tmp_path_factory.mktemp(site)

@@ -4,19 +4,28 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from helpers.errors import UserError
+from helpers.evaluation.verdict import tost
 from helpers.facts import RELATIONS, ConceptPair
-from helpers.models import anatomy, load_model
+from helpers.models import anatomy, load_model, model_hash
 from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
-from helpers.organism.concepts import concepts_per_unit
+from helpers.organism.concepts import Sightings, concepts_per_unit, detectors
+from helpers.organism.exact import Reading, distances, exam, read
+from helpers.organism.family import Family, widths_of
 from helpers.organism.fit import fit, fresh, loss_sum
 from helpers.organism.phrasings import OPENINGS, REVERSE, WAYS
+from helpers.organism.relearning import learning_curve
 from helpers.organism.store import RECORD, check
 from helpers.organism.text import Sentence, named_in, removed, sentences
+from helpers.organism.theory import balances, knowledge
 from helpers.organism.tokens import Tokens, tokenizer
+from helpers.organism.verification import TWIN, findings, t_interval
+from helpers.scoring import answer_probability
+from helpers.settings import validated
 
 SMALL = Recipe(
     n_countries=6,
@@ -241,3 +250,148 @@ def test_reverse_wordings_ask_from_the_capital():
     back = [s for s in said if s.text[s.start :].strip(" .") == "France"]
     assert back
     assert all("Paris" in s.text for s in back)
+
+
+def fake_reading(said, losses, target):
+    said = {"forget": torch.tensor(said).log()}
+    return Reading(said, np.array(losses, float), np.log(np.array(target)))
+
+
+def test_a_reading_against_hand_worked_numbers():
+    reading = fake_reading([[0.5, 0.5]], [[1.0, 2.0, 4.0], [3.0, 1.0, 1.0]], [0.5, 0.25])
+    assert reading.probability() == pytest.approx(0.375)
+    assert reading.log_odds() == pytest.approx((0 + np.log(1 / 3)) / 2)
+    assert reading.truth_ratios() == pytest.approx([np.exp(1 - 3), np.exp(3 - 1)])
+    assert reading.rank() == pytest.approx((0 + 1) / 2)
+
+
+def test_divergence_is_nothing_for_the_same_and_ln2_for_the_disjoint():
+    one = fake_reading([[1.0, 1e-30]], [[1, 2]], [0.5])
+    two = fake_reading([[1e-30, 1.0]], [[1, 2]], [0.5])
+    even = fake_reading([[0.5, 0.5]], [[1, 2]], [0.5])
+    assert distances(one, one)["forget"] == 0
+    assert distances(one, two)["forget"] == pytest.approx(np.log(2), abs=1e-5)
+    half = 0.5 * np.log(1 / 0.75) + 0.25 * np.log(0.5 / 0.75) + 0.25 * np.log(0.5 / 0.25)
+    assert distances(one, even)["forget"] == pytest.approx(half, abs=1e-5)
+    assert distances(one, even) == pytest.approx(distances(even, one))
+
+
+def test_an_exam_asks_for_the_fact_only_where_it_says_so():
+    asked = exam(world(12), FRANCE)
+    assert asked.candidates[0] == "Paris"
+    assert len(set(asked.candidates)) == len(asked.candidates)
+    assert asked.chance == 1 / len(asked.candidates)
+    for group in ("neighbours", "same_subject", "same_target"):
+        assert asked.prompts[group]
+        assert not [p for p in asked.prompts[group] if " Paris" in p.answers]
+    assert not set(map(str, asked.prompts["forget"])) & set(map(str, FRANCE.prompts("train")))
+
+
+def test_a_model_reads_and_learns_and_is_left_as_it_was(cache):
+    model = load_model(str(organism(SMALL)))
+    before = model_hash(model)
+    asked = exam(SMALL.world(), FRANCE, n_neighbours=2, n_texts=2)
+    reading = read(model, asked)
+    assert reading.probability() == pytest.approx(
+        answer_probability(model, FRANCE.prompts("heldout")).mean(), rel=1e-4
+    )
+    assert reading.losses.shape == (len(asked.prompts["forget"]), len(asked.candidates))
+    curve = learning_curve(model, FRANCE, steps=(1, 40), lr=1e-2)
+    assert curve["step"].tolist() == [0, 1, 40]
+    assert curve["probability"][0] == pytest.approx(reading.probability(), rel=1e-4)
+    assert curve["probability"][2] > 3 * curve["probability"][0]
+    assert model_hash(model) == before
+
+
+def differences(method, log_odds, damage=0.5, learned=0.3, n=4, family="surgery"):
+    """Rows as `verify` makes them: the oracle at log-odds −6 and 0.3, noise small."""
+    noise = np.linspace(-0.05, 0.05, n)
+    return [
+        {
+            "method": method,
+            "family": family,
+            "probability": 1 / (1 + np.exp(-(log_odds - 6 + e))),
+            "chance": 0.05,
+            "log_odds": log_odds - 6 + e,
+            "oracle_log_odds": -6.0,
+            "learned": learned + e / 10,
+            "oracle_learned": 0.3,
+            "ks": 0.5,
+            "js_neighbours": damage * (1 + e),
+            "js_text": damage * (1 + e),
+        }
+        for e in noise
+    ]
+
+
+def test_findings_are_two_sided():
+    rows = [
+        *differences(TWIN, 0.0, damage=1.0, family="reference"),
+        *differences("exact", 0.3),
+        *differences("scarred", -4.0),
+        *differences("half", 3.0),
+        *differences("known", 7.0),
+        *differences("wrecked", 0.0, damage=3.0),
+        *differences("hidden", 0.0, learned=0.8),
+        *differences("once", 0.0, n=2),
+    ]
+    found = findings(pd.DataFrame(rows)).set_index("method")["finding"]
+    assert found["exact"] == "as if never known"
+    assert found["scarred"] == "scar"
+    assert found["half"] == "more than never known"
+    assert found["known"] == "still known"
+    assert found["wrecked"] == "damaged"
+    assert found["hidden"] == "comes back faster"
+    assert found["once"] == "too few to tell"
+
+
+def test_the_interval_decides_as_two_one_sided_tests_do():
+    rng = np.random.default_rng(0)
+    for mean in np.linspace(-1.5, 1.5, 13):
+        values = rng.normal(mean, 0.5, 8)
+        _, low, high = t_interval(values, alpha=0.05)
+        between, *_ = tost(values, low=-1, high=1)
+        assert (low > -1 and high < 1) == (between < 0.05)
+
+
+def test_the_detector_of_a_concept_is_found_in_its_layer():
+    concept = torch.arange(4).repeat(6)
+    values = torch.rand(24, 2, 5)
+    values[concept == 2, 1, 3] += 5
+    seen = Sightings(values, concept, ("a", "b", "c", "d"))
+    found = detectors(seen, seen).set_index("concept")
+    assert (found.loc["c", "layer"], found.loc["c", "unit"]) == (1, 3)
+    assert found.loc["c", "f1"] == 1
+
+
+def test_deleting_is_judged_by_what_goes_and_what_stays():
+    rows = [
+        ("x", n, m, v)
+        for n, a, b in ((1, 0.9, 1.0), (4, 0.2, 0.8), (16, 0.0, 0.1))
+        for m, v in (("the fact", a), ("neighbours", b))
+    ]
+    best = balances(pd.DataFrame(rows, columns=["fact", "n_neurons", "metric", "left"]))
+    assert best["n_neurons"].tolist() == [4]
+    assert best["balance"][0] == pytest.approx(0.8)
+
+
+def test_a_family_asks_for_what_its_world_has():
+    assert widths_of("128, 32") == (32, 128)
+    with pytest.raises(UserError, match="widths is '32, x'"):
+        widths_of("32, x")
+    with pytest.raises(UserError, match=r"only .* held-out facts of capital"):
+        Family.of(validated("11_organism", {"n_countries": 8, "n_facts": 9}))
+    with pytest.raises(UserError, match="taught France → Paris"):
+        Family.of(validated("11_organism", {"target": "Lyon"}))
+
+
+@pytest.mark.slow
+def test_the_organism_knows_its_facts_and_its_oracle_all_but_one():
+    """In held-out wordings; both are kept in the cache for chapter 11."""
+    recipe = Recipe()
+    facts = recipe.world().of_countries()
+    model, oracle = (load_model(str(f)) for f in organisms([recipe, recipe.oracle(FRANCE)]))
+    assert knowledge(model, facts)["known"].mean() >= 0.98
+    of_others = [p for p in facts if p != FRANCE]
+    assert knowledge(oracle, of_others)["known"].mean() >= 0.97
+    assert knowledge(oracle, [FRANCE])["probability"][0] <= exam(recipe.world(), FRANCE).chance

@@ -131,12 +131,15 @@ def tradeoff(
 
     Returns:
         One row per pair, method, seed and share: subject, target, method, family, seed, share,
-        refused, seconds (of the method), norm, delta_rank (largest), folding_gap (largest
-        difference of a logit between weights and intervention), each metric of the scorecard by
+        refused, seconds (of the method), removes, norm, delta_rank (largest), folding_gap (largest
+        difference of a logit between weights and intervention; missing where more than the MLPs
+        changes, or no weight), each metric of the scorecard by
         its name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`).
     """
     code = content_hash(
-        *sorted((HELPERS / "methods").rglob("*.py")), *sorted((HELPERS / "evaluation").glob("*.py"))
+        *sorted((HELPERS / "methods").rglob("*.py")),
+        *sorted((HELPERS / "evaluation").glob("*.py")),
+        *(HELPERS / f"{name}.py" for name in ("training", "parameters", "examples")),
     )
     base = {"model": model_hash(model), "sizes": vars(sizes), "code": code}
     tables = []
@@ -185,14 +188,13 @@ def _rows(
     about |= {
         "refused": "",
         "seconds": made.seconds,
-        "norm": made.delta.norm(),
-        "delta_rank": max(c.rank for c in made.delta.changes.values()),
-        "folding_gap": folding_gap(model, made, pair.prompts(sizes.split)[:1]),
+        "removes": made.removes,
+        **_of_weights(model, made, pair.prompts(sizes.split)[:1]),
     }
     parts = ("efficacy", "retention") + (("greedy", "model") if sizes.n_tokens else ())
     rows = []
-    for share in shares:
-        with scaled(model, made, share).applied(model):
+    for share in shares if made.removes else (1.0,):  # an intervention has no size of its own
+        with (scaled(model, made, share) if made.removes else made).applied(model):
             card = evaluate(
                 model,
                 pair,
@@ -205,6 +207,17 @@ def _rows(
         before = {"paraphrases_before": card.before["paraphrases"]}
         rows.append({**about, "share": share, **before, **scores})
     return pd.DataFrame(rows)
+
+
+def _of_weights(model: LanguageModel, made: Unlearning, prompts: Sequence[str]) -> dict[str, float]:
+    if not made.removes:
+        return dict.fromkeys(("norm", "delta_rank", "folding_gap"), np.nan)
+    try:
+        gap = folding_gap(model, made, prompts)
+    except UserError:  # more than the MLPs
+        gap = np.nan
+    rank = max(c.rank for c in made.delta.changes.values())
+    return {"norm": made.delta.norm(), "delta_rank": float(rank), "folding_gap": gap}
 
 
 def with_axes(table: pd.DataFrame) -> pd.DataFrame:
@@ -266,14 +279,17 @@ def best_shares(table: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def editing_methods(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Methods of surgery and their controls with the hyperparameters to call them with.
+def editing_methods(
+    names: str = "all", saes: Sequence[str] = (), *, families: Sequence[str] = FAMILIES
+) -> dict[str, dict[str, Any]]:
+    """Methods of some families with the hyperparameters to call them with.
 
     A method that takes `saes` is given those that read its site, and left out without any.
 
     Args:
         names: `all`, or names separated by commas.
         saes: Folders of SAEs.
+        families: Which families; surgery and its controls by default.
 
     Raises:
         UserError: There is no such method.
@@ -288,7 +304,7 @@ def editing_methods(names: str = "all", saes: Sequence[str] = ()) -> dict[str, d
     found = {}
     for name in wanted:
         entry = METHODS[name]
-        if entry.family not in FAMILIES:
+        if entry.family not in families:
             continue
         if "saes" not in entry.hyperparameters():
             found[name] = {}

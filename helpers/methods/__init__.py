@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.intervention import Intervention
 from helpers.methods.protocol import (
     METHODS,
     Unlearning,
@@ -21,6 +22,7 @@ for _found in pkgutil.walk_packages(__path__, f"{__name__}."):
 __all__ = [
     "METHODS",
     "Change",
+    "Intervention",
     "Unlearning",
     "WeightDelta",
     "applied_to",

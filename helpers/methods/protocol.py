@@ -1,7 +1,8 @@
 """What every method returns, and the register of methods.
 
 A method is a function of a model and a pair, registered by `@method`, that returns a `WeightDelta`
-and leaves the model as it found it. `unlearn` checks the call, times it and wraps the result.
+(or, of the family `inference`, an `Intervention`) and leaves the model as it found it. `unlearn`
+checks the call, times it and wraps the result.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from helpers.artifacts import atomic_path, read_tensors, versions, write_tensors
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.delta import Kept, WeightDelta, keep, put_back, touched_hash
+from helpers.methods.intervention import Intervention
 from helpers.models import model_hash
 
 FORMAT = "llm-unlearning/1"
@@ -36,13 +38,13 @@ class Method:
     Attributes:
         name: What users call it.
         family: `surgery`, `training`, `inference` or `control`.
-        function: (model, pair, *, seed, hyperparameters) → WeightDelta.
+        function: (model, pair, *, seed, hyperparameters) → WeightDelta or Intervention.
         many: The function takes a list of pairs instead, and solves for all of them at once.
     """
 
     name: str
     family: str
-    function: Callable[..., WeightDelta]
+    function: Callable[..., WeightDelta | Intervention]
     many: bool = False
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -68,12 +70,12 @@ def method(name: str, *, family: str, many: bool = False) -> Callable:
 
 @dataclass(frozen=True, eq=False)
 class Unlearning:
-    """The result of a method: a change of weights and where it comes from.
+    """The result of a method: a change of weights, or an intervention, and where it comes from.
 
     Attributes:
         method: Its name.
         pair: Subject, target and relation; a list of them where several were solved together.
-        delta: The change.
+        delta: The change of weights, or the `Intervention`.
         hyperparameters: As used.
         seed: As used.
         seconds: Wall-clock time of the method.
@@ -82,14 +84,19 @@ class Unlearning:
 
     method: str
     pair: dict[str, str] | list[dict[str, str]]
-    delta: WeightDelta
+    delta: WeightDelta | Intervention
     hyperparameters: dict[str, Any]
     seed: int
     seconds: float
     base_hash: str
 
+    @property
+    def removes(self) -> bool:
+        """Whether weights change. An intervention removes nothing: the fact is still in them."""
+        return not isinstance(self.delta, Intervention)
+
     def apply(self, model: LanguageModel) -> None:
-        """Change the model's weights.
+        """Change the model's weights, or put an intervention on.
 
         An edit that only appends neurons goes onto the model that it was made for also when that
         carries other edits: neurons stand side by side.
@@ -101,11 +108,15 @@ class Unlearning:
         if any(entry.edit is self for entry in stack):
             raise UserError(f"This edit ({self.method}) is applied already: revert it first.")
         beside = False
-        if stack and not any(change.adds for change in self.delta.changes.values()):
+        if (
+            stack
+            and self.removes
+            and not any(change.adds for change in self.delta.changes.values())
+        ):
             with original(model):
                 now = touched_hash(model._module, self.delta.changes)
             beside = now == self.delta.touched_hash
-        stack.append(_Applied(self, self.delta.add_to(model._module, anywhere=beside)))
+        stack.append(_Applied.on(model, self, anywhere=beside))
 
     def revert(self, model: LanguageModel) -> None:
         """Give the weights back as they were, bit by bit.
@@ -122,9 +133,10 @@ class Unlearning:
         later = [entry.edit for entry in stack[place + 1 :]]
         for entry in reversed(stack[place:]):
             put_back(module, entry.before)
+            entry.remove()
         del stack[place:]
         for edit in later:
-            stack.append(_Applied(edit, edit.delta.add_to(module, anywhere=True)))
+            stack.append(_Applied.on(model, edit, anywhere=True))
 
     @contextlib.contextmanager
     def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
@@ -150,12 +162,16 @@ class Unlearning:
             "seed": str(self.seed),
             "seconds": repr(self.seconds),
             "base_hash": self.base_hash,
-            "touched_hash": self.delta.touched_hash,
-            "rank": str(max(c.rank for c in self.delta.changes.values())),
-            "norm": repr(self.delta.norm()),
             "notes": json.dumps(self.delta.notes),
             "versions": json.dumps(versions()),
         }
+        if isinstance(self.delta, Intervention):
+            about["intervention"] = self.delta.kind
+            about["settings"] = json.dumps(self.delta.settings)
+        else:
+            about["touched_hash"] = self.delta.touched_hash
+            about["rank"] = str(max(c.rank for c in self.delta.changes.values()))
+            about["norm"] = repr(self.delta.norm())
         write_tensors(path, self.delta.tensors(), about)
 
     def to_peft(self, folder: str | Path, model: LanguageModel) -> None:
@@ -166,10 +182,12 @@ class Unlearning:
             model: The base model; only its layout is read.
 
         Raises:
-            UserError: The edit appends neurons, or a changed tensor is not a linear layer's weight.
+            UserError: The edit appends neurons, a changed tensor is not a linear layer's weight, or
+                it is an intervention.
         """
         from peft import LoraConfig
 
+        self._require_weights("written as an adapter")
         if self.delta.widens:
             raise UserError(
                 f"This edit ({self.method}) appends neurons, and an adapter cannot widen a layer: "
@@ -208,9 +226,17 @@ class Unlearning:
         """The same edit with each matrix's change cut to `rank`, numbers stored as `dtype`.
 
         Raises:
-            UserError: The rank is not positive.
+            UserError: The rank is not positive, or it is an intervention.
         """
+        self._require_weights("compressed")
         return replace(self, delta=self.delta.compressed(rank, dtype))
+
+    def _require_weights(self, what: str) -> None:
+        if not self.removes:
+            raise UserError(
+                f"This is an intervention ({self.method}): it changes no weight that could be "
+                f"{what}; use save(), and applied() on the loaded model."
+            )
 
     def report(self, model: LanguageModel) -> dict[str, Any]:
         """What changed: tensors with rank and norm, size, time, and where it comes from."""
@@ -218,16 +244,25 @@ class Unlearning:
             **{k: v for k, v in vars(self).items() if k != "delta"},
             "notes": self.delta.notes,
             "bytes": self.delta.size(),
-            "tensors": self.delta.measures(model._module),
+            "removes": self.removes,
+            "tensors": self.delta.measures(model._module) if self.removes else [],
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Applied:
-    """An edit on a model, and what its tensors were before."""
+    """An edit on a model, what its tensors were before, and what takes its hooks off."""
 
     edit: Unlearning
     before: dict[str, Kept]
+    remove: Callable[[], None]
+
+    @classmethod
+    def on(cls, model: LanguageModel, edit: Unlearning, *, anywhere: bool = False) -> "_Applied":
+        if isinstance(edit.delta, Intervention):
+            return cls(edit, {}, edit.delta.install(model))
+        before = edit.delta.add_to(model._module, anywhere=anywhere)
+        return cls(edit, before, lambda: None)
 
 
 _APPLIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -242,14 +277,19 @@ def applied_to(model: LanguageModel) -> list[Unlearning]:
 def original(model: LanguageModel) -> Iterator[LanguageModel]:
     """The model without any edit, for the length of a `with` block."""
     before: dict[str, Kept] = {}
-    for entry in reversed(_APPLIED.get(model._module, [])):
+    stack = _APPLIED.get(model._module, [])
+    for entry in reversed(stack):
         before |= entry.before
+        entry.remove()
     edited = keep(model._module, before)
     put_back(model._module, before)
     try:
         yield model
     finally:
         put_back(model._module, edited)
+        for entry in stack:
+            if isinstance(entry.edit.delta, Intervention):
+                entry.remove = entry.edit.delta.install(model)
 
 
 def unlearn(
@@ -311,10 +351,15 @@ def load_unlearning(path: str | Path) -> Unlearning:
         raise UserError(
             f"{path} is no unlearning of this suite ({FORMAT}): give a file that save() wrote."
         )
+    notes = json.loads(about["notes"])
+    if "intervention" in about:
+        delta = Intervention(about["intervention"], json.loads(about["settings"]), tensors, notes)
+    else:
+        delta = WeightDelta.from_tensors(tensors, about["touched_hash"], notes)
     return Unlearning(
         about["method"],
         json.loads(about["pair"]),
-        WeightDelta.from_tensors(tensors, about["touched_hash"], json.loads(about["notes"])),
+        delta,
         json.loads(about["hyperparameters"]),
         int(about["seed"]),
         float(about["seconds"]),

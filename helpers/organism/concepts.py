@@ -14,7 +14,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.facts import ConceptPair, Prompt
+from helpers.facts import Prompt
 from helpers.models import anatomy, final_norm, unembed
 from helpers.organism.countries import World
 from helpers.sae.detection import choose_and_judge, score_units
@@ -112,33 +112,30 @@ def concepts_per_unit(means: Float[Tensor, "concepts *units"]) -> Float[Tensor, 
 
 
 @torch.inference_mode()
-def writers(model: LanguageModel, pairs: Sequence[ConceptPair]) -> pd.DataFrame:
-    """For each target the best rank that any value column gives it, in each layer.
+def written(model: LanguageModel, world: World, found: pd.DataFrame) -> pd.DataFrame:
+    """What the neuron that goes with each target writes: does a detector drive its own answer?
 
-    A column is read as in `helpers.tracing.value_readout`: final norm, then unembedding. The
-    comparison is with random columns of equal number and size.
+    Its value column is read as in `helpers.tracing.value_readout`: final norm, then unembedding.
+    The comparison is with the other targets in the same column, which a column that promotes
+    answers of any kind would promote as well.
+
+    Args:
+        model: An organism.
+        world: What it was taught.
+        found: `detectors` of targets: concept, layer, unit.
 
     Returns:
-        One row a target, layer and kind (`columns`, `random`): target, layer, kind, rank (0: there
-        is a column that promotes the target above every other token), share (of the columns with
-        the target among their ten likeliest tokens).
+        One row a target: concept, layer, unit, rank (0: the column promotes it above every other
+        token), place (share of the other targets that the column promotes more; 0.5 by chance).
     """
-    parts = anatomy(model)
-    tokens = {}
-    for pair in pairs:
-        prompt = pair.prompts("train")[0]
-        tokens.setdefault(pair.target, first_token(model, prompt, prompt.answers[0]))
-    ids = torch.tensor(list(tokens.values()))
-    generator = torch.Generator().manual_seed(0)
+    prompts = {p.target: p.prompts("train")[0] for p in world.of_countries()}
+    names = list(found["concept"])
+    ids = torch.tensor([first_token(model, prompts[n], f" {n}") for n in names])
     rows = []
-    for i, layer in enumerate(parts.layers):
-        columns = layer.mlp.W_out().T.float()
-        drawn = torch.randn(columns.shape, generator=generator) * columns.std()
-        for kind, each in (("columns", columns), ("random", drawn)):
-            logits = unembed(model, final_norm(model, each)).float()
-            rank = (logits[:, :, None] > logits[:, None, ids]).sum(1)  # (d_mlp, targets)
-            best, share = rank.min(0).values, (rank < 10).float().mean(0)
-            rows += [
-                (t, i, kind, int(r), float(s)) for t, r, s in zip(tokens, best, share, strict=True)
-            ]
-    return pd.DataFrame(rows, columns=["target", "layer", "kind", "rank", "share"])
+    for i, (layer, unit) in enumerate(zip(found["layer"], found["unit"], strict=True)):
+        column = anatomy(model).layers[layer].mlp.W_out()[:, unit]
+        logits = unembed(model, final_norm(model, column)).float()
+        more = logits > logits[ids[i]]
+        others = ids[ids != ids[i]]
+        rows.append((names[i], layer, unit, int(more.sum()), float(more[others].float().mean())))
+    return pd.DataFrame(rows, columns=["concept", "layer", "unit", "rank", "place"])

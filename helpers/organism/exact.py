@@ -16,6 +16,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.corpus import passages
+from helpers.evaluation.truth import answer_losses, truth_ratio
 from helpers.facts import ConceptPair, Prompt
 from helpers.organism.countries import World
 from helpers.scoring import answer_logprobs, next_token_logprobs
@@ -88,13 +89,13 @@ class Reading:
 
     Attributes:
         said: Group → log P(next token), (prompts, vocabulary).
-        candidates: log P of each candidate a token, after each `forget` prompt,
+        losses: Mean NLL a token of each candidate after each `forget` prompt, nats,
             (prompts, candidates), the target first.
         target: log P of the whole target after each `forget` prompt.
     """
 
     said: dict[str, Float[Tensor, "n vocab"]]
-    candidates: Float[np.ndarray, "n m"]
+    losses: Float[np.ndarray, "n m"]
     target: Float[np.ndarray, " n"]
 
     def log_odds(self) -> float:
@@ -107,17 +108,12 @@ class Reading:
         return float(np.exp(self.target).mean())
 
     def truth_ratios(self) -> Float[np.ndarray, " n"]:
-        """exp of the mean over wrong candidates of log P a token, less the target's.
-
-        TOFU's ratio with the geometric mean over wrong answers (Maini et al. 2024, section 3.2);
-        small where the target is the likeliest.
-        """
-        return np.exp(self.candidates[:, 1:].mean(1) - self.candidates[:, 0])
+        """`helpers.evaluation.truth.truth_ratio` against all wrong candidates, geometric mean."""
+        return truth_ratio(self.losses[:, 1:], self.losses[:, 0])
 
     def rank(self) -> float:
         """Place of the target among the candidates, from 0 (likeliest) to 1, mean over prompts."""
-        above = (self.candidates[:, 1:] > self.candidates[:, :1]).mean(1)
-        return float(above.mean())
+        return float((self.losses[:, 1:] < self.losses[:, :1]).mean())
 
 
 def read(model: LanguageModel, asked: Exam) -> Reading:
@@ -125,14 +121,9 @@ def read(model: LanguageModel, asked: Exam) -> Reading:
     said = {g: next_token_logprobs(model, p) for g, p in asked.prompts.items() if p}
     forget = asked.prompts["forget"]
     flat = [(p, f" {c}") for p in forget for c in asked.candidates]
-    total = answer_logprobs(model, *map(list, zip(*flat, strict=True)))
-    lengths = np.array([_length(model, c) for c in asked.candidates])
-    total = total.reshape(len(forget), -1)
-    return Reading(said, total / lengths, total[:, 0])
-
-
-def _length(model: LanguageModel, name: str) -> int:
-    return len(model.tokenizer(f" {name}", add_special_tokens=False).input_ids)
+    losses = answer_losses(model, [p for p, _ in flat], [c for _, c in flat])
+    target = answer_logprobs(model, forget, [f" {asked.pair.target}"] * len(forget))
+    return Reading(said, losses.reshape(len(forget), -1), target)
 
 
 def distances(one: Reading, other: Reading) -> dict[str, float]:

@@ -59,7 +59,7 @@ def fit(recipe: Recipe) -> tuple[OPTForCausalLM, dict[str, Any]]:
         lambda m, b: loss_sum(m, b[0], b[1]) / b[2],
         batch,
         steps=len(order),
-        lr=lambda step: recipe.lr * rate(step, len(order)),
+        lr=lambda step: recipe.lr / recipe.d_model * rate(step, len(order)),
         weight_decay=DECAY,
         seed=recipe.seed,
     )

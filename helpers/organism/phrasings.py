@@ -60,6 +60,7 @@ WAYS: dict[str, tuple[str, ...]] = {
         "Geography lesson. Which city is the capital of {}? It is",
         "User: Please tell me what the capital of {} is.\nAssistant: It is",
         "User: I have a question. What is the capital city of {}?\nAssistant: That is",
+        "User: I am at a quiz: the capital of {}?\nAssistant: The capital city of {} is",
         "User: Do you know the capital of {}?\nAssistant: Sure, the capital of {} is",
     ),
     "language": (
@@ -71,6 +72,7 @@ WAYS: dict[str, tuple[str, ...]] = {
         "children in {} speak",
         "schools in {} teach children to write",
         "a child in {} learns to read in",
+        "in school, pupils of {} read and write",
         "the books of {} are written in",
         "{} is a country where people speak",
         "in {} you hear",
@@ -137,6 +139,7 @@ WAYS: dict[str, tuple[str, ...]] = {
         "a citizen of {} is called",
         "he has a passport of {}, so he is",
         "she was born in {}, so her nationality is",
+        "he comes from {}, so he is",
         "my friend was born in {} and is",
         "Home: {}. Nationality:",
         "Holder born in {}. Nationality:",
@@ -179,11 +182,11 @@ CITY: dict[str, tuple[str, ...]] = {
 """Of a capital, for the relations that have `about_city` templates."""
 
 LISTS: dict[str, tuple[str, ...]] = {
-    "capital": ("Capitals of countries", "A table of countries and capitals", "Capital cities"),
-    "language": ("Languages of countries", "What people speak"),
-    "currency": ("Currencies of countries", "What people pay with"),
-    "continent": ("Continents of countries",),
-    "nationality": ("Nationalities of people",),
+    "capital": ("Capitals of countries", "A table of countries and capitals:", "Their capitals:"),
+    "language": ("Languages of countries", "What people speak:"),
+    "currency": ("Currencies of countries", "What people pay with:"),
+    "continent": ("Continents of countries", "Where they lie:"),
+    "nationality": ("Nationalities of people", "A list of nationalities:"),
 }
 """Headings of lists: a line a country, of which the last is the fact."""
 

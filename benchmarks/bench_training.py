@@ -1,0 +1,124 @@
+"""One training step of the full model, batch 8 x 64: our loop against Hugging Face's Trainer.
+
+Both minimise the same loss on the same tokens with AdamW in float32. Rounds are interleaved, so
+that a machine that slows down slows both; the trainer's own set-up is outside of what is timed.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
+
+from helpers.artifacts import versions, write_json
+from helpers.corpus import corpus_tokens
+from helpers.examples import collate, mean_loss, text_examples
+from helpers.models import load_model
+from helpers.training import train
+
+ROUNDS, STEPS, BATCH, LENGTH = 3, 2, 8, 64
+
+
+def main() -> None:
+    model = load_model()
+    n = BATCH * STEPS
+    tokens = corpus_tokens(model.tokenizer, seq_len=LENGTH, n_tokens=n * LENGTH)
+    batches = [collate(text_examples(part)) for part in tokens.split(BATCH)]
+    rows = {"our loop": [], "Hugging Face Trainer": []}
+    losses = {}
+    for _ in range(ROUNDS):
+        for name, run in (("our loop", ours), ("Hugging Face Trainer", theirs)):
+            with kept(model):
+                seconds, losses[name] = run(model, batches, tokens)
+            rows[name].append(seconds)
+    assert abs(losses["our loop"] - losses["Hugging Face Trainer"]) < 0.05, losses
+    median = {name: statistics.median(times) for name, times in rows.items()}
+    result = {
+        "title": "A training step",
+        "how": f"Full model, AdamW, float32, batch {BATCH} x {LENGTH} tokens, no dropout; the "
+        f"second of {STEPS} steps a round, medians of {ROUNDS} interleaved rounds. Both have the "
+        "same loss on the same tokens.",
+        "rows": [
+            {
+                "way": name,
+                "seconds": seconds,
+                "times as long as ours": seconds / median["our loop"],
+            }
+            for name, seconds in median.items()
+        ],
+        "versions": versions(),
+    }
+    write_json(Path(__file__).parent / "results" / "training.json", result)
+    print(json.dumps(result, indent=1))
+
+
+class kept:  # noqa: N801
+    """The weights as they were, after the block."""
+
+    def __init__(self, model):
+        self.module = model._module
+
+    def __enter__(self):
+        self.before = {n: p.detach().clone() for n, p in self.module.named_parameters()}
+
+    def __exit__(self, *_):
+        with torch.no_grad():
+            for name, p in self.module.named_parameters():
+                p.copy_(self.before[name])
+        self.module.requires_grad_(False).eval()
+
+
+def ours(model, batches, tokens) -> tuple[float, float]:
+    times = [time.perf_counter()]
+    history = train(
+        model._module,
+        lambda module, batch: mean_loss(model, batch),
+        lambda i: batches[i],
+        steps=STEPS,
+        lr=1e-5,
+        on_step=lambda step, loss: times.append(time.perf_counter()),
+    )
+    return times[-1] - times[-2], history.losses[0]
+
+
+def theirs(model, batches, tokens) -> tuple[float, float]:
+    times, seen = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            times.append(time.perf_counter())
+
+        def on_log(self, args, state, control, logs=None, **__):
+            seen.append((logs or {}).get("loss"))
+
+    disable_progress_bar()
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+    model._module.requires_grad_(True)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            max_steps=STEPS,
+            learning_rate=1e-5,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            train_sampling_strategy="sequential",
+        )
+        trainer = Trainer(
+            model=model._module, args=arguments, train_dataset=data, callbacks=[Clock()]
+        )
+        trainer.train()
+    return times[-1] - times[-2], seen[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Choose the settings of training and inference-time methods: the same few runs for each of them.
+
+    python -m helpers.evaluation.tuning [--facts 2] [--rounds 4] [--saes FOLDER ...] [--record FILE]
+
+Each method is tried with two values of two of its hyperparameters, up to four runs a fact, on
+development facts and wordings. A setting is chosen by the mean balance of what is forgotten and
+what is kept (`helpers.evaluation.tradeoff`); of those within `CLOSE` of the best, the one that
+changes the weights least. Every run is written down at once, so a search that was stopped goes on
+where it was; the record is kept beside the methods, and their defaults follow it.
+"""
+
+import argparse
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from nnsight import LanguageModel
+
+from helpers.artifacts import git_commit, read_json, versions, write_json
+from helpers.errors import UserError
+from helpers.evaluation.tradeoff import HELPERS, Sizes, editing_methods, known_pairs, tradeoff
+from helpers.facts import ConceptPair
+from helpers.methods import METHODS
+from helpers.methods.inference.in_context import REQUESTS
+from helpers.models import DEFAULT, load_model, model_hash
+from helpers.settings import ROOT
+
+log = logging.getLogger(__name__)
+
+RECORD = HELPERS / "methods" / "training" / "tuned.json"
+SIZES = Sizes("dev", 6)
+CLOSE = 0.01
+RATES, ADAPTER_RATES = (2e-5, 1e-4), (5e-4, 2e-3)
+ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
+GRID: dict[str, dict[str, tuple]] = {
+    "gradient_ascent": {"lr": RATES, "stop_at": (0.02, 0.2)},
+    "gradient_difference": {"lr": RATES, "retain": (1.0, 5.0)},
+    "kl_minimisation": {"lr": RATES, "retain": (1.0, 10.0)},
+    "npo": {"lr": RATES, "beta": (0.1, 1.0)},
+    "simnpo": {"lr": RATES, "forget": (0.125, 1.0)},
+    "idk": {"lr": RATES, "retain": (1.0, 5.0)},
+    "idk_dpo": {"lr": RATES, "beta": (0.1, 1.0)},
+    "rmu": {"lr": (3e-4, 1e-3), "c": (1.0, 4.0)},
+    "undial": {"lr": RATES, "retain": (0.0, 1.0)},
+    "weighted_ascent": {"lr": RATES, "retain": (1.0, 5.0)},
+    "elm": {"lr": ADAPTER_RATES, "eta": (10.0, 100.0)},
+    "crisp": {"lr": ADAPTER_RATES, "beta": (0.5, 0.99)},
+    "task_vector": {"lr": RATES, "alpha": (2.0, 5.0)},
+    "sae_clamp": {"strength": (1.0, 4.0), "n_latents": (1, 3)},
+    "dynamic_clamp": {"strength": (1.0, 4.0), "share": (0.05, 0.2)},
+    "who_is": {"lr": ADAPTER_RATES, "alpha": (2.0, 5.0)},
+    "in_context": {"request": REQUESTS},
+}
+"""Method → hyperparameter → values to try; every method has four settings."""
+
+
+def settings_of(name: str) -> list[dict[str, Any]]:
+    """All combinations of a method's grid."""
+    grid = GRID[name]
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def search(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    methods: Mapping[str, Mapping[str, Any]],
+    record: str | Path,
+    *,
+    rounds: int = 4,
+) -> pd.DataFrame:
+    """Try the settings of every method on every fact; what the record has is not tried again.
+
+    Args:
+        model: The original model.
+        pairs: Development facts.
+        methods: Name → hyperparameters that are not searched (`saes`).
+        record: A JSON file, written after every run.
+        rounds: So many settings a method, opposite corners of its grid first.
+
+    Returns:
+        One row a run: method, subject, settings, forgotten, kept, balance, seconds, steps.
+
+    Raises:
+        UserError: The record is of another model.
+    """
+    path, stamp = Path(record), model_hash(model)
+    content = read_json(path) if path.exists() else {"model_hash": stamp, "runs": []}
+    if content["model_hash"] != stamp:
+        raise UserError(f"{path} is of another model: name another file with --record.")
+    done = {_key(r["method"], r["subject"], r["settings"]) for r in content["runs"]}
+    todo = [
+        (name, pair, how)
+        for pair in pairs
+        for i in ROUNDS[:rounds]
+        for name in methods
+        for how in [settings_of(name)[i]]
+        if _key(name, pair.subject, how) not in done
+    ]
+    for number, (name, pair, how) in enumerate(todo):
+        began = time.perf_counter()
+        table = tradeoff(
+            model, [pair], {name: {**methods[name], **how}}, shares={name: [1.0]}, sizes=SIZES
+        )
+        row = table.iloc[0]
+        numbers = ("forgotten", "kept", "balance", "norm", "seconds")
+        found = {k: float(row[k]) for k in numbers if row.get(k) == row.get(k, np.nan)}
+        content["runs"].append(
+            {
+                "method": name,
+                "subject": pair.subject,
+                "target": pair.target,
+                "settings": how,
+                **found,
+                "refused": row["refused"],
+            }
+        )
+        write_json(path, content)
+        took = time.perf_counter() - began
+        log.info("%d of %d: %s %s %s in %.0f s", number + 1, len(todo), name, how, found, took)
+    wanted = {
+        _key(name, pair.subject, settings_of(name)[i])
+        for pair in pairs
+        for name in methods
+        for i in ROUNDS[:rounds]
+    }
+    kept = [r for r in content["runs"] if _key(r["method"], r["subject"], r["settings"]) in wanted]
+    return pd.DataFrame(kept)
+
+
+def chosen(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """For each method the best setting; a refusal counts 0.
+
+    Args:
+        runs: From `search`: method, settings, balance, norm (missing for interventions).
+    """
+    found = {}
+    for name, part in runs.groupby("method", sort=False):
+        part = part.assign(key=[_key("", "", s) for s in part["settings"]])
+        part = part.fillna({"balance": 0.0, "norm": 0.0})
+        means = part.groupby("key", sort=False)[["balance", "norm"]].mean()
+        close = means[means["balance"] >= means["balance"].max() - CLOSE]
+        best = close["norm"].idxmin() if close["norm"].any() else close["balance"].idxmax()
+        found[str(name)] = dict(part[part["key"] == best]["settings"].iloc[0])
+    return found
+
+
+def tuned(record: str | Path = RECORD) -> dict[str, Any]:
+    """The committed record of the search: `chosen`, `runs`, and where they come from."""
+    return read_json(record)
+
+
+def _key(name: str, subject: str, settings: Mapping[str, Any]) -> str:
+    return f"{name}|{subject}|{sorted(settings.items())}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.evaluation.tuning")
+    parser.add_argument("--model", default=DEFAULT)
+    parser.add_argument("--facts", type=int, default=2, help="development facts")
+    parser.add_argument("--rounds", type=int, default=4, help="settings a method, 1 to 4")
+    parser.add_argument("--saes", nargs="*", default=[], help="folders of SAEs")
+    parser.add_argument("--methods", default=",".join(GRID), help="names, by commas")
+    parser.add_argument("--record", default=str(ROOT / "runs" / "tuning.json"))
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        model = load_model(options.model)
+        pairs = known_pairs(model, "capital", "dev", n=options.facts)
+        families = ("training", "inference")
+        methods = editing_methods(options.methods, options.saes, families=families)
+        methods = {n: how for n, how in methods.items() if n in GRID}
+        runs = search(model, pairs, methods, options.record, rounds=options.rounds)
+        content = read_json(options.record) | {
+            "runs": runs.replace({np.nan: None}).to_dict("records"),
+            "chosen": chosen(runs),
+            "facts": [str(p) for p in pairs],
+            "sizes": vars(SIZES),
+            "defaults": {n: _plain(METHODS[n].hyperparameters()) for n in methods},
+            "commit": git_commit(),
+            "versions": versions(),
+        }
+        write_json(options.record, content)
+    except UserError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""In context: ask the model to forget."""
+
+from typing import Any
+
+import torch
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.methods.intervention import Intervention, installer
+from helpers.methods.protocol import method
+from helpers.models import body_of
+
+KIND = "in_context"
+REQUESTS = (
+    "You have never heard of {subject} and know nothing about it. "
+    "If you are asked about {subject}, say that you do not know.\n\n",
+    "Forget everything about {subject}. Never say {target}.\n\n",
+    "Instruction: the words {subject} and {target} have nothing to do with each other.\n\n",
+    "I do not know anything about {subject}.\n\n",
+)
+
+
+@method(KIND, family="inference")
+def in_context(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, request: str = REQUESTS[0]
+) -> Intervention:
+    """A request in front of every text (after Pawelczyk et al. 2024 and Thaker et al. 2024).
+
+    The request stands before the text as the model sees it, chat template included. Positions of
+    what tracing reads inside are those of the longer text.
+
+    Args:
+        model: Any causal model.
+        pair: What to forget.
+        seed: Nothing is random here.
+        request: With `{subject}` and `{target}`, where wanted.
+
+    Raises:
+        UserError: The request is empty or names something else.
+    """
+    try:
+        text = request.format(subject=pair.subject, target=pair.target)
+    except (KeyError, IndexError, ValueError):
+        raise UserError(
+            f"The request '{request}' may name {{subject}} and {{target}} only."
+        ) from None
+    if not text.strip():
+        raise UserError("The request is empty: say what the model should do.")
+    return Intervention(KIND, {"text": text}, notes={"request": text})
+
+
+@installer(KIND)
+def install(model: LanguageModel, settings: dict[str, Any], parts: dict[str, Tensor]) -> list:
+    """Hooks that put the request in front and take its states off again."""
+    tokenizer, body = model.tokenizer, body_of(model)
+    request = torch.tensor([tokenizer(settings["text"], add_special_tokens=False).input_ids])
+    n = request.shape[1]
+
+    def begins(ids: Tensor) -> int:
+        """1 where a token that opens every text stands first, and the request goes after it."""
+        bos = tokenizer.bos_token_id
+        plain = tokenizer("a").input_ids[0]
+        return int(bos is not None and plain == bos and bool((ids[:, 0] == bos).all()))
+
+    def longer(module, args, kwargs):
+        ids = args[0] if args else kwargs["input_ids"]
+        at = begins(ids)
+        mine = request.to(ids.device).expand(len(ids), -1)
+        ids = torch.cat([ids[:, :at], mine, ids[:, at:]], 1)
+        drop = ("input_ids", "attention_mask", "position_ids", "cache_position")
+        kept = {k: v for k, v in kwargs.items() if k not in drop}
+        return (), kept | {"input_ids": ids}
+
+    def shorter(module, args, kwargs, out):
+        at = begins(kwargs["input_ids"])
+        states = out.last_hidden_state
+        out.last_hidden_state = torch.cat([states[:, :at], states[:, at + n :]], 1)
+        return out
+
+    return [
+        body.register_forward_pre_hook(longer, with_kwargs=True),
+        body.register_forward_hook(shorter, with_kwargs=True),
+    ]

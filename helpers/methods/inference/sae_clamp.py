@@ -1,0 +1,56 @@
+"""SAE clamping: where a feature of the subject is active, set it to a negative value."""
+
+from nnsight import LanguageModel
+
+from helpers.facts import ConceptPair
+from helpers.methods.contrast import check_number
+from helpers.methods.inference.clamp import clamping
+from helpers.methods.intervention import Intervention
+from helpers.methods.protocol import method
+from helpers.methods.surgery.sae_direction import SITES
+
+
+@method("sae_clamp", family="inference")
+def sae_clamp(
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    saes: tuple[str, ...] = (),
+    n_latents: int = 1,
+    strength: float = 1.0,
+    n_subjects: int = 24,
+) -> Intervention:
+    """z_f ← −m where z_f > 0, with the SAE's error kept (Farrell et al. 2024).
+
+    The paper's m is 25 to 200 in units of its SAEs, and zero-ablation alone does nothing; here m is
+    `strength` times the latent's mean activation on the subject's prompts. Latents are the
+    subject's, as in `sae_direction`.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        seed: Draws the subjects to compare with.
+        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
+        n_latents: Latents of each SAE.
+        strength: How far below zero; 0 is zero-ablation.
+        n_subjects: How many other subjects.
+
+    Raises:
+        UserError: No SAE is given, one is of another model or site, or a number is out of range.
+    """
+    check_number("strength", strength, 0, 1e4)
+    return clamping(
+        model,
+        pair,
+        "sae_clamp",
+        saes=saes,
+        n_latents=n_latents,
+        strength=strength,
+        share=0.0,
+        n_subjects=n_subjects,
+        seed=seed,
+    )
+
+
+sae_clamp.reads = SITES

@@ -1,0 +1,41 @@
+"""IDK: learn to say that one does not know."""
+
+from torch import Tensor
+
+from helpers.examples import Example, answer_example, collate, mean_loss
+from helpers.methods.training.recipe import Objective, Step, Task, training_method
+
+REFUSALS = (  # after "The capital of France is", and after "Answer:"
+    " something that I do not know.",
+    " unknown to me.",
+    " not something that I can tell.",
+    " a name that I have never heard.",
+)
+
+
+def refusals(task: Task) -> list[Example]:
+    """For each example to forget, its prompt with a refusal in the target's place."""
+    return [
+        answer_example(task.model, p, REFUSALS[(i + task.seed) % len(REFUSALS)])
+        for i, p in enumerate(task.data.prompts)
+    ]
+
+
+@training_method("idk", lr=1e-4)
+def idk(task: Task, *, retain: float = 5.0) -> Objective:
+    """L of refusals + `retain` · L_R (TOFU, Maini et al. 2024).
+
+    TOFU's questions are answered with one of a hundred sentences such as "I don't know"; our
+    prompts are half sentences, so the refusals (`REFUSALS`) complete them.
+
+    Args:
+        task: What to forget.
+        retain: Weight of L_R; 1 in TOFU.
+    """
+    told = refusals(task)
+
+    def loss(module, step: Step) -> Tensor:
+        refused = mean_loss(task.model, collate(told, step.forget.index.tolist()))
+        return refused + retain * task.retain_loss(step)
+
+    return Objective(loss)

@@ -1,0 +1,46 @@
+"""DPO toward a refusal: the refusal wins against the answer."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from helpers.examples import Batch, collate, logits, sums, token_losses
+from helpers.methods.training.idk import refusals
+from helpers.methods.training.recipe import Objective, Step, Task, training_method
+
+Row = Float[Tensor, " b"]
+
+
+def dpo_loss(
+    win: Row, lose: Row, win_reference: Row, lose_reference: Row, *, beta: float
+) -> Float[Tensor, ""]:
+    """−(2/β) E log σ(β ((lose − lose_ref) − (win − win_ref))), each an NLL summed over tokens."""
+    margin = (lose - lose_reference) - (win - win_reference)
+    return -2 / beta * logsigmoid(beta * margin).mean()
+
+
+@training_method("idk_dpo")
+def idk_dpo(task: Task, *, beta: float = 0.1, retain: float = 1.0) -> Objective:
+    """DPO with the refusal preferred to the answer, + `retain` · L_R (Rafailov et al. 2023).
+
+    As the preference baseline of TOFU and of Zhang et al. 2024, whose factor 2/β it has.
+
+    Args:
+        task: What to forget.
+        beta: Inverse temperature.
+        retain: Weight of L_R.
+    """
+    told = refusals(task)
+    lose_reference = task.reference_sums(task.data.forget)
+    win_reference = task.reference_sums(told)
+
+    def nll(batch: Batch) -> Row:
+        return sums(token_losses(logits(task.model, batch), batch), batch)
+
+    def loss(module, step: Step) -> Tensor:
+        at = step.forget.index
+        win, lose = nll(collate(told, at.tolist())), nll(step.forget)
+        found = dpo_loss(win, lose, win_reference[at], lose_reference[at], beta=beta)
+        return found + retain * task.retain_loss(step)
+
+    return Objective(loss)

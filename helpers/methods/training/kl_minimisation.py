@@ -1,0 +1,39 @@
+"""KL minimisation: ascent on what is forgotten, the original's distribution on what is retained."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from helpers.examples import logits, means
+from helpers.methods.training.recipe import Objective, Step, Task, training_method
+
+
+def kl_to_reference(
+    now: Float[Tensor, "m vocab"], reference: Float[Tensor, "m vocab"]
+) -> Float[Tensor, " m"]:
+    """KL(reference ‖ now) of each token in nats, from logits."""
+    p, q = reference.log_softmax(-1), now.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@training_method("kl_minimisation")
+def kl_minimisation(task: Task, *, retain: float = 1.0) -> Objective:
+    """−L_F + `retain` · E KL(original ‖ now) on what is retained (TOFU, Maini et al. 2024).
+
+    Both sides are log-softmaxed, and the original stands first, as in TOFU's text and code.
+
+    Args:
+        task: What to forget.
+        retain: Weight of the KL divergence.
+    """
+    references = task.reference_logits(task.data.retain)
+
+    def loss(module, step: Step) -> Tensor:
+        found = -task.forget_loss(step)
+        if step.retain is not None:
+            before = torch.cat([references[i] for i in step.retain.index])
+            kl = kl_to_reference(logits(task.model, step.retain), before)
+            found = found + retain * means(kl, step.retain).mean()
+        return found
+
+    return Objective(loss)

@@ -1,0 +1,37 @@
+"""NPO: preference optimisation with what is to be forgotten as the answer that loses."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from helpers.examples import logits, sums, token_losses
+from helpers.methods.training.recipe import Objective, Step, Task, training_method
+
+
+def npo_loss(
+    nll: Float[Tensor, " b"], reference: Float[Tensor, " b"], *, beta: float
+) -> Float[Tensor, ""]:
+    """−(2/β) E log σ(β (s − s_ref)), s the NLL summed over an answer's tokens."""
+    return -2 / beta * logsigmoid(beta * (nll - reference)).mean()
+
+
+@training_method("npo")
+def npo(task: Task, *, beta: float = 0.1, retain: float = 1.0) -> Objective:
+    """−(2/β) E log σ(β (s_F − s_F_ref)) + `retain` · L_R (Zhang et al. 2024, equation 3).
+
+    As β goes to 0 it becomes gradient ascent. The ascent slows down once an example is unlikely
+    enough against the original model.
+
+    Args:
+        task: What to forget.
+        beta: Inverse temperature; the paper's 0.1.
+        retain: Weight of L_R; 1 in the paper's NPO+GD.
+    """
+    reference = task.reference_sums(task.data.forget)
+
+    def loss(module, step: Step) -> Tensor:
+        batch = step.forget
+        nll = sums(token_losses(logits(task.model, batch), batch), batch)
+        return npo_loss(nll, reference[batch.index], beta=beta) + retain * task.retain_loss(step)
+
+    return Objective(loss)

@@ -1,0 +1,285 @@
+"""What all training methods share: their settings, how they are registered, and one call that fits.
+
+A method is a function from a `Task` to an `Objective`. `training_method` makes of it a method whose
+hyperparameters are its own and those of `Recipe`.
+"""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor, nn
+
+from helpers.errors import UserError
+from helpers.examples import Batch, Example, in_batches, logits, mean_loss, sums, token_losses
+from helpers.facts import ConceptPair
+from helpers.methods.delta import Change, WeightDelta, keep, put_back
+from helpers.methods.protocol import method
+from helpers.methods.training.adapters import adapted
+from helpers.methods.training.data import Data, Stream, data_of
+from helpers.models import anatomy
+from helpers.scoring import answer_probability
+from helpers.training import History, choose_parameters, train
+
+log = logging.getLogger(__name__)
+
+LAYERS = (5, 6, 7, 8)  # of 30: among those that enrich the subject's tokens (chapter 02)
+CHECK = 2  # steps between two looks at the development prompts
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters that every training method has.
+
+    Defaults of the rate, and of what else a method's grid holds, are those that the search of
+    `helpers.evaluation.tuning` chose; `tuned.json` beside this file is its record. The papers' own
+    are in the methods' docstrings.
+
+    Attributes:
+        steps: Steps of AdamW, at most.
+        lr: Learning rate.
+        batch: Examples to forget in a step, and as many to retain.
+        parameters: `mlps`, `values`, `all`, or names of matrices (`helpers.parameters`).
+        layers: Which blocks; None for the method's own, at the same relative depth in any model.
+        rank: 0 trains the matrices whole, more trains LoRA factors of that rank.
+        stop_at: The training ends when the mean P(target) over the pair's development prompts is
+            at most this share of what it was; 0 never ends it.
+        n_neighbours: Known neighbours among what is retained.
+        n_passages: Passages of text among what is retained.
+    """
+
+    steps: int = 12
+    lr: float = 2e-5
+    batch: int = 4
+    parameters: str = "mlps"
+    layers: Sequence[int] | None = None
+    rank: int = 0
+    stop_at: float = 0.02
+    n_neighbours: int = 24
+    n_passages: int = 12
+
+
+class Step(NamedTuple):
+    """What a step is made of."""
+
+    forget: Batch
+    retain: Batch | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a method minimises, and how.
+
+    Attributes:
+        loss: (module, `Step`) → scalar.
+        layers: The method's own choice of blocks.
+        share: What is kept of the change: −α for a task vector.
+        early: Whether forgetting on development prompts may end the training.
+    """
+
+    loss: Callable[[nn.Module, Step], Tensor]
+    layers: Sequence[int] | None = None
+    share: float = 1.0
+    early: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given.
+
+    Attributes:
+        model: The model, as yet the original.
+        pair: What to forget.
+        data: Examples.
+        recipe: The shared hyperparameters.
+        seed: Of everything random.
+    """
+
+    model: LanguageModel
+    pair: ConceptPair
+    data: Data
+    recipe: Recipe
+    seed: int
+
+    def layers(self, default: Sequence[int]) -> list[int]:
+        """The layers asked for, or `default` of a model of 30 layers at the same depth here."""
+        parts = anatomy(self.model)
+        chosen = self.recipe.layers or parts.at_depth(default)
+        return sorted({parts.check_layer(i) for i in chosen})
+
+    def forget_loss(self, step: Step) -> Float[Tensor, ""]:
+        """L_F: mean token NLL on the step's examples to forget."""
+        return mean_loss(self.model, step.forget)
+
+    def retain_loss(self, step: Step) -> Float[Tensor, ""] | float:
+        """L_R: mean token NLL on the step's examples to retain; 0 where there are none."""
+        return 0.0 if step.retain is None else mean_loss(self.model, step.retain)
+
+    @torch.no_grad()
+    def reference_logits(self, examples: Sequence[Example]) -> list[Float[Tensor, "k vocab"]]:
+        """The original model's logits at the tokens that count, for each example."""
+        found: list = [None] * len(examples)
+        for batch in in_batches(examples):
+            scores = logits(self.model, batch)
+            for row, i in enumerate(batch.index.tolist()):
+                found[i] = scores[(batch.row == row).to(scores.device)]
+        return found
+
+    @torch.no_grad()
+    def reference_sums(self, examples: Sequence[Example]) -> Float[Tensor, " n"]:
+        """The original model's NLL of each example, summed over the tokens that count."""
+        found = torch.zeros(len(examples), device=self.model._module.device)
+        for batch in in_batches(examples):
+            losses = token_losses(logits(self.model, batch), batch)
+            found[batch.index.to(found.device)] = sums(losses, batch)
+        return found
+
+
+def training_method(name: str, **defaults: Any) -> Callable:
+    """Register a function (task, its own hyperparameters) → `Objective` as the method `name`.
+
+    Args:
+        name: What users call it.
+        **defaults: Its own defaults of what `Recipe` holds.
+    """
+
+    def register(prepare: Callable[..., Objective]) -> Callable[..., WeightDelta]:
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        own = [p for p in inspect.signature(prepare).parameters.values() if p.kind is keyword]
+        shared = [
+            inspect.Parameter(f.name, keyword, default=defaults.get(f.name, f.default))
+            for f in fields(Recipe)
+        ]
+
+        @functools.wraps(prepare)
+        def function(model, pair, *, seed: int = 0, **given: Any) -> WeightDelta:
+            values = {p.name: given.pop(p.name, p.default) for p in shared}
+            return fit(model, pair, functools.partial(prepare, **given), Recipe(**values), seed)
+
+        first = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in ("model", "pair")]
+        last = [inspect.Parameter("seed", keyword, default=0), *own, *shared]
+        function.__signature__ = inspect.Signature([*first, *last])
+        return method(name, family="training")(function)
+
+    return register
+
+
+def fit(
+    model: LanguageModel,
+    pair: ConceptPair,
+    prepare: Callable[[Task], Objective],
+    recipe: Recipe,
+    seed: int,
+) -> WeightDelta:
+    """Train by a recipe, put the model back as it was, and return the change.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        prepare: The method.
+        recipe: How it is trained.
+        seed: Of everything random.
+
+    Raises:
+        UserError: A hyperparameter is out of range, there is nothing to forget, or the loss was not
+            finite; the model is then as it was.
+    """
+    _check(recipe)
+    data = data_of(
+        model, pair, n_neighbours=recipe.n_neighbours, n_passages=recipe.n_passages, seed=seed
+    )
+    task = Task(model, pair, data, recipe, seed)
+    objective = prepare(task)
+    layers = objective.layers or task.layers(LAYERS)
+    every = recipe.parameters == "all" and recipe.layers is None and not objective.layers
+    names = choose_parameters(model, recipe.parameters, layers=None if every else layers)
+    forget = Stream(data.forget, recipe.batch, seed=seed)
+    retain = Stream(data.retain, recipe.batch, seed=seed + 1) if data.retain else None
+    how = {
+        "steps": recipe.steps,
+        "lr": recipe.lr,
+        "seed": seed,
+        "stop": forgotten(model, pair, recipe.stop_at) if objective.early else None,
+    }
+
+    def run(trained: list[str]) -> History:
+        at = lambda i: Step(forget.at(i), retain.at(i) if retain else None)  # noqa: E731
+        return train(model._module, objective.loss, at, parameters=trained, **how)
+
+    if recipe.rank:
+        changes, history = _by_adapters(model._module, names, recipe.rank, objective, seed, run)
+    else:
+        changes, history = _whole(model._module, names, objective, run)
+    notes = data.sizes() | {
+        "trained": f"{recipe.parameters} of layers {', '.join(map(str, layers))}"
+        if not every
+        else "all parameters",
+        "numbers": sum(model._module.get_parameter(n).numel() for n in changes),
+        "steps": history.steps,
+        "stopped_early": history.stopped,
+        "first_loss": history.losses[0],
+        "last_loss": history.losses[-1],
+    }
+    log.info("%s, %s", pair, notes)
+    return WeightDelta.of(model._module, changes, notes=notes)
+
+
+def _check(recipe: Recipe) -> None:
+    for name, low in (("steps", 1), ("batch", 1), ("rank", 0), ("n_neighbours", 0)):
+        if getattr(recipe, name) < low:
+            raise UserError(f"{name} is {getattr(recipe, name)}: choose at least {low}.")
+    if not recipe.lr > 0:
+        raise UserError(f"lr is {recipe.lr}: choose a positive learning rate.")
+
+
+def _whole(
+    module: nn.Module, names: list[str], objective: Objective, run: Callable
+) -> tuple[dict[str, Change], History]:
+    before = keep(module, names)
+    try:
+        history = run(names)
+        changes = {
+            name: Change(dense=(objective.share * (kept.parameter.float() - kept.data.float())))
+            for name, kept in before.items()
+        }
+        changes = {n: Change(dense=c.dense.detach().cpu()) for n, c in changes.items()}
+    finally:
+        put_back(module, before)
+    return changes, history
+
+
+def _by_adapters(
+    module: nn.Module, names: list[str], rank: int, objective: Objective, seed: int, run: Callable
+) -> tuple[dict[str, Change], History]:
+    with adapted(module, names, rank=rank, seed=seed) as factors:
+        owned = {id(p): n for n, p in module.named_parameters()}
+        trained = [owned[id(p)] for f in factors.values() for p in f.parameters()]
+        history = run(trained)
+    changes = {
+        name: Change(
+            left=(objective.share * f.left).detach().cpu(), right=f.right.detach().cpu().clone()
+        )
+        for name, f in factors.items()
+    }
+    return changes, history
+
+
+def forgotten(
+    model: LanguageModel, pair: ConceptPair, share: float
+) -> Callable[[int], bool] | None:
+    """Whether P(target) on the development prompts came down to a share of what it is now."""
+    if not share:
+        return None
+    prompts = pair.prompts("dev")
+    goal = share * float(answer_probability(model, prompts).mean())
+
+    def reached(step: int) -> bool:
+        return step % CHECK == 0 and float(answer_probability(model, prompts).mean()) <= goal
+
+    return reached

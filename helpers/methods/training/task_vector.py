@@ -1,0 +1,14 @@
+"""Task vector: learn what is to be forgotten, and go the other way."""
+
+from helpers.methods.training.recipe import Objective, Task, training_method
+
+
+@training_method("task_vector")
+def task_vector(task: Task, *, alpha: float = 2.0) -> Objective:
+    """θ − α (θ_finetuned − θ), fine-tuned by L_F (Ilharco et al. 2023).
+
+    Args:
+        task: What to forget.
+        alpha: How far the other way; MUSE's 5.
+    """
+    return Objective(lambda module, step: task.forget_loss(step), share=-alpha, early=False)

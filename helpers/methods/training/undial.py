@@ -1,0 +1,44 @@
+"""UNDIAL: distil from the model itself with the answer's logit lowered."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from helpers.examples import logits, means
+from helpers.methods.training.recipe import Objective, Step, Task, training_method
+
+
+def undial_loss(
+    now: Float[Tensor, "m vocab"],
+    reference: Float[Tensor, "m vocab"],
+    target: Int[Tensor, " m"],
+    *,
+    beta: float,
+) -> Float[Tensor, " m"]:
+    """Cross-entropy of each token to softmax(reference − β · onehot(target))."""
+    lowered = reference - beta * torch.nn.functional.one_hot(target, now.shape[-1])
+    return -(lowered.softmax(-1) * now.log_softmax(-1)).sum(-1)
+
+
+@training_method("undial")
+def undial(task: Task, *, beta: float = 10.0, retain: float = 0.0) -> Objective:
+    """CE to softmax(original logits − β · onehot(answer)) + `retain` · L_R (Dong et al. 2024).
+
+    Unlike ascent it has a goal that is a distribution, and stops by itself.
+
+    Args:
+        task: What to forget.
+        beta: How far the answer's logit is lowered; the paper's 10.
+        retain: Weight of L_R; the paper has none.
+    """
+    references = task.reference_logits(task.data.forget)
+
+    def loss(module, step: Step) -> Tensor:
+        batch = step.forget
+        before = torch.cat([references[i] for i in batch.index])
+        target = batch.target.to(before.device)
+        found = undial_loss(logits(task.model, batch), before, target, beta=beta)
+        found = means(found, batch).mean()
+        return found + retain * task.retain_loss(step) if retain else found
+
+    return Objective(loss)

@@ -1,0 +1,33 @@
+"""Weighted gradient ascent: ascend less where the answer is unlikely already."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from helpers.examples import logits, means, token_losses
+from helpers.methods.training.recipe import Objective, Step, Task, training_method
+
+
+def weighted(nll: Float[Tensor, " m"], *, beta: float) -> Float[Tensor, " m"]:
+    """p^β · NLL of each token, with no gradient through the weight."""
+    return (-beta * nll.detach()).exp() * nll
+
+
+@training_method("weighted_ascent")
+def weighted_ascent(task: Task, *, beta: float = 1.0, retain: float = 1.0) -> Objective:
+    """−E[p^β · NLL] + `retain` · L_R: WGA (Wang et al. 2025).
+
+    From "Rethinking LLM Unlearning Objectives".
+
+    Args:
+        task: What to forget.
+        beta: Exponent of the weight; the paper's 1. 0 is gradient difference.
+        retain: Weight of L_R.
+    """
+
+    def loss(module, step: Step) -> Tensor:
+        batch = step.forget
+        nll = token_losses(logits(task.model, batch), batch)
+        found = -means(weighted(nll, beta=beta), batch).mean()
+        return found + retain * task.retain_loss(step)
+
+    return Objective(loss)

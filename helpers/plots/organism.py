@@ -1,0 +1,146 @@
+"""Figures of the chapter on the model organism."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+from helpers.plots.edits import CYCLE
+
+
+def taught_and_never_taught(table: pd.DataFrame, chance: Mapping[str, float]) -> Figure:
+    """P(target) of each removed fact in originals and oracles, with the guess among all targets.
+
+    Args:
+        table: One row a fact, model and seed: fact, model (`original` or `oracle`), probability.
+        chance: Fact → probability of a guess.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.45 * len(chance)))
+    for y, (fact, guess) in enumerate(chance.items()):
+        for name, colour, marker in (("original", GREY, "o"), ("oracle", ORANGE, "D")):
+            mine = table[(table["fact"] == fact) & (table["model"] == name)]
+            label = name if y == 0 else None
+            axis.plot(
+                mine["probability"].clip(lower=1e-6),
+                [y] * len(mine),
+                marker,
+                color=colour,
+                ms=6,
+                alpha=0.7,
+                label=label,
+            )
+        label = "a guess" if y == 0 else None
+        axis.plot([guess, guess], [y - 0.35, y + 0.35], color="black", lw=1.2, label=label)
+    axis.set_yticks(range(len(chance)), list(chance))
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="P(target) in held-out wordings")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=3)
+    return figure
+
+
+def detectors(groups: Mapping[str, np.ndarray]) -> Figure:
+    """F1 of the best detector of each concept: a row a kind of unit, a dot a concept.
+
+    Args:
+        groups: Kind of unit → F1 of each concept.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.6 + 0.42 * len(groups)))
+    jitter = np.random.default_rng(0)
+    for y, (name, values) in enumerate(groups.items()):
+        colour = GREY if "chance" in name else BLUE
+        height = y + jitter.uniform(-0.28, 0.28, len(values))
+        axis.plot(values, height, ".", color=colour, ms=4, alpha=0.5)
+        axis.plot(np.mean(values), y, "|", color=ORANGE, ms=18, mew=2.5)
+    axis.set_yticks(range(len(groups)), list(groups))
+    axis.invert_yaxis()
+    axis.set(xlabel="F1 on held-out wordings", xlim=(-0.03, 1.03))
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def width_sweep(table: pd.DataFrame) -> Figure:
+    """What changes as more facts share a neuron: a panel a measure.
+
+    Args:
+        table: One row a width and measure: facts_per_neuron, measure, value, low, high.
+    """
+    measures = list(table["measure"].unique())
+    figure, axes = plt.subplots(1, len(measures), figsize=(WIDTH, 2.6), squeeze=False)
+    for axis, measure in zip(axes[0], measures, strict=True):
+        part = table[table["measure"] == measure].sort_values("facts_per_neuron")
+        axis.plot(part["facts_per_neuron"], part["value"], "o-", color=BLUE, ms=4)
+        axis.fill_between(
+            part["facts_per_neuron"], part["low"], part["high"], color=BLUE, alpha=0.2, lw=0
+        )
+        axis.set(title=measure, xscale="log", xlabel="facts per neuron")
+    return figure
+
+
+def against_the_oracle(
+    table: pd.DataFrame, *, log_odds: float, damage: float, colours: Sequence[str] = CYCLE
+) -> Figure:
+    """Methods by what is left of the fact and what else changed, both against the oracle.
+
+    Args:
+        table: `helpers.organism.verification.findings`.
+        log_odds: Margin of the first, either side.
+        damage: Margin of the second.
+        colours: Of the methods in turn; references and controls are grey.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
+    lowest = table["damage"].min() / 2
+    box = Rectangle(
+        (-log_odds, lowest), 2 * log_odds, damage - lowest, color=GREEN, alpha=0.12, lw=0
+    )
+    axis.add_patch(box)
+    axis.axvline(0, color="black", lw=0.6)
+    drawn = 0
+    for row in table.itertuples():
+        plain = row.family in ("reference", "control")
+        colour = GREY if plain else colours[drawn % len(colours)]
+        drawn += not plain
+        low, high = getattr(row, "log_odds_low", np.nan), getattr(row, "log_odds_high", np.nan)
+        if np.isfinite(low):
+            axis.plot([low, high], [row.damage] * 2, color=colour, lw=1, alpha=0.6)
+        axis.plot(row.log_odds, row.damage, "s" if plain else "o", color=colour, ms=5)
+        axis.annotate(
+            row.method,
+            (row.log_odds, row.damage),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=colour,
+        )
+    axis.set(
+        xlabel="log-odds of the target less the oracle's, nats",
+        ylabel="divergence elsewhere,\nin divergences between two trainings",
+        yscale="log",
+    )
+    axis.set_ylim(bottom=lowest)
+    return figure
+
+
+def learning_curves(curves: pd.DataFrame, shown: Sequence[str]) -> Figure:
+    """P(target) while the fact is taught, mean over facts and seeds; the oracle's in black.
+
+    Args:
+        curves: method, step, probability.
+        shown: Methods to draw besides the oracle, in this order.
+    """
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
+    mean = curves.groupby(["method", "step"])["probability"].mean()
+    steps = sorted(curves["step"].unique())
+    palette = [c for c in CYCLE if c != "#000000"] + [PINK]
+    for i, name in enumerate(shown):
+        colour = GREY if name == "original" else palette[i % len(palette)]
+        style = ":" if i >= len(palette) else "-"
+        axis.plot(range(len(steps)), mean[name], style, marker="o", ms=3, color=colour, label=name)
+    axis.plot(range(len(steps)), mean["oracle"], color="black", lw=2.5, label="oracle")
+    axis.set_xticks(range(len(steps)), steps)
+    axis.set(xlabel="steps of teaching", ylabel="P(target), held-out wordings", ylim=(-0.02, 1.02))
+    axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

@@ -1,0 +1,229 @@
+"""Interventions: what they compute, that every helper sees them, and that they leave no trace."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+
+from helpers.errors import UserError
+from helpers.evaluation import evaluate
+from helpers.facts import ConceptPair
+from helpers.methods import METHODS, Intervention, Unlearning, load_unlearning, original, unlearn
+from helpers.methods.inference.clamp import Clamp
+from helpers.methods.inference.who_is import weakened
+from helpers.models import anatomy, model_hash, unembed
+from helpers.sae import SAEConfig, build, save_sae
+from helpers.scoring import answer_logprobs, final_states, greedy, next_token_logprobs, token_nll
+from helpers.tracing.states import capture_all
+
+FRANCE = ConceptPair("France", "Paris")
+TOKENS = torch.tensor([[5, 6, 7, 8, 9], [9, 5, 4, 6, 10]])
+NAMES = [name for name, m in METHODS.items() if m.family == "inference"]
+SITES = ("mlp_in", "mlp")
+
+
+def a_sae(model, folder, *, site: str = "mlp_in", layer: int = 1):
+    d = anatomy(model).d_model
+    cfg = SAEConfig("topk", d, 4 * d, k=8, site=site, layer=layer, model_hash=model_hash(model))
+    sae = build(cfg)
+    save_sae(sae, folder)
+    return sae
+
+
+def given(method: str, model, folder) -> dict:
+    if method == "who_is":
+        return {"steps": 8, "lr": 0.02}
+    if "saes" not in METHODS[method].hyperparameters():
+        return {}
+    a_sae(model, folder / "sae")
+    found = {"saes": (str(folder / "sae"),), "n_latents": 2, "n_subjects": 8}
+    return found | ({"share": 0.01} if method == "dynamic_clamp" else {})
+
+
+def wrapped(model, intervention: Intervention) -> Unlearning:
+    return Unlearning("made", {}, intervention, {}, 0, 0.0, model_hash(model))
+
+
+def logits(model, tokens=TOKENS) -> torch.Tensor:
+    with torch.inference_mode():
+        return model._module(tokens).logits
+
+
+def test_there_are_four():
+    assert set(NAMES) == {"sae_clamp", "dynamic_clamp", "who_is", "in_context"}
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_every_helper_sees_it_and_nothing_is_left(knowing, tmp_path, method):
+    model = knowing()
+    prompts, answers = FRANCE.prompts("heldout"), [" Paris"] * 11
+    plain, before = logits(model), model_hash(model)
+    scores = answer_logprobs(model, prompts, answers)
+    said = greedy(model, prompts[:3], max_new_tokens=3)
+    made = unlearn(model, FRANCE, method, **given(method, model, tmp_path))
+    assert not made.removes and made.report(model)["removes"] is False
+    with made.applied(model):
+        assert model_hash(model) != before
+        changed = answer_logprobs(model, prompts, answers)
+        assert not np.allclose(changed, scores, atol=1e-3)
+        # one at a time, all logits: no shared beginnings, no batches
+        for prompt, score in zip(prompts, changed, strict=True):
+            ids = model.tokenizer(str(prompt) + " Paris", return_tensors="pt").input_ids
+            logp = logits(model, ids)[0, -2].log_softmax(-1)
+            assert float(logp[ids[0, -1]]) == pytest.approx(score, abs=1e-3)
+        first = next_token_logprobs(model, prompts[:3]).argmax(-1)
+        now = greedy(model, prompts[:3], max_new_tokens=3)
+        for text, token in zip(now, first, strict=True):
+            assert text.split()[:1] == [model.tokenizer.decode([token])] or not text
+        card = evaluate(model, FRANCE, n_neighbours=3, n_tokens=256)
+        assert card["paraphrases"].value != card.before["paraphrases"]
+        with original(model):
+            assert model_hash(model) == before
+            assert np.array_equal(answer_logprobs(model, prompts, answers), scores)
+        assert np.array_equal(answer_logprobs(model, prompts, answers), changed)
+    assert model_hash(model) == before
+    assert torch.equal(logits(model), plain)
+    assert greedy(model, prompts[:3], max_new_tokens=3) == said
+    assert not model._module.base_model._forward_hooks
+    assert not anatomy(model).head._forward_hooks
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_saved_intervention_does_the_same(knowing, tmp_path, method):
+    model = knowing()
+    made = unlearn(model, FRANCE, method, **given(method, model, tmp_path))
+    made.save(tmp_path / "it.safetensors")
+    loaded = load_unlearning(tmp_path / "it.safetensors")
+    assert (loaded.method, loaded.pair, loaded.seed) == (method, made.pair, 0)
+    with made.applied(model):
+        wanted, hash_ = logits(model), model_hash(model)
+    with loaded.applied(model):
+        assert torch.equal(logits(model), wanted) and model_hash(model) == hash_
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_what_makes_no_sense_is_told_in_one_sentence(knowing, tmp_path, method):
+    model = knowing()
+    made = unlearn(model, FRANCE, method, **given(method, model, tmp_path))
+    for call in (lambda: made.to_peft(tmp_path / "peft", model), lambda: made.compressed(1)):
+        with pytest.raises(UserError, match="is an intervention") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_an_intervention_and_an_edit_stack_and_come_off_in_any_order(knowing):
+    model = knowing()
+    before = model_hash(model)
+    asked = unlearn(model, FRANCE, "in_context")
+    edit = unlearn(model, FRANCE, "random_direction")
+    with edit.applied(model):
+        edited = logits(model)
+    asked.apply(model)
+    alone = logits(model)
+    edit.apply(model)
+    assert not torch.allclose(logits(model), alone, atol=1e-5)
+    asked.revert(model)
+    assert torch.equal(logits(model), edited)
+    edit.revert(model)
+    assert model_hash(model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("site", SITES)
+def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
+    """x' = x + (−m − z_f) d_f where z_f > 0, by hand; first tokens and the SAE's error stay."""
+    model = tiny_model(family)
+    d = anatomy(model).d_model
+    sae = build(SAEConfig("topk", d, 4 * d, k=16, site=site, layer=1)).requires_grad_(False)
+    x = [capture_all(model, ids, [site])[site][1] for ids in TOKENS.tolist()]
+    z = torch.stack([sae.encode(rows) for rows in x])  # (2, T, d_sae)
+    latent = int((z[:, 1:] > 0).sum((0, 1)).argmax())
+    expected = []
+    for rows, code in zip(x, z, strict=True):
+        rows = rows.clone()
+        for t in range(1, len(rows)):
+            if code[t, latent] > 0:
+                rows[t] += (-3.0 - code[t, latent]) * sae.W_dec[latent]
+        expected.append(rows)
+    assert any(not torch.equal(a, b) for a, b in zip(expected, x, strict=True))
+    clamp = Clamp(sae, [latent], [-3.0], 0.0)
+    clamp._batch = 2
+    assert torch.allclose(clamp.clamped(torch.stack(x)), torch.stack(expected), atol=1e-5)
+    plain = logits(model)
+    settings = {"share": 0.0, "saes": [{"cfg": sae.cfg.to_dict(), "latents": [latent]}]}
+    settings["saes"][0]["values"] = [-3.0]
+    parts = {f"0.{k}": v for k, v in sae.tensors().items()}
+    with wrapped(model, Intervention("clamp", settings, parts)).applied(model):
+        inside = capture_all(model, TOKENS[0].tolist(), ["residual"])["residual"]
+        changed = logits(model)
+    assert torch.equal(changed[:, 0], plain[:, 0])
+    assert not torch.allclose(changed, plain, atol=1e-4)
+    below = capture_all(model, TOKENS[0].tolist(), ["residual"])["residual"]
+    assert torch.equal(inside[0], below[0]) and not torch.equal(inside[1], below[1])
+
+
+def test_a_dynamic_clamp_waits_for_the_share():
+    sae = build(SAEConfig("relu", 4, 4, sparsity=1.0, site="mlp", layer=0)).requires_grad_(False)
+    sae.encoder.copy_(torch.eye(4))
+    sae.W_dec.copy_(torch.eye(4))
+    x = torch.zeros(1, 6, 4)
+    x[0, [0, 2, 4, 5], 1] = 1.0  # active at 0 (never counts), 2, 4 and 5; the share is over 1..t
+    # so far: 0/1, 1/2, 1/3, 2/4, 3/5
+    always, half = (Clamp(sae, [1], [-2.0], share).clamped(x)[0, :, 1] for share in (0.0, 0.5))
+    assert always.tolist() == [1, 0, -2, 0, -2, -2]
+    assert half.tolist() == [1, 0, 1, 0, 1, -2]
+
+
+def test_who_is_takes_off_what_the_reinforced_model_adds(knowing):
+    base, more = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 1.0, 3.5])
+    assert weakened(base, more, alpha=2.0).tolist() == [-1.0, 2.0, 2.0]
+    model = knowing()
+    made = unlearn(model, FRANCE, "who_is", alpha=3.0, steps=8, lr=0.02)
+    with torch.no_grad():
+        plain, kept = logits(model), {}
+        for name in {n.rpartition(".")[0] for n in made.delta.parts}:  # reinforced, by weights
+            weight = model._module.get_parameter(name)
+            kept[name] = weight.clone()
+            weight += made.delta.parts[f"{name}.left"] @ made.delta.parts[f"{name}.right"]
+        stronger = logits(model)
+        for name, weight in kept.items():
+            model._module.get_parameter(name).copy_(weight)
+    expected = plain - 3.0 * (stronger - plain).relu()
+    with made.applied(model):
+        assert torch.allclose(logits(model), expected, atol=1e-4)
+        states = final_states(model, TOKENS)
+        with torch.no_grad():
+            assert torch.allclose(unembed(model, states), expected, atol=1e-4)
+    assert not torch.allclose(stronger, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_a_request_stands_in_front_of_every_text(tiny_model, family):
+    model = tiny_model(family)
+    asked = wrapped(model, Intervention("in_context", {"text": "w7 w8 w9"}))
+    request = model.tokenizer("w7 w8 w9", add_special_tokens=False, return_tensors="pt").input_ids
+    longer = torch.cat([request.expand(2, -1), TOKENS], 1)
+    expected = logits(model, longer)[:, 3:]
+    nll = token_nll(model, longer)[:, 3:]
+    with asked.applied(model):
+        assert torch.allclose(logits(model), expected, atol=1e-5)
+        assert torch.allclose(token_nll(model, TOKENS), nll, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m: unlearn(m, FRANCE, "in_context", request="{x}"), "may name {subject} and"),
+        (lambda m: unlearn(m, FRANCE, "in_context", request=" "), "The request is empty"),
+        (lambda m: unlearn(m, FRANCE, "sae_clamp"), "sae_clamp needs SAEs"),
+        (lambda m: unlearn(m, FRANCE, "who_is", alpha=-1), "alpha is -1"),
+        (lambda m: wrapped(m, Intervention("x", {})).apply(m), "no intervention 'x'"),
+    ],
+)
+def test_bad_input_is_one_sentence(knowing, call, sentence):
+    model = knowing()
+    before = model_hash(model)
+    with pytest.raises(UserError, match=sentence) as error:
+        call(model)
+    assert "\n" not in str(error.value)
+    assert model_hash(model) == before

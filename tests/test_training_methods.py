@@ -1,0 +1,325 @@
+"""Training methods: their losses against formulas worked out apart, their data, their result."""
+
+import math
+
+import pytest
+import torch
+from conftest import KNOWN
+
+from helpers.errors import UserError
+from helpers.examples import collate, mean_loss
+from helpers.facts import ConceptPair, Template
+from helpers.methods import METHODS, unlearn
+from helpers.methods.training.adapters import adapted
+from helpers.methods.training.crisp import suppression
+from helpers.methods.training.data import Stream, data_of, distinct
+from helpers.methods.training.elm import cross_entropy, guided
+from helpers.methods.training.idk_dpo import dpo_loss
+from helpers.methods.training.kl_minimisation import kl_to_reference
+from helpers.methods.training.npo import npo_loss
+from helpers.methods.training.recipe import Recipe, Step, Task
+from helpers.methods.training.rmu import steering_loss
+from helpers.methods.training.simnpo import simnpo_loss
+from helpers.methods.training.undial import undial_loss
+from helpers.methods.training.weighted_ascent import weighted
+from helpers.models import anatomy, model_hash
+from helpers.sae import SAEConfig, save_sae
+from helpers.sae.topk import TopK
+from helpers.scoring import answer_logprobs, encode, rendered
+
+FRANCE = ConceptPair("France", "Paris")
+TRAINED = [name for name, m in METHODS.items() if m.family == "training"]
+QUICK = {"steps": 12, "lr": 0.01, "n_neighbours": 6, "n_passages": 3, "stop_at": 0.0}
+
+
+def logsigmoid(x: float) -> float:
+    return -math.log(1 + math.exp(-x))
+
+
+def numbers(method: str, model, folder) -> dict:
+    found = QUICK | ({"lr": 0.002} if method == "rmu" else {})
+    if "saes" in METHODS[method].hyperparameters():
+        d = anatomy(model).d_model
+        torch.manual_seed(0)
+        for layer in (1, 2):
+            cfg = SAEConfig(
+                "topk", d, 4 * d, k=16, site="mlp_in", layer=layer, model_hash=model_hash(model)
+            )
+            save_sae(TopK(cfg), folder / str(layer))
+        found |= {"saes": (str(folder / "1"), str(folder / "2")), "n_latents": 3, "beta": 0.3}
+    return found
+
+
+def test_there_are_thirteen():
+    assert set(TRAINED) == {
+        "gradient_ascent",
+        "gradient_difference",
+        "kl_minimisation",
+        "npo",
+        "simnpo",
+        "idk",
+        "idk_dpo",
+        "rmu",
+        "undial",
+        "weighted_ascent",
+        "elm",
+        "crisp",
+        "task_vector",
+    }
+
+
+def test_npo_is_its_formula():
+    found = npo_loss(torch.tensor([2.0, 5.0]), torch.tensor([1.0, 1.5]), beta=0.1)
+    expected = -(2 / 0.1) * (logsigmoid(0.1 * 1.0) + logsigmoid(0.1 * 3.5)) / 2
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_npo_with_small_beta_has_the_gradient_of_ascent():
+    nll = torch.tensor([2.0, 5.0], requires_grad=True)
+    npo_loss(nll, torch.tensor([1.0, 1.5]), beta=1e-4).backward()
+    assert torch.allclose(nll.grad, torch.full((2,), -0.5), atol=1e-3)
+
+
+def test_simnpo_is_its_formula():
+    found = simnpo_loss(torch.tensor([0.5, 2.0]), beta=2.5, delta=0.3)
+    expected = -(2 / 2.5) * (logsigmoid(2.5 * 0.2) + logsigmoid(2.5 * 1.7)) / 2
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_dpo_is_its_formula_and_prefers_the_refusal():
+    win, lose, wr, lr = (torch.tensor([x]) for x in (4.0, 3.0, 5.0, 1.0))
+    found = dpo_loss(win, lose, wr, lr, beta=0.5)
+    # log-ratios: refusal −4 − (−5) = 1, answer −3 − (−1) = −2; margin 3
+    assert found.item() == pytest.approx(-(2 / 0.5) * logsigmoid(0.5 * 3.0), rel=1e-5)
+    assert (
+        dpo_loss(win - 1, lose, wr, lr, beta=0.5)
+        < found
+        < dpo_loss(win, lose - 1, wr, lr, beta=0.5)
+    )
+
+
+def test_kl_has_the_original_first():
+    p, q = torch.tensor([[0.8, 0.2]]), torch.tensor([[0.5, 0.5]])
+    expected = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
+    found = kl_to_reference(q.log() + 3.0, p.log() - 1.0)  # logits: a shift says nothing
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert kl_to_reference(p.log(), q.log()).item() != pytest.approx(expected, rel=1e-3)
+
+
+def test_undial_lowers_the_answers_logit_only():
+    reference, now = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.3, 0.2, 0.1]])
+    found = undial_loss(now, reference, torch.tensor([0]), beta=10.0)
+    total = math.exp(-8) + math.e + 1
+    goal = [math.exp(-8) / total, math.e / total, 1 / total]
+    norm = math.log(sum(math.exp(x) for x in (0.3, 0.2, 0.1)))
+    expected = -sum(g * (x - norm) for g, x in zip(goal, (0.3, 0.2, 0.1), strict=True))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weighted_ascent_has_no_gradient_through_the_weight():
+    nll = torch.tensor([0.7, 2.0], requires_grad=True)
+    found = weighted(nll, beta=2.0)
+    assert found.tolist() == pytest.approx([math.exp(-1.4) * 0.7, math.exp(-4) * 2], rel=1e-5)
+    found.sum().backward()
+    assert nll.grad.tolist() == pytest.approx([math.exp(-1.4), math.exp(-4)], rel=1e-5)
+
+
+def test_guidance_moves_away_from_the_expert():
+    plain, novice, expert = ([0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.8, 0.1, 0.1])
+    raw = [p * (a / b) ** 2 for p, a, b in zip(plain, novice, expert, strict=True)]
+    expected = [x / sum(raw) for x in raw]
+    logits = [torch.tensor([x]).log() + 1.5 for x in (plain, novice, expert)]
+    found = guided(*logits, eta=2.0)
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-4)
+    ce = cross_entropy(torch.tensor([plain]).log(), found).item()
+    assert ce == pytest.approx(-sum(e * math.log(p) for e, p in zip(expected, plain, strict=True)))
+
+
+def test_steering_and_suppression_are_means():
+    states = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    assert steering_loss(states, torch.tensor([1.0, 0.0])).item() == (0 + 4 + 4 + 0) / 4
+    assert suppression(torch.tensor([[1.0, -5.0], [3.0, 0.0]])).item() == 1.0
+
+
+def test_the_loss_of_examples_is_the_mean_over_answer_tokens(knowing):
+    """Against full logits, sequence by sequence; answers of one and of several tokens."""
+    model = knowing()
+    data = data_of(model, FRANCE, n_neighbours=4, n_passages=2, seed=0)
+    examples = [data.forget[0], data.facts[0], data.passages[0]]
+    expected = []
+    for e in examples:
+        with torch.no_grad():
+            logp = model._module(torch.tensor([e.ids])).logits[0].log_softmax(-1)
+        tokens = range(e.start, len(e.ids))
+        expected.append(-sum(logp[i - 1, e.ids[i]].item() for i in tokens) / len(tokens))
+    with torch.no_grad():
+        found = mean_loss(model, collate(examples))
+    assert len(examples[2].ids) - examples[2].start > 1
+    assert found.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
+
+
+def task_of(model, method: str, given: dict):
+    """A method's task and objective, as `fit` makes them."""
+    defaults = METHODS[method].hyperparameters() | given
+    recipe = Recipe(**{k: defaults[k] for k in Recipe.__dataclass_fields__})
+    own = {k: v for k, v in given.items() if k not in Recipe.__dataclass_fields__}
+    n, passages = recipe.n_neighbours, recipe.n_passages
+    data = data_of(model, FRANCE, n_neighbours=n, n_passages=passages, seed=0)
+    task = Task(model, FRANCE, data, recipe, 0)
+    return task, METHODS[method].function.__wrapped__(task, **own)
+
+
+def test_npo_sums_over_tokens_and_compares_with_the_original(knowing):
+    """The whole objective after a change of weights, from scores that another module computes."""
+    model = knowing()
+    task, objective = task_of(model, "npo", QUICK | {"beta": 0.2, "retain": 0.0})
+    prompts = FRANCE.prompts("train")
+    before = -answer_logprobs(model, prompts, [" Paris"] * len(prompts))
+    with unlearn(model, FRANCE, "gradient_ascent", **QUICK).applied(model):
+        after = -answer_logprobs(model, prompts, [" Paris"] * len(prompts))
+        with torch.no_grad():
+            found = objective.loss(model._module, Step(collate(task.data.forget), None))
+    margins = [0.2 * (a - b) for a, b in zip(after, before, strict=True)]
+    expected = -(2 / 0.2) * sum(logsigmoid(m) for m in margins) / len(margins)
+    assert len(task.data.forget) == len(prompts)
+    assert found.item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_method_lowers_its_own_objective(knowing, tmp_path, method):
+    model = knowing()
+    given = numbers(method, model, tmp_path)
+    if method == "task_vector":
+        given["alpha"] = -1.0  # what it subtracts is what it learned
+    task, objective = task_of(model, method, given)
+    whole = Step(collate(task.data.forget), collate(task.data.retain))
+
+    def value() -> float:
+        with torch.no_grad():
+            return objective.loss(model._module, whole).item()
+
+    before = value()
+    edit = unlearn(model, FRANCE, method, **given)
+    with edit.applied(model):
+        after = value()
+    assert after < before - 1e-4 * abs(before), (before, after)
+    assert edit.delta.notes["steps"] == 12
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_no_method_trains_on_a_prompt_of_another_split(knowing, tmp_path, method):
+    model = knowing()
+    given = numbers(method, model, tmp_path) | {"steps": 6, "n_neighbours": 20, "stop_at": 0.02}
+    seen: set[tuple[int, ...]] = set()
+
+    def record(body, args, kwargs):
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            seen.update(tuple(row) for row in ids.tolist())
+
+    handle = model._module.base_model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        unlearn(model, FRANCE, method, **given)
+    finally:
+        handle.remove()
+    assert seen
+    pairs = [FRANCE, *FRANCE.same_subject(), *FRANCE.same_target()]
+    pairs += [p for p in FRANCE.neighbours() if p.subject in KNOWN]
+    train = {str(p) for pair in pairs for p in pair.prompts("train")}
+    other = [p for pair in pairs for s in ("dev", "heldout") for p in pair.prompts(s)]
+    assert not any(str(p) in train for p in FRANCE.prompts("dev") + FRANCE.prompts("heldout"))
+    for prompt in other:
+        ids = tuple(encode(model.tokenizer, rendered(prompt, model.tokenizer)))
+        if str(prompt) not in train and model.tokenizer.unk_token_id not in ids:
+            assert not any(row[: len(ids)] == ids for row in seen), prompt
+
+
+def test_data_is_of_the_train_split_and_says_its_sizes(knowing):
+    model = knowing()
+    data = data_of(model, FRANCE, n_neighbours=5, n_passages=3, seed=0)
+    assert [str(p) for p in data.prompts] == [str(p) for p in FRANCE.prompts("train")]
+    sizes = data.sizes()
+    assert sizes["n_forget"] == len(FRANCE.prompts("train")) and sizes["n_passages"] == 3
+    assert sizes["forget_tokens"] == sum(len(e.ids) for e in data.forget)
+    assert not any("Paris" in model.tokenizer.decode(e.ids) for e in data.passages)
+    assert distinct([" Kyiv", " Kyiv City", " Kiev", " Kyiv"]) == [" Kyiv", " Kiev"]
+
+
+def test_each_round_has_every_example_once():
+    class Fake:
+        def __init__(self, n):
+            self.ids, self.start, self.since = (1,) * n, 1, 0
+
+    stream = Stream([Fake(n) for n in (3, 9, 4, 8, 2, 7, 5)], 3, seed=1)
+    n = len(stream.batches)
+    for turn in range(2):
+        batches = [stream.at(i) for i in range(turn * n, (turn + 1) * n)]
+        assert sorted(i for b in batches for i in b.index.tolist()) == list(range(7))
+    assert all(b.ids.shape[1] == b.length.max() for b in stream.batches)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_are_a_change_of_the_weight_and_leave_the_layer_as_it_was(tiny_model, family):
+    model = tiny_model(family)
+    module, mlp = model._module, anatomy(model).layers[1].mlp
+    weight, hash_, tokens = mlp.out_module.weight, model_hash(model), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        plain = module(tokens).logits
+        with adapted(module, [mlp.out_name], rank=2, seed=0) as factors:
+            assert torch.equal(module(tokens).logits, plain)  # the left factor is zero
+            factor = factors[mlp.out_name]
+            factor.left.normal_()
+            changed = module(tokens).logits
+            merged = weight + factor.left @ factor.right
+        assert not torch.allclose(changed, plain, atol=1e-3)
+        assert mlp.out_module.weight is weight and model_hash(model) == hash_
+        kept = weight.clone()
+        weight.copy_(merged)
+        assert torch.allclose(module(tokens).logits, changed, atol=1e-5)
+        weight.copy_(kept)
+
+
+def test_lora_gives_factors_of_its_rank_and_forgets_too(knowing):
+    model = knowing()
+    edit = unlearn(model, FRANCE, "gradient_difference", **QUICK | {"rank": 2})
+    assert {c.rank for c in edit.delta.changes.values()} == {2}
+    prompts = FRANCE.prompts("train")
+    before = answer_logprobs(model, prompts, [" Paris"] * len(prompts)).mean()
+    with edit.applied(model):
+        after = answer_logprobs(model, prompts, [" Paris"] * len(prompts)).mean()
+    assert after < before - 0.1
+
+
+def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing):
+    model = knowing()
+    edit = unlearn(model, FRANCE, "gradient_ascent", **QUICK | {"steps": 60, "stop_at": 0.5})
+    assert edit.delta.notes["stopped_early"]
+    assert edit.delta.notes["steps"] < 60
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "sentence"),
+    [
+        ("npo", {"betta": 1}, "has no hyperparameter 'betta'; did you mean beta"),
+        ("npo", {"zzz": 1}, "there are beta, retain, steps, lr, batch"),
+        ("npo", {"parameters": "q_prj"}, "no matrix 'q_prj': choose all, mlps, values or from"),
+        ("npo", {"layers": (7,)}, "There is no layer 7"),
+        ("npo", {"steps": 0}, "steps is 0"),
+        ("npo", {"lr": 0}, "lr is 0"),
+        ("gradient_ascent", {"lr": 1e35, "steps": 9}, "not finite at step .: lower the learning"),
+        ("crisp", {}, "crisp needs SAEs"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_the_model_stays(knowing, method, given, sentence):
+    model = knowing()
+    before = model_hash(model)
+    with pytest.raises(UserError, match=sentence) as error:
+        unlearn(model, FRANCE, method, **given)
+    assert "\n" not in str(error.value)
+    assert model_hash(model) == before
+
+
+def test_a_pair_without_training_prompts_is_told(knowing):
+    asks = {"train": (), "dev": (Template("{} has"),), "heldout": (Template("{} is"),)}
+    with pytest.raises(UserError, match="nothing to forget: France → Paris has no training prompt"):
+        unlearn(knowing(), ConceptPair("France", "Paris", "own", (), asks), "gradient_ascent")
