@@ -22,7 +22,7 @@ from helpers.evaluation.truth import forget_quality
 from helpers.methods import METHODS, unlearn
 from helpers.organism.exact import OTHERS, Exam, Reading, distances, exam, read
 from helpers.organism.family import Family
-from helpers.organism.relearning import learned, learning_curve
+from helpers.organism.relearning import LR, learned, learning_curve
 
 ORIGINAL, TWIN = "original", "oracle of another seed"
 HELPERS = Path(__file__).resolve().parent.parent
@@ -96,6 +96,9 @@ def verify(
 def verifiable(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Methods that change weights, with the hyperparameters to call them with.
 
+    Methods of training take `LR`, a tenth of the organism's own rate: their defaults are tuned for
+    the pretrained model, and move this one by next to nothing.
+
     Args:
         names: `all`, or names separated by commas.
         saes: Folders of SAEs of the model, for the methods of surgery that need them.
@@ -106,8 +109,9 @@ def verifiable(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[s
     found = editing_methods(names, saes)
     wanted = [n.strip() for n in names.split(",")] if names != "all" else list(METHODS)
     for name in wanted:
-        if METHODS[name].family == "training" and "saes" not in METHODS[name].hyperparameters():
-            found[name] = {}
+        known = METHODS[name].hyperparameters()
+        if METHODS[name].family == "training" and "saes" not in known:
+            found[name] = {"lr": LR} if "lr" in known else {}
     return found
 
 
