@@ -7,7 +7,6 @@ its differences from the oracles are shown to lie within them (two one-sided tes
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from helpers.organism.family import Family
 from helpers.organism.relearning import LR, learned, learning_curve
 
 ORIGINAL, TWIN = "original", "oracle of another seed"
-HELPERS = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
