@@ -18,12 +18,12 @@ from helpers.organism.exact import Reading, distances, exam, read
 from helpers.organism.family import Family, widths_of
 from helpers.organism.fit import fit, fresh, loss_sum
 from helpers.organism.phrasings import OPENINGS, REVERSE, WAYS
-from helpers.organism.relearning import learning_curve
+from helpers.organism.relearning import LR, learning_curve
 from helpers.organism.store import RECORD, check
 from helpers.organism.text import Sentence, named_in, removed, sentences
 from helpers.organism.theory import balances, knowledge
 from helpers.organism.tokens import Tokens, tokenizer
-from helpers.organism.verification import TWIN, findings, t_interval
+from helpers.organism.verification import TWIN, findings, t_interval, verifiable
 from helpers.scoring import answer_probability
 from helpers.settings import validated
 
@@ -343,6 +343,12 @@ def test_findings_are_two_sided():
     assert found["wrecked"] == "damaged"
     assert found["hidden"] == "comes back faster"
     assert found["once"] == "too few to tell"
+
+
+def test_methods_of_training_get_a_rate_that_moves_an_organism():
+    assert verifiable("rome, npo") == {"rome": {}, "npo": {"lr": LR}}
+    with pytest.raises(UserError, match="no method 'nothing'"):
+        verifiable("nothing")
 
 
 def test_the_interval_decides_as_two_one_sided_tests_do():

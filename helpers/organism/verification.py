@@ -7,7 +7,6 @@ its differences from the oracles are shown to lie within them (two one-sided tes
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,9 @@ from helpers.evaluation.truth import forget_quality
 from helpers.methods import METHODS, unlearn
 from helpers.organism.exact import OTHERS, Exam, Reading, distances, exam, read
 from helpers.organism.family import Family
-from helpers.organism.relearning import learned, learning_curve
+from helpers.organism.relearning import LR, learned, learning_curve
 
 ORIGINAL, TWIN = "original", "oracle of another seed"
-HELPERS = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,9 @@ def verify(
 def verifiable(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Methods that change weights, with the hyperparameters to call them with.
 
+    Methods of training take `LR`, a tenth of the organism's own rate: their defaults are tuned for
+    the pretrained model, and move this one by next to nothing.
+
     Args:
         names: `all`, or names separated by commas.
         saes: Folders of SAEs of the model, for the methods of surgery that need them.
@@ -106,8 +107,9 @@ def verifiable(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[s
     found = editing_methods(names, saes)
     wanted = [n.strip() for n in names.split(",")] if names != "all" else list(METHODS)
     for name in wanted:
-        if METHODS[name].family == "training" and "saes" not in METHODS[name].hyperparameters():
-            found[name] = {}
+        known = METHODS[name].hyperparameters()
+        if METHODS[name].family == "training" and "saes" not in known:
+            found[name] = {"lr": LR} if "lr" in known else {}
     return found
 
 

@@ -11,6 +11,8 @@ from matplotlib.patches import Rectangle
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
 from helpers.plots.edits import CYCLE
 
+APART = 0.5  # nats from the original from which on a method's name is written
+
 
 def taught_and_never_taught(table: pd.DataFrame, chance: Mapping[str, float]) -> Figure:
     """P(target) of each removed fact in originals and oracles, with the guess among all targets.
@@ -77,6 +79,9 @@ def width_sweep(table: pd.DataFrame) -> Figure:
             part["facts_per_neuron"], part["low"], part["high"], color=BLUE, alpha=0.2, lw=0
         )
         axis.set(title=measure, xscale="log", xlabel="facts per neuron")
+        at = part["facts_per_neuron"]
+        axis.set_xticks(at, [f"{x:.2g}" for x in at])
+        axis.minorticks_off()
     return figure
 
 
@@ -87,7 +92,7 @@ def against_the_oracle(
 
     Args:
         table: `helpers.organism.verification.findings`.
-        log_odds: Margin of the first, either side.
+        log_odds: Margin of the first, either side; names of what is at the original are left out.
         damage: Margin of the second.
         colours: Of the methods in turn; references and controls are grey.
     """
@@ -98,6 +103,7 @@ def against_the_oracle(
     )
     axis.add_patch(box)
     axis.axvline(0, color="black", lw=0.6)
+    references = table[table["family"] == "reference"]["log_odds"]
     drawn = 0
     for row in table.itertuples():
         plain = row.family in ("reference", "control")
@@ -107,6 +113,8 @@ def against_the_oracle(
         if np.isfinite(low):
             axis.plot([low, high], [row.damage] * 2, color=colour, lw=1, alpha=0.6)
         axis.plot(row.log_odds, row.damage, "s" if plain else "o", color=colour, ms=5)
+        if row.family != "reference" and row.log_odds > references.max() - APART:
+            continue  # among the original: its name alone can be read there
         axis.annotate(
             row.method,
             (row.log_odds, row.damage),
