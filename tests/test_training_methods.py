@@ -38,6 +38,8 @@ def logsigmoid(x: float) -> float:
 
 def numbers(method: str, model, folder) -> dict:
     found = QUICK | ({"lr": 0.002} if method == "rmu" else {})
+    if "retain" in METHODS[method].hyperparameters():
+        found["retain"] = 1.0
     if "saes" in METHODS[method].hyperparameters():
         d = anatomy(model).d_model
         torch.manual_seed(0)

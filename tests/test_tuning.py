@@ -21,18 +21,19 @@ def test_every_method_has_four_settings_of_hyperparameters_that_it_has():
         assert set(GRID[name]) <= set(METHODS[name].hyperparameters())
 
 
-def test_the_best_balance_is_chosen_and_among_equals_the_smallest_change():
+def test_the_best_mean_balance_over_facts_is_chosen():
     rows = [
-        ("a", {"lr": 1}, 0.95, 9.0),
-        ("a", {"lr": 2}, 0.955, 3.0),
-        ("a", {"lr": 3}, 0.5, 1.0),
-        ("b", {"x": 1}, 0.2, None),  # an intervention: no norm
-        ("b", {"x": 2}, 0.6, None),
+        ("a", {"lr": 1}, 0.9, 1.0),
+        ("a", {"lr": 2}, 0.8, 1.0),
+        ("a", {"lr": 1}, 0.1, 1.0),  # another fact
+        ("a", {"lr": 2}, 0.7, 1.0),
+        ("b", {"x": 1}, 0.0, 0.9),  # nothing forgotten: what kept most
+        ("b", {"x": 2}, 0.0, 0.8),
         ("c", {"x": 1}, None, None),  # refused
-        ("c", {"x": 2}, 0.1, 2.0),
+        ("c", {"x": 2}, 0.1, 0.2),
     ]
-    runs = pd.DataFrame(rows, columns=["method", "settings", "balance", "norm"])
-    assert chosen(runs) == {"a": {"lr": 2}, "b": {"x": 2}, "c": {"x": 2}}
+    runs = pd.DataFrame(rows, columns=["method", "settings", "balance", "kept"])
+    assert chosen(runs) == {"a": {"lr": 2}, "b": {"x": 1}, "c": {"x": 2}}
 
 
 def test_a_stopped_search_goes_on_and_tries_nothing_twice(knowing, tmp_path, monkeypatch):

@@ -4,9 +4,8 @@
 
 Each method is tried with two values of two of its hyperparameters, up to four runs a fact, on
 development facts and wordings. A setting is chosen by the mean balance of what is forgotten and
-what is kept (`helpers.evaluation.tradeoff`); of those within `CLOSE` of the best, the one that
-changes the weights least. Every run is written down at once, so a search that was stopped goes on
-where it was; the record is kept beside the methods, and their defaults follow it.
+what is kept (`helpers.evaluation.tradeoff`). Every run is written down at once, so a search that
+was stopped goes on where it was; the record is kept beside the methods, and their defaults follow.
 """
 
 import argparse
@@ -35,7 +34,6 @@ log = logging.getLogger(__name__)
 
 RECORD = HELPERS / "methods" / "training" / "tuned.json"
 SIZES = Sizes("dev", 6)
-CLOSE = 0.01
 RATES, ADAPTER_RATES = (2e-5, 1e-4), (5e-4, 2e-3)
 ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
 GRID: dict[str, dict[str, tuple]] = {
@@ -134,18 +132,19 @@ def search(
 
 
 def chosen(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """For each method the best setting; a refusal counts 0.
+    """For each method the setting with the best mean balance over facts; a refusal counts 0.
+
+    Where nothing was forgotten by any, the one that kept most.
 
     Args:
-        runs: From `search`: method, settings, balance, norm (missing for interventions).
+        runs: From `search`: method, settings, balance, kept.
     """
     found = {}
     for name, part in runs.groupby("method", sort=False):
         part = part.assign(key=[_key("", "", s) for s in part["settings"]])
-        part = part.fillna({"balance": 0.0, "norm": 0.0})
-        means = part.groupby("key", sort=False)[["balance", "norm"]].mean()
-        close = means[means["balance"] >= means["balance"].max() - CLOSE]
-        best = close["norm"].idxmin() if close["norm"].any() else close["balance"].idxmax()
+        means = part.fillna({"balance": 0.0, "kept": 0.0}).groupby("key", sort=False)
+        means = means[["balance", "kept"]].mean().sort_values(["balance", "kept"])
+        best = means.index[-1]
         found[str(name)] = dict(part[part["key"] == best]["settings"].iloc[0])
     return found
 

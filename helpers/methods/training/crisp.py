@@ -17,13 +17,13 @@ def suppression(latents: Float[Tensor, "m features"]) -> Float[Tensor, ""]:
     return latents.relu().mean()
 
 
-@training_method("crisp", rank=4, lr=5e-4, parameters="all")
+@training_method("crisp", rank=4, lr=2e-3, parameters="all")
 def crisp(
     task: Task,
     *,
     saes: tuple[str, ...] = (),
     n_latents: int = 10,
-    beta: float = 0.5,
+    beta: float = 0.99,
     gamma: float = 0.01,
 ) -> Objective:
     """(1−β)·features on the forgotten + β·MSE on other facts + βγ·MSE on text, by LoRA.
@@ -38,7 +38,7 @@ def crisp(
         task: What to forget.
         saes: Folders of SAEs, one a layer.
         n_latents: Features a layer.
-        beta: Weight of what is retained, between 0 and 1; the paper's 0.99.
+        beta: Weight of what is retained, between 0 and 1; 0.99 in the paper too.
         gamma: Weight of coherence within that.
 
     Raises:

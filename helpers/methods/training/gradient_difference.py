@@ -4,7 +4,7 @@ from helpers.methods.training.recipe import Objective, Task, training_method
 
 
 @training_method("gradient_difference")
-def gradient_difference(task: Task, *, retain: float = 1.0) -> Objective:
+def gradient_difference(task: Task, *, retain: float = 5.0) -> Objective:
     """−L_F + `retain` · L_R (Liu et al. 2022, "Continual Learning and Private Unlearning").
 
     Args:

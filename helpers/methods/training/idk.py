@@ -21,7 +21,7 @@ def refusals(task: Task) -> list[Example]:
     ]
 
 
-@training_method("idk", lr=1e-4)
+@training_method("idk")
 def idk(task: Task, *, retain: float = 5.0) -> Objective:
     """L of refusals + `retain` · L_R (TOFU, Maini et al. 2024).
 

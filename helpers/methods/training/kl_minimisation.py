@@ -17,7 +17,7 @@ def kl_to_reference(
 
 
 @training_method("kl_minimisation")
-def kl_minimisation(task: Task, *, retain: float = 1.0) -> Objective:
+def kl_minimisation(task: Task, *, retain: float = 10.0) -> Objective:
     """−L_F + `retain` · E KL(original ‖ now) on what is retained (TOFU, Maini et al. 2024).
 
     Both sides are log-softmaxed, and the original stands first, as in TOFU's text and code.

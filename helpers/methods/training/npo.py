@@ -16,7 +16,7 @@ def npo_loss(
 
 
 @training_method("npo")
-def npo(task: Task, *, beta: float = 0.1, retain: float = 1.0) -> Objective:
+def npo(task: Task, *, beta: float = 1.0, retain: float = 1.0) -> Objective:
     """−(2/β) E log σ(β (s_F − s_F_ref)) + `retain` · L_R (Zhang et al. 2024, equation 3).
 
     As β goes to 0 it becomes gradient ascent. The ascent slows down once an example is unlikely

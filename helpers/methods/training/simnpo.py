@@ -13,7 +13,7 @@ def simnpo_loss(mean_nll: Float[Tensor, " b"], *, beta: float, delta: float) -> 
     return -2 / beta * logsigmoid(beta * (mean_nll - delta)).mean()
 
 
-@training_method("simnpo", lr=1e-4)
+@training_method("simnpo")
 def simnpo(
     task: Task, *, beta: float = 4.5, delta: float = 0.0, forget: float = 1.0, retain: float = 1.0
 ) -> Objective:

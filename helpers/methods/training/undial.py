@@ -21,7 +21,7 @@ def undial_loss(
 
 
 @training_method("undial")
-def undial(task: Task, *, beta: float = 10.0, retain: float = 0.0) -> Objective:
+def undial(task: Task, *, beta: float = 10.0, retain: float = 1.0) -> Objective:
     """CE to softmax(original logits − β · onehot(answer)) + `retain` · L_R (Dong et al. 2024).
 
     Unlike ascent it has a goal that is a distribution, and stops by itself.

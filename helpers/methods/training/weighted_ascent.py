@@ -13,7 +13,7 @@ def weighted(nll: Float[Tensor, " m"], *, beta: float) -> Float[Tensor, " m"]:
 
 
 @training_method("weighted_ascent")
-def weighted_ascent(task: Task, *, beta: float = 1.0, retain: float = 1.0) -> Objective:
+def weighted_ascent(task: Task, *, beta: float = 1.0, retain: float = 5.0) -> Objective:
     """−E[p^β · NLL] + `retain` · L_R: WGA (Wang et al. 2025).
 
     From "Rethinking LLM Unlearning Objectives".
