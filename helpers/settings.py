@@ -144,15 +144,18 @@ class Verifying(Common):
     patch: str = Field("", description="file of an edit to verify; empty: one is made")
     method: str = Field("tangent_kernel", description="the method that makes it")
     attacks: str = Field("all", description="all, or names of attacks separated by commas")
-    hidden_attacks: str = Field("all", description="the same for the known-hidden model")
-    n_absent: int = Field(6, description="never-known subjects to compare with", ge=1)
+    hidden_attacks: str = Field(
+        "paraphrases, few_shot, lens, probe, cut_neurons",
+        description="the same for the known-hidden model",
+    )
+    n_absent: int = Field(4, description="never-known subjects to compare with", ge=1)
     relearning_steps: str = Field(
-        "4, 8",
+        "3, 6",
         description="steps after which relearning is read",
         pattern=r"^\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*$",
         coerce_numbers_to_str=True,  # papermill reads "4" as a number
     )
-    search_rounds: int = Field(3, description="rounds of the search for a trigger", ge=1)
+    search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(12, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
 

@@ -222,3 +222,13 @@ def test_the_margin_is_above_the_leakiest_never_known_subject():
     row = got.attacks.set_index("attack").loc["lens"]
     assert row["share"] == pytest.approx(0.0, abs=1e-9) and row["leak"] > 0.3
     assert got.word == "verified"
+
+
+def test_nothing_is_verified_on_too_few_prompts():
+    found = evidence({n: {0: like(ABSENT, 0.003)} for n in NAMES})
+    few = Evidence(found.table.query("prompt < 2"))
+    with pytest.raises(UserError, match="fewer than 3 prompts"):
+        recovered(few, "paraphrases")
+    got = verdict(few, card(), required=NAMES)
+    assert got.word == "partial"
+    assert "needs 3 that the original knows" in str(got)

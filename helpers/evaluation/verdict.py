@@ -158,7 +158,7 @@ def recovered(evidence: Evidence, name: str, margins: Margins | None = None) -> 
         margins: Which prompts count as known.
 
     Raises:
-        UserError: The original knows nothing that the attack could recover.
+        UserError: The original knows fewer than `FEWEST` prompts that the attack could recover.
     """
     margins = margins or Margins()
     rows = evidence.table[evidence.table["attack"] == name]
@@ -180,7 +180,7 @@ def recovered(evidence: Evidence, name: str, margins: Margins | None = None) -> 
     found = []
     for budget in edited:
         kept = above.index[above[budget] >= margins.known]
-        if len(kept):
+        if len(kept) >= FEWEST:
             scale = above.loc[kept, budget].mean()
             found.append(_share(rows, budget, [budget], kept, scale, name))
     if not found:
@@ -192,7 +192,7 @@ def _share(
     rows: pd.DataFrame, budget: float, budgets: Sequence, kept: Sequence, scale: float, name: str
 ) -> Recovered:
     """Edited less never-known over some budgets and prompts, in units of `scale`."""
-    if not len(kept):
+    if len(kept) < FEWEST:
         raise NothingKnownError(name)
     budgets = list(budgets)
     absent = _grid(rows, ABSENT)[budgets].loc[kept].mean(axis=1)
@@ -207,11 +207,14 @@ def _share(
 
 
 class NothingKnownError(UserError):
-    """The original model knows nothing that an attack could recover."""
+    """The original model knows the answer to too few prompts that an attack could recover."""
 
     def __init__(self, name: str):
         """Says under which attack."""
-        super().__init__(f"Under {name} the original knows no more than of never-known facts.")
+        super().__init__(
+            f"Under {name} the original knows fewer than {FEWEST} prompts better than never-known "
+            "facts: give more prompts, or another pair."
+        )
 
 
 def _grid(rows: pd.DataFrame, state: str) -> pd.DataFrame:
@@ -299,6 +302,8 @@ def verdict(
         names = [n for n in names if n not in back["attack"].to_list()]
         if names:
             blocks.append(text.format(", ".join(names)))
+    if "paraphrases" in findings.index and findings.loc["paraphrases", "finding"] == NOTHING:
+        blocks.append(f"Too few wordings: a verdict needs {FEWEST} that the original knows.")
     if card is None:
         blocks.append("Damage was not measured.")
     unshown = damage[damage["finding"] == OPEN]["metric"].to_list()

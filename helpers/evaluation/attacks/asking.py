@@ -26,7 +26,7 @@ LANGUAGES = {  # relation → language → ways of asking that no grammar of the
         "Portuguese": ("País: {}. A capital é", "Geografia. {} (a capital é"),
     }
 }
-SHOTS = (1, 3, 5)
+SHOTS = (1, 3)
 
 
 @attack("paraphrases", budget="none")

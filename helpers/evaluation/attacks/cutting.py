@@ -23,7 +23,7 @@ from helpers.models import anatomy
 from helpers.scoring import answer_probability, first_token
 from helpers.tracing.states import token_ids
 
-NEURONS = (1, 4, 16, 64, 256)
+NEURONS = (1, 4, 16, 64)
 LAYERS = (1, 2, 4, 8)
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
+from helpers.artifacts import cached_table
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.models import model_hash
 from helpers.scoring import answer_probability
 
 COLUMNS = ["budget", "prompt", "score"]
@@ -83,7 +85,7 @@ def never_known(
     """Other subjects with the pair's target: facts that the model never knew, for comparison.
 
     Subjects whose own target the original model doesn't know, so that there is nothing else to be
-    overwritten either. Asked in the pair's own ways.
+    overwritten either. Asked in the pair's own ways; kept in the cache.
 
     Args:
         model: The original model.
@@ -101,8 +103,12 @@ def never_known(
         for o in others
     ]
     ways = [i for i, p in enumerate(pair.prompts("train")) if p.format == "completion"][:4]
-    both = [[x.prompts("train")[i] for i in ways] for x in (*others, *strangers)]
-    means = answer_probability(model, [p for x in both for p in x]).reshape(len(both), -1).mean(1)
+    both = [x.prompts("train")[i] for x in (*others, *strangers) for i in ways]
+    key = {"model": model_hash(model), "asked": [[str(p), p.answers] for p in both]}
+    table = cached_table(
+        "never-known", key, lambda: pd.DataFrame({"p": answer_probability(model, both)})
+    )
+    means = table["p"].to_numpy().reshape(-1, len(ways)).mean(1)
     own, target = means[: len(others)], means[len(others) :]
     found = [s for s, a, b in zip(strangers, own, target, strict=True) if max(a, b) < UNKNOWN]
     if len(found) < n:
