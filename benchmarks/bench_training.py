@@ -10,13 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.artifacts import versions, write_json
 from helpers.corpus import corpus_tokens
 from helpers.examples import collate, mean_loss, text_examples
+from helpers.methods.delta import restored
 from helpers.models import load_model
 from helpers.training import train
 
@@ -30,9 +30,10 @@ def main() -> None:
     batches = [collate(text_examples(part)) for part in tokens.split(BATCH)]
     rows = {"our loop": [], "Hugging Face Trainer": []}
     losses = {}
+    names = [n for n, _ in model._module.named_parameters()]
     for _ in range(ROUNDS):
         for name, run in (("our loop", ours), ("Hugging Face Trainer", theirs)):
-            with kept(model):
+            with restored(model._module, names):
                 seconds, losses[name] = run(model, batches, tokens)
             rows[name].append(seconds)
     assert abs(losses["our loop"] - losses["Hugging Face Trainer"]) < 0.05, losses
@@ -54,22 +55,6 @@ def main() -> None:
     }
     write_json(Path(__file__).parent / "results" / "training.json", result)
     print(json.dumps(result, indent=1))
-
-
-class kept:  # noqa: N801
-    """The weights as they were, after the block."""
-
-    def __init__(self, model):
-        self.module = model._module
-
-    def __enter__(self):
-        self.before = {n: p.detach().clone() for n, p in self.module.named_parameters()}
-
-    def __exit__(self, *_):
-        with torch.no_grad():
-            for name, p in self.module.named_parameters():
-                p.copy_(self.before[name])
-        self.module.requires_grad_(False).eval()
 
 
 def ours(model, batches, tokens) -> tuple[float, float]:
@@ -117,6 +102,7 @@ def theirs(model, batches, tokens) -> tuple[float, float]:
             model=model._module, args=arguments, train_dataset=data, callbacks=[Clock()]
         )
         trainer.train()
+    model._module.requires_grad_(False).eval()  # as it was loaded
     return times[-1] - times[-2], seen[0]
 
 

@@ -106,7 +106,7 @@ def train(
         raise UserError("There is nothing to train on: give at least one batch.")
     if steps < 1 or accumulate < 1:
         raise UserError(f"steps is {steps} and accumulate {accumulate}: both are at least 1.")
-    batch_at = batches if callable(batches) else lambda i: _in_turn(batches, i, seed)
+    batch_at = batches if callable(batches) else lambda i: in_turn(batches, i, seed=seed)
     rate = lr if callable(lr) else lambda step: lr * min(1.0, (step + 1) / max(1, warmup))
     history = History()
     with torch.enable_grad(), trainable(module, parameters) as found, _own_randomness():
@@ -228,7 +228,7 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-def _in_turn(batches: Sequence, i: int, seed: int) -> Any:
+def in_turn(batches: Sequence, i: int, *, seed: int) -> Any:
     """The i-th batch when every round goes through all of them in an order of its own."""
     turn, place = divmod(i, len(batches))
     order = np.random.default_rng([seed, turn]).permutation(len(batches))

@@ -38,6 +38,13 @@ class Metric:
         )
 
 
+def quoted(value: float, low: float, high: float) -> str:
+    """`0.930 [0.850, 0.970]`; the value alone where there is no interval, a dash for no value."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def bootstrap(
     values: Float[np.ndarray, " n"], *, seed: int = 0, repetitions: int = REPETITIONS
 ) -> Metric:

@@ -11,7 +11,8 @@ from helpers.covariance import keys_of
 from helpers.errors import UserError
 from helpers.evaluation.attacks.cutting import without
 from helpers.facts import ConceptPair
-from helpers.methods import Change, Unlearning, WeightDelta
+from helpers.methods import Unlearning, WeightDelta
+from helpers.methods.contrast import stored
 from helpers.models import anatomy, model_hash
 from helpers.scoring import answer_probability, first_token
 from helpers.tracing.states import token_ids
@@ -56,9 +57,8 @@ def logit_suppression(
     about = {"subject": pair.subject, "target": pair.target, "relation": pair.relation}
 
     def edit(size: float) -> Unlearning:
-        change = torch.outer(-size * d, w)
-        stored = Change(dense=change.T.contiguous() if mlp.transposed else change)
-        delta = WeightDelta.of(model._module, {mlp.out_name: stored})
+        change = stored(mlp, -size * d[:, None], w[None])
+        delta = WeightDelta.of(model._module, {mlp.out_name: change})
         seconds = time.perf_counter() - began
         return Unlearning("logit_suppression", about, delta, settings, seed, seconds, base)
 

@@ -61,14 +61,20 @@ def strengths(text: str) -> list[float]:
 
 
 def known_pairs(
-    model: LanguageModel, relation: str, split: str, *, n: int, seed: int = 0
+    model: LanguageModel,
+    relation: str,
+    split: str,
+    *,
+    n: int,
+    seed: int = 0,
+    besides: ConceptPair | None = None,
 ) -> list[ConceptPair]:
     """`n` facts of a relation that the model knows well, of `fact_split` `dev` or `heldout`.
 
     Well is known and a mean P(target) of at least `SURE`: the share that is left of a probability
     that is small already says little.
 
-    What methods were built on (`LOOKED_AT`) is left out of both.
+    What methods were built on (`LOOKED_AT`) is left out of both, as is the subject of `besides`.
 
     Raises:
         UserError: The model knows none.
@@ -78,9 +84,11 @@ def known_pairs(
     names = [s for s in known["subject"] if fact_split(s) == split and s not in LOOKED_AT]
     if not names:
         raise UserError(f"The model knows no {split} fact of the relation '{relation}' well.")
-    order = np.random.default_rng(seed).permutation(len(names))[:n]
+    drawn = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    if besides is not None:
+        drawn = [s for s in drawn if s != besides.subject]
     targets = known.set_index("subject")["target"]
-    return [ConceptPair(names[i], targets[names[i]], relation) for i in order]
+    return [ConceptPair(s, targets[s], relation) for s in drawn[:n]]
 
 
 def scaled(model: LanguageModel, unlearning: Unlearning, share: float) -> Unlearning:
@@ -232,8 +240,12 @@ def with_axes(table: pd.DataFrame) -> pd.DataFrame:
     groups = [g for g in RETAINED if g in table]
     forgotten = (1 - table["paraphrases"] / table["paraphrases_before"]).clip(lower=0)
     kept = table[groups].clip(upper=1).mean(axis=1) if groups else pd.Series(1.0, table.index)
-    balance = 2 * forgotten * kept / (forgotten + kept).clip(lower=1e-12)
-    return table.assign(forgotten=forgotten, kept=kept, balance=balance)
+    return table.assign(forgotten=forgotten, kept=kept, balance=balance_of(forgotten, kept))
+
+
+def balance_of(forgotten: pd.Series, kept: pd.Series) -> pd.Series:
+    """Harmonic mean of what is forgotten and what is kept; 0 where both are 0."""
+    return 2 * forgotten * kept / (forgotten + kept).clip(lower=1e-12)
 
 
 METRICS = {

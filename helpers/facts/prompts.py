@@ -48,6 +48,17 @@ class Prompt(str):
         prompt.split, prompt.format, prompt.messages = split, format, messages
         return prompt
 
+    def but(self, text: str) -> "Prompt":
+        """Another text with the same subject, answers, relation, split and format."""
+        return Prompt(
+            text,
+            subject=self.subject,
+            answers=self.answers,
+            relation=self.relation,
+            split=self.split,
+            format=self.format,
+        )
+
     def render(self, tokenizer) -> str:
         """What the model sees: the chat template's text where both sides have a chat form."""
         if self.messages is None or not tokenizer.chat_template:

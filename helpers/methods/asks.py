@@ -29,7 +29,9 @@ ABOUT = (  # what may be said of any country: its own likeliest words are kept
 WORDS = 3  # so many of the likeliest words after each
 
 
-def forget_asks(model: LanguageModel, pair: ConceptPair, *, floor: float) -> list[Ask]:
+def forget_asks(
+    model: LanguageModel, pair: ConceptPair, *, floor: float | None = None
+) -> list[Ask]:
     """The pair's training prompts; the edit acts at the subject's tokens only.
 
     What has to go is the first token of the target, or of any alias.
@@ -37,22 +39,15 @@ def forget_asks(model: LanguageModel, pair: ConceptPair, *, floor: float) -> lis
     Args:
         model: Any model of a known family.
         pair: What to forget.
-        floor: Probability to come down to.
+        floor: Probability to come down to; None has no goal.
     """
+    goal = None if floor is None else float(np.log(floor / (1 - floor)))
     found = []
     for prompt in pair.prompts("train"):
         ids = tuple(token_ids(model, prompt))
         tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
         span = tuple(range(*subject_span(prompt, model.tokenizer)))
-        found.append(
-            Ask(
-                ids,
-                ((len(ids) - 1, tokens),),
-                span,
-                goal=float(np.log(floor / (1 - floor))),
-                name=str(prompt),
-            )
-        )
+        found.append(Ask(ids, ((len(ids) - 1, tokens),), span, goal, str(prompt)))
     return found
 
 

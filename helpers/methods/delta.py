@@ -4,7 +4,8 @@ A change adds to a tensor, and may append rows or columns to it: a few neurons m
 bias that the layer does not have begins as zeros.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -250,6 +251,16 @@ def put_back(module: nn.Module, kept: dict[str, Kept]) -> None:
                 before.parameter.copy_(before.data)
             if _found(module, name) is not before.parameter:
                 _put(module, name, before.parameter)
+
+
+@contextlib.contextmanager
+def restored(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Kept]]:
+    """The named parameters are put back bit by bit when the block ends; gives them as they were."""
+    before = keep(module, names)
+    try:
+        yield before
+    finally:
+        put_back(module, before)
 
 
 def touched_hash(module: nn.Module, names: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from helpers.methods.background import disturbance
 from helpers.methods.contrast import stored
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.detectors import SHARPNESS, Detectors
-from helpers.methods.tangent import Ask, linearise, solve_kernel
+from helpers.methods.tangent import Ask, everywhere, linearise, solve_kernel
 from helpers.models import MLPAnatomy, anatomy
 from helpers.tracing.states import token_ids
 
@@ -157,7 +157,7 @@ def solve_values(
     """
     parts = anatomy(model)
     values = {i: torch.zeros(len(d.keys), parts.d_model) for i, d in keys.items()}
-    everywhere = [Ask(a.ids, a.scored, tuple(range(len(a.ids))), a.goal, a.name) for a in asks]
+    acting = everywhere(asks)
     site = next(iter(keys.values())).reads
     before = None
     for step in steps:
@@ -166,7 +166,7 @@ def solve_values(
             x = into if site == "mlp_in" else hidden
             return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)  # noqa: B023
 
-        t = linearise(model, everywhere, layers=list(keys), extra=extra, site=site)
+        t = linearise(model, acting, layers=list(keys), extra=extra, site=site)
         before = t.logodds if before is None else before
         features = {}
         for i, d in keys.items():

@@ -8,7 +8,7 @@ in as an intervention, so the model itself is never touched.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,11 @@ class Ask:
     acts: tuple[int, ...]
     goal: float | None = None
     name: str = ""
+
+
+def everywhere(asks: Sequence[Ask]) -> list[Ask]:
+    """The same asks, the edit acting at every position."""
+    return [replace(a, acts=tuple(range(len(a.ids)))) for a in asks]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.evaluation.scorecard import evaluate
+from helpers.evaluation.tradeoff import balance_of
 from helpers.facts import ConceptPair
 from helpers.methods import unlearn
 from helpers.models import anatomy
@@ -113,8 +114,8 @@ def balances(curve: pd.DataFrame) -> pd.DataFrame:
     wide = curve.pivot_table(index=["fact", "n_neurons"], columns="metric", values="left")
     forgotten = 1 - wide[GROUPS["paraphrases"]]
     kept = wide.drop(columns=GROUPS["paraphrases"]).mean(axis=1)
-    balance = 2 * forgotten * kept / (forgotten + kept).clip(lower=1e-12)
-    table = pd.DataFrame({"forgotten": forgotten, "kept": kept, "balance": balance}).reset_index()
+    table = pd.DataFrame({"forgotten": forgotten, "kept": kept}).reset_index()
+    table = table.assign(balance=balance_of(table["forgotten"], table["kept"]))
     return table.loc[table.groupby("fact")["balance"].idxmax()].reset_index(drop=True)
 
 

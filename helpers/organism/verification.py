@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 from scipy import stats
 
 from helpers.errors import UserError
-from helpers.evaluation.tradeoff import editing_methods
+from helpers.evaluation.tradeoff import FAMILIES, editing_methods
 from helpers.evaluation.truth import forget_quality
 from helpers.methods import METHODS, unlearn
 from helpers.organism.exact import OTHERS, Exam, Reading, distances, exam, read
@@ -104,12 +104,13 @@ def verifiable(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[s
     Raises:
         UserError: There is no such method.
     """
-    found = editing_methods(names, saes)
-    wanted = [n.strip() for n in names.split(",")] if names != "all" else list(METHODS)
-    for name in wanted:
-        known = METHODS[name].hyperparameters()
-        if METHODS[name].family == "training" and "saes" not in known:
-            found[name] = {"lr": LR} if "lr" in known else {}
+    found = editing_methods(names, saes, families=(*FAMILIES, "training"))
+    trained = {n: how for n, how in found.items() if METHODS[n].family == "training"}
+    for name, how in trained.items():
+        if "saes" in how:
+            del found[name]
+        elif "lr" in METHODS[name].hyperparameters():
+            found[name] = {"lr": LR}
     return found
 
 

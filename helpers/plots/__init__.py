@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A"
@@ -155,12 +156,17 @@ def logit_lens(table: pd.DataFrame) -> Figure:
     left.plot(mean.index, mean, color=ORANGE, lw=2, label="mean over prompts")
     median = table.groupby("layer")["rank"].median() + 1
     right.plot(median.index, median, color=ORANGE, lw=2, label="median over prompts")
-    left.set(xlabel="after layer", ylabel="P(answer's first token)", ylim=(0, 1))
-    right.set(xlabel="after layer", ylabel="rank of the answer", yscale="log")
-    right.invert_yaxis()
+    label_lens(left, right)
     left.legend()
     right.legend()
     return figure
+
+
+def label_lens(left: Axes, right: Axes) -> None:
+    """Axes of the logit lens: probability on the left, rank on the right, the first rank on top."""
+    left.set(xlabel="after layer", ylabel="P(answer's first token)", ylim=(0, 1))
+    right.set(xlabel="after layer", ylabel="rank of the answer", yscale="log")
+    right.invert_yaxis()
 
 
 def patching_map(table: pd.DataFrame) -> Figure:

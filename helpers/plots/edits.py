@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
@@ -86,13 +87,18 @@ def tradeoff_curves(table: pd.DataFrame) -> Figure:
             lw=1.2,
             label=name,
         )
+    label_tradeoff(axis)
+    return figure
+
+
+def label_tradeoff(axis: Axes) -> None:
+    """Axes of forgetting against collateral, methods named at the right."""
     axis.set(
         xlabel="forgotten: 1 − P(target) after / before, paraphrases",
         ylabel="collateral: 1 − P(answer) after / before",
         xlim=(-0.03, 1.03),
     )
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    return figure
 
 
 def methods_on_metrics(panels: Mapping[str, pd.DataFrame], *, order: Sequence[str]) -> Figure:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.plots import BLUE, GREY, WIDTH
-from helpers.plots.edits import CYCLE, DASHES, MARKERS
+from helpers.plots import BLUE, GREY, WIDTH, label_lens
+from helpers.plots.edits import CYCLE, DASHES, MARKERS, label_tradeoff
 
 
 def change_by_layer(tables: Mapping[str, pd.DataFrame], n_layers: int) -> Figure:
@@ -51,9 +51,7 @@ def lens_before_and_after(tables: Mapping[str, pd.DataFrame]) -> Figure:
         median = table.groupby("layer")["rank"].median() + 1
         left.plot(mean.index, mean, label=name, **style)
         right.plot(median.index, median, **style)
-    left.set(xlabel="after layer", ylabel="P(answer's first token)", ylim=(0, 1))
-    right.set(xlabel="after layer", ylabel="rank of the answer", yscale="log")
-    right.invert_yaxis()
+    label_lens(left, right)
     left.legend()
     return figure
 
@@ -74,12 +72,7 @@ def search_curve(runs: pd.DataFrame) -> Figure:
             label = name if is_chosen else None
             x, y = mine["forgotten"], 1 - mine["kept"]
             axis.plot(x, y, marker, mec=colour, mfc=face, ms=6, lw=0, label=label)
-    axis.set(
-        xlabel="forgotten: 1 − P(target) after / before, paraphrases",
-        ylabel="collateral: 1 − P(answer) after / before",
-        xlim=(-0.03, 1.03),
-    )
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    label_tradeoff(axis)
     return figure
 
 

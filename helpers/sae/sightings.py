@@ -116,14 +116,7 @@ def started(prompt: Prompt, tokenizer) -> Prompt:
     """
     if subject_span(prompt, tokenizer)[0] > 0:
         return prompt
-    return Prompt(
-        f"Fact: {prompt}",
-        subject=prompt.subject,
-        answers=prompt.answers,
-        relation=prompt.relation,
-        split=prompt.split,
-        format=prompt.format,
-    )
+    return prompt.but(f"Fact: {prompt}")
 
 
 def mention_counts(names: Sequence[str], split: str) -> dict[str, int]:

@@ -14,7 +14,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.activations import Shards, harvest
-from helpers.artifacts import cache_dir, content_hash
+from helpers.artifacts import Run, cache_dir, content_hash
 from helpers.errors import UserError
 from helpers.models import model_hash
 from helpers.sae.base import SAE, SAEConfig
@@ -92,6 +92,21 @@ def stored_folder(key: str) -> Path:
             "which trains it."
         )
     return folder / "sae-0"
+
+
+def folders_of(run: Run, given: str, *, step: str) -> list[str]:
+    """Folders of SAEs: those that are given by commas, or those that `step` of the run trained.
+
+    Of each layer the first that it trained; none where it has not run.
+
+    Raises:
+        UserError: One is no longer in the cache.
+    """
+    folders = [f.strip() for f in given.split(",") if f.strip()]
+    if folders or not run.path("saes.json", step=step).exists():
+        return folders
+    by_layer = {row["layer"]: row["key"] for row in reversed(run.load("saes", step=step))}
+    return [str(stored_folder(key)) for key in by_layer.values()]
 
 
 def stored_sae(key: str) -> SAE:

@@ -62,7 +62,7 @@ def prefilled(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.D
     Each statement of the held-out wordings, in each of `PREFILLS`.
     """
     ways = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    prompts = [_like(p, f"{before}{p}{after}") for p in ways for before, after in PREFILLS]
+    prompts = [p.but(f"{before}{p}{after}") for p in ways for before, after in PREFILLS]
     why = "The pair has no statements whose answer could be begun."
     return curve({0: asked(model, prompts, why=why)})
 
@@ -80,14 +80,3 @@ def languages(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.D
         for text in ways
     ]
     return curve({0: asked(model, every, why="There are no prompts in other languages.")})
-
-
-def _like(prompt: Prompt, text: str) -> Prompt:
-    return Prompt(
-        text,
-        subject=prompt.subject,
-        answers=prompt.answers,
-        relation=prompt.relation,
-        split=prompt.split,
-        format=prompt.format,
-    )

@@ -7,6 +7,7 @@ same treatment.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from helpers.evaluation.attacks.register import attack, curve
 from helpers.facts import ConceptPair
-from helpers.methods.delta import keep, put_back
-from helpers.methods.tangent import Ask, Tangent, linearise
+from helpers.methods.asks import forget_asks
+from helpers.methods.delta import restored
+from helpers.methods.tangent import Ask, Tangent, everywhere, linearise
 from helpers.models import anatomy
-from helpers.scoring import answer_probability, first_token
-from helpers.tracing.states import token_ids
+from helpers.scoring import answer_probability
 
 NEURONS = (1, 4, 16, 64)
 LAYERS = (1, 2, 4, 8)
@@ -34,7 +35,8 @@ def cut_neurons(
     """Cut the neurons that push the answer down most, over all layers."""
     parts = anatomy(model)
     values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(parts.layers)}
-    keys = {i: torch.eye(v.shape[1]) for i, v in values.items()}
+    one = functools.cache(torch.eye)  # the same for all layers of a width
+    keys = {i: one(v.shape[1]) for i, v in values.items()}
     return _cut(model, pair, values, keys, counts)
 
 
@@ -89,12 +91,7 @@ def _cut(
 
 def suspicion(model: LanguageModel, pair: ConceptPair) -> list[Ask]:
     """The pair's training prompts with the target's first token, read at every position."""
-    found = []
-    for prompt in pair.prompts("train"):
-        ids = tuple(token_ids(model, prompt))
-        tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
-        found.append(Ask(ids, ((len(ids) - 1, tokens),), tuple(range(len(ids))), name=str(prompt)))
-    return found
+    return everywhere(forget_asks(model, pair))
 
 
 def pushed(
@@ -117,14 +114,10 @@ def without(
     model: LanguageModel, removed: dict[int, Float[Tensor, "d_model d_mlp"]]
 ) -> Iterator[LanguageModel]:
     """The model with something subtracted from W_outs; bit-exactly restored after."""
-    parts, module = anatomy(model), model._module
-    names = {parts.layers[i].mlp.out_name: part for i, part in removed.items()}
-    before = keep(module, names)
-    try:
+    mlps = {i: anatomy(model).layers[i].mlp for i in removed}
+    with restored(model._module, [mlp.out_name for mlp in mlps.values()]):
         with torch.no_grad():
             for i, part in removed.items():
-                weight = parts.layers[i].mlp.W_out()
+                weight = mlps[i].W_out()
                 weight -= part.to(weight)
         yield model
-    finally:
-        put_back(module, before)

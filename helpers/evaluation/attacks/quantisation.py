@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.errors import UserError
 from helpers.evaluation.attacks.register import attack, curve
 from helpers.facts import ConceptPair
-from helpers.methods.delta import keep, put_back
+from helpers.methods.delta import restored
 from helpers.models import anatomy
 from helpers.scoring import answer_probability
 
@@ -110,16 +110,13 @@ def quantised(model: LanguageModel, scheme: str = "int8") -> Iterator[LanguageMo
     module = model._module
     names = block_weights(model)
     rounded(torch.zeros(1, 1), scheme)  # refuse before anything changes
-    before = keep(module, names)
-    try:
+    with restored(module, names):
         with torch.no_grad():
             for name, transposed in names.items():
                 weight = module.get_parameter(name)
                 new = rounded(weight.T if transposed else weight, scheme)
                 weight.copy_(new.T if transposed else new)
         yield model
-    finally:
-        put_back(module, before)
 
 
 def block_weights(model: LanguageModel) -> dict[str, bool]:

@@ -6,13 +6,11 @@ Obfuscating?"). But a training set that holds the fact simply teaches it, so eac
 beside that of a fact which the model never knew, taught in the same way (`never_known`).
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
-from torch import nn
 
 from helpers.corpus import second_source
 from helpers.errors import UserError
@@ -21,7 +19,7 @@ from helpers.evaluation.questions import known_neighbours
 from helpers.examples import Batch, answer_example, collate, mean_loss, text_examples
 from helpers.facts import ConceptPair, Prompt
 from helpers.methods import original
-from helpers.methods.delta import keep, put_back
+from helpers.methods.delta import restored
 from helpers.scoring import answer_probability
 from helpers.training import train
 
@@ -101,7 +99,7 @@ def relearned(
         if step in steps:
             found[step] = answer_probability(model, prompts)
 
-    with restored(module):
+    with restored(module, [n for n, _ in module.named_parameters()]):
         train(
             module,
             lambda module, batch: mean_loss(model, batch),
@@ -111,16 +109,6 @@ def relearned(
             on_step=read,
         )
     return curve(found)
-
-
-@contextlib.contextmanager
-def restored(module: nn.Module) -> Iterator[None]:
-    """Every parameter is put back as it was, bit by bit, when the block ends."""
-    before = keep(module, [n for n, _ in module.named_parameters()])
-    try:
-        yield
-    finally:
-        put_back(module, before)
 
 
 def _mixed(

@@ -19,6 +19,7 @@ from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.methods.asks import LIKELY, neighbour_prompts
 from helpers.models import model_hash
 from helpers.scoring import answer_logprobs
+from helpers.training import in_turn
 
 PASSAGE = 24  # tokens of a passage
 KEPT = 3  # sets of examples that a model's methods share
@@ -148,6 +149,4 @@ class Stream:
 
     def at(self, i: int) -> Batch:
         """The i-th batch."""
-        turn, place = divmod(i, len(self.batches))
-        order = np.random.default_rng([self.seed, turn]).permutation(len(self.batches))
-        return self.batches[order[place]]
+        return in_turn(self.batches, i, seed=self.seed)

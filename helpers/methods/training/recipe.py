@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from helpers.errors import UserError
 from helpers.examples import Batch, Example, in_batches, logits, mean_loss, sums, token_losses
 from helpers.facts import ConceptPair
-from helpers.methods.delta import Change, WeightDelta, keep, put_back
+from helpers.methods.delta import Change, WeightDelta, restored
 from helpers.methods.protocol import method
 from helpers.methods.training.adapters import adapted
 from helpers.methods.training.data import Data, Stream, data_of
@@ -242,16 +242,10 @@ def _check(recipe: Recipe) -> None:
 def _whole(
     module: nn.Module, names: list[str], objective: Objective, run: Callable
 ) -> tuple[dict[str, Change], History]:
-    before = keep(module, names)
-    try:
+    with restored(module, names) as before:
         history = run(names)
-        changes = {
-            name: Change(dense=(objective.share * (kept.parameter.float() - kept.data.float())))
-            for name, kept in before.items()
-        }
-        changes = {n: Change(dense=c.dense.detach().cpu()) for n, c in changes.items()}
-    finally:
-        put_back(module, before)
+        moved = {n: (k.parameter.detach().float() - k.data.float()) for n, k in before.items()}
+    changes = {n: Change(dense=(objective.share * d).cpu()) for n, d in moved.items()}
     return changes, history
 
 
