@@ -124,7 +124,8 @@ def papermill(stem: str, out: Path, *parameters: str) -> subprocess.CompletedPro
 def needs_another(stem: str) -> bool:
     """Whether a notebook reads another's artifact without asking first whether it is there."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
-    return bool(steps_read(path, list(NOTEBOOKS))) and "run.path(" not in notebook_code(path)
+    asks = any(call in notebook_code(path) for call in ("run.path(", "folders_of("))
+    return bool(steps_read(path, list(NOTEBOOKS))) and not asks
 
 
 READERS = [stem for stem in NOTEBOOKS if needs_another(stem)]
