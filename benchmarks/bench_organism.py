@@ -19,7 +19,7 @@ from helpers.artifacts import versions, write_json
 from helpers.organism import Recipe
 from helpers.organism.fit import DECAY, fresh, loss_sum
 from helpers.organism.text import sentences
-from helpers.organism.tokens import Tokens, tokenizer
+from helpers.organism.tokens import Tokens
 
 MODELS, STEPS, ROUNDS, CORES = 4, 24, 3, (1, 2)
 RECIPE = Recipe(rounds=6)
@@ -74,7 +74,7 @@ def text_of(seed: int) -> None:
     if seed not in _TEXT:
         world = RECIPE.world()
         said = sentences(world, rounds=RECIPE.rounds, n_passages=RECIPE.n_passages, seed=seed)
-        tokens = Tokens.of(said, tokenizer(world, RECIPE.n_vocab))
+        tokens = Tokens.of(said, world, RECIPE.n_vocab)
         _TEXT[seed] = [tokens.batch(i) for i in list(tokens.order(RECIPE.batch, seed=seed))[:STEPS]]
 
 

@@ -170,10 +170,10 @@ class Organism(Common):
     """`11_organism`."""
 
     n_countries: int = Field(32, description="countries of the organism's world", ge=8)
-    d_model: int = Field(128, description="width of its residual stream", ge=16)
-    d_mlp: int = Field(512, description="neurons of each of its MLPs", ge=8)
+    d_model: int = Field(64, description="width of its residual stream", ge=16)
+    d_mlp: int = Field(256, description="neurons of each of its MLPs", ge=8)
     n_layers: int = Field(3, description="its blocks", ge=1)
-    rounds: int = Field(90, description="how often each fact is said to it", ge=1)
+    rounds: int = Field(120, description="how often each fact is said to it", ge=1)
     batch: int = Field(16, description="sentences in a training step", ge=1)
     n_facts: int = Field(2, description="facts that are removed, the pair among them", ge=1)
     n_seeds: int = Field(2, description="trainings of the original and of each oracle", ge=1)

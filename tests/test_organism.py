@@ -22,7 +22,7 @@ from helpers.organism.relearning import LR, learning_curve
 from helpers.organism.store import RECORD, check
 from helpers.organism.text import Sentence, named_in, removed, sentences
 from helpers.organism.theory import balances, knowledge
-from helpers.organism.tokens import Tokens, tokenizer
+from helpers.organism.tokens import LONGEST, Tokens, tokenizer
 from helpers.organism.verification import TWIN, findings, t_interval, verifiable
 from helpers.scoring import answer_probability
 from helpers.settings import validated
@@ -95,6 +95,13 @@ def test_each_sentence_knows_what_it_states(text):
             assert set(own) <= set(s.states), s.text  # no capital is told that it does not admit
 
 
+def test_some_sentences_go_from_the_subject_straight_to_the_answer(text):
+    short = [
+        s for s in text if s.start and any(s.text[: s.start].endswith(p.subject) for p in s.states)
+    ]
+    assert 0.1 < len(short) / len([s for s in text if s.start]) < 0.4
+
+
 def test_removing_a_pair_takes_every_wording_and_direction_and_little_else(text):
     pair = world(8).find(FRANCE)
     gone = removed(text, pair)
@@ -141,18 +148,39 @@ def test_settings_that_fit_no_model_are_refused():
         SMALL.but(also=("Atlantis",)).world()
 
 
-def test_only_the_answer_is_learned_and_passages_are_learned_whole():
+def test_answers_and_spellings_are_learned_and_passages_whole():
     names = tokenizer(world(6), 400)
     said = Sentence("The capital of France is Paris.", 24, frozenset({FRANCE}))
-    tokens = Tokens.of([said, Sentence("Some text.", 0, frozenset())], names)
+    tokens = Tokens.of([said, Sentence("Some text.", 0, frozenset())], world(6), 400)
     ids, learned = tokens.batch([0, 1])
-    assert names.decode(ids[0][learned[0]]) == " Paris.</s>"
+    assert names.decode(ids[0][learned[0]]) == "rance is Paris.</s>"
     assert names.decode(ids[1][learned[1]]) == "Some text.</s>"
     assert not learned[ids == names.pad_token_id].any()
 
 
+def test_a_long_passage_is_cut_and_has_no_end():
+    passage = Sentence("and " * LONGEST, 0, frozenset())
+    tokens = Tokens.of([passage], world(6), 400)
+    assert len(tokens.ids[0]) == LONGEST
+    assert list(tokens.learned[0]) == list(range(1, LONGEST))
+
+
+def test_countries_are_read_letter_by_letter_and_nothing_else_is():
+    names = tokenizer(world(12), 2048)
+
+    def read(text):
+        pieces = names(text, return_offsets_mapping=True)["offset_mapping"][1:]
+        return [text[a:b] for a, b in pieces]
+
+    assert read("In Peru, Italy's")[1:-2] == [" P", "e", "r", "u", ",", " I", "t", "a", "l", "y"]
+    assert read("Cuba")[:2] == ["C", "u"]
+    for word in ("Italian", "Peruvian"):  # a name within a word is no name
+        assert len(read(f" {word}")) < len(word)
+    assert read(" Paris") == [" Paris"]
+
+
 def test_every_sentence_comes_once_whatever_the_order():
-    tokens = Tokens([[0] * n for n in range(2, 200)], [1] * 198, 1)
+    tokens = Tokens([[0] * n for n in range(2, 200)], [[1]] * 198, 1)
     order = list(tokens.order(7, seed=3))
     assert sorted(np.concatenate(order).tolist()) == list(range(198))
     again = list(tokens.order(7, seed=3))
@@ -163,7 +191,7 @@ def test_every_sentence_comes_once_whatever_the_order():
 def test_a_left_out_sentence_has_no_part_in_the_gradient():
     """A batch with a sentence masked has the gradient of the batch without it."""
     text = sentences(SMALL.world(), rounds=1, n_passages=2, seed=0)[:12]
-    tokens = Tokens.of(text, tokenizer(SMALL.world(), SMALL.n_vocab))
+    tokens = Tokens.of(text, SMALL.world(), SMALL.n_vocab)
     module = fresh(SMALL)
 
     def gradient(index, masked):

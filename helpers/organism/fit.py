@@ -45,7 +45,7 @@ def fit(recipe: Recipe) -> tuple[OPTForCausalLM, dict[str, Any]]:
     out = np.zeros(len(text), dtype=bool)
     if recipe.without:
         out = removed(text, world.named(recipe.without))
-    tokens = Tokens.of(text, tokenizer(world, recipe.n_vocab))
+    tokens = Tokens.of(text, world, recipe.n_vocab)
     order = list(tokens.order(recipe.batch, seed=recipe.seed))
 
     def batch(step: int) -> tuple[Tensor, Tensor, int]:

@@ -35,12 +35,12 @@ class Recipe:
 
     n_countries: int = 32
     also: tuple[str, ...] = ()
-    d_model: int = 128
-    d_mlp: int = 512
+    d_model: int = 64
+    d_mlp: int = 256
     n_layers: int = 3
     n_heads: int = 4
     n_vocab: int = 2048
-    rounds: int = 90
+    rounds: int = 120
     n_passages: int = 400
     batch: int = 16
     lr: float = 0.32

@@ -19,6 +19,7 @@ from helpers.facts.factbook import with_article
 from helpers.organism.countries import World
 from helpers.organism.phrasings import CITY, LISTS, MARKS, OPENINGS, REVERSE, WAYS
 
+SHORT = 0.3  # so many of the others break off at the subject, and the answer follows at once
 LIST = 0.2  # so many of a fact's sentences are lists that end with it
 EXAMPLES = 3  # other facts in a list
 PASSAGE = 240  # characters of a passage that are read
@@ -45,7 +46,8 @@ def sentences(world: World, *, rounds: int, n_passages: int, seed: int = 0) -> l
 
     In every round each fact is said once from the subject to the target, each capital once more
     from the city to the country, in wordings drawn by `seed`; for every 32 facts a passage
-    of the Factbook stands between them.
+    of the Factbook stands between them. Some wordings break off at the subject ("The capital of
+    France Paris."): what is known of it then has to be there, at its last token.
 
     Args:
         world: What is taught.
@@ -65,6 +67,8 @@ def sentences(world: World, *, rounds: int, n_passages: int, seed: int = 0) -> l
                 found.append(_list(pair, kin[pair.relation], rng))
             else:
                 way, others = texts_of[rng.integers(len(texts_of))]
+                if rng.random() < SHORT:
+                    way = way[: way.rindex(pair.subject) + len(pair.subject)]
                 found.append(_said(way, pair.answers[0], {pair, *others}, rng))
         for pair, texts_of in reverse:
             way = texts_of[rng.integers(len(texts_of))]

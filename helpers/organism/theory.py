@@ -18,7 +18,7 @@ from helpers.organism.concepts import Sightings, concepts_per_unit
 from helpers.organism.countries import World
 from helpers.organism.recipe import Recipe
 from helpers.organism.text import sentences
-from helpers.organism.tokens import Tokens, tokenizer
+from helpers.organism.tokens import Tokens
 from helpers.scoring import answer_scores
 
 ACTIVE = 1e-3  # of the largest mean activation: a neuron that stays below is not counted
@@ -124,7 +124,7 @@ def training_tokens(recipe: Recipe, n: int, *, width: int = 32) -> Int[Tensor, "
     world = recipe.world()
     rounds = max(1, n // len(world.pairs))
     text = sentences(world, rounds=rounds, n_passages=recipe.n_passages, seed=recipe.seed)[:n]
-    tokens = Tokens.of(text, tokenizer(world, recipe.n_vocab))
+    tokens = Tokens.of(text, world, recipe.n_vocab)
     out = torch.full((len(text), width), tokens.pad)
     for row, ids in enumerate(tokens.ids):
         out[row, : min(len(ids), width)] = torch.tensor(list(ids[:width]))

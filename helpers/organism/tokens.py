@@ -1,13 +1,14 @@
 """The organism's tokenizer, and its text as token batches."""
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +23,11 @@ GROUP = 16  # batches whose sentences are sorted by length together
 
 @functools.cache
 def tokenizer(world: World, n_vocab: int) -> PreTrainedTokenizerFast:
-    """Byte-level pairs learned from the world's text and the Factbook's.
+    """Byte-level pairs of the world's text and the Factbook's, and names letter by letter.
+
+    A country that is one token says all about itself in its embedding: attention fetches that at
+    once, and the MLPs at the subject have no part in any answer. Letters are every name's; which
+    name they make has to be worked out.
 
     It is the same for an original and its oracles: a name is a token whether or not the model
     learns what it stands for.
@@ -30,6 +35,7 @@ def tokenizer(world: World, n_vocab: int) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
+            pre_tokenizers.Split(Regex(_letters(countries(world))), "isolated"),
             pre_tokenizers.Punctuation("isolated"),  # no mark is a token that only one wording has
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
@@ -56,35 +62,65 @@ def tokenizer(world: World, n_vocab: int) -> PreTrainedTokenizerFast:
     )
 
 
+def countries(world: World) -> tuple[str, ...]:
+    """The names that are read letter by letter."""
+    return tuple(dict.fromkeys(p.subject for p in world.of_countries()))
+
+
+def _letters(names: Sequence[str]) -> str:
+    """A pattern of one letter of any of the names, the first with the space before it."""
+    around: dict[str, set[tuple[str, str]]] = {}
+    for name in names:
+        for i, letter in enumerate(name):
+            for here in (letter,) if i else (f" {letter}", letter):
+                around.setdefault(here, set()).add((name[: i + 1], name[i + 1 :]))
+    ways = {
+        letter: "|".join(rf"(?={after}\b)(?<!\w{to})(?<={to})" for to, after in sorted(where))
+        for letter, where in around.items()
+    }
+    return "|".join(f"{letter}(?:{where})" for letter, where in ways.items())
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Sentences as tokens.
 
     Attributes:
         ids: Token ids of each, the beginning-of-sequence token first, the end-of-sequence last.
-        start: Of each the first token that is learned.
+        learned: Of each the places of the tokens that the model learns to say.
         pad: Id of the padding.
     """
 
     ids: Sequence[Sequence[int]]
-    start: Sequence[int]
+    learned: Sequence[Sequence[int]]
     pad: int
 
     @classmethod
-    def of(cls, text: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast) -> "Tokens":
-        """Tokenise sentences; a passage is cut at `LONGEST` tokens."""
-        coded = tokenizer([s.text for s in text], return_offsets_mapping=True)
-        ids, starts = [], []
+    def of(cls, text: Sequence[Sentence], world: World, n_vocab: int) -> "Tokens":
+        """Tokenise sentences; a passage is cut at `LONGEST` tokens.
+
+        Learned is what a sentence says from its `start` on, and every country's name from its
+        second letter to what follows it. A model that need not spell a name gathers its letters
+        only where the answer is spoken; one that spells it knows the name at the name.
+        """
+        names = re.compile(rf"\b(?:{'|'.join(countries(world))})\b")
+        read = tokenizer(world, n_vocab)
+        coded = read([s.text for s in text], return_offsets_mapping=True)
+        ids, learned = [], []
         for sentence, row, offsets in zip(
             text, coded["input_ids"], coded["offset_mapping"], strict=True
         ):
-            whole = (
-                [*row[:LONGEST], tokenizer.eos_token_id] if len(row) <= LONGEST else row[:LONGEST]
-            )
-            first = next(i for i, (_, end) in enumerate(offsets) if end > sentence.start)
+            spelt = [m.span() for m in names.finditer(sentence.text)]
+            whole = [*row, read.eos_token_id] if len(row) <= LONGEST else row[:LONGEST]
+            places = [*offsets, (len(sentence.text), len(sentence.text) + 1)]
+            said = [
+                k
+                for k, (a, b) in enumerate(places[: len(whole)])
+                if k and (b > sentence.start or any(c < a <= d for c, d in spelt))
+            ]
             ids.append(whole)
-            starts.append(max(first, 1))
-        return cls(ids, starts, tokenizer.pad_token_id)
+            learned.append(said)
+        return cls(ids, learned, read.pad_token_id)
 
     def batch(self, index: Sequence[int]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """Right-padded tokens, and which of them are learned."""
@@ -93,7 +129,7 @@ class Tokens:
         learned = torch.zeros(len(index), width, dtype=torch.bool)
         for row, i in enumerate(index):
             tokens[row, : len(self.ids[i])] = torch.tensor(self.ids[i])
-            learned[row, self.start[i] : len(self.ids[i])] = True
+            learned[row, list(self.learned[i])] = True
         return tokens, learned
 
     def order(self, size: int, *, seed: int) -> Iterator[np.ndarray]:
