@@ -110,7 +110,7 @@ def regressed(
     same questions about other subjects (`disturbance`). Detectors that never fire are left out.
     """
     parts, layers = anatomy(model), sorted(detectors)
-    ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.prompts("train")))
+    ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.learnt()))
     where = [(x, None) for x in ids]
     read, keys = (
         {i: torch.cat([b[i] for b in batches]) for i in layers}
