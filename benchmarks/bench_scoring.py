@@ -15,9 +15,11 @@ import torch
 from helpers import scoring
 from helpers.artifacts import versions, write_json
 from helpers.facts import ConceptPair, facts
+from helpers.lower_layers import LowerLayers, reusing
 from helpers.models import anatomy, load_model
 
 ROUNDS, PROMPTS, ALONE = 3, 1000, 60
+KEPT = (10, 20, 29)  # of 30 layers
 
 
 def main() -> None:
@@ -35,9 +37,17 @@ def main() -> None:
     body = sum(p.numel() for p in model._module.parameters()) - head
     flop = 2 * (body * tokens + head * len(texts))
     rows = {"limit": [], "batched": [], "one at a time": []}
+    lower = {f"batched, kept below layer {i}": LowerLayers(model, i) for i in KEPT}
+    for kept in lower.values():
+        with reusing(model, kept):
+            scoring.answer_logprobs(model, texts, answers)
     for _ in range(ROUNDS):
         rows["limit"].append(flop / best_rate(parts))
         rows["batched"].append(seconds(lambda: scoring.answer_logprobs(model, texts, answers)))
+        for name, kept in lower.items():  # as after an edit of that layer and above
+            with reusing(model, kept):
+                again = seconds(lambda: scoring.answer_logprobs(model, texts, answers))
+            rows.setdefault(name, []).append(again)
         few = seconds(
             lambda: [
                 alone(model, texts[i], answers[i])
@@ -54,7 +64,8 @@ def main() -> None:
         "how": f"log P(answer | prompt) of {len(texts)} short prompts ({tokens} tokens). The limit "
         "is the model's matrix products alone, at the best rate measured in the same run; sharing "
         "beginnings saves some of them, so a share above 1 is possible. One at a time was measured "
-        f"on {ALONE} prompts and scaled. Medians of {ROUNDS} rounds.",
+        f"on {ALONE} prompts and scaled. Kept below a layer: again from that layer's states, as "
+        f"after an edit of it and above. Medians of {ROUNDS} rounds.",
         "rows": [
             {
                 "way": name,

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from helpers.batching import BATCH_TOKENS, length_batches, prefix_groups
 from helpers.errors import UserError
 from helpers.hooks import marks
+from helpers.lower_layers import KeysAndValues, half_pass
 from helpers.models import unembed
 
 LOGIT_ROWS = 1024  # unembed so many positions at a time: 200 MB of logits at 49 thousand tokens
@@ -222,7 +223,10 @@ def final_states(model: LanguageModel, tokens: Int[Tensor, "n t"]) -> Float[Tens
 
 @torch.inference_mode()
 def _states(
-    model: LanguageModel, ids: Int[Tensor, "b t"], cache: list[tuple[Tensor, Tensor]] | None = None
+    model: LanguageModel,
+    ids: Int[Tensor, "b t"],
+    begin: tuple[int, ...] = (),
+    cache: KeysAndValues | None = None,
 ) -> Float[Tensor, "b t d_model"]:
     """States after the final norm, of sequences that go on after a cached beginning."""
     module = model._module
@@ -230,20 +234,22 @@ def _states(
     if cache is not None:  # each layer's keys and values of the beginning, for every row
         wide = [(k.expand(len(ids), -1, -1, -1), v.expand(len(ids), -1, -1, -1)) for k, v in cache]
         past = {"past_key_values": DynamicCache(wide)}
-    body = module.base_model
-    return body(input_ids=ids.to(module.device), use_cache=bool(past), **past).last_hidden_state
+    body, tokens = module.base_model, ids.to(module.device)
+    with half_pass(module, (begin, ids.shape, ids.numpy().tobytes())):
+        return body(input_ids=tokens, use_cache=bool(past), **past).last_hidden_state
 
 
 @torch.inference_mode()
 def _states_and_cache(
     model: LanguageModel, ids: tuple[int, ...]
-) -> tuple[Float[Tensor, "t d_model"], list[tuple[Tensor, Tensor]]]:
+) -> tuple[Float[Tensor, "t d_model"], KeysAndValues]:
     """States of a beginning, and each layer's attention keys and values for what follows it."""
     module = model._module
     tokens = torch.tensor([ids]).to(module.device)
-    out = module.base_model(input_ids=tokens, use_cache=True)
+    with half_pass(module, ids) as completed:
+        out = module.base_model(input_ids=tokens, use_cache=True)
     layers = out.past_key_values.layers
-    return out.last_hidden_state[0], [(layer.keys, layer.values) for layer in layers]
+    return out.last_hidden_state[0], completed([(x.keys, x.values) for x in layers])
 
 
 def _states_at(
@@ -279,7 +285,7 @@ def _states_at(
             members = [group[k] for k in batch]
             width = max(len(run[i]) for i in members)
             padded = [run[i][shared:] + (0,) * (width - len(run[i])) for i in members]
-            states = _states(model, torch.tensor(padded), cache)  # (B, T - shared, d_model)
+            states = _states(model, torch.tensor(padded), begin, cache)  # (B, T - shared, d_model)
             for row, i in enumerate(members):
                 for p in wanted[i]:
                     kept[i, p] = states[row, p - shared] if p >= shared else head[p]

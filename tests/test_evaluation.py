@@ -423,3 +423,20 @@ def test_a_scorecard_is_read_as_mapping_table_text_and_plain_data(knowing):
     assert {r["metric"]: (r["value"], r["n"]) for r in rows} == {
         k: (m.value, m.n) for k, m in card.items()
     }
+
+
+def test_an_edit_is_evaluated_from_what_is_kept_below_it(knowing, monkeypatch):
+    """The scorecard is the same to the last bit, for edits of any layer, in any order."""
+    model = knowing()
+    shared, seen = {}, []
+    for layer in (2, 1, 2, 0):
+        with turned(model, layer).applied(model):
+            shared[layer] = evaluate(model, JAPAN, **QUICK)
+            lower = next(iter(_Answers._kept.values())).lower
+            seen.append((lower.layer, lower.skipped > 0))
+    # the original shares with the first; what reaches deeper is kept anew; layer 0 shares nothing
+    assert seen == [(2, True), (1, False), (1, True), (1, True)]
+    monkeypatch.setattr("helpers.evaluation.scorecard._first_changed", lambda model: 0)
+    for layer, card in shared.items():
+        with turned(model, layer).applied(model):
+            assert afresh(model, JAPAN, **QUICK).table().equals(card.table())

@@ -20,7 +20,9 @@ from helpers.evaluation.questions import (
     retention_questions,
 )
 from helpers.facts import ConceptPair
-from helpers.methods import original
+from helpers.lower_layers import LowerLayers, lowest_layer, reusing
+from helpers.methods import applied_to, original
+from helpers.methods.intervention import Intervention
 from helpers.models import model_hash
 from helpers.scoring import answer_scores, final_states, greedy
 
@@ -115,8 +117,10 @@ def evaluate(
     for part in parts:
         if part not in PARTS:
             raise UserError(f"There is no part '{part}'; choose from {', '.join(PARTS)}.")
+    layer = _first_changed(model)
     with original(model):
-        base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts))
+        base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts), layer)
+    base.share(model, layer)
     now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
     before: dict[str, float] = {}
@@ -145,12 +149,22 @@ def evaluate(
     return Scorecard(metrics, before, about)
 
 
+def _first_changed(model: LanguageModel) -> int:
+    """The lowest layer that the model's edits change; 0 where they may change anything."""
+    edits = [edit.delta for edit in applied_to(model)]
+    if any(isinstance(delta, Intervention) for delta in edits):
+        return 0
+    return lowest_layer(model, [name for delta in edits for name in delta.changes])
+
+
 class _Answers:
     """Everything that one state of the model says."""
 
+    lower: LowerLayers | None = None  # what the original and edits of higher layers share
+
     _kept: dict[tuple, "_Answers"] = {}  # noqa: RUF012  the last original's, for sweeps over edits
 
-    def __new__(cls, model, pair, split, n_neighbours, n_tokens, seed, parts):
+    def __new__(cls, model, pair, split, n_neighbours, n_tokens, seed, parts, layer):
         prompts = (*pair.prompts("train"), *pair.prompts(split), *pair.must_stay)
         asked = tuple((str(p), p.answers) for p in prompts)
         key = (model_hash(model), pair, asked, split, n_neighbours, n_tokens, seed, parts)
@@ -174,23 +188,30 @@ class _Answers:
                     ),
                     "other": second_source(tokenizer, n_tokens=n_tokens),
                 }
+            self.share(model, layer)
             self._ask(model)
             cls._kept = {key: self}
         return cls._kept[key]
+
+    def share(self, model: LanguageModel, layer: int) -> None:
+        """See to it that an edit of `layer` and above is asked from what is kept below it."""
+        if layer and (self.lower is None or self.lower.layer > layer):
+            self.lower = LowerLayers(model, layer)
 
     def again(self, model: LanguageModel, hash: str) -> "_Answers":
         """The same questions to the model as it is now."""
         other = object.__new__(_Answers)
         other.questions, other.texts, other.hash = self.questions, self.texts, hash
-        other.spoken = self.spoken
+        other.spoken, other.lower = self.spoken, self.lower
         other._ask(model)
         return other
 
     def _ask(self, model: LanguageModel) -> None:
-        self.probability, self.rank = answer_scores(model, [q.prompt for q in self.questions])
+        with reusing(model, self.lower):
+            self.probability, self.rank = answer_scores(model, [q.prompt for q in self.questions])
+            self.states = {name: final_states(model, tokens) for name, tokens in self.texts.items()}
         said = [q.prompt for q in self.questions if self.spoken and q.group == "paraphrases"]
         self.said = greedy(model, said, max_new_tokens=NEW_TOKENS) if said else []
-        self.states = {name: final_states(model, tokens) for name, tokens in self.texts.items()}
 
     def of(self, group: str) -> np.ndarray:
         """Which questions belong to a group."""

@@ -1,0 +1,100 @@
+"""A pass that starts at an edit's first layer gives, bit for bit, what the whole pass gives."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+
+from helpers import scoring
+from helpers.errors import UserError
+from helpers.lower_layers import LowerLayers, reusing
+from helpers.methods import Change, Unlearning, WeightDelta
+from helpers.models import anatomy, model_hash
+
+# prompts of one template share a cached beginning, the others run in batches of their own
+PROMPTS = [f"w1 w2 w3 w4 w5 w6 w{i}" + " w9" * (i % 3) for i in range(10, 30)] + [
+    "w1 w2 w3",
+    "w5 w6",
+]
+ANSWERS = [" w7", " w1 w2"] * 11
+TEXT = torch.randint(4, 60, (5, 8), generator=torch.Generator().manual_seed(0))
+
+
+def turned(model, layer: int, *, part: str = "out") -> Unlearning:
+    """An edit that turns around a weight of one layer's MLP."""
+    mlp = anatomy(model).layers[layer].mlp
+    name = {"out": mlp.out_name, "in": mlp.in_name}[part]
+    change = Change(dense=-2 * model._module.get_parameter(name).detach())
+    delta = WeightDelta.of(model._module, {name: change})
+    return Unlearning("turned", {}, delta, {}, 0, 0.0, model_hash(model))
+
+
+def asked(model):
+    logprob = scoring.answer_logprobs(model, PROMPTS, ANSWERS)
+    return np.concatenate([logprob, scoring.final_states(model, TEXT).numpy().ravel()])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_edit_is_scored_from_kept_states_bit_for_bit(tiny_model, family):
+    model = tiny_model(family)
+    plain = asked(model)
+    with turned(model, 1).applied(model):
+        edited = asked(model)
+    assert not np.allclose(plain, edited)
+    lower = LowerLayers(model, 1)
+    with reusing(model, lower):
+        assert np.array_equal(asked(model), plain)
+        assert lower.skipped == 0
+        with turned(model, 1).applied(model):
+            assert np.array_equal(asked(model), edited)
+            assert lower.skipped >= 3  # a beginning, what follows it, the rest, the text
+            with turned(model, 2, part="in").applied(model):
+                twice = asked(model)
+        assert np.array_equal(asked(model), plain)
+    with turned(model, 1).applied(model), turned(model, 2, part="in").applied(model):
+        assert np.array_equal(asked(model), twice)
+
+
+def test_the_lower_blocks_are_not_run(tiny_model):
+    model, ran = tiny_model(), []
+    blocks = [x.block._module for x in anatomy(model).layers]
+    for i, block in enumerate(blocks):
+        block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
+    with reusing(model, LowerLayers(model, -1)):
+        first = scoring.final_states(model, TEXT)
+        assert ran == [0, 1, 2]
+        assert torch.equal(scoring.final_states(model, TEXT), first)
+        assert ran == [0, 1, 2, 2]
+        scoring.final_states(model, TEXT[:2])  # another batch
+    scoring.final_states(model, TEXT)  # no longer inside
+    assert ran == [0, 1, 2, 2, 0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_change_below_is_noticed(tiny_model, layer):
+    model = tiny_model()
+    with reusing(model, LowerLayers(model, 2)):
+        plain = asked(model)
+        with turned(model, layer).applied(model):
+            changed = asked(model)
+        assert np.array_equal(asked(model), plain)
+    with turned(model, layer).applied(model):
+        assert np.array_equal(asked(model), changed)
+
+
+def test_changed_embeddings_are_noticed(tiny_model):
+    model = tiny_model()
+    with reusing(model, LowerLayers(model, 1)):
+        plain = asked(model)
+        with torch.no_grad():
+            model._module.get_input_embeddings().weight.mul_(-1)
+        changed = asked(model)
+    assert np.array_equal(asked(model), changed) and not np.allclose(plain, changed)
+
+
+def test_there_is_nothing_below_the_first_layer(tiny_model):
+    model = tiny_model()
+    with pytest.raises(UserError, match="nothing below layer 0"):
+        LowerLayers(model, 0)
+    with pytest.raises(UserError, match="no layer 7"):
+        LowerLayers(model, 7)
