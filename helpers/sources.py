@@ -63,11 +63,12 @@ def notebook_code(path: str | Path) -> str:
 
 
 def steps_read(path: str | Path, stems: list[str]) -> list[str]:
-    """The earlier notebooks whose artifacts a notebook reads: their stems stand in its code."""
-    own = Path(path).stem
-    earlier = stems[: stems.index(own)]
+    """The other notebooks whose artifacts a notebook reads: their stems stand in its code.
+
+    They may come later in the book: then they are made first all the same.
+    """
     strings = {node.value for node in ast.walk(_parsed(path)) if isinstance(node, ast.Constant)}
-    return [stem for stem in earlier if stem in strings]
+    return [stem for stem in stems if stem != Path(path).stem and stem in strings]
 
 
 def helpers_used(path: str | Path) -> list[Path]:

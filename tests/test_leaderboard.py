@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.leaderboard import leaderboard, pareto, sortable, tidy
+from helpers.evaluation.leaderboard import leaderboard, pareto, sortable, tidy, with_exact
 
 ABOUT = {"a": {"commit": "c0ffee", "profile": "default", "model_hash": "12ab"}, "b": {}}
 
@@ -65,6 +65,19 @@ def test_a_method_that_refused_everything_still_has_its_row():
     board = leaderboard(tidy({"a": every}, ABOUT)).set_index("method")
     assert board.loc["y", ["facts", "refused"]].tolist() == [0, 1]
     assert not board.loc["y", "front"]
+
+
+def test_exact_verification_joins_by_method():
+    board = leaderboard(tidy({"a": pd.concat([results(m, [0.1], [1.0]) for m in "xy"])}, ABOUT))
+    found = pd.DataFrame(
+        [("x", -1.5, -2.0, -1.0, 0.03, "scar"), ("other", 0.0, -1.0, 1.0, 0.9, "open")],
+        columns=["method", "log_odds", "log_odds_low", "log_odds_high", "ks", "finding"],
+    )
+    joined = with_exact(board, found).set_index("method")
+    assert set(joined.index) == {"x", "y"}
+    assert joined.loc["x", ["from the oracle", "forget quality"]].tolist() == [-1.5, 0.03]
+    assert joined["on the organism"].to_dict() == {"x": "scar", "y": ""}
+    assert np.isnan(joined.loc["y", "from the oracle low"])
 
 
 def test_the_front_by_hand():

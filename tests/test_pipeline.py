@@ -296,6 +296,7 @@ def test_sources_follow_imports(tmp_path):
     assert "helpers/models.py" in used and "helpers/errors.py" in used
     assert "helpers/settings.py" not in used and "helpers/pipeline.py" not in used
     assert steps_read(path, STEMS) == [FIRST]
+    assert steps_read(path, [SECOND, FIRST]) == [FIRST]  # wherever they stand in the book
     before = notebook_hash(path)
     write_notebook(folder, SECOND, "other = 1")
     assert notebook_hash(path) != before

@@ -15,6 +15,14 @@ from helpers.evaluation.tradeoff import METRICS, with_axes
 
 WHO = ["method", "family", "subject", "target", "seed", "share"]
 """What a measurement is of."""
+EXACT = {
+    "log_odds": "from the oracle",
+    "log_odds_low": "from the oracle low",
+    "log_odds_high": "from the oracle high",
+    "ks": "forget quality",
+    "finding": "on the organism",
+}
+"""Columns of exact verification: as there → as here."""
 
 
 def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd.DataFrame:
@@ -89,6 +97,22 @@ def leaderboard(
     table = pd.DataFrame(rows).sort_values("balance", ascending=False, ignore_index=True)
     table["front"] = pareto(table["forgotten"].to_numpy(), table["kept"].to_numpy())
     return table
+
+
+def with_exact(board: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """A leaderboard with what exact verification says of the same methods on the model organism.
+
+    Args:
+        board: From `leaderboard`.
+        found: From `helpers.organism.verification.findings`.
+
+    Returns:
+        `board` with `from the oracle` (log-odds of the target less the oracle's, nats) and its
+        `… low` and `… high` (90 %), `forget quality` (median p-value), `on the organism` (the
+        finding): NaN and "" for a method that has not been verified.
+    """
+    exact = found.set_index("method").rename(columns=EXACT)[list(EXACT.values())]
+    return board.join(exact, on="method").fillna({"on the organism": ""})
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> Path:
