@@ -97,6 +97,22 @@ def _scores(
     model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """log P(answer | prompt), and the rank of the answer's first token."""
+    logprob, rank, owner, first = _token_scores(model, prompts, answers)
+    return np.bincount(owner, weights=logprob, minlength=len(prompts)), rank[first]
+
+
+def token_ranks(
+    model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
+) -> list[Int[np.ndarray, " t"]]:
+    """Rank of each token of each answer after the true ones before it; 0 is the likeliest."""
+    _, rank, _, first = _token_scores(model, prompts, answers)
+    return np.split(rank, first[1:])
+
+
+def _token_scores(
+    model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
+    """Of every answer's tokens: log P, rank, whose they are; and where each answer begins."""
     rows, targets, owner, first = [], [], [], []
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         start, ids = answer_span(model, prompt, answer)
@@ -116,7 +132,7 @@ def _scores(
         value = logits[local, wanted[here]]
         logprob[here] = (value - logits.logsumexp(-1)[local]).double()
         rank[here] = (logits[local] > value[:, None]).sum(-1)
-    return np.bincount(owner, weights=logprob.numpy(), minlength=len(rows)), rank.numpy()[first]
+    return logprob.numpy(), rank.numpy(), owner, first
 
 
 def answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, list[int]]:

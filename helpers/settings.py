@@ -138,6 +138,16 @@ class TrainingMethods(Common):
     n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
 
 
+class Evaluating(Common):
+    """`08_evaluate`."""
+
+    method: str = Field("gated_neuron", description="the method whose edit is scored")
+    n_neighbours: int = Field(24, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
+    n_facts: int = Field(12, description="facts on which the metrics are tested", ge=2)
+    n_depth: int = Field(6, description="facts of these whose depth is measured", ge=0)
+
+
 class Verifying(Common):
     """`09_verify`."""
 
@@ -196,6 +206,7 @@ NOTEBOOKS: dict[str, type[Common]] = {
     "05_concept_features": ConceptFeatures,
     "06_edit_mlps": EditingMLPs,
     "07_training_methods": TrainingMethods,
+    "08_evaluate": Evaluating,
     "09_verify": Verifying,
     "10_leaderboard": Leaderboard,
     "11_organism": Organism,

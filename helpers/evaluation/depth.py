@@ -73,7 +73,12 @@ class Depth:
 
 
 def unlearning_depth(
-    model: LanguageModel, pair: ConceptPair, strangers: Sequence[ConceptPair]
+    model: LanguageModel,
+    pair: ConceptPair,
+    strangers: Sequence[ConceptPair],
+    *,
+    most: int = MOST,
+    absent: bool = False,
 ) -> Depth:
     """The depth score of the model as it is, on the pair's first held-out statements.
 
@@ -86,9 +91,13 @@ def unlearning_depth(
         model: The model with its edits.
         pair: What was forgotten.
         strangers: Never-known pairs (`never_known`), with the same templates.
+        most: So many statements are patched.
+        absent: In place of the model's states those of a second stranger: what the score says
+            where the fact was never there.
 
     Raises:
-        UserError: No stranger's name has as many tokens as the subject's.
+        UserError: No stranger's name (with `absent`, no two strangers') has as many tokens as the
+            subject's.
     """
     parts = anatomy(model)
     d1, d2 = [], []
@@ -98,12 +107,12 @@ def unlearning_depth(
         span = range(*subject_span(prompt, model.tokenizer))
         ids = token_ids(model, prompt)
         alike = [s.prompts("heldout")[index] for s in strangers]
-        alike = [s for s in alike if _shape(model, s) == (len(ids), span.start, span.stop)][:1]
-        if not alike or len(d1) == MOST:
+        alike = [s for s in alike if _shape(model, s) == (len(ids), span.start, span.stop)]
+        if len(alike) < 1 + absent or len(d1) == most:
             continue
-        now = _residual(model, ids)
+        now = _residual(model, token_ids(model, alike.pop(1)) if absent else ids)
         with original(model):
-            sources = [_residual(model, token_ids(model, s)) for s in alike]
+            sources = [_residual(model, token_ids(model, s)) for s in alike[:1]]
             jobs = [
                 [Patch("residual", i, span, states[i, span.start : span.stop])]
                 for states in (now, *sources)

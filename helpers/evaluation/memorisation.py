@@ -1,13 +1,13 @@
 """How much of a text the model would write by itself."""
 
+from collections.abc import Sequence
+
 import numpy as np
-import torch
 from jaxtyping import Bool
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.models import unembed
-from helpers.scoring import answer_span, final_states
+from helpers.scoring import token_ranks
 
 
 def exact_memorisation(matches: Bool[np.ndarray, " n"]) -> float:
@@ -49,16 +49,14 @@ def _tokens(matches: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     return matches
 
 
-@torch.inference_mode()
-def likeliest_matches(model: LanguageModel, prompt: str, text: str) -> Bool[np.ndarray, " n"]:
-    """Whether each token of `text` after `prompt` is the model's likeliest, the true ones before.
+def likeliest_matches(
+    model: LanguageModel, prompts: Sequence[str], texts: Sequence[str]
+) -> list[Bool[np.ndarray, " n"]]:
+    """Whether each token of a text after its prompt is the model's likeliest, given the true ones.
 
     Args:
         model: Any causal model.
-        prompt: What comes before.
-        text: With its leading space.
+        prompts: What comes before each.
+        texts: With their leading space.
     """
-    start, ids = answer_span(model, prompt, text)
-    states = final_states(model, torch.tensor([ids]))[0, start - 1 : -1]
-    likeliest = unembed(model, states).argmax(-1).cpu().numpy()
-    return likeliest == np.array(ids[start:])
+    return [rank == 0 for rank in token_ranks(model, prompts, texts)]
