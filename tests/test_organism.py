@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from helpers.errors import UserError
+from helpers.evaluation.readings import READINGS
 from helpers.evaluation.verdict import tost
 from helpers.facts import RELATIONS, ConceptPair
 from helpers.models import anatomy, load_model, model_hash
 from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
+from helpers.organism.calibration import calibrate
 from helpers.organism.concepts import Sightings, concepts_per_unit, detectors
 from helpers.organism.exact import Reading, distances, exam, read
 from helpers.organism.family import Family, widths_of
@@ -329,6 +331,20 @@ def test_a_model_reads_and_learns_and_is_left_as_it_was(cache):
     assert curve["probability"][0] == pytest.approx(reading.probability(), rel=1e-4)
     assert curve["probability"][2] > 3 * curve["probability"][0]
     assert model_hash(model) == before
+
+
+def test_metrics_are_read_of_the_same_question_in_three_models(cache):
+    pair = SMALL.world().find(FRANCE)
+    both = [SMALL, SMALL.oracle(pair)]
+    folders = dict(zip(both, organisms(both, workers=1), strict=True))
+    family = Family(SMALL, (pair,), (0,), (), folders)
+    table = calibrate(family).set_index("state")
+    assert list(table.index) == ["present", "hidden", "absent"]
+    assert set(READINGS) <= set(table.columns)
+    assert set(table["subject"]) == {"France"}
+    oracle = answer_probability(family.oracle(pair, 0), pair.prompts("heldout"))
+    assert 0 < table.loc["absent", "mean P(target)"] <= 1.001 * oracle.max()
+    assert table.loc["present", "loss"] != table.loc["absent", "loss"]
 
 
 def differences(method, log_odds, damage=0.5, learned=0.3, n=4, family="surgery"):

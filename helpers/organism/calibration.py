@@ -1,0 +1,43 @@
+"""Do the metrics tell what was never known? Here the state without the fact is not a stand-in.
+
+On a pretrained model "absent" has to be another subject (`helpers.evaluation.calibration`). The
+oracle is the same model and the same question, without the fact; and a fact can be hidden just as
+deep as the oracle's guess.
+"""
+
+import pandas as pd
+
+from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT
+from helpers.evaluation.hidden import logit_suppression
+from helpers.evaluation.readings import readings
+from helpers.organism.family import Family
+from helpers.scoring import answer_probability
+
+
+def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
+    """All readings of each removed fact: known, hidden in the last layer, and never read.
+
+    Args:
+        family: Originals and oracles.
+        seed: Draws wrong answers.
+
+    Returns:
+        As `helpers.evaluation.calibration.calibrate`, a fact in a training standing for a fact:
+        fact (its number), subject, training, state, and a column for each of `READINGS`. Depth is
+        NaN: it patches from states of a subject that the model never knew, and has none here.
+
+    Raises:
+        UserError: An original's answer cannot be hidden.
+    """
+    rows = []
+    units = [(pair, s) for pair in family.pairs for s in family.seeds]
+    for k, (pair, s) in enumerate(units):
+        model, oracle = family.original(s), family.oracle(pair, s)
+        guess = float(answer_probability(oracle, pair.prompts("train")).mean())
+        found = {PRESENT: readings(model, pair, seed=seed)}
+        with logit_suppression(model, pair, floor=guess).applied(model):
+            found[HIDDEN] = readings(model, pair, seed=seed)
+        found[ABSENT] = readings(oracle, pair, seed=seed)
+        about = {"fact": k, "subject": pair.subject, "training": s}
+        rows += [{**about, "state": n, **x, "depth": float("nan")} for n, x in found.items()]
+    return pd.DataFrame(rows)
