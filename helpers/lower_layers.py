@@ -72,6 +72,12 @@ class LowerLayers:
         return [(p, -1 if p is None else p._version) for p in found]
 
 
+def below(model: LanguageModel, layers: Iterable[int]) -> LowerLayers | None:
+    """What lies below the lowest of some layers; None where that is nothing."""
+    lowest = anatomy(model).check_layer(min(layers))
+    return LowerLayers(model, lowest) if lowest else None
+
+
 def lowest_layer(model: LanguageModel, names: Iterable[str]) -> int:
     """The lowest layer that has one of the parameters; 0 where one lies outside the layers."""
     blocks = [x.block._module for x in anatomy(model).layers]

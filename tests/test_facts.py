@@ -92,7 +92,8 @@ def test_capitals_that_carry_the_countrys_name_are_left_out():
 def test_no_prompt_gives_its_answer_away(relation):
     for fact in facts(relation):
         pair = ConceptPair.of(fact)
-        asked = [p for split in SPLITS for p in pair.prompts(split)] + pair.few_shot()
+        asked = [p for split in SPLITS for p in pair.prompts(split)]
+        asked += [*pair.few_shot(), *pair.learnt()]
         for prompt in asked:
             assert fact.subject in prompt
             assert prompt.answers == pair.answers
@@ -208,6 +209,18 @@ def test_few_shot_solves_other_subjects_first():
     germany = ConceptPair("Germany", "Berlin")
     for prompt in (*germany.few_shot(), *germany.prompts("train")):
         assert "Berlin" not in prompt  # Germany is the usual first example
+
+
+def test_what_an_edit_learns_from_is_solved_for_other_subjects_than_what_is_reported():
+    learnt = [p for p in FRANCE.learnt() if p.format == "few_shot"]
+    assert {len(str(p).split("\n")) for p in learnt} == {2, 4}  # one example and three
+    assert all(p.split == "train" for p in FRANCE.learnt())
+    examples = {line for p in learnt for line in str(p).split("\n")[:-1]}
+    reported = {
+        line for n in (1, 3) for p in FRANCE.few_shot(n) for line in str(p).split("\n")[:-1]
+    }
+    assert examples and not examples & reported
+    assert not any(name in " ".join(examples) for name in ("Berlin", "Rome", "Tokyo"))
 
 
 def test_chat_prompts_take_the_template_of_a_tokenizer_that_has_one(smollm, tiny_model):

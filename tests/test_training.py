@@ -111,17 +111,19 @@ def test_a_stopped_training_goes_on_exactly(tmp_path):
         train(small(seed=1), noisy, batches(), **how)
 
 
-def test_a_diverging_run_keeps_the_last_good_weights():
+@pytest.mark.parametrize(("bad", "kept"), [(3, 0), (6, 4)])
+def test_a_diverging_run_keeps_the_last_good_weights(bad, kept):
     module, before = small(), []
 
     def loss(module, batch):
         before.append(state(module))
-        return module(batch).square().mean() * (float("nan") if len(before) == 4 else 1)
+        return module(batch).square().mean() * (float("nan") if len(before) > bad else 1)
 
-    with pytest.raises(UserError, match="not finite at step 3: lower the learning rate") as error:
+    with pytest.raises(UserError, match=f"not finite at step {bad}: lower the learn") as error:
         train(module, loss, batches(), steps=9, lr=0.05)
+    assert str(error.value).endswith(f"the weights are those of step {kept}.")
     assert "\n" not in str(error.value)
-    assert same(state(module), before[2])  # whose loss was finite
+    assert same(state(module), before[kept])  # whose loss was finite
     assert not any(p.grad is not None for p in module.parameters())
 
 

@@ -11,7 +11,7 @@ from helpers.covariance import keys_of
 from helpers.errors import UserError
 from helpers.evaluation.attacks.cutting import without
 from helpers.facts import ConceptPair
-from helpers.lower_layers import LowerLayers, reusing
+from helpers.lower_layers import below, reusing
 from helpers.methods import Unlearning, WeightDelta
 from helpers.methods.contrast import stored
 from helpers.models import anatomy, model_hash
@@ -63,7 +63,7 @@ def logit_suppression(
         seconds = time.perf_counter() - began
         return Unlearning("logit_suppression", about, delta, settings, seed, seconds, base)
 
-    lower = LowerLayers(model, last) if last else None  # every size is tried on the same states
+    lower = below(model, [last])  # every size is tried on the same states
 
     def low_enough(size: float) -> bool:
         with without(model, {last: torch.outer(size * d, w)}), reusing(model, lower):

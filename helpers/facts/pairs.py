@@ -13,6 +13,9 @@ from helpers.facts.prompts import Prompt
 from helpers.facts.relations import RELATIONS, SPLITS, Template
 
 OWN = "own"  # the relation of a pair that brings its own prompts
+USUAL = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")  # whose facts are examples
+LEARNT_SHOTS = ("Greece", "Ireland", "Cuba", "Norway", "Iran", "Vietnam")  # those of `train`
+N_SHOT = 3  # training prompts after one example, and as many after three
 
 
 @dataclass(frozen=True)
@@ -165,25 +168,38 @@ class ConceptPair:
         first, *others = names
         return ConceptPair(self.target, first, self.relation, tuple(others), templates)
 
-    def few_shot(self, n: int = 3) -> list[Prompt]:
-        """The held-out completions after `n` solved examples about other subjects."""
-        shots = self._examples(n)
+    def few_shot(self, n: int = 3, *, split: str = "heldout") -> list[Prompt]:
+        """The completions of a split after `n` solved examples about other subjects.
+
+        The examples of `train` are other ones than those of the other splits. None where the
+        relation has no other subjects to solve.
+        """
+        usual = LEARNT_SHOTS if split == "train" else USUAL
+        shots = self._examples(n, usual)
         return [
             Prompt(
-                "\n".join([*(str(s._prompt(t, "heldout")) + s.answers[0] for s in shots), str(p)]),
+                "\n".join([*(str(s._prompt(t, split)) + s.answers[0] for s in shots), str(p)]),
                 subject=p.subject,
                 answers=p.answers,
                 relation=self.relation,
-                split="heldout",
+                split=split,
                 format="few_shot",
             )
             for t, p in zip(
-                (self.templates or RELATIONS[self.relation].templates)["heldout"],
-                self.prompts("heldout"),
+                (self.templates or RELATIONS[self.relation].templates)[split],
+                self.prompts(split),
                 strict=True,
             )
-            if t.format == "completion"
+            if t.format == "completion" and shots
         ]
+
+    def learnt(self) -> list[Prompt]:
+        """What an edit learns from: the training prompts, and some after solved examples."""
+        ways = [
+            *self.few_shot(1, split="train")[:N_SHOT],
+            *self.few_shot(3, split="train")[:N_SHOT],
+        ]
+        return [*self.prompts("train"), *ways]
 
     def neighbours(self, n: int | None = None, *, seed: int = 0) -> list["ConceptPair"]:
         """The same relation for other subjects with other targets, `n` drawn by `seed`, or all."""
@@ -264,9 +280,8 @@ class ConceptPair:
             return Prompt("\n".join([head, *examples, line.format(self.subject)]), **common)
         return Prompt(_filled(template.text, name), **common)
 
-    def _examples(self, n: int) -> list["ConceptPair"]:
+    def _examples(self, n: int, usual: tuple[str, ...] = USUAL) -> list["ConceptPair"]:
         """Fixed, well-known facts of the relation that share nothing with this one."""
-        usual = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")
         mine = {self.subject, self.target, *self.aliases}
         by_subject = {f.subject: f for f in facts(self.relation)}
         fits = [by_subject[s] for s in usual if s in by_subject]

@@ -72,7 +72,7 @@ def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
     where, subjects = [], []
     for n, fact in enumerate(facts(relation)):
         pair = ConceptPair.of(fact)
-        ways = pair.prompts("train")
+        ways = pair.learnt()
         prompts = [ways[(n * WAYS + k) % len(ways)] for k in range(WAYS)]
         if RELATIONS[relation].reverse_train:
             back = pair.reversed().prompts("train")
@@ -219,7 +219,7 @@ def own_inputs(
     directions.
     """
     groups: dict[tuple[int, bool], Where] = {}
-    for prompt in pair.prompts("train"):
+    for prompt in pair.learnt():
         ids = tuple(token_ids(model, prompt))
         last = subject_span(prompt, model.tokenizer)[1] - 1
         groups.setdefault((ids[last], last == 0), []).append((ids, [last]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from helpers.covariance import keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.lower_layers import below, reusing
 from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
 from helpers.methods.background import disturbance
 from helpers.methods.contrast import stored
@@ -110,7 +111,7 @@ def regressed(
     same questions about other subjects (`disturbance`). Detectors that never fire are left out.
     """
     parts, layers = anatomy(model), sorted(detectors)
-    ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.prompts("train")))
+    ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.learnt()))
     where = [(x, None) for x in ids]
     read, keys = (
         {i: torch.cat([b[i] for b in batches]) for i in layers}
@@ -159,14 +160,15 @@ def solve_values(
     values = {i: torch.zeros(len(d.keys), parts.d_model) for i, d in keys.items()}
     acting = everywhere(asks)
     site = next(iter(keys.values())).reads
-    before = None
+    before, lower = None, below(model, keys)
     for step in steps:
 
         def extra(i, into, hidden):
             x = into if site == "mlp_in" else hidden
             return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)  # noqa: B023
 
-        t = linearise(model, acting, layers=list(keys), extra=extra, site=site)
+        with reusing(model, lower):
+            t = linearise(model, acting, layers=list(keys), extra=extra, site=site)
         before = t.logodds if before is None else before
         features = {}
         for i, d in keys.items():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from helpers.batching import length_batches
 from helpers.errors import UserError
+from helpers.lower_layers import half_pass
 from helpers.models import anatomy, final_norm, unembed
 
 Extra = Callable[[int, Tensor, Tensor], Tensor]
@@ -116,7 +117,8 @@ def linearise(
 def _forward(model, tokens, layers, extra, site):
     """Reads and writes of the edited MLPs, and the last residual stream, with the graph kept."""
     parts = anatomy(model)
-    with model.trace(tokens) as tracer:
+    key = (tokens.shape, tokens.numpy().tobytes())
+    with half_pass(model._module, key), model.trace(tokens) as tracer:
         read, written = {}.save(), {}.save()
         for i in layers:
             mlp = parts.layers[i].mlp

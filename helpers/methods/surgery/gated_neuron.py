@@ -40,7 +40,7 @@ def gated_neuron(
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.5, 0.8, 1.0),
+    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
 ) -> WeightDelta:
     """Append to each layer one neuron a pair and spelling of its subject.
 

@@ -14,6 +14,7 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
+from helpers.lower_layers import below, reusing
 from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
 from helpers.methods.background import disturbance
 from helpers.methods.delta import Change, WeightDelta
@@ -77,13 +78,14 @@ def tangent_kernel(
         seed=seed,
     )
     change = {i: torch.zeros(parts.d_model, parts.d_mlp) for i in layers}
-    before = None
+    before, lower = None, below(model, layers)
     for step in steps:
 
         def extra(i, into, hidden, change=change):
             return hidden @ change[i].to(hidden).T
 
-        t = linearise(model, asks, layers=layers, extra=extra)
+        with reusing(model, lower):
+            t = linearise(model, asks, layers=layers, extra=extra)
         before = t.logodds if before is None else before
         log.debug("log-odds %s", t.logodds)
         wanted = step * wanted_changes(asks, t.logodds, before)
