@@ -144,6 +144,7 @@ class Evaluating(Common):
     method: str = Field("gated_neuron", description="the method whose edit is scored")
     n_neighbours: int = Field(24, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
+    n_items: int = Field(60, description="multiple-choice questions about what must stay", ge=2)
     n_facts: int = Field(12, description="facts on which the metrics are tested", ge=2)
     n_depth: int = Field(6, description="facts of these whose depth is measured", ge=0)
 

@@ -21,7 +21,7 @@ from helpers.evaluation.depth import unlearning_depth
 from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.readings import READINGS, readings
 from helpers.facts import ConceptPair, facts, known_facts
-from helpers.lower_layers import LowerLayers, reusing
+from helpers.lower_layers import below, reusing
 from helpers.models import anatomy, model_hash
 from helpers.scoring import answer_probability
 
@@ -118,7 +118,7 @@ def one(
     last = anatomy(model).n_layers - 1
     edit = logit_suppression(model, fact)
     depth = dict.fromkeys(STATES, float("nan"))
-    with reusing(model, LowerLayers(model, last) if last else None):
+    with reusing(model, below(model, [last])):
         present = readings(model, fact, seed=seed)
         with edit.applied(model):
             hidden = readings(model, fact, seed=seed)

@@ -1,0 +1,81 @@
+"""Does a battery call hidden what is hidden, present what is present, and absent the rest?
+
+A verification is itself put to the test, on facts whose state is known (`cases`): once under
+`logit_suppression`, once as it is, and once asked about a subject that was never known.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from nnsight import LanguageModel
+
+from helpers.errors import UserError
+from helpers.evaluation.battery import battery
+from helpers.evaluation.bootstrap import Metric, bootstrap
+from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT, STATES, cases
+from helpers.evaluation.hidden import logit_suppression
+from helpers.evaluation.verdict import verdict
+
+UNDECIDED = "undecided"
+
+
+def known_states(
+    model: LanguageModel,
+    relation: str,
+    *,
+    n: int,
+    attacks: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    n_absent: int = 2,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The battery's word on `n` facts in the three known states.
+
+    The word is the verdict's where that is `hidden` or `present`; `absent` where no attack brings
+    anything back (none is found to, at the verdict's level after correction); `undecided` where
+    some comes back and less than half.
+
+    Args:
+        model: The original model.
+        relation: One of `RELATIONS`.
+        n: How many facts at most.
+        attacks: A cut-down battery, `paraphrases` among them.
+        options: Attack → its own options.
+        n_absent: Never-known subjects that each attack is compared with.
+        seed: Draws facts and subjects.
+
+    Returns:
+        One row a fact and state: fact, state, word, right (whether the word is the state's name),
+        by (attacks that bring something back).
+
+    Raises:
+        UserError: `paraphrases` is missing, there is no such attack, or as `cases`.
+    """
+    if "paraphrases" not in attacks:
+        raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
+    how = {"attacks": attacks, "options": options, "n_absent": n_absent, "seed": seed}
+    rows = []
+    for fact, stranger in cases(model, relation, n=n, seed=seed):
+        evidence = {
+            PRESENT: battery(model, fact, **how),
+            ABSENT: battery(model, fact, **how, asked_as=stranger),
+        }
+        with logit_suppression(model, fact).applied(model):
+            evidence[HIDDEN] = battery(model, fact, **how)
+        for state in STATES:
+            found = verdict(evidence[state], required=attacks, seed=seed)
+            back = found.attacks.query("finding == 'comes back'")["attack"]
+            word = found.word if found.word in (PRESENT, HIDDEN) else UNDECIDED
+            if word == UNDECIDED and back.empty:
+                word = ABSENT
+            rows.append((str(fact), state, word, word == state, ", ".join(back)))
+    return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
+
+
+def told(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Metric]:
+    """Share of facts whose word is right, by state, with its interval over facts."""
+    return {
+        state: bootstrap(part["right"].to_numpy(float), seed=seed)
+        for state, part in table.groupby("state", sort=False)
+    }

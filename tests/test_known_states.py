@@ -1,0 +1,32 @@
+"""A battery put to the test on facts whose state is known."""
+
+import pytest
+
+from helpers.errors import UserError
+from helpers.evaluation.known_states import known_states, told
+from helpers.models import model_hash
+
+ATTACKS = ("paraphrases", "cut_directions")
+
+
+def test_known_states_get_their_own_word(knowing):
+    model = knowing()
+    start = model_hash(model)
+    options = {"cut_directions": {"counts": (1, 3)}}
+    table = known_states(model, "capital", n=3, attacks=ATTACKS, options=options)
+    assert model_hash(model) == start
+    assert table.groupby("state").size().to_dict() == {"absent": 3, "hidden": 3, "present": 3}
+    shares = told(table)
+    assert shares["present"].value == 1 and shares["absent"].value == 1
+    assert shares["hidden"].value >= 2 / 3
+    assert (table["right"] == (table["word"] == table["state"])).all()
+
+
+def test_asking_alone_takes_hidden_for_absent(knowing):
+    table = known_states(knowing(), "capital", n=2, attacks=["paraphrases"])
+    assert set(table.query("state == 'hidden'")["word"]) == {"absent"}
+
+
+def test_a_battery_without_a_plain_question_is_refused(tiny_model):
+    with pytest.raises(UserError, match="paraphrases"):
+        known_states(tiny_model(), "capital", n=2, attacks=["lens"])
