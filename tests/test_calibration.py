@@ -90,7 +90,7 @@ def test_depth_of_an_absent_fact_is_that_of_a_second_stranger(knowing):
     model, fact = knowing(), ConceptPair("Japan", "Tokyo")
     strangers = [ConceptPair(s, "Tokyo") for s in ("Chad", "Togo", "Fiji")]
     depth = unlearning_depth(model, fact, strangers, most=2)
-    assert depth.score == 0 and not depth.unlearned.any()  # nothing was changed
+    assert depth.score < 1e-5 and abs(depth.unlearned).max() < 1e-5  # nothing was changed
     absent = unlearning_depth(model, fact, strangers, most=2, absent=True)
     assert absent.unlearned.shape[0] == 2 and absent.score > 0.5
     with pytest.raises(UserError, match="as many tokens"):
