@@ -133,7 +133,7 @@ def train(
             norm = state.gradient_norm(clip)
             if not math.isfinite(norm):
                 raise UserError(_diverged("gradient", step, rate(step), step))
-            if step % GOOD_EVERY == 0:
+            if step - state.good_at >= GOOD_EVERY:
                 state.keep(step)
             state.step(rate(step))
             history.losses.append(total)

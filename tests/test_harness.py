@@ -4,18 +4,18 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from peers import peer_python
 
 from helpers.errors import UserError
 from helpers.evaluation.harness import (
     FORGET,
+    INSTALL,
     RETAIN,
     Item,
     accuracy,
@@ -96,34 +96,13 @@ with load_unlearning(out / "edit.safetensors").applied(model):
 """
 
 
-def harness_python() -> Path:
-    """A Python with the harness in an environment of its own, which also sees our packages.
-
-    Made once, in the user's cache; `LM_EVAL_PYTHON` names another one.
-    """
-    if os.environ.get("LM_EVAL_PYTHON"):
-        return Path(os.environ["LM_EVAL_PYTHON"])
-    home = Path.home() / ".cache" / "llm-unlearning" / "peers" / "lm_eval"
-    python = home / "bin" / "python"
-    if not (home / "done").exists():
-        venv.create(home, with_pip=True, clear=True)
-        packages = next(home.glob("lib/python*/site-packages"))
-        (packages / "project.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-        pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, "lm_eval==0.4.13"], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"lm_eval cannot be installed here: {done.stderr.strip()[-300:]}")
-        (home / "done").touch()
-    return python
-
-
 @pytest.mark.slow
 def test_the_harness_and_we_agree_before_and_after_an_edit(knowing, taught, tmp_path):
     model, (folder, _) = knowing(), taught
     edit = unlearn(model, KENYA, "mean_difference", layers=(1,))
     edit.save(tmp_path / "edit.safetensors")
     quiet = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    command = [harness_python(), "-c", RUN, folder, tmp_path]
+    command = [peer_python("lm_eval", INSTALL.split()[-1]), "-c", RUN, folder, tmp_path]
     done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     items = factbook_items(KENYA, n=30)

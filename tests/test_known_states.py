@@ -3,7 +3,8 @@
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.known_states import known_states, told
+from helpers.evaluation.bootstrap import metrics_by
+from helpers.evaluation.known_states import known_states
 from helpers.models import model_hash
 
 ATTACKS = ("paraphrases", "cut_directions")
@@ -16,7 +17,7 @@ def test_known_states_get_their_own_word(knowing):
     table = known_states(model, "capital", n=3, attacks=ATTACKS, options=options)
     assert model_hash(model) == start
     assert table.groupby("state").size().to_dict() == {"absent": 3, "hidden": 3, "present": 3}
-    shares = told(table)
+    shares = metrics_by(table, "right", by="state")
     assert shares["present"].value == 1 and shares["absent"].value == 1
     assert shares["hidden"].value >= 2 / 3
     assert (table["right"] == (table["word"] == table["state"])).all()

@@ -4,12 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
-import venv
-from pathlib import Path
 
 import pytest
 import torch
+from peers import peer_python
 from safetensors.torch import load_file, save_file
 
 from helpers.errors import UserError
@@ -122,27 +120,6 @@ for i, (kind, cfg) in enumerate(kinds):
 """
 
 
-def lens_python() -> Path:
-    """A Python with sae-lens in an environment of its own, which also sees our packages.
-
-    Made once, in the user's cache; `SAE_LENS_PYTHON` names another one.
-    """
-    if os.environ.get("SAE_LENS_PYTHON"):
-        return Path(os.environ["SAE_LENS_PYTHON"])
-    home = Path.home() / ".cache" / "llm-unlearning" / "peers" / "sae_lens"
-    python = home / "bin" / "python"
-    if not (home / "done").exists():
-        venv.create(home, with_pip=True, clear=True)
-        packages = next(home.glob("lib/python*/site-packages"))
-        (packages / "project.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-        pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, "sae-lens==6.54.12"], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"sae-lens cannot be installed here: {done.stderr.strip()[-300:]}")
-        (home / "done").touch()
-    return python
-
-
 @pytest.mark.slow
 def test_saelens_and_we_read_each_others_files_and_agree(tmp_path):
     save_file({"x": X}, tmp_path / "x.safetensors")
@@ -152,7 +129,7 @@ def test_saelens_and_we_read_each_others_files_and_agree(tmp_path):
         transcoder = make(name, site="mlp_in", target="mlp", d_out=6)
         save_sae(transcoder, tmp_path / "ours" / f"{name}-transcoder")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [lens_python(), "-c", LENS, tmp_path]
+    command = [peer_python("sae_lens", "sae-lens==6.54.12"), "-c", LENS, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     folders = sorted((tmp_path / "ours").iterdir()) + sorted((tmp_path / "theirs").iterdir())

@@ -73,6 +73,14 @@ def bootstrap(
     return Metric(mean, float(low), float(high), len(values))
 
 
+def metrics_by(table: pd.DataFrame, column: str, *, by: str, seed: int = 0) -> dict[str, Metric]:
+    """`bootstrap` of one column for each value of another, in the order of the table."""
+    return {
+        str(group): bootstrap(part[column].to_numpy(float), seed=seed)
+        for group, part in table.groupby(by, sort=False)
+    }
+
+
 def bootstrap_by(
     table: pd.DataFrame, column: str, *, by: Sequence[str], seed: int = 0
 ) -> pd.DataFrame:

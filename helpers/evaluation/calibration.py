@@ -21,7 +21,9 @@ from helpers.evaluation.depth import unlearning_depth
 from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.readings import READINGS, readings
 from helpers.facts import ConceptPair, facts, known_facts
+from helpers.facts.known import asked
 from helpers.lower_layers import below, reusing
+from helpers.methods import Unlearning
 from helpers.models import anatomy, model_hash
 from helpers.scoring import answer_probability
 
@@ -54,7 +56,7 @@ def cases(
     for subject, other in zip(known[: n + SPARE], unknown[: n + SPARE], strict=False):
         fact = ConceptPair.of(by_subject[str(subject)])
         found.append((fact, ConceptPair(str(other), fact.target, relation, fact.aliases)))
-    prompts = [_asked(stranger) for _, stranger in found]
+    prompts = [asked(stranger) for _, stranger in found]
     p = iter(answer_probability(model, [q for own in prompts for q in own]))
     means = [np.mean([next(p) for _ in own]) for own in prompts]
     kept = [case for case, mean in zip(found, means, strict=True) if mean < UNKNOWN]
@@ -90,8 +92,8 @@ def calibrate(
     tables = []
     for k, (fact, stranger) in enumerate(chosen):
         deep = [s for _, s in chosen] if k < n_depth else []
-        asked = [[str(p) for p in x.prompts("heldout")] for x in (fact, stranger, *deep)]
-        key = {"model": base, "asked": asked, "seed": seed, "code": code}
+        texts = [[str(p) for p in x.prompts("heldout")] for x in (fact, stranger, *deep)]
+        key = {"model": base, "asked": texts, "seed": seed, "code": code}
         table = cached_table(
             "calibration",
             key,
@@ -111,17 +113,10 @@ def one(
     deep: list[ConceptPair],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Readings of one fact in the three states; `deep`: strangers to measure depth with, or none.
-
-    The hidden model differs from the original in its last layer, so it is asked from there on.
-    """
-    last = anatomy(model).n_layers - 1
+    """Readings of one fact in the three states; `deep`: strangers for its depth, or none."""
     edit = logit_suppression(model, fact)
     depth = dict.fromkeys(STATES, float("nan"))
-    with reusing(model, below(model, [last])):
-        present = readings(model, fact, seed=seed)
-        with edit.applied(model):
-            hidden = readings(model, fact, seed=seed)
+    present, hidden = shown_and_hidden(model, fact, edit, seed=seed)
     absent = readings(model, stranger, seed=seed)
     if deep:
         others = [ConceptPair(s.subject, fact.target, fact.relation, fact.aliases) for s in deep]
@@ -136,6 +131,19 @@ def one(
     return pd.DataFrame(
         [{"state": s, "subject": x.subject, **found, "depth": depth[s]} for s, x, found in rows]
     )
+
+
+def shown_and_hidden(
+    model: LanguageModel, fact: ConceptPair, edit: Unlearning, *, seed: int = 0
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Readings of the model as it is and under an edit that hides the fact in the last layer.
+
+    The two differ in that layer alone, so the second is asked from there on.
+    """
+    with reusing(model, below(model, [anatomy(model).n_layers - 1])):
+        present = readings(model, fact, seed=seed)
+        with edit.applied(model):
+            return present, readings(model, fact, seed=seed)
 
 
 def auc_between(
@@ -192,5 +200,7 @@ def metric_aucs(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _asked(pair: ConceptPair) -> list:
-    return [p for p in pair.prompts("train") if p.format == "completion"][:4]
+def listed(apart: pd.DataFrame, state: str, finding: str) -> str:
+    """The metrics of `metric_aucs` with one finding about a state, by commas, or `none`."""
+    found = apart[(apart["state"] == state) & (apart["finding"] == finding)]["metric"]
+    return ", ".join(found) or "none"

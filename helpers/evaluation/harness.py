@@ -17,7 +17,7 @@ import yaml
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.bootstrap import Metric, bootstrap
+from helpers.evaluation.bootstrap import Metric, metrics_by
 from helpers.facts import ConceptPair, facts
 from helpers.facts.relations import RELATIONS
 from helpers.scoring import answer_logprobs
@@ -185,8 +185,4 @@ def accuracy(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Metric]:
 
     0.25 is what guessing gives among four.
     """
-    chosen = table[table["chosen"]]
-    return {
-        task: bootstrap(part["right"].to_numpy(float), seed=seed)
-        for task, part in chosen.groupby("task", sort=False)
-    }
+    return metrics_by(table[table["chosen"]], "right", by="task", seed=seed)

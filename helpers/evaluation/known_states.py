@@ -12,7 +12,6 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.evaluation.battery import battery
-from helpers.evaluation.bootstrap import Metric, bootstrap
 from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT, STATES, cases
 from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.verdict import verdict
@@ -71,11 +70,3 @@ def known_states(
                 word = ABSENT
             rows.append((str(fact), state, word, word == state, ", ".join(back)))
     return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
-
-
-def told(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Metric]:
-    """Share of facts whose word is right, by state, with its interval over facts."""
-    return {
-        state: bootstrap(part["right"].to_numpy(float), seed=seed)
-        for state, part in table.groupby("state", sort=False)
-    }

@@ -1,5 +1,6 @@
 """What an unlearning is asked: which prompts stand for which claim."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,12 @@ def retention_questions(
         if prompt.format == "completion"
     ]
     return found + [Question("must_stay", i, p) for i, p in enumerate(pair.must_stay)]
+
+
+def names_target(pair: ConceptPair, text: str) -> bool:
+    """Whether a text has the target or one of its aliases in it, as whole words in any case."""
+    names = "|".join(re.escape(name) for name in (pair.target, *pair.aliases))
+    return bool(re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE))  # Male: not female
 
 
 def known_neighbours(

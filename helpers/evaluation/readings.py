@@ -21,6 +21,7 @@ from helpers.evaluation.memorisation import (
     extraction_strength,
     likeliest_matches,
 )
+from helpers.evaluation.questions import names_target
 from helpers.evaluation.truth import truth_ratios
 from helpers.facts import ConceptPair
 from helpers.models import anatomy
@@ -70,7 +71,7 @@ def readings(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> dict[
         "mean P(target)": float(probability.mean()),
         "largest P(target)": float(probability.max()),
         "rank": -float(np.log10(np.median(rank) + 1)),
-        "greedy": float(np.mean([_named(pair, text) for text in said])),
+        "greedy": float(np.mean([names_target(pair, text) for text in said])),
         "truth ratio": -float(np.log(truth_ratios(model, some, wrong)).mean()),
         "exact memorisation": float(np.mean([exact_memorisation(m) for m in matches])),
         "extraction strength": float(np.mean([extraction_strength(m) for m in matches])),
@@ -99,10 +100,3 @@ def membership(model: LanguageModel, texts: Sequence[str]) -> dict[str, float]:
         "gradient": [gradient_score(model, ids[0], parameters=[middle])],
     }
     return {name: float(np.mean(values)) for name, values in scores.items()}
-
-
-def _named(pair: ConceptPair, text: str) -> bool:
-    words = f" {' '.join(''.join(c if c.isalnum() else ' ' for c in text).split()).lower()} "
-    names = (pair.target, *pair.aliases)
-    plain = (" ".join("".join(c if c.isalnum() else " " for c in n).split()).lower() for n in names)
-    return any(f" {name} " in words for name in plain)

@@ -1,6 +1,5 @@
 """The scorecard of one unlearning: what is gone, what stayed, what it cost."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from helpers.evaluation.questions import (
     RETAINED,
     Question,
     efficacy_questions,
+    names_target,
     retention_questions,
 )
 from helpers.facts import ConceptPair
@@ -120,7 +120,6 @@ def evaluate(
     layer = _first_changed(model)
     with original(model):
         base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts), layer)
-    base.share(model, layer)
     now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
     before: dict[str, float] = {}
@@ -191,6 +190,8 @@ class _Answers:
             self.share(model, layer)
             self._ask(model)
             cls._kept = {key: self}
+        else:
+            cls._kept[key].share(model, layer)
         return cls._kept[key]
 
     def share(self, model: LanguageModel, layer: int) -> None:
@@ -240,9 +241,7 @@ def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metr
 
 
 def _greedy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
-    names = "|".join(re.escape(name) for name in (pair.target, *pair.aliases))
-    whole = re.compile(rf"(?<!\w)(?:{names})(?!\w)", re.IGNORECASE)  # Male is not in female
-    named = np.array([bool(whole.search(text)) for text in answers.said], float)
+    named = np.array([names_target(pair, text) for text in answers.said], float)
     return {"greedy": bootstrap(named, seed=seed)}
 
 

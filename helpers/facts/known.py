@@ -33,7 +33,7 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
         n_prompts, known. Cached by the model's hash and the prompts' texts.
     """
     pairs = [ConceptPair.of(fact) for fact in facts(relation)]
-    prompts = [_asked(pair) for pair in pairs]
+    prompts = [asked(pair) for pair in pairs]
     key = {
         "model": model_hash(model),
         "prompts": [[str(p), p.answers] for asked in prompts for p in asked],
@@ -67,7 +67,7 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     Raises:
         UserError: Says how likely the target is and names facts that the model knows.
     """
-    prompts = _asked(pair)
+    prompts = asked(pair)
     probability, rank = answer_scores(model, prompts)
     if _known(probability, rank):
         return
@@ -85,5 +85,6 @@ def _known(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return ((rank == 0) & (probability >= SURE)).mean(-1) >= 0.5
 
 
-def _asked(pair: ConceptPair) -> list[Prompt]:
+def asked(pair: ConceptPair) -> list[Prompt]:
+    """The prompts that say whether a fact is known: its first training completions."""
     return [p for p in pair.prompts("train") if p.format == "completion"][:WAYS]

@@ -7,7 +7,7 @@ deep as the oracle's guess.
 
 import pandas as pd
 
-from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT
+from helpers.evaluation.calibration import STATES, shown_and_hidden
 from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.readings import readings
 from helpers.organism.family import Family
@@ -34,10 +34,12 @@ def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
     for k, (pair, s) in enumerate(units):
         model, oracle = family.original(s), family.oracle(pair, s)
         guess = float(answer_probability(oracle, pair.prompts("train")).mean())
-        found = {PRESENT: readings(model, pair, seed=seed)}
-        with logit_suppression(model, pair, floor=guess).applied(model):
-            found[HIDDEN] = readings(model, pair, seed=seed)
-        found[ABSENT] = readings(oracle, pair, seed=seed)
+        edit = logit_suppression(model, pair, floor=guess)
+        both = shown_and_hidden(model, pair, edit, seed=seed)
+        states = (*both, readings(oracle, pair, seed=seed))
         about = {"fact": k, "subject": pair.subject, "training": s}
-        rows += [{**about, "state": n, **x, "depth": float("nan")} for n, x in found.items()]
+        rows += [
+            {**about, "state": n, **x, "depth": float("nan")}
+            for n, x in zip(STATES, states, strict=True)
+        ]
     return pd.DataFrame(rows)
