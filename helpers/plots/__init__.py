@@ -236,6 +236,7 @@ def shares_by_layer(
             )
         axis.axhline(0, color="black", lw=0.6)
         axis.set(title=title, xlabel="layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].set_ylabel(ylabel)
     axes[0][0].legend()
     return figure
