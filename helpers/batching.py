@@ -3,19 +3,36 @@
 from collections.abc import Iterator, Sequence
 
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
+PASS = 16  # a pass takes so much longer, in tokens: it reads all the weights
 SAVED = 64  # tokens that a common beginning has to save for its group to be run by itself
 
 
 def length_batches(lengths: Sequence[int], *, budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
-    """Indices in batches of like length, each of at most `budget` tokens with its padding."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and lengths[i] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+    """Indices in batches of like length, each of at most `budget` tokens with its padding.
+
+    Of all ways to cut the sorted sequences the one with the fewest tokens, padding included, where
+    a batch by itself counts as `PASS` tokens more.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    cost, cut = (
+        [0],
+        [0],
+    )  # of the first so many sequences: the least cost, and where its last cut is
+    for end in range(1, len(order) + 1):
+        width, starts = lengths[order[end - 1]], []
+        for start in range(end - 1, -1, -1):
+            tokens = (end - start) * width
+            if starts and tokens > budget:
+                break
+            starts.append((cost[start] + tokens + PASS, start))
+        least, start = min(starts)
+        cost.append(least)
+        cut.append(start)
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[cut[end] : end])
+        end = cut[end]
+    yield from reversed(batches)
 
 
 def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[int]]]:

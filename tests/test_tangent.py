@@ -8,6 +8,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.facts.relations import Template
 from helpers.methods import METHODS, unlearn
+from helpers.methods.beginnings import Beginnings
 from helpers.methods.solved import regressed
 from helpers.methods.surgery.gated_neuron import fit_detectors
 from helpers.methods.tangent import (
@@ -60,6 +61,54 @@ def test_odds_are_the_whole_answers_and_sum_alternatives(tiny_model):
     wanted = torch.tensor([both, torch.logaddexp(*torch.tensor([one, two]))], dtype=torch.float32)
     odds = wanted - torch.log1p(-wanted.exp())
     torch.testing.assert_close(found, odds, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
+    model, layers = tiny_model(family), (1, 2)
+    parts = anatomy(model)
+    draw = torch.Generator().manual_seed(0)
+    lengths = (5, 6, 7, 7, 9, 3)
+    asks = asks_of([tuple(torch.randint(4, 60, (n,), generator=draw).tolist()) for n in lengths])
+    key, write = torch.randn(2, parts.d_model, generator=draw)
+    reads = [
+        next(iter(keys_of(model, [(a.ids, None)], layers=layers, site="mlp_in"))) for a in asks
+    ]
+    most = {i: torch.stack([(read[i] @ key).max() for read in reads]) for i in layers}
+    least = {i: x.topk(2, largest=False).values.mean() for i, x in most.items()}  # one has nothing
+
+    def acts(i, x):
+        return x @ key.to(x) > least[i].to(x)
+
+    def extra(i, x, hidden):
+        return acts(i, x)[..., None] * write.to(x)
+
+    found = Beginnings(model, [a.ids for a in asks], layers=layers, site="mlp_in", acts=acts)
+    kept = [a for a in asks if found.start[a.ids] is not None]
+    assert len({found.start[a.ids] for a in kept}) > 1  # beginnings of several lengths in one pass
+    for a, read in zip(asks, reads, strict=True):
+        where = torch.stack([acts(i, read[i]) for i in layers]).any(0).nonzero().flatten().tolist()
+        assert found.start[a.ids] == (where[0] if where else None)
+    for more in (None, extra):
+        how = {"layers": layers, "extra": more, "site": "mlp_in"}
+        whole = linearise(model, kept, **how)
+        rest = linearise(model, kept, **how, beginnings=found)
+        torch.testing.assert_close(rest.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
+        later = torch.tensor([p >= found.start[a.ids] for a in kept for p in a.acts])
+        rows = [(n, p) for n, a in enumerate(kept) for p in a.acts]
+        order = {key: r for r, key in enumerate(ordered(whole, rows))}
+        mine = [key for key, late in zip(rows, later, strict=True) if late]
+        place = {key: r for r, key in enumerate(ordered(rest, mine))}
+        for i in layers:
+            a = torch.stack([rest.gradients[i][place[key]] for key in mine])
+            b = torch.stack([whole.gradients[i][order[key]] for key in mine])
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def ordered(t: Tangent, rows):
+    """(ask, position) of each row of a tangent: asks as they came, positions rising."""
+    left = {n: sorted(p for m, p in rows if m == n) for n in {n for n, _ in rows}}
+    return [(n, left[n].pop(0)) for n in t.owner.tolist()]
 
 
 def random_tangent(n=4, rows=9, d=5, width=7):

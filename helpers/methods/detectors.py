@@ -45,28 +45,53 @@ class Detectors:
         return f
 
 
+@dataclass(frozen=True)
+class Sighting:
+    """What one neuron of a layer has to tell apart.
+
+    Attributes:
+        pair: Number of the pair.
+        spelling: Number of the way in which its subject ends.
+        inside: What W_in reads there.
+        outside: What it reads elsewhere, at the other pairs' subjects too.
+        mean: Of `outside`.
+        cov: Of `outside`, float64.
+    """
+
+    pair: int
+    spelling: int
+    inside: Float[Tensor, "n d_model"]
+    outside: Float[Tensor, "m d_model"]
+    mean: Float[Tensor, " d_model"]
+    cov: Float[Tensor, "d_model d_model"]
+
+
 def sightings(
     mine: Sequence[Sequence[Mapping[int, Tensor]]], others: Float[Tensor, "m d_model"], layer: int
-) -> Iterator[tuple[int, int, Float[Tensor, "n d_model"], Float[Tensor, "m d_model"]]]:
-    """(pair, spelling, what it reads there, what it reads elsewhere) for every neuron of a layer.
-
-    Elsewhere are also the other pairs' subjects.
-    """
+) -> Iterator[Sighting]:
+    """What every neuron of a layer has to tell apart; the others' moments are taken once."""
+    total, squares = others.sum(0), others.T @ others
     for k, groups in enumerate(mine):
-        rest = [g[layer] for n, m in enumerate(mine) if n != k for g in m]
-        outside = torch.cat([others, *rest])
+        rest = torch.cat([others[:0], *(g[layer] for n, m in enumerate(mine) if n != k for g in m)])
+        outside = torch.cat([others, rest])
+        mean = (total + rest.sum(0)) / len(outside)
+        cov = ((squares + rest.T @ rest) / len(outside) - torch.outer(mean, mean)).double()
         for n, group in enumerate(groups):
-            yield k, n, group[layer], outside
+            yield Sighting(k, n, group[layer], outside, mean, cov)
 
 
 def discriminant(
-    inside: Float[Tensor, "n d"], outside: Float[Tensor, "m d"], *, shrink: float
+    gap: Float[Tensor, " d"], cov: Float[Tensor, "d d"], *, shrink: float
 ) -> Float[Tensor, " d"]:
-    """Fisher's (1936) direction Σ⁻¹(μ_inside − μ_outside), Σ the covariance outside."""
-    mean = outside.mean(0)
-    cov = (outside.T @ outside / len(outside) - torch.outer(mean, mean)).double()
-    cov += shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=torch.float64)
-    return torch.linalg.solve(cov, (inside.mean(0) - mean).double()).float()
+    """Fisher's (1936) direction Σ⁻¹(μ_inside − μ_outside), Σ the covariance outside.
+
+    Args:
+        gap: μ_inside − μ_outside.
+        cov: Σ, float64.
+        shrink: Ridge, relative to the mean variance.
+    """
+    ridge = shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
+    return torch.linalg.solve(cov + ridge, gap.double()).float()
 
 
 def detector(

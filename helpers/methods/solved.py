@@ -20,6 +20,7 @@ from helpers.facts import ConceptPair
 from helpers.lower_layers import below, reusing
 from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
 from helpers.methods.background import disturbance
+from helpers.methods.beginnings import Beginnings
 from helpers.methods.contrast import stored
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.detectors import SHARPNESS, Detectors
@@ -28,6 +29,7 @@ from helpers.models import MLPAnatomy, anatomy
 from helpers.tracing.states import token_ids
 
 FORMS = ("neurons", "weights")
+NOTHING = 1e-3  # an activation that counts as none, of 1 where a detector fires
 N_NEIGHBOURS = 40  # whose answers the weights form holds; neurons do not fire there
 
 
@@ -158,8 +160,18 @@ def solve_values(
     """
     parts = anatomy(model)
     values = {i: torch.zeros(len(d.keys), parts.d_model) for i, d in keys.items()}
-    acting = everywhere(asks)
     site = next(iter(keys.values())).reads
+
+    def acts(i, x):
+        return (keys[i].fire(parts.layers[i].mlp, x) > NOTHING).any(-1)
+
+    begun = None
+    if site == "mlp_in":  # detectors are silent almost everywhere
+        begun = Beginnings(model, [a.ids for a in asks], layers=list(keys), site=site, acts=acts)
+        asks = [a for a in asks if begun.start[a.ids] is not None]  # no other can be changed
+    if not asks:
+        raise UserError("On none of the prompts does a detector fire: try other layers.")
+    acting = everywhere(asks)
     before, lower = None, below(model, keys)
     for step in steps:
 
@@ -168,13 +180,18 @@ def solve_values(
             return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)  # noqa: B023
 
         with reusing(model, lower):
-            t = linearise(model, acting, layers=list(keys), extra=extra, site=site)
+            t = linearise(
+                model, acting, layers=list(keys), extra=extra, site=site, beginnings=begun
+            )
         before = t.logodds if before is None else before
         features = {}
         for i, d in keys.items():
             a = d.fire(parts.layers[i].mlp, t.keys[i].to(parts.head.weight.device)).float().cpu()
-            each = a[:, :, None] * t.gradients[i][:, None]  # (rows, n, d_model)
-            features[i] = torch.zeros(len(asks), *each.shape[1:]).index_add(0, t.owner, each)
+            features[i] = torch.zeros(len(asks), a.shape[1], parts.d_model)
+            for n, activation in enumerate(a.T):  # most are of another pair and see nothing
+                rows = (activation.abs() > NOTHING).nonzero()[:, 0]
+                each = activation[rows, None] * t.gradients[i][rows]
+                features[i][:, n].index_add_(0, t.owner[rows], each)
         spread = {i: keys[i].cost_solve(f) for i, f in features.items()}  # G⁻¹ f
         kernel = sum((f.flatten(1) @ spread[i].flatten(1).T).double() for i, f in features.items())
         wanted = step * wanted_changes(asks, t.logodds, before)

@@ -18,6 +18,7 @@ from torch import Tensor
 from helpers.batching import length_batches
 from helpers.errors import UserError
 from helpers.lower_layers import half_pass
+from helpers.methods.beginnings import Beginnings
 from helpers.models import anatomy, final_norm, unembed
 
 Extra = Callable[[int, Tensor, Tensor], Tensor]
@@ -73,11 +74,12 @@ def linearise(
     layers: Sequence[int],
     extra: Extra | None = None,
     site: str = "neurons",
+    beginnings: Beginnings | None = None,
 ) -> Tangent:
     """Keys and gradients of all asks by one forward and one backward pass.
 
     Sequences are batched by length, only the scored positions are unembedded, and no gradient is
-    taken below the first layer.
+    taken below the first layer, nor within a beginning.
 
     Args:
         model: Any model of a known family.
@@ -85,6 +87,8 @@ def linearise(
         layers: The layers that are edited.
         extra: The edit so far, as what it adds to W_out's output.
         site: Whose input the keys are: `neurons` (W_out's) or `mlp_in` (W_in's).
+        beginnings: Of all asks, where the edit acts on something in each: only what follows them is
+            run.
     """
     parts = anatomy(model)
     layers = sorted({parts.check_layer(i) for i in layers})
@@ -92,15 +96,22 @@ def linearise(
     owner: list[int] = []
     keys: dict[int, list[Tensor]] = {i: [] for i in layers}
     gradients: dict[int, list[Tensor]] = {i: [] for i in layers}
-    for batch in length_batches([len(a.ids) for a in asks], budget=BATCH):
-        width = max(len(asks[i].ids) for i in batch)
-        tokens = torch.tensor([list(asks[i].ids) + [0] * (width - len(asks[i].ids)) for i in batch])
+    start = [beginnings.start[a.ids] or 0 if beginnings else 0 for a in asks]
+    rest = [a.ids[s:] for a, s in zip(asks, start, strict=True)]
+    for batch in length_batches([len(ids) for ids in rest], budget=BATCH):
+        width = max(len(rest[i]) for i in batch)
+        tokens = torch.tensor([rest[i] + (0,) * (width - len(rest[i])) for i in batch])
+        whole = [asks[i].ids for i in batch]
+        before = beginnings.before(whole, width) if beginnings else {}
         with torch.enable_grad():
-            read, written, last = _forward(model, tokens, layers, extra, site)
-            scores = _scores(model, last.reshape(len(batch), width, -1), [asks[i] for i in batch])
+            read, written, last = _forward(model, tokens, layers, extra, site, whole, before)
+            last = last.reshape(len(batch), width, -1)
+            scores = _scores(model, last, [(asks[i], start[i]) for i in batch])
             found = torch.autograd.grad(scores.sum(), [written[i] for i in layers])
         logodds[batch] = scores.detach().float().cpu()
-        rows = [(r, p) for r, i in enumerate(batch) for p in asks[i].acts]
+        rows = [
+            (r, p - start[i]) for r, i in enumerate(batch) for p in asks[i].acts if p >= start[i]
+        ]
         owner += [batch[r] for r, _ in rows]
         flat = torch.tensor([r * width + p for r, p in rows])
         for i, gradient in zip(layers, found, strict=True):
@@ -114,11 +125,11 @@ def linearise(
     )
 
 
-def _forward(model, tokens, layers, extra, site):
+def _forward(model, tokens, layers, extra, site, whole, before):
     """Reads and writes of the edited MLPs, and the last residual stream, with the graph kept."""
     parts = anatomy(model)
-    key = (tokens.shape, tokens.numpy().tobytes())
-    with half_pass(model._module, key), model.trace(tokens) as tracer:
+    key = (tokens.shape, tuple(whole))
+    with half_pass(model._module, key), model.trace(tokens, **before) as tracer:
         read, written = {}.save(), {}.save()
         for i in layers:
             mlp = parts.layers[i].mlp
@@ -138,10 +149,10 @@ def _forward(model, tokens, layers, extra, site):
 
 
 def _scores(
-    model: LanguageModel, last: Float[Tensor, "b t d_model"], asks: Sequence[Ask]
+    model: LanguageModel, last: Float[Tensor, "b t d_model"], asks: Sequence[tuple[Ask, int]]
 ) -> Float[Tensor, " b"]:
-    """Log-odds of each row's answer."""
-    where = [(r, p, t) for r, ask in enumerate(asks) for p, t in ask.scored]
+    """Log-odds of each row's answer; a row begins at the position that stands beside its ask."""
+    where = [(r, p - s, t) for r, (ask, s) in enumerate(asks) for p, t in ask.scored]
     rows = torch.tensor([r for r, _, _ in where])
     states = last[rows, torch.tensor([p for _, p, _ in where])]
     logits = unembed(model, final_norm(model, states)).float().log_softmax(-1)

@@ -85,9 +85,10 @@ def fit_detectors(
     found = {}
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
-        for k, _, inside, outside in sightings(mine, others, i):
-            e = discriminant(inside, outside, shrink=shrink)
-            units.append(replace(detector(e, inside, outside, quantile=quantile), pair=(k,)))
+        for seen in sightings(mine, others, i):
+            e = discriminant(seen.inside.mean(0) - seen.mean, seen.cov, shrink=shrink)
+            unit = detector(e, seen.inside, seen.outside, quantile=quantile)
+            units.append(replace(unit, pair=(seen.pair,)))
         found[i] = stacked(units)
     require_firing(found, pairs)
     return found

@@ -81,19 +81,20 @@ def sae_pair(
     found, chosen = {}, []
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
-        for k, spelling, inside, outside in sightings(mine, others, i):
+        for seen in sightings(mine, others, i):
             latents, score = subject_latents(
-                loaded[i], inside, outside, n=n_latents, select=select, seed=seed
+                loaded[i], seen.inside, seen.outside, n=n_latents, select=select, seed=seed
             )
             rows = loaded[i].W_enc.detach()[:, latents].T.float()  # (n_latents, d_model)
             rows = rows / rows.norm(dim=1, keepdim=True)
-            w = discriminant(inside @ rows.T, outside @ rows.T, shrink=shrink)
-            unit = detector(w @ rows, inside, outside, quantile=quantile)
-            units.append(replace(unit, pair=(k,)))
+            gap, wide = seen.inside.mean(0) - seen.mean, rows.double()
+            w = discriminant(rows @ gap, wide @ seen.cov @ wide.T, shrink=shrink)
+            unit = detector(w @ rows, seen.inside, seen.outside, quantile=quantile)
+            units.append(replace(unit, pair=(seen.pair,)))
             chosen.append(
                 {
-                    "subject": pairs[k].subject,
-                    "spelling": spelling,
+                    "subject": pairs[seen.pair].subject,
+                    "spelling": seen.spelling,
                     "layer": i,
                     "latents": latents.tolist(),
                     "auroc": [round(s, 4) for s in score.tolist()],

@@ -1,0 +1,120 @@
+"""What stands before the first token on which an edit acts: run once, its keys and values kept.
+
+A prompt up to its subject reads the same before and after an edit that only the subject fires, and
+no derivative by the edit is taken there. So of every sequence only the rest is run again.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from nnsight import LanguageModel
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from helpers.batching import BATCH_TOKENS, length_batches
+from helpers.covariance import READ_BY
+from helpers.lower_layers import KeysAndValues
+from helpers.models import anatomy
+
+Ids = tuple[int, ...]
+Acts = Callable[[int, Float[Tensor, "b t width"]], Bool[Tensor, "b t"]]
+"""(layer, what is read there) → where the edit acts."""
+
+
+class Beginnings:
+    """For each sequence where an edit first acts, and the attention's keys and values before it.
+
+    Attributes:
+        start: Ids → position of the first token on which any layer acts; None where none does.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        sequences: Iterable[Ids],
+        *,
+        layers: Sequence[int],
+        site: str,
+        acts: Acts,
+    ):
+        """Run every sequence once, the model as it is.
+
+        Args:
+            model: Any model of a known family.
+            sequences: Token ids.
+            layers: The layers of the edit.
+            site: What it reads: `neurons` or `mlp_in`.
+            acts: Where a layer of it acts.
+        """
+        self.start: dict[Ids, int | None] = {}
+        self._kept: dict[Ids, KeysAndValues] = {}
+        self._placed = takes_positions(model._module)
+        parts = anatomy(model)
+        every = list(dict.fromkeys(sequences))
+        for batch in length_batches([len(ids) for ids in every], budget=BATCH_TOKENS):
+            rows = [every[i] for i in batch]
+            width = max(map(len, rows))
+            tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rows])
+            cache = DynamicCache()
+            with (
+                torch.no_grad(),
+                model.trace(tokens, past_key_values=cache, use_cache=True) as tracer,
+            ):
+                fires = {}.save()
+                for i in layers:
+                    fires[i] = acts(i, getattr(parts.layers[i].mlp, READ_BY[site]).input).cpu()
+                parts.layers[-1].block.output.save()
+                tracer.stop()
+            anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)
+            for row, ids in enumerate(rows):
+                at = anywhere[row, : len(ids)].nonzero()
+                start = self.start[ids] = int(at[0]) if len(at) else None
+                if start:
+                    self._kept[ids] = [
+                        (x.keys[row, :, :start].clone(), x.values[row, :, :start].clone())
+                        for x in cache.layers
+                    ]
+
+    def before(self, sequences: Sequence[Ids], rest: int) -> dict[str, Any]:
+        """What a pass over the rests is called with, so that they follow their beginnings.
+
+        Shorter beginnings are padded on the left and masked.
+
+        Args:
+            sequences: Ids, one a row of the pass.
+            rest: Tokens of a row of the pass.
+        """
+        starts = [self.start[ids] or 0 for ids in sequences]
+        longest = max(starts)
+        if not longest:
+            return {}
+        kept = [self._kept.get(ids) for ids in sequences]
+        shape = next(k for k in kept if k)
+        layers = []
+        for i, (keys, values) in enumerate(shape):
+            both = []
+            for which, like in enumerate((keys, values)):
+                rows = like.new_zeros(len(kept), len(like), longest, like.shape[-1])
+                for row, (k, start) in enumerate(zip(kept, starts, strict=True)):
+                    if k:
+                        rows[row, :, longest - start :] = k[i][which]
+                both.append(rows)
+            layers.append(tuple(both))
+        begin, device = torch.tensor(starts), shape[0][0].device
+        mask = torch.arange(longest + rest) >= (longest - begin)[:, None]
+        call = {
+            "past_key_values": DynamicCache(layers),
+            "attention_mask": mask.long().to(device),
+            "use_cache": True,
+        }
+        if self._placed:
+            call["position_ids"] = (begin[:, None] + torch.arange(rest)).to(device)
+        return call
+
+
+def takes_positions(module: nn.Module) -> bool:
+    """Whether the model is told its tokens' positions, or works them out from the mask."""
+    return "position_ids" in inspect.signature(module.forward).parameters
