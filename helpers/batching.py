@@ -7,11 +7,13 @@ PASS = 16  # a pass takes so much longer, in tokens: it reads all the weights
 SAVED = 64  # tokens that a common beginning has to save for its group to be run by itself
 
 
-def length_batches(lengths: Sequence[int], *, budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Sequence[int], *, budget: int = BATCH_TOKENS, passes: int = 1
+) -> Iterator[list[int]]:
     """Indices in batches of like length, each of at most `budget` tokens with its padding.
 
     Of all ways to cut the sorted sequences the one with the fewest tokens, padding included, where
-    a batch by itself counts as `PASS` tokens more.
+    a batch by itself counts as `PASS` tokens more for each of its passes through the model.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     cost, cut = (
@@ -24,7 +26,7 @@ def length_batches(lengths: Sequence[int], *, budget: int = BATCH_TOKENS) -> Ite
             tokens = (end - start) * width
             if starts and tokens > budget:
                 break
-            starts.append((cost[start] + tokens + PASS, start))
+            starts.append((cost[start] + tokens + PASS * passes, start))
         least, start = min(starts)
         cost.append(least)
         cut.append(start)

@@ -36,14 +36,15 @@ class LowerLayers:
     """What the layers below one compute, for every batch seen inside `reusing`.
 
     Kept are d_model numbers a token, in the model's dtype, as long as this object lives. A change
-    of a weight below (seen by torch's version counters) makes the batch run as a whole again.
+    of a weight below (seen by torch's version counters) makes the batch run as a whole again;
+    unless they are `frozen`: then upper layers of any other state of the model may follow them.
 
     Attributes:
         layer: The first layer that is always computed.
         skipped: Batches that started at `layer` so far.
     """
 
-    def __init__(self, model: LanguageModel, layer: int):
+    def __init__(self, model: LanguageModel, layer: int, *, frozen: bool = False):
         """For one model and one layer.
 
         Raises:
@@ -58,11 +59,14 @@ class LowerLayers:
         self._blocks = blocks[: self.layer]
         self._below = [m for m in model._module.base_model.modules() if id(m) not in above]
         self._kept: dict[Hashable, _Kept] = {}
+        self._frozen = frozen
 
     def find(self, key: Hashable) -> _Kept | None:
         """What was kept of a batch, unless a weight has changed since."""
         kept, now = self._kept.get(key), self._weights()
-        if kept is None or len(now) != len(kept.weights):
+        if kept is None or self._frozen:
+            return kept
+        if len(now) != len(kept.weights):
             return None
         same = all(p is q and v == w for (p, v), (q, w) in zip(now, kept.weights, strict=True))
         return kept if same else None

@@ -179,7 +179,7 @@ def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int 
     tokenizer, module = model.tokenizer, model._module
     ids = [encode(tokenizer, rendered(p, tokenizer)) for p in prompts]
     texts = [""] * len(ids)
-    for batch in _greedy_batches(model, ids):
+    for batch in _greedy_batches(model, ids, max_new_tokens):
         width = max(len(ids[i]) for i in batch)
         rows = torch.tensor(
             [[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch]
@@ -202,10 +202,10 @@ def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int 
     return texts
 
 
-def _greedy_batches(model: LanguageModel, ids: list[list[int]]) -> Iterator[list[int]]:
+def _greedy_batches(model: LanguageModel, ids: list[list[int]], passes: int) -> Iterator[list[int]]:
     """Batches to continue; of equal length under an intervention, which knows no padding."""
     if not marks(model._module):
-        yield from length_batches([len(i) for i in ids])
+        yield from length_batches([len(i) for i in ids], passes=passes)
         return
     for length in sorted({len(i) for i in ids}):
         mine = [i for i in range(len(ids)) if len(ids[i]) == length]

@@ -56,15 +56,15 @@ class KeysAndValues(Common):
 class Propagation(Common):
     """`02_propagation`."""
 
-    n_facts: int = Field(24, description="facts in the averaged picture", ge=2)
+    n_facts: int = Field(16, description="facts in the averaged picture", ge=2)
 
 
 class DeletingNeurons(Common):
     """`03_deleting_neurons`."""
 
-    n_facts: int = Field(4, description="facts in the averaged curve, the pair among them", ge=2)
+    n_facts: int = Field(3, description="facts in the averaged curve, the pair among them", ge=2)
     most_neurons: int = Field(512, description="the curve ends at so many deleted neurons", ge=1)
-    n_neighbours: int = Field(12, description="other facts of the relation that must stay", ge=2)
+    n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
     n_subjects: int = Field(60, description="other subjects that define what is specific", ge=4)
     n_passages: int = Field(
         48, description="passages of running text that neurons are read on", ge=4
@@ -76,16 +76,16 @@ class SparseAutoencoders(Common):
 
     site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
     depths: str = Field(
-        "0.28 0 0.21 0.35 0.42",
+        "0.35 0 0.28 0.42",
         description="layers as shares of the depth, the main SAE's first",
         pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
     )
     d_sae: int = Field(6144, description="latents of the main SAE; the others have half", ge=16)
     k: int = Field(64, description="active latents per token", ge=1)
-    n_tokens: int = Field(180_000, description="tokens of text to learn from", ge=512)
+    n_tokens: int = Field(120_000, description="tokens of text to learn from", ge=512)
     n_heldout: int = Field(4_096, description="tokens of held-out text to judge on", ge=512)
-    steps: int = Field(300, description="training steps of the main SAE", ge=1)
-    short_steps: int = Field(60, description="training steps of all others", ge=1)
+    steps: int = Field(260, description="training steps of the main SAE", ge=1)
+    short_steps: int = Field(50, description="training steps of all others", ge=1)
     batch: int = Field(4096, description="tokens in a training step", ge=16)
     lr: float = Field(0.002, description="learning rate", gt=0)
 
@@ -127,7 +127,7 @@ class TrainingMethods(Common):
     )
     methods: str = Field("all", description="all, or names of methods separated by commas")
     edits: str = Field(
-        "rome, tangent_kernel, random_direction",
+        "rome, gated_neuron, random_direction",
         description="edits to compare with, by commas",
     )
     rank: int = Field(4, description="rank to which a trained change is cut", ge=1)
@@ -142,8 +142,8 @@ class Evaluating(Common):
     """`08_evaluate`."""
 
     method: str = Field("gated_neuron", description="the method whose edit is scored")
-    n_neighbours: int = Field(24, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
+    n_neighbours: int = Field(16, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
     n_items: int = Field(60, description="multiple-choice questions about what must stay", ge=2)
     n_facts: int = Field(12, description="facts on which the metrics are tested", ge=2)
     n_depth: int = Field(6, description="facts of these whose depth is measured", ge=0)
@@ -156,7 +156,7 @@ class Verifying(Common):
     method: str = Field("tangent_kernel", description="the method that makes it")
     attacks: str = Field("all", description="all, or names of attacks separated by commas")
     hidden_attacks: str = Field(
-        "paraphrases, few_shot, lens, probe, cut_neurons",
+        "paraphrases, lens, probe, stitched, cut_neurons",
         description="the same for the known-hidden model",
     )
     n_absent: int = Field(4, description="never-known subjects to compare with", ge=1)
@@ -167,8 +167,11 @@ class Verifying(Common):
         coerce_numbers_to_str=True,  # papermill reads "4" as a number
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
-    n_neighbours: int = Field(12, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
+    n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
+    n_tokens: int = Field(512, description="tokens of each text for perplexity", ge=128)
+    n_known: int = Field(
+        4, description="facts of known state that a short battery is tried on", ge=1
+    )
 
 
 class Leaderboard(Common):

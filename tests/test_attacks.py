@@ -18,10 +18,12 @@ from helpers.evaluation.attacks.cutting import pushed, suspicion, without
 from helpers.evaluation.attacks.delta import audit_delta, statement
 from helpers.evaluation.attacks.quantisation import block_weights, nf4_levels
 from helpers.evaluation.attacks.relearning import relearned
+from helpers.evaluation.attacks.stitching import handover_layer
 from helpers.evaluation.battery import battery
 from helpers.evaluation.hidden import logit_suppression
 from helpers.examples import answer_example, collate
 from helpers.facts import ConceptPair, facts
+from helpers.hooks import put_mark
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
 from helpers.methods.tangent import linearise
 from helpers.models import anatomy, model_hash
@@ -154,6 +156,35 @@ def widened_in(model):
     changes[mlp.out_name] = Change(appended=column, axis=1)
     made = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
     return made.applied(model)
+
+
+def test_stitched_is_what_the_lower_layers_still_know(knowing, monkeypatch):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    layer = handover_layer(model, "capital")
+    assert 0 <= layer < anatomy(model).n_layers
+    monkeypatch.setattr("helpers.evaluation.attacks.stitching.handover_layer", lambda *_, **__: 1)
+    prompts = pair.prompts("heldout")
+    plain, before = answer_probability(model, prompts), model_hash(model)
+
+    def attacked():
+        return ATTACKS["stitched"].function(model, pair)["score"].to_numpy()
+
+    assert np.array_equal(attacked(), plain)
+    with logit_suppression(model, pair).applied(model):  # it changes the last layer alone
+        assert answer_probability(model, prompts).mean() < plain.mean() / 2
+        assert np.array_equal(attacked(), plain)
+    with unlearn(model, pair, "mean_difference", layers=(0,)).applied(model):
+        edited = answer_probability(model, prompts)
+        assert not np.allclose(edited, plain)
+        assert np.array_equal(attacked(), edited)
+        with unlearn(model, pair, "mean_difference", layers=(1,)).applied(model):
+            assert not np.allclose(answer_probability(model, prompts), edited)
+            assert np.array_equal(attacked(), edited)
+    assert model_hash(model) == before
+    remove = put_mark(model._module, "changed", [])
+    with pytest.raises(NothingToAttackError, match="intervention"):
+        attacked()
+    remove()
 
 
 def test_relearning_goes_back_to_what_is_taught(knowing):

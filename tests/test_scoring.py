@@ -47,7 +47,7 @@ def test_small_batches_give_the_same(tiny_model, monkeypatch):
     prompts = [f"w{i} w{i + 1} " + "w3 " * (i % 4) + "w9" for i in range(20)]
     answers = [" w1 w2" if i % 2 else " w5" for i in range(20)]
     whole = scoring.answer_logprobs(model, prompts, answers)
-    monkeypatch.setattr(scoring.length_batches, "__kwdefaults__", {"budget": 8})
+    monkeypatch.setattr(scoring.length_batches, "__kwdefaults__", {"budget": 8, "passes": 1})
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     assert np.allclose(scoring.answer_logprobs(model, prompts, answers), whole, atol=1e-6)
 

@@ -58,9 +58,7 @@ def concept_vector(
     driven = states_at(
         model, prompts, layers=range(parts.n_layers), site="neurons", position="last"
     )
-    score = torch.stack(
-        [target_scores(model, prompts[0], i) * driven[i].mean(0) for i in range(parts.n_layers)]
-    )
+    score = target_scores(model, prompts[0]) * torch.stack([x.mean(0) for x in driven.values()])
     best = score.flatten().topk(min(n_candidates, score.numel())).indices.tolist()
     answers = [p.answers[0] for p in prompts]
     costs = []
@@ -79,7 +77,7 @@ def concept_vector(
 
 
 @torch.inference_mode()
-def target_scores(model: LanguageModel, prompt: Prompt, layer: int) -> Float[Tensor, " d_mlp"]:
+def target_scores(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layers d_mlp"]:
     """How far above the other tokens each value column puts the answer's first token.
 
     In standard deviations over the vocabulary, by the logit lens (final norm, then unembedding).
@@ -87,9 +85,12 @@ def target_scores(model: LanguageModel, prompt: Prompt, layer: int) -> Float[Ten
     """
     parts = anatomy(model)
     head = parts.head.weight.float()
-    columns = final_norm(model, parts.layers[layer].mlp.W_out().T.to(parts.head.weight)).float()
     centred = head - head.mean(0)
     covariance = centred.T @ centred / len(head)
-    spread = ((columns @ covariance) * columns).sum(-1).clamp_min(1e-12).sqrt()
     answer = first_token(model, prompt, prompt.answers[0])
-    return ((columns @ centred[answer]) / spread).cpu()
+    scores = []
+    for layer in parts.layers:
+        columns = final_norm(model, layer.mlp.W_out().T.to(parts.head.weight)).float()
+        spread = ((columns @ covariance) * columns).sum(-1).clamp_min(1e-12).sqrt()
+        scores.append(((columns @ centred[answer]) / spread).cpu())
+    return torch.stack(scores)

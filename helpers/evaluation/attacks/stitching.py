@@ -1,0 +1,84 @@
+"""Put the original's upper layers on top of the edited model's lower ones.
+
+A fact is worked out at the subject's tokens and handed to the last token somewhere in the middle
+(chapter 02). What the edited model has worked out up to there, the original's upper layers can say:
+if the answer comes back, the fact was still known below and only kept from being said. (Model
+stitching, Bansal et al. 2021, "Revisiting Model Stitching to Compare Neural Representations", with
+the identity in between; activation patching of the whole residual stream.)
+"""
+
+import pandas as pd
+from nnsight import LanguageModel
+
+from helpers.artifacts import cached_table
+from helpers.errors import UserError
+from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve
+from helpers.facts import ConceptPair, known_facts
+from helpers.hooks import marks
+from helpers.lower_layers import LowerLayers, reusing
+from helpers.methods import original
+from helpers.models import anatomy, model_hash
+from helpers.scoring import answer_probability
+from helpers.tracing import activation_patching, contrasts
+from helpers.tracing.states import token_ids
+
+FACTS = 6  # known facts that say where the relation is handed over
+
+
+@attack("stitched", budget="layer")
+def stitched(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
+    """P(target) with the original's layers from the relation's hand-over on, on held-out wordings.
+
+    The budget is the first layer that is the original's (`handover_layer`).
+    """
+    if marks(model._module):
+        raise NothingToAttackError("What is changed by an intervention has no layers of its own.")
+    with original(model):
+        layer = handover_layer(model, pair.nearest_relation, seed=seed)
+    if layer == 0:
+        raise NothingToAttackError("The first layer hands the answer over: none lies below it.")
+    prompts = pair.prompts("heldout")
+    with reusing(model, LowerLayers(model, layer, frozen=True)):
+        answer_probability(model, prompts)
+        with original(model):
+            return curve({layer: answer_probability(model, prompts)})
+
+
+def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int:
+    """The first layer after which the last token's state carries the answer.
+
+    That is, patched into another subject's run it moves at least half of the answer, on average
+    over some facts that the model knows. Kept in the cache.
+
+    Args:
+        model: The original model.
+        relation: One of `RELATIONS`.
+        seed: Draws the facts.
+
+    Raises:
+        NothingToAttackError: The model knows too little of the relation.
+    """
+    known = known_facts(model, relation).query("known")
+    facts = [ConceptPair(r.subject, r.target, relation) for r in known.itertuples()]
+    prompts = [fact.prompts("train")[0] for fact in facts]
+    try:
+        sample = contrasts(model, prompts, prompts, seed=seed)[:FACTS]
+    except UserError as error:
+        raise NothingToAttackError(str(error)) from error
+    if not sample:
+        raise NothingToAttackError(f"The model knows no two facts of the relation '{relation}'.")
+    key = {"model": model_hash(model), "prompts": [[str(p) for p in both] for both in sample]}
+    table = cached_table("handover", key, lambda: _carried(model, sample))
+    mean = table.groupby("layer")["share"].mean()
+    above = mean.index[mean >= 0.5]
+    return int(above[0]) if len(above) else anatomy(model).n_layers - 1
+
+
+def _carried(model: LanguageModel, sample) -> pd.DataFrame:
+    """Share of the answer that the last token's state moves, by fact and layer."""
+    tables = []
+    for n, (clean, corrupt) in enumerate(sample):
+        last = {"last": [len(token_ids(model, clean)) - 1]}
+        found = activation_patching(model, clean, corrupt, sites=["residual"], positions=last)
+        tables.append(found[["layer", "share"]].assign(fact=n))
+    return pd.concat(tables, ignore_index=True)
