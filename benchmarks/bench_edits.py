@@ -1,0 +1,59 @@
+"""The proposed edit of one pair and of many, and what it leaves of them.
+
+Facts that the model knows are forgotten together by `gated_neuron`. The model is loaded and what
+all pairs of a relation share (the keys of other subjects and of text) is in the cache, as it is
+after the first pair.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from helpers.artifacts import versions, write_json
+from helpers.evaluation.tradeoff import known_pairs
+from helpers.methods import unlearn
+from helpers.models import load_model
+from helpers.scoring import answer_probability
+
+METHOD, SIZES = "gated_neuron", (1, 10, 50)
+
+
+def main() -> None:
+    model = load_model()
+    pairs = [p for split in ("dev", "heldout") for p in known_pairs(model, "capital", split, n=99)]
+    first, rest = pairs[0], pairs[1:]
+    unlearn(model, first, METHOD)  # fills the cache
+    rows = []
+    for n in SIZES:
+        some = rest[:n]
+        prompts = [q for p in some for q in p.prompts("heldout")]
+        before = answer_probability(model, prompts)
+        began = time.perf_counter()
+        edit = unlearn(model, some, METHOD)
+        seconds = time.perf_counter() - began
+        with edit.applied(model):
+            after = answer_probability(model, prompts)
+        rows.append(
+            {
+                "pairs": len(some),
+                "seconds": seconds,
+                "seconds a pair": seconds / len(some),
+                "P(target) before": float(before.mean()),
+                "P(target) after": float(after.mean()),
+                "worst wording": float(after.max()),
+            }
+        )
+        print(rows[-1], flush=True)
+    result = {
+        "title": "Forgetting many pairs at once",
+        "how": f"`{METHOD}` with its defaults, all pairs solved for together; one run each. "
+        "P(target) is the mean over held-out wordings of all pairs.",
+        "rows": rows,
+        "versions": versions(),
+    }
+    write_json(Path(__file__).parent / "results" / "edits.json", result)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
