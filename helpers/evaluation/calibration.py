@@ -34,7 +34,7 @@ SEES, BLIND, MISLED = "sees it", "can't tell", "is misled"
 
 
 def cases(
-    model: LanguageModel, relation: str, *, n: int, seed: int = 0
+    model: LanguageModel, relation: str, *, n: int, seed: int = 0, least: float = 0.0
 ) -> list[tuple[ConceptPair, ConceptPair]]:
     """Facts that the model knows, each with a subject of its own that it knows nothing of.
 
@@ -43,13 +43,14 @@ def cases(
         relation: One of `RELATIONS`.
         n: How many; fewer where there are not so many.
         seed: Draws facts and subjects.
+        least: Mean P(target) on training wordings that a fact needs to count as known.
 
     Raises:
         UserError: There are not even two.
     """
     table = known_facts(model, relation)
     rng = np.random.default_rng(seed)
-    known = rng.permutation(sorted(table.query("known")["subject"]))
+    known = rng.permutation(sorted(table.query("known and probability >= @least")["subject"]))
     unknown = rng.permutation(sorted(table[table["probability"] < UNKNOWN]["subject"]))
     by_subject = {f.subject: f for f in facts(relation)}
     found = []

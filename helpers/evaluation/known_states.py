@@ -17,6 +17,7 @@ from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.verdict import verdict
 
 UNDECIDED = "undecided"
+SURE = 0.3  # P(target) of a fact that is tried: of one hardly known too few wordings can count
 
 
 def known_states(
@@ -29,7 +30,7 @@ def known_states(
     n_absent: int = 2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The battery's word on `n` facts in the three known states.
+    """The battery's word on `n` facts that the model knows well, in the three known states.
 
     The word is the verdict's where that is `hidden` or `present`; `absent` where no attack brings
     anything back (none is found to, at the verdict's level after correction); `undecided` where
@@ -55,7 +56,7 @@ def known_states(
         raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
     how = {"attacks": attacks, "options": options, "n_absent": n_absent, "seed": seed}
     rows = []
-    for fact, stranger in cases(model, relation, n=n, seed=seed):
+    for fact, stranger in cases(model, relation, n=n, seed=seed, least=SURE):
         evidence = {
             PRESENT: battery(model, fact, **how),
             ABSENT: battery(model, fact, **how, asked_as=stranger),
