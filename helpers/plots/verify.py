@@ -109,7 +109,7 @@ def told_apart(table: pd.DataFrame) -> Figure:
     axis.set_yticks(y, [n.replace("_", " ") for n in table["attack"]])
     axis.set(xlabel="AUC against never-known facts (0.5: blind)", xlim=(-0.02, 1.04))
     axis.grid(axis="y", visible=False)
-    axis.legend(loc="lower right")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
