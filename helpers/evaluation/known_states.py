@@ -14,7 +14,7 @@ from helpers.errors import UserError
 from helpers.evaluation.battery import battery
 from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT, STATES, cases
 from helpers.evaluation.hidden import logit_suppression
-from helpers.evaluation.verdict import verdict
+from helpers.evaluation.verdict import GONE, verdict
 
 UNDECIDED = "undecided"
 SURE = 0.3  # P(target) of a fact that is tried: of one hardly known too few wordings can count
@@ -32,9 +32,8 @@ def known_states(
 ) -> pd.DataFrame:
     """The battery's word on `n` facts that the model knows well, in the three known states.
 
-    The word is the verdict's where that is `hidden` or `present`; `absent` where no attack brings
-    anything back (none is found to, at the verdict's level after correction); `undecided` where
-    some comes back and less than half.
+    The word is the verdict's where that is `hidden` or `present`; `absent` where every attack is
+    shown to bring nothing back; `undecided` where neither can be shown.
 
     Args:
         model: The original model.
@@ -67,7 +66,7 @@ def known_states(
             found = verdict(evidence[state], required=attacks, seed=seed)
             back = found.attacks.query("finding == 'comes back'")["attack"]
             word = found.word if found.word in (PRESENT, HIDDEN) else UNDECIDED
-            if word == UNDECIDED and back.empty:
+            if word == UNDECIDED and (found.attacks["finding"] == GONE).all():
                 word = ABSENT
             rows.append((str(fact), state, word, word == state, ", ".join(back)))
     return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
