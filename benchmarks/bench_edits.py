@@ -15,7 +15,7 @@ from helpers.methods import unlearn
 from helpers.models import load_model
 from helpers.scoring import answer_probability
 
-METHOD, SIZES = "gated_neuron", (1, 10, 50)
+METHOD, SIZES = "gated_neuron", (1, 10)
 
 
 def main() -> None:

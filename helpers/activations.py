@@ -8,7 +8,6 @@ it stopped.
 
 import errno
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,41 +205,30 @@ def _tokenizer_hash(model: LanguageModel) -> str:
 
 
 def _write(model, tokens, keep, keys, folder: Path, index: dict, done: int) -> None:
-    """Append what is missing; after every pass the index says how far the files are good.
-
-    A pass is written while the next one is computed.
-    """
+    """Append what is missing; after every pass the index says how far the files are good."""
     if done == 0:
         write_tensors(folder / "tokens.safetensors", {"tokens": tokens, "keep": keep})
+    before = int(keep[:done].sum())
     files = {}
-
-    def append(sequences: slice, values: dict[tuple[str, int], Tensor]) -> None:
-        before, widths = int(keep[: sequences.start].sum()), []
-        for key, file in files.items():
-            rows = values[key].cpu()
-            if not _finite(rows):
-                raise UserError(
-                    f"An activation at site {key[0]} of layer {key[1]} does not fit float16: "
-                    "leave out the first positions (first=), or harvest another site."
-                )
-            widths.append(rows.shape[1])
-            file.seek(2 * before * rows.shape[1])
-            file.write(rows.numpy())
-            file.truncate()
-            file.flush()
-        write_json(folder / INDEX, index | {"widths": widths, "done": sequences.stop})
-
     try:
         for key in keys:
             files[key] = _file(folder, key).open("r+b" if done else "wb")
-        with ThreadPoolExecutor(1) as writer:
-            written = None
-            for found in passes(model, tokens, keep, keys, start=done):
-                if written:
-                    written.result()
-                written = writer.submit(append, *found)
-            if written:
-                written.result()
+        for sequences, values in passes(model, tokens, keep, keys, start=done):
+            widths = []
+            for key, file in files.items():
+                rows = values[key].cpu()
+                if not _finite(rows):
+                    raise UserError(
+                        f"An activation at site {key[0]} of layer {key[1]} does not fit float16: "
+                        "leave out the first positions (first=), or harvest another site."
+                    )
+                widths.append(rows.shape[1])
+                file.seek(2 * before * rows.shape[1])
+                file.write(rows.numpy())
+                file.truncate()
+                file.flush()
+            before += int(keep[sequences].sum())
+            write_json(folder / INDEX, index | {"widths": widths, "done": sequences.stop})
     except OSError as error:
         if error.errno in FULL or error.errno == errno.EFBIG:
             raise UserError(
