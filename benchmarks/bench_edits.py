@@ -5,11 +5,10 @@ all pairs of a relation share (the keys of other subjects and of text) is in the
 after the first pair.
 """
 
-import json
 import time
-from pathlib import Path
 
-from helpers.artifacts import versions, write_json
+from report import report
+
 from helpers.evaluation.tradeoff import known_pairs
 from helpers.methods import unlearn
 from helpers.models import load_model
@@ -49,10 +48,8 @@ def main() -> None:
         "how": f"`{METHOD}` with its defaults, all pairs solved for together; one run each. "
         "P(target) is the mean over held-out wordings of all pairs.",
         "rows": rows,
-        "versions": versions(),
     }
-    write_json(Path(__file__).parent / "results" / "edits.json", result)
-    print(json.dumps(result, indent=1))
+    report("edits", result)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ interleaved. A harvest also hashes the model's weights once, to name itself; tha
 measured and taken off, since a real harvest is twenty times as long as one here.
 """
 
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from report import report
 
 from helpers.activations import PASS_TOKENS, harvest
-from helpers.artifacts import versions, write_json
 from helpers.corpus import corpus_tokens
 from helpers.models import anatomy, load_model, model_hash
 
@@ -83,10 +82,8 @@ def main() -> None:
             for case, m in median.items()
         ],
         "seconds": rows,
-        "versions": versions(),
     }
-    write_json(Path(__file__).parent / "results" / "harvest.json", result)
-    print(json.dumps(result, indent=1))
+    report("harvest", result)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ leading axis, and `torch.func.vmap` runs the Hugging Face module over it (on all
 row names). Processes: each model by itself on one core. Rounds are interleaved.
 """
 
-import json
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
+from report import report
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from helpers.artifacts import versions, write_json
 from helpers.organism import Recipe
 from helpers.organism.fit import DECAY, fresh, loss_sum
 from helpers.organism.text import sentences
@@ -51,10 +49,8 @@ def main() -> None:
             }
             for (way, cores), took in median.items()
         ],
-        "versions": versions(),
     }
-    write_json(Path(__file__).parent / "results" / "organism.json", result)
-    print(json.dumps(result, indent=1))
+    report("organism", result)
 
 
 def pool(n: int) -> ProcessPoolExecutor:

@@ -19,9 +19,10 @@ import venv
 from pathlib import Path
 
 import numpy as np
+from report import report
 
 from helpers.activations import harvest
-from helpers.artifacts import cache_dir, versions, write_json
+from helpers.artifacts import cache_dir
 from helpers.corpus import corpus_tokens
 from helpers.models import load_model
 from helpers.sae.trainer import Stream
@@ -142,7 +143,7 @@ def speed(data: Path, d_sae: int) -> dict:
             for tuned in [TUNED if name.endswith(TUNED) else ""]
         ],
         "seconds": seconds,
-        "versions": versions() | peers(),
+        "versions": peers(),
     }
 
 
@@ -181,7 +182,7 @@ def quality(data: Path, d_sae: int, names: list[str]) -> dict:
             for name, given in [*((p, PEER_SECONDS) for p in names), ("ours", OUR_SECONDS)]
         ],
         "runs": runs,
-        "versions": versions() | peers(),
+        "versions": peers(),
     }
 
 
@@ -199,9 +200,7 @@ def main() -> None:
         "quality": lambda: quality(data, 8192, QUALITY_PEERS),
     }
     for name in sys.argv[1:] or parts:
-        result = parts[name]()
-        write_json(HERE / "results" / f"sae_{name}.json", result)
-        print(json.dumps(result, indent=1))
+        report(f"sae_{name}", parts[name]())
 
 
 if __name__ == "__main__":

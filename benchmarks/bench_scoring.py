@@ -5,15 +5,13 @@ in the same run (each weight's product with a batch of tokens). Rounds are inter
 machine that slows down slows all of them.
 """
 
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from report import report
 
 from helpers import scoring
-from helpers.artifacts import versions, write_json
 from helpers.facts import ConceptPair, facts
 from helpers.lower_layers import LowerLayers, reusing
 from helpers.models import anatomy, load_model
@@ -75,10 +73,8 @@ def main() -> None:
             }
             for name, seconds_ in median.items()
         ],
-        "versions": versions(),
     }
-    write_json(Path(__file__).parent / "results" / "scoring.json", result)
-    print(json.dumps(result, indent=1))
+    report("scoring", result)
 
 
 def seconds(work) -> float:

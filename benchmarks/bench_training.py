@@ -5,17 +5,15 @@ that a machine that slows down slows both; the trainer's own set-up is outside o
 are the first steps of a round, in which the optimiser's state and the allocator's memory are new.
 """
 
-import json
 import statistics
 import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 
+from report import report
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.artifacts import versions, write_json
 from helpers.corpus import corpus_tokens
 from helpers.examples import collate, mean_loss, text_examples
 from helpers.methods.delta import restored
@@ -54,10 +52,8 @@ def main() -> None:
             for name, seconds in median.items()
         ],
         "seconds": rows,
-        "versions": versions(),
     }
-    write_json(Path(__file__).parent / "results" / "training.json", result)
-    print(json.dumps(result, indent=1))
+    report("training", result)
 
 
 def ours(model, batches, tokens) -> tuple[list[float], float]:
