@@ -16,10 +16,7 @@ def length_batches(
     a batch by itself counts as `PASS` tokens more for each of its passes through the model.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    cost, cut = (
-        [0],
-        [0],
-    )  # of the first so many sequences: the least cost, and where its last cut is
+    cost, cut = [0], [0]  # of the first so many: the least cost, and where their last batch begins
     for end in range(1, len(order) + 1):
         width, starts = lengths[order[end - 1]], []
         for start in range(end - 1, -1, -1):

@@ -63,9 +63,10 @@ class LowerLayers:
 
     def find(self, key: Hashable) -> _Kept | None:
         """What was kept of a batch, unless a weight has changed since."""
-        kept, now = self._kept.get(key), self._weights()
+        kept = self._kept.get(key)
         if kept is None or self._frozen:
             return kept
+        now = self._weights()
         if len(now) != len(kept.weights):
             return None
         same = all(p is q and v == w for (p, v), (q, w) in zip(now, kept.weights, strict=True))

@@ -187,6 +187,12 @@ def test_stitched_is_what_the_lower_layers_still_know(knowing, monkeypatch):
     remove()
 
 
+def test_where_nothing_is_known_nothing_is_handed_over(tiny_model, monkeypatch, tmp_path):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+    with pytest.raises(NothingToAttackError, match="knows no fact"):
+        handover_layer(tiny_model(), "capital")
+
+
 def test_relearning_goes_back_to_what_is_taught(knowing):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     hidden = logit_suppression(model, pair)

@@ -83,7 +83,7 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
     def extra(i, x, hidden):
         return acts(i, x)[..., None] * write.to(x)
 
-    found = Beginnings(model, [a.ids for a in asks], layers=layers, site="mlp_in", acts=acts)
+    found = Beginnings(model, [a.ids for a in asks], layers=layers, acts=acts)
     kept = [a for a in asks if found.start[a.ids] is not None]
     assert len({found.start[a.ids] for a in kept}) > 1  # beginnings of several lengths in one pass
     for a, read in zip(asks, reads, strict=True):

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from helpers.batching import BATCH_TOKENS, length_batches
-from helpers.covariance import READ_BY
 from helpers.lower_layers import KeysAndValues
 from helpers.models import anatomy
 
 Ids = tuple[int, ...]
-Acts = Callable[[int, Float[Tensor, "b t width"]], Bool[Tensor, "b t"]]
-"""(layer, what is read there) → where the edit acts."""
+Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
+"""(layer, what W_in reads there) → where the edit acts."""
 
 
 class Beginnings:
@@ -37,7 +36,6 @@ class Beginnings:
         sequences: Iterable[Ids],
         *,
         layers: Sequence[int],
-        site: str,
         acts: Acts,
     ):
         """Run every sequence once, the model as it is.
@@ -46,7 +44,6 @@ class Beginnings:
             model: Any model of a known family.
             sequences: Token ids.
             layers: The layers of the edit.
-            site: What it reads: `neurons` or `mlp_in`.
             acts: Where a layer of it acts.
         """
         self.start: dict[Ids, int | None] = {}
@@ -65,7 +62,7 @@ class Beginnings:
             ):
                 fires = {}.save()
                 for i in layers:
-                    fires[i] = acts(i, getattr(parts.layers[i].mlp, READ_BY[site]).input).cpu()
+                    fires[i] = acts(i, parts.layers[i].mlp.in_envoy.input).cpu()
                 parts.layers[-1].block.output.save()
                 tracer.stop()
             anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)

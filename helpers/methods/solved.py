@@ -167,7 +167,7 @@ def solve_values(
 
     begun = None
     if site == "mlp_in":  # detectors are silent almost everywhere
-        begun = Beginnings(model, [a.ids for a in asks], layers=list(keys), site=site, acts=acts)
+        begun = Beginnings(model, [a.ids for a in asks], layers=list(keys), acts=acts)
         asks = [a for a in asks if begun.start[a.ids] is not None]  # no other can be changed
     if not asks:
         raise UserError("On none of the prompts does a detector fire: try other layers.")

@@ -55,7 +55,12 @@ def contrasts(
 
 
 def patching_over_facts(
-    model: LanguageModel, pairs: Sequence[tuple[Prompt, Prompt]], *, by_head: bool = False
+    model: LanguageModel,
+    pairs: Sequence[tuple[Prompt, Prompt]],
+    *,
+    by_head: bool = False,
+    sites: Sequence[str] = ("attention", "mlp", "residual"),
+    positions: Sequence[str] = ("subject", "last"),
 ) -> pd.DataFrame:
     """`activation_patching` for each pair, at all the subject's tokens and at the last token.
 
@@ -63,6 +68,8 @@ def patching_over_facts(
         model: Any model of a known family.
         pairs: From `contrasts`.
         by_head: Patch single heads at the last token instead.
+        sites: As in `activation_patching`.
+        positions: `subject`, `last` or both.
 
     Returns:
         The tables under each other with the clean prompt's `subject`; `position` is `subject` or
@@ -72,6 +79,7 @@ def patching_over_facts(
         "model": model_hash(model),
         "pairs": [[str(a), a.answers[0], str(b), b.answers[0]] for a, b in pairs],
         "by_head": by_head,
+        "where": [list(sites), list(positions)],
         "code": content_hash(*sorted(Path(__file__).parent.glob("*.py"))),
     }
 
@@ -80,9 +88,10 @@ def patching_over_facts(
         for clean, corrupt in pairs:
             last = len(token_ids(model, clean)) - 1
             where = {"subject": range(*subject_span(clean, model.tokenizer)), "last": [last]}
-            if by_head:
-                del where["subject"]
-            table = activation_patching(model, clean, corrupt, positions=where, by_head=by_head)
+            wanted = {name: where[name] for name in (["last"] if by_head else positions)}
+            table = activation_patching(
+                model, clean, corrupt, sites=sites, positions=wanted, by_head=by_head
+            )
             tables.append(table.assign(subject=clean.subject))
         return pd.concat(tables, ignore_index=True)
 

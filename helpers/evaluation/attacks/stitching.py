@@ -10,17 +10,15 @@ the identity in between; activation patching of the whole residual stream.)
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table
 from helpers.errors import UserError
 from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve
 from helpers.facts import ConceptPair, known_facts
 from helpers.hooks import marks
 from helpers.lower_layers import LowerLayers, reusing
 from helpers.methods import original
-from helpers.models import anatomy, model_hash
+from helpers.models import anatomy
 from helpers.scoring import answer_probability
-from helpers.tracing import activation_patching, contrasts
-from helpers.tracing.states import token_ids
+from helpers.tracing import contrasts, patching_over_facts
 
 FACTS = 6  # known facts that say where the relation is handed over
 
@@ -53,7 +51,7 @@ def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int
     Args:
         model: The original model.
         relation: One of `RELATIONS`.
-        seed: Draws the facts.
+        seed: Draws the subjects that the facts are compared with.
 
     Raises:
         NothingToAttackError: The model knows too little of the relation.
@@ -61,24 +59,13 @@ def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int
     known = known_facts(model, relation).query("known")
     facts = [ConceptPair(r.subject, r.target, relation) for r in known.itertuples()]
     prompts = [fact.prompts("train")[0] for fact in facts]
+    if not prompts:
+        raise NothingToAttackError(f"The model knows no fact of the relation '{relation}'.")
     try:
         sample = contrasts(model, prompts, prompts, seed=seed)[:FACTS]
     except UserError as error:
         raise NothingToAttackError(str(error)) from error
-    if not sample:
-        raise NothingToAttackError(f"The model knows no two facts of the relation '{relation}'.")
-    key = {"model": model_hash(model), "prompts": [[str(p) for p in both] for both in sample]}
-    table = cached_table("handover", key, lambda: _carried(model, sample))
+    table = patching_over_facts(model, sample, sites=["residual"], positions=["last"])
     mean = table.groupby("layer")["share"].mean()
     above = mean.index[mean >= 0.5]
     return int(above[0]) if len(above) else anatomy(model).n_layers - 1
-
-
-def _carried(model: LanguageModel, sample) -> pd.DataFrame:
-    """Share of the answer that the last token's state moves, by fact and layer."""
-    tables = []
-    for n, (clean, corrupt) in enumerate(sample):
-        last = {"last": [len(token_ids(model, clean)) - 1]}
-        found = activation_patching(model, clean, corrupt, sites=["residual"], positions=last)
-        tables.append(found[["layer", "share"]].assign(fact=n))
-    return pd.concat(tables, ignore_index=True)
