@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from helpers.errors import UserError
 from helpers.progress import clock, durations, say
 from helpers.runs import ask_model, environment, is_new, resolve, write
@@ -29,6 +31,7 @@ from helpers.settings import NOTEBOOKS, ROOT
 from helpers.steps import BOOK
 
 GOALS = {"book": "The book: {}", "notebooks": "The executed notebooks: {}"}
+PATIENCE = 5  # seconds that steps have to end by themselves; what is killed leaves nothing half
 INDEX = Path("book/_build/html/index.html")  # in the run folder, by helpers.book
 
 
@@ -141,10 +144,11 @@ def _call(command: list[str], log, environment: dict[str, str], lock: int) -> in
     try:
         return process.wait()
     except BaseException:
+        started = psutil.Process().children(recursive=True)
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
+        for left in psutil.wait_procs(started, timeout=PATIENCE)[1]:  # a step that heard nothing
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
         raise
 
 
@@ -176,6 +180,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed is stopped
     try:
         options = _options(arguments)
         settings = resolve(options)

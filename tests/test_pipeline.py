@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -171,6 +172,30 @@ def test_resumes_after_a_kill_without_repeating_finished_steps(project):
     assert f"[1/1] {SECOND}" in project("--only", SECOND).stdout
     assert (project.executions(FIRST), project.executions(SECOND)) == (1, 2)
     assert (project.run() / "notebooks" / f"{SECOND}.ipynb").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_pipeline_leaves_nothing_computing(project, how):
+    project.notebook(FIRST, "import time\nwhile True: time.sleep(1)")
+    process = subprocess.Popen(
+        project.command("notebooks", "--only", FIRST),
+        cwd=ROOT,
+        env=project.environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not project.executions(FIRST) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) > 2  # Snakemake, the step, its kernel
+    process.send_signal(how)  # to the pipeline alone, as `kill` does
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on" in told
+    assert not psutil.wait_procs(started, timeout=5)[1]
 
 
 @pytest.mark.slow
