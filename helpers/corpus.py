@@ -1,4 +1,4 @@
-"""Ordinary text to read: Factbook passages as token batches, and a second source.
+"""Ordinary text to read: Factbook passages as token batches, a second source, and dialogues.
 
 Countries, not passages, are split into `train` and `heldout`: two passages about one country say
 too much of each other.
@@ -6,16 +6,20 @@ too much of each other.
 
 import functools
 import hashlib
+import importlib.resources
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Int
 from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.factbook import clean, countries
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LONG = 200  # characters: shorter entries are figures and lists
 
 
@@ -106,6 +110,46 @@ def second_source(
     return _sequences(tokenizer, (topics[name] for name in sorted(topics)), seq_len, n_tokens)
 
 
+def dialogues(
+    tokenizer, *, seq_len: int = 128, n_tokens: int | None = None
+) -> Int[Tensor, "n seq_len"]:
+    """Dialogues of the ChatterBot corpus, one after another in one conversation.
+
+    They are put into the tokenizer's chat template; "User: … Assistant: …" where it has none.
+
+    Args:
+        tokenizer: The model's.
+        seq_len: Tokens in a sequence.
+        n_tokens: About how many tokens at most.
+    """
+    turns = [turn for dialogue in _dialogues() for turn in dialogue]
+    if tokenizer.chat_template:
+        roles = itertools.cycle(("user", "assistant"))
+        messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    else:
+        names = itertools.cycle(("User", "Assistant"))
+        text = "\n".join(f"{name}: {turn}" for name, turn in zip(names, turns, strict=False))
+    return _sequences(tokenizer, [text], seq_len, n_tokens)
+
+
+@functools.cache
+def _dialogues() -> tuple[tuple[str, ...], ...]:
+    """Each begins with the user and ends with the assistant; none twice; in an order of their own.
+
+    The corpus has one file a topic: drawn in order, a short text would have one topic.
+    """
+    folder = importlib.resources.files("chatterbot_corpus") / "data" / "english"
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda f: f.name):
+        for turns in yaml.load(file.read_text(), Loader=LOADER)["conversations"]:
+            turns = [str(turn).strip() for turn in turns]
+            found[tuple(turns[: len(turns) // 2 * 2])] = None
+    found.pop((), None)
+    order = np.random.default_rng(0).permutation(len(found))
+    return tuple(list(found)[i] for i in order)
+
+
 def _sequences(tokenizer, texts, seq_len: int, n_tokens: int | None) -> Int[Tensor, "n seq_len"]:
     bos = tokenizer("a").input_ids[:1]
     start = bos if bos == [tokenizer.bos_token_id] else []
@@ -113,6 +157,7 @@ def _sequences(tokenizer, texts, seq_len: int, n_tokens: int | None) -> Int[Tens
     wanted = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: list[int] = []
     for text in texts:
+        text = text.removeprefix(tokenizer.bos_token) if start else text  # as chat templates begin
         stream += tokenizer(text + "\n\n", add_special_tokens=False).input_ids
         if wanted is not None and len(stream) >= wanted * body:
             break

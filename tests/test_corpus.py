@@ -1,10 +1,12 @@
 """Running text: the same everywhere, and never the same country on both sides."""
 
+import re
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from helpers.corpus import LONG, corpus_tokens, passages, second_source
+from helpers.corpus import LONG, corpus_tokens, dialogues, passages, second_source
 from helpers.errors import UserError
 
 
@@ -64,7 +66,7 @@ def test_same_arguments_give_the_same_tokens_and_another_seed_others(tokenizer):
 
 @pytest.mark.parametrize(("n_tokens", "sequences"), [(640, 20), (650, 20), (1, 1)])
 def test_whole_sequences_of_at_most_the_tokens_asked_for(tokenizer, n_tokens, sequences):
-    for text in (corpus_tokens, second_source):
+    for text in (corpus_tokens, second_source, dialogues):
         assert text(tokenizer, seq_len=32, n_tokens=n_tokens).shape == (sequences, 32)
 
 
@@ -83,6 +85,20 @@ def test_second_source_is_other_text_and_always_the_same(tokenizer):
     assert "statement" in text
     first = text.split("\n\n")[0]
     assert not any(first in p.text for p in passages("train"))
+
+
+def test_dialogues_take_turns_in_the_chat_template_or_by_name(tokenizer, beginning, monkeypatch):
+    plain = tokenizer.decode(dialogues(tokenizer, seq_len=64, n_tokens=6400).flatten())
+    speakers = re.findall(r"(?m)^(User|Assistant): ", plain)
+    assert len(speakers) > 40 and speakers[::2] == ["User"] * len(speakers[::2])
+    assert speakers[1::2] == ["Assistant"] * len(speakers[1::2])
+
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    monkeypatch.setattr(beginning, "chat_template", template)
+    tokens = dialogues(beginning, seq_len=64, n_tokens=640)
+    assert (tokens == beginning.bos_token_id).sum() == len(tokens)  # the template's is not added
+    text = beginning.decode(tokens[0, 1:])
+    assert text.startswith("[user] ") and "[assistant]" in text
 
 
 def test_bad_input_is_told_in_one_sentence(tokenizer):

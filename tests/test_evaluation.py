@@ -10,7 +10,7 @@ import torch
 from conftest import FAMILIES
 from scipy import stats
 
-from helpers.corpus import corpus_tokens, second_source
+from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
 from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, impact, known_neighbours
 from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
@@ -240,11 +240,12 @@ def test_an_edited_models_numbers_are_a_plain_recomputation(knowing):
     assert np.ptp(left["neighbours"] / known["neighbours"]) > 1e-3  # not all alike
 
 
-def test_the_text_part_is_of_held_out_passages_and_the_second_source(knowing):
+def test_the_text_part_is_of_held_out_passages_other_text_and_dialogues(knowing):
     model = knowing()
     texts = {
         "factbook": corpus_tokens(model.tokenizer, split="heldout", n_tokens=512, seed=2),
         "other": second_source(model.tokenizer, n_tokens=512),
+        "chat": dialogues(model.tokenizer, n_tokens=512),
     }
 
     def plain(tokens) -> torch.Tensor:
@@ -255,7 +256,7 @@ def test_the_text_part_is_of_held_out_passages_and_the_second_source(knowing):
     with turned(model, 0).applied(model):
         card = evaluate(model, JAPAN, seed=2, n_tokens=512, parts=["model"])
         after = {name: plain(tokens) for name, tokens in texts.items()}
-    assert len(card) == 6
+    assert len(card) == 9
     for name, tokens in texts.items():
         p, q = before[name], after[name]
         old, new = (x.gather(-1, tokens[:, 1:, None]).mean().neg().exp().item() for x in (p, q))

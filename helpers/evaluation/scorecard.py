@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.corpus import corpus_tokens, second_source
+from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
 from helpers.evaluation.bootstrap import Metric, bootstrap
 from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
@@ -96,7 +96,7 @@ def evaluate(
     Retention: `neighbours`, `same_subject`, `same_target`, `must_stay` are P(answer) after /
     before, the mean over facts that were known (P of at least 0.1) before; `worst_…` the smallest.
 
-    Model: `perplexity_…` on held-out Factbook passages and on a second source,
+    Model: `perplexity_…` on held-out Factbook passages, on a second source and on dialogues,
     `perplexity_change_…` relative to before, `kl_…` = KL(before ‖ after) in nats a token.
 
     Intervals are 95 % bootstrap: over prompts for efficacy, over facts for retention, over
@@ -186,6 +186,7 @@ class _Answers:
                         tokenizer, split="heldout", n_tokens=n_tokens, seed=seed
                     ),
                     "other": second_source(tokenizer, n_tokens=n_tokens),
+                    "chat": dialogues(tokenizer, n_tokens=n_tokens),
                 }
             self.share(model, layer)
             self._ask(model)

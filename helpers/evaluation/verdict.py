@@ -383,6 +383,7 @@ def _damage(card: Scorecard | None, margins: Margins) -> pd.DataFrame:
         "must_stay": margins.others,
         "perplexity_change_factbook": margins.perplexity,
         "perplexity_change_other": margins.perplexity,
+        "perplexity_change_chat": margins.perplexity,
     }
     rows = []
     for name, margin in limits.items():
