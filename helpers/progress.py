@@ -82,6 +82,19 @@ class Progress:
         say(f"{start}{self._head} · {text or self.line()}", end=end)
 
 
+def bar(what: str, total: int):
+    """A tqdm bar where a person watches: on a terminal, or in JupyterLab outside of a run.
+
+    Args:
+        what: What is counted.
+        total: How many there will be.
+    """
+    from tqdm.auto import tqdm
+
+    lab = "JPY_SESSION_NAME" in os.environ and "UNLEARNING_PLAN" not in os.environ
+    return tqdm(total=total, desc=what, leave=False, disable=not (lab or sys.stderr.isatty()))
+
+
 def clock(seconds: float) -> str:
     """`seconds` as minutes and seconds, `2:05`, or with hours, `1:02:05`."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from helpers.artifacts import content_hash, read_tensors, write_tensors
 from helpers.errors import UserError
 from helpers.parameters import choose_parameters, trainable
+from helpers.progress import bar
 
 __all__ = ["History", "choose_parameters", "train", "trainable"]
 
@@ -111,7 +112,12 @@ def train(
     batch_at = batches if callable(batches) else lambda i: in_turn(batches, i, seed=seed)
     rate = lr if callable(lr) else lambda step: lr * min(1.0, (step + 1) / max(1, warmup))
     history = History()
-    with torch.enable_grad(), trainable(module, parameters) as found, _own_randomness():
+    with (
+        torch.enable_grad(),
+        trainable(module, parameters) as found,
+        _own_randomness(),
+        bar("training", steps) as shown,
+    ):
         state = _State(found, weight_decay)
         rates = "a function" if callable(lr) else lr
         about = content_hash(steps, rates, accumulate, clip, weight_decay, seed, identity)
@@ -119,6 +125,7 @@ def train(
         if path is not None:
             about = content_hash(about, list(found), [content_hash(p) for p in found.values()])
             history = state.resume(path, about)
+        shown.update(history.steps)
         began = time.perf_counter() - history.seconds
         while history.steps < steps and not history.stopped:
             step = history.steps
@@ -138,6 +145,8 @@ def train(
             state.step(rate(step))
             history.losses.append(total)
             history.norms.append(norm)
+            shown.set_postfix(loss=total, refresh=False)
+            shown.update()
             if on_step:
                 on_step(step + 1, total)
             history.stopped = bool(stop and stop(step + 1))

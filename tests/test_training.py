@@ -1,6 +1,7 @@
 """The gradient loop: the same numbers as AdamW by hand, stopped and gone on with, and diverging."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -214,3 +215,22 @@ def test_frozen_for_a_while():
         assert list(found) == ["0.weight"]
         assert [n for n, p in module.named_parameters() if p.requires_grad] == ["0.weight"]
     assert all(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("where", "shown"),
+    [
+        ({"JPY_SESSION_NAME": "07.ipynb"}, True),  # somebody's JupyterLab
+        ({"JPY_SESSION_NAME": "07.ipynb", "UNLEARNING_PLAN": "{}"}, False),  # a run's kernel
+        ({}, False),  # a script whose output is kept
+    ],
+)
+def test_progress_is_shown_where_a_person_watches(where, shown, monkeypatch, capfd):
+    for name in ("JPY_SESSION_NAME", "UNLEARNING_PLAN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    slowly = lambda *_: time.sleep(0.12)  # noqa: E731  a bar is drawn ten times a second at most
+    train(small(), squares, batches(), steps=3, lr=0.01, on_step=slowly)
+    told = capfd.readouterr().err
+    assert ("2/3" in told and "loss=" in told) if shown else not told
