@@ -7,7 +7,7 @@ along it overshoot several times.) `linearise` takes both for many prompts; the 
 in as an intervention, so the model itself is never touched.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,8 +78,9 @@ def linearise(
 ) -> Tangent:
     """Keys and gradients of all asks by one forward and one backward pass.
 
-    Sequences are batched by length, only the scored positions are unembedded, and no gradient is
-    taken below the first layer, nor within a beginning.
+    Sequences are batched by length, each runs once for all that is asked about it, only the scored
+    positions are unembedded, and no gradient is taken below the first layer, nor within a
+    beginning.
 
     Args:
         model: Any model of a known family.
@@ -90,39 +91,82 @@ def linearise(
         beginnings: Of all asks, where the edit acts on something in each: only what follows them is
             run.
     """
-    parts = anatomy(model)
-    layers = sorted({parts.check_layer(i) for i in layers})
+    layers = sorted({anatomy(model).check_layer(i) for i in layers})
     logodds = torch.zeros(len(asks))
     owner: list[int] = []
     keys: dict[int, list[Tensor]] = {i: [] for i in layers}
     gradients: dict[int, list[Tensor]] = {i: [] for i in layers}
-    start = [beginnings.start[a.ids] or 0 if beginnings else 0 for a in asks]
-    rest = [a.ids[s:] for a, s in zip(asks, start, strict=True)]
-    for batch in length_batches([len(ids) for ids in rest], budget=BATCH):
-        width = max(len(rest[i]) for i in batch)
-        tokens = torch.tensor([rest[i] + (0,) * (width - len(rest[i])) for i in batch])
-        whole = [asks[i].ids for i in batch]
-        before = beginnings.before(whole, width) if beginnings else {}
-        with torch.enable_grad():
-            read, written, last = _forward(model, tokens, layers, extra, site, whole, before)
-            last = last.reshape(len(batch), width, -1)
-            scores = _scores(model, last, [(asks[i], start[i]) for i in batch])
-            found = torch.autograd.grad(scores.sum(), [written[i] for i in layers])
-        logodds[batch] = scores.detach().float().cpu()
-        rows = [
-            (r, p - start[i]) for r, i in enumerate(batch) for p in asks[i].acts if p >= start[i]
-        ]
-        owner += [batch[r] for r, _ in rows]
-        flat = torch.tensor([r * width + p for r, p in rows])
-        for i, gradient in zip(layers, found, strict=True):
-            keys[i].append(read[i].detach().flatten(0, -2)[flat].float().cpu())
-            gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
+    with torch.enable_grad():
+        for run in _passes(model, asks, layers, extra, site, beginnings):
+            width = run.last.shape[1]
+            for turn in run.turns:
+                scores = _scores(model, run.last, [asks[n] for n in turn], run.starts)
+                more = turn is not run.turns[-1]
+                found = torch.autograd.grad(
+                    scores.sum(), [run.written[i] for i in layers], retain_graph=more
+                )
+                logodds[turn] = scores.detach().float().cpu()
+                rows = [
+                    (r, p - start)
+                    for r, (n, start) in enumerate(zip(turn, run.starts, strict=True))
+                    for p in asks[n].acts
+                    if p >= start
+                ]
+                owner += [turn[r] for r, _ in rows]
+                flat = torch.tensor([r * width + p for r, p in rows])
+                for i, gradient in zip(layers, found, strict=True):
+                    keys[i].append(run.read[i].detach().flatten(0, -2)[flat].float().cpu())
+                    gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
     return Tangent(
         logodds,
         torch.tensor(owner),
         {i: torch.cat(x) for i, x in keys.items()},
         {i: torch.cat(x) for i, x in gradients.items()},
     )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass: different sequences, about each of which as many asks.
+
+    Attributes:
+        read: Layer → what the edited MLP reads.
+        written: Layer → what it writes.
+        last: The last residual stream.
+        turns: In each one ask of every row.
+        starts: Of every row, at which position of the ask it begins.
+    """
+
+    read: dict[int, Tensor]
+    written: dict[int, Tensor]
+    last: Float[Tensor, "b t d_model"]
+    turns: list[list[int]]
+    starts: list[int]
+
+
+def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
+    about: dict[tuple[int, ...], list[int]] = {}
+    for n, ask in enumerate(asks):
+        about.setdefault(ask.ids, []).append(n)
+    start = {ids: beginnings.start[ids] or 0 if beginnings else 0 for ids in about}
+    alike: dict[int, list[tuple[int, ...]]] = {}
+    for ids, mine in about.items():
+        alike.setdefault(len(mine), []).append(ids)
+    for group in alike.values():
+        for batch in length_batches([len(ids) - start[ids] for ids in group], budget=BATCH):
+            whole = [group[i] for i in batch]
+            rest = [ids[start[ids] :] for ids in whole]
+            width = max(map(len, rest))
+            tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rest])
+            before = beginnings.before(whole, width) if beginnings else {}
+            read, written, last = _forward(model, tokens, layers, extra, site, whole, before)
+            yield _Pass(
+                read,
+                written,
+                last.reshape(len(whole), width, -1),
+                [list(turn) for turn in zip(*(about[ids] for ids in whole), strict=True)],
+                [start[ids] for ids in whole],
+            )
 
 
 def _forward(model, tokens, layers, extra, site, whole, before):
@@ -149,10 +193,14 @@ def _forward(model, tokens, layers, extra, site, whole, before):
 
 
 def _scores(
-    model: LanguageModel, last: Float[Tensor, "b t d_model"], asks: Sequence[tuple[Ask, int]]
+    model: LanguageModel,
+    last: Float[Tensor, "b t d_model"],
+    asks: Sequence[Ask],
+    starts: Sequence[int],
 ) -> Float[Tensor, " b"]:
-    """Log-odds of each row's answer; a row begins at the position that stands beside its ask."""
-    where = [(r, p - s, t) for r, (ask, s) in enumerate(asks) for p, t in ask.scored]
+    """Log-odds of each row's answer; a row begins at its start within the ask."""
+    pairs = zip(asks, starts, strict=True)
+    where = [(r, p - s, t) for r, (ask, s) in enumerate(pairs) for p, t in ask.scored]
     rows = torch.tensor([r for r, _, _ in where])
     states = last[rows, torch.tensor([p for _, p, _ in where])]
     logits = unembed(model, final_norm(model, states)).float().log_softmax(-1)
