@@ -69,6 +69,7 @@ class DeletingNeurons(Common):
     n_passages: int = Field(
         48, description="passages of running text that neurons are read on", ge=4
     )
+    n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
 
 
 class SparseAutoencoders(Common):
