@@ -40,9 +40,13 @@ def test_tidy_has_one_row_a_measurement_and_says_where_it_is_from():
         tidy({}, {})
 
 
-def test_a_method_stands_once_as_the_last_step_has_it():
+def test_a_method_stands_once_as_the_step_with_most_facts_has_it():
     table = tidy({"a": results("x", [0.1], [1.0]), "b": results("x", [0.5], [1.0])}, ABOUT)
-    assert set(table["step"]) == {"b"}
+    assert set(table["step"]) == {"b"}  # the last of equals
+    both = {"a": results("x", [0.1, 0.2], [1.0, 1.0]), "b": results("x", [0.5], [1.0])}
+    both["b"] = pd.concat([both["b"], results("y", [0.3], [1.0])])
+    table = tidy(both, ABOUT)
+    assert dict(table.groupby("method")["step"].unique().map(list)) == {"x": ["a"], "y": ["b"]}
 
 
 def test_a_row_a_method_with_seeds_averaged_first_and_refusals_counted():

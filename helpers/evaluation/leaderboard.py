@@ -35,7 +35,7 @@ def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd
     Returns:
         `WHO`, metric, value, step, and commit, profile and model_hash of the step. A pair that a
         method refused has the metric `refused` with the value 1. A method that two steps measured
-        stands once, as the last one has it.
+        stands once, as the step with the most facts has it, the last of equal ones.
 
     Raises:
         UserError: There is no table.
@@ -52,8 +52,9 @@ def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd
         keys = ("commit", "profile", "model_hash")
         found.append(long.assign(step=step, **{k: str(about[step].get(k, "")) for k in keys}))
     whole = pd.concat(found, ignore_index=True)
-    last = whole.groupby("method")["step"].transform("last")
-    return whole[whole["step"] == last].reset_index(drop=True)
+    facts = whole.groupby(["method", "step"], sort=False)["subject"].nunique()
+    most = facts.sort_values(kind="stable").reset_index("step").groupby("method")["step"].last()
+    return whole[whole["step"] == whole["method"].map(most)].reset_index(drop=True)
 
 
 def leaderboard(

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
 
 COLOURS = {"original": GREY, "never known": GREEN, "edited": ORANGE, "hidden": BLUE}
+LEAST = 1e-4  # a share of P(target) that is drawn as the least
 MARKERS = {"original": "D", "never known": "s", "edited": "o", "hidden": "^"}
 
 
@@ -114,32 +115,37 @@ def told_apart(table: pd.DataFrame) -> Figure:
 
 
 def front(board: pd.DataFrame) -> Figure:
-    """Every method by what it forgets and what it keeps; the front joined by a line.
+    """Every method by what it leaves of the target and what it keeps; the front joined by a line.
+
+    The good methods differ by how little they leave: that axis is logarithmic, least on the right.
 
     Args:
         board: One row a method: method, family, forgotten, kept, front.
     """
-    colours = dict(zip(board["family"].unique(), (BLUE, ORANGE, GREY, GREEN), strict=False))
+    colours = dict(zip(board["family"].unique(), (BLUE, ORANGE, GREEN, PINK), strict=False))
     colours["control"] = GREY
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
+    board = board.assign(left=(1 - board["forgotten"]).clip(lower=LEAST))
     best = board[board["front"]].sort_values("forgotten")
-    axis.plot(best["forgotten"], best["kept"], color="black", lw=0.8, zorder=1)
+    axis.plot(best["left"], best["kept"], color="black", lw=0.8, zorder=1)
     for family, part in board.groupby("family", sort=False):
-        axis.plot(part["forgotten"], part["kept"], "o", color=colours[family], ms=5, label=family)
-    named = board.dropna(subset=["forgotten", "kept"]).sort_values("kept")
+        axis.plot(part["left"], part["kept"], "o", color=colours[family], ms=5, label=family)
+    named = board.dropna(subset=["left", "kept"]).sort_values("left")
     for k, row in enumerate(named.itertuples()):
         axis.annotate(
             row.method,
-            (row.forgotten, row.kept),
-            xytext=(4, 3 if k % 2 else -8),
+            (row.left, row.kept),
+            xytext=(3, (4, -9, -18)[k % 3]),
             textcoords="offset points",
             fontsize=7,
             color=colours[row.family],
         )
+    axis.set_xscale("log")
     axis.set(
-        xlabel="forgotten: 1 − P(target) after / before",
+        xlabel="P(target) left: after / before",
         ylabel="kept: P(answer) after / before",
-        xlim=(-0.05, 1.2),
+        xlim=(1.2, board["left"].min() / 3),
+        ylim=(None, 1.03),
     )
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     return figure
