@@ -135,7 +135,7 @@ def front(board: pd.DataFrame) -> Figure:
         axis.annotate(
             row.method,
             (row.left, row.kept),
-            xytext=(3, (4, -9, -18)[k % 3]),
+            xytext=(3, (4, -9)[k % 2]),
             textcoords="offset points",
             fontsize=7,
             color=colours[row.family],
