@@ -6,7 +6,7 @@ import torch
 from helpers.errors import UserError
 from helpers.methods import unlearn
 from helpers.methods.background import own_inputs
-from helpers.methods.surgery.sae_pair import named, subject_latents
+from helpers.methods.surgery.sae_pair import latents_needed, named, subject_latents
 from helpers.models import model_hash
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.scoring import answer_probability
@@ -50,6 +50,25 @@ def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa:
     (note,) = u.delta.notes["latents"]
     row = sae.encoder[note["latents"][0]]
     assert torch.cosine_similarity(key, row, dim=0).abs() > 0.9999
+
+
+def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_pair):  # noqa: F811
+    """Latents drawn at random need more of them than the one that was planted."""
+    model, _, folder = planted
+    used = {}
+    for select in ("selective", "random"):
+        how = HOW | {"n_latents": 1, "most_latents": 12, "select": select}
+        u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **how)
+        fires = u.delta.notes["fires"]["1"]
+        for share, note in zip(fires, u.delta.notes["latents"], strict=True):
+            n = len(note["latents"])
+            assert n in (1, 2, 4, 8, 12) and (share >= 0.9 or n == 12)
+            used.setdefault(select, []).append(n)
+    assert used["selective"][0] == 1 < used["random"][0]
+
+    needed = latents_needed(model, [own_pair], [str(folder)], most=12, quantile=0.9)
+    for way, latents in needed.groupby("way")["latents"]:
+        assert latents.tolist() == used[way]
 
 
 def test_the_answer_comes_down(planted, own_pair):  # noqa: F811

@@ -22,6 +22,8 @@ from helpers.facts import ConceptPair
 from helpers.methods.background import inputs_of_others, own_inputs
 from helpers.methods.delta import WeightDelta
 from helpers.methods.detectors import (
+    Detectors,
+    Sighting,
     detector,
     discriminant,
     require_firing,
@@ -31,8 +33,10 @@ from helpers.methods.detectors import (
 from helpers.methods.protocol import Unlearning, method
 from helpers.methods.solved import solved_edit
 from helpers.models import anatomy, model_hash
+from helpers.tracing import selectivity
 
 READS = "mlp_in"
+ENOUGH = 0.9  # of the subject's own prompts, on which the neuron should fire
 
 
 @method("sae_pair", family="surgery", many=True)
@@ -43,6 +47,7 @@ def sae_pair(
     seed: int = 0,
     saes: tuple[str, ...] = (),
     n_latents: int = 16,
+    most_latents: int = 256,
     select: str = "selective",
     form: str = "neurons",
     floor: float = 0.001,
@@ -60,6 +65,8 @@ def sae_pair(
         saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer; those in the middle
             of the model are used if there are any.
         n_latents: How many latents a key may lie within; with 1 the key is the latent's own.
+        most_latents: Where the neuron does not fire on nearly all of the subject's own prompts
+            (`ENOUGH`), twice as many are taken, up to so many.
         select: `selective`, or `random` among those that are ever active (the control).
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to.
@@ -82,14 +89,15 @@ def sae_pair(
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
         for seen in sightings(mine, others, i):
-            latents, score = subject_latents(
-                loaded[i], seen.inside, seen.outside, n=n_latents, select=select, seed=seed
+            unit, latents, score, w = key(
+                loaded[i],
+                seen,
+                sizes=doublings(n_latents, most_latents),
+                select=select,
+                shrink=shrink,
+                quantile=quantile,
+                seed=seed,
             )
-            rows = loaded[i].W_enc.detach()[:, latents].T.float()  # (n_latents, d_model)
-            rows = rows / rows.norm(dim=1, keepdim=True)
-            gap, wide = seen.inside.mean(0) - seen.mean, rows.double()
-            w = discriminant(rows @ gap, wide @ seen.cov @ wide.T, shrink=shrink)
-            unit = detector(w @ rows, seen.inside, seen.outside, quantile=quantile)
             units.append(replace(unit, pair=(seen.pair,)))
             chosen.append(
                 {
@@ -114,6 +122,93 @@ def sae_pair(
         seed=seed,
         notes={"latents": chosen},
     )
+
+
+def doublings(first: int, last: int) -> list[int]:
+    """`first`, twice that, and so on, up to `last`."""
+    found = [min(first, last)]
+    while found[-1] < last:
+        found.append(min(2 * found[-1], last))
+    return found
+
+
+def key(
+    sae, seen: Sighting, *, sizes: Sequence[int], select: str, shrink: float, quantile: float, seed
+) -> tuple[Detectors, Int[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """A neuron keyed within the encoder rows of the fewest latents with which it fires.
+
+    Args:
+        sae: The SAE.
+        seen: What the neuron has to tell apart.
+        sizes: Numbers of latents to try, one after another; the last one stands in any case.
+        select: As `subject_latents`.
+        shrink: Ridge of the discriminant within the latents.
+        quantile: Share of everything else that stays under the threshold.
+        seed: Draws random latents.
+
+    Returns:
+        The neuron, its latents, their AUROC, and their weights in the key.
+    """
+    ranked, scores = subject_latents(
+        sae, seen.inside, seen.outside, n=sizes[-1], select=select, seed=seed
+    )
+    every = sae.W_enc.detach()[:, ranked].T.float()  # (latents, d_model)
+    every = every / every.norm(dim=1, keepdim=True)
+    gap = seen.inside.mean(0) - seen.mean
+    for n in sizes:
+        rows, wide = every[:n], every[:n].double()
+        w = discriminant(rows @ gap, wide @ seen.cov @ wide.T, shrink=shrink)
+        unit = detector(w @ rows, seen.inside, seen.outside, quantile=quantile)
+        if unit.share >= ENOUGH:
+            break
+    return unit, ranked[:n], scores[:n], w
+
+
+def latents_needed(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    saes: Sequence[str],
+    *,
+    most: int = 256,
+    quantile: float = 0.9999,
+    shrink: float = 0.01,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """With how many latents a key fires: those that are chosen, and latents drawn at random.
+
+    Args:
+        model: Any model of a known family.
+        pairs: Subjects, of one relation.
+        saes: As `sae_pair`.
+        most: So many are tried.
+        quantile: As `sae_pair`.
+        shrink: As `sae_pair`.
+        seed: Draws text and random latents.
+
+    Returns:
+        One row per subject, layer, spelling and way (`selective`, `random`): latents (1, 2, 4, ...
+        or `most`), fires (the share of the subject's own prompts on which the neuron then does).
+    """
+    loaded = load_all(model, saes)
+    layers, rows = sorted(loaded), []
+    how = {"sizes": doublings(1, most), "shrink": shrink, "quantile": quantile, "seed": seed}
+    for pair in pairs:
+        mine = [own_inputs(model, pair, layers=layers)]
+        for i, others in inputs_of_others(model, [pair], layers=layers, seed=seed):
+            for seen in sightings(mine, others, i):
+                for select in ("selective", "random"):
+                    unit, latents, _, _ = key(loaded[i], seen, select=select, **how)
+                    rows.append(
+                        {
+                            "subject": pair.subject,
+                            "layer": i,
+                            "spelling": seen.spelling,
+                            "way": select,
+                            "latents": len(latents),
+                            "fires": float(unit.share),
+                        }
+                    )
+    return pd.DataFrame(rows)
 
 
 def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
@@ -190,10 +285,7 @@ def subject_latents(
         latents = gap.topk(min(n, len(gap))).indices
     else:
         raise UserError(f"There is no rule '{select}' for latents: 'selective' or 'random'.")
-    score = [
-        float((pre_in[:, f][:, None] > pre_out[:, f]).float().mean()) for f in latents.tolist()
-    ]
-    return latents, torch.tensor(score)
+    return latents, selectivity(pre_in[:, latents], pre_out[:, latents])
 
 
 def named(
