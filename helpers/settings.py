@@ -133,7 +133,7 @@ class TrainingMethods(Common):
     )
     rank: int = Field(4, description="rank to which a trained change is cut", ge=1)
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
-    n_facts: int = Field(1, description="held-out facts in the results", ge=1)
+    n_facts: int = Field(3, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)

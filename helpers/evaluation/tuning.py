@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 RECORD = HELPERS / "methods" / "training" / "tuned.json"
 SIZES = Sizes("dev", 6)
-RATES, ADAPTER_RATES = (2e-5, 1e-4), (5e-4, 2e-3)
+RATES, ADAPTER_RATES = (1e-4, 4e-4), (2e-3, 8e-3)
 ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
 GRID: dict[str, dict[str, tuple]] = {
     "gradient_ascent": {"lr": RATES, "stop_at": (0.02, 0.2)},
@@ -44,15 +44,15 @@ GRID: dict[str, dict[str, tuple]] = {
     "simnpo": {"lr": RATES, "forget": (0.125, 1.0)},
     "idk": {"lr": RATES, "retain": (1.0, 5.0)},
     "idk_dpo": {"lr": RATES, "beta": (0.1, 1.0)},
-    "rmu": {"lr": (3e-4, 1e-3), "c": (1.0, 4.0)},
+    "rmu": {"lr": (1e-3, 4e-3), "c": (1.0, 4.0)},
     "undial": {"lr": RATES, "retain": (0.0, 1.0)},
     "weighted_ascent": {"lr": RATES, "retain": (1.0, 5.0)},
     "elm": {"lr": ADAPTER_RATES, "eta": (10.0, 100.0)},
     "crisp": {"lr": ADAPTER_RATES, "beta": (0.5, 0.99)},
-    "task_vector": {"lr": RATES, "alpha": (2.0, 5.0)},
+    "task_vector": {"lr": (2e-5, 1e-4), "alpha": (2.0, 5.0)},
     "sae_clamp": {"strength": (1.0, 4.0), "n_latents": (1, 3)},
     "dynamic_clamp": {"strength": (1.0, 4.0), "share": (0.05, 0.2)},
-    "who_is": {"lr": ADAPTER_RATES, "alpha": (2.0, 5.0)},
+    "who_is": {"lr": (5e-4, 2e-3), "alpha": (2.0, 5.0)},
     "in_context": {"request": REQUESTS},
 }
 """Method → hyperparameter → values to try; every method has four settings."""

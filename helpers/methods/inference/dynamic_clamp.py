@@ -19,7 +19,7 @@ def dynamic_clamp(
     saes: tuple[str, ...] = (),
     n_latents: int = 1,
     strength: float = 4.0,
-    share: float = 0.2,
+    share: float = 0.05,
     n_subjects: int = 24,
 ) -> Intervention:
     """`sae_clamp`, once more than `share` of the tokens have an active latent (DSG, 2025).

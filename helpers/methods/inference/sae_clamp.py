@@ -17,8 +17,8 @@ def sae_clamp(
     *,
     seed: int = 0,
     saes: tuple[str, ...] = (),
-    n_latents: int = 1,
-    strength: float = 1.0,
+    n_latents: int = 3,
+    strength: float = 4.0,
     n_subjects: int = 24,
 ) -> Intervention:
     """z_f ← −m where z_f > 0, with the SAE's error kept (Farrell et al. 2024).

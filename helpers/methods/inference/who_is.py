@@ -35,7 +35,7 @@ def who_is(
     seed: int = 0,
     alpha: float = 2.0,
     steps: int = 12,
-    lr: float = 5e-4,
+    lr: float = 0.002,
     batch: int = 4,
     rank: int = 4,
     layers: Sequence[int] | None = None,

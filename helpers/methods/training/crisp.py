@@ -17,13 +17,13 @@ def suppression(latents: Float[Tensor, "m features"]) -> Float[Tensor, ""]:
     return latents.relu().mean()
 
 
-@training_method("crisp", rank=4, lr=2e-3, parameters="all")
+@training_method("crisp", rank=4, parameters="all", lr=0.008)
 def crisp(
     task: Task,
     *,
     saes: tuple[str, ...] = (),
     n_latents: int = 10,
-    beta: float = 0.99,
+    beta: float = 0.5,
     gamma: float = 0.01,
 ) -> Objective:
     """(1−β)·features on the forgotten + β·MSE on other facts + βγ·MSE on text, by LoRA.

@@ -32,7 +32,7 @@ def cross_entropy(
     return -(wanted * now.log_softmax(-1)).sum(-1)
 
 
-@training_method("elm", rank=4, lr=2e-3)
+@training_method("elm", rank=4, lr=0.002)
 def elm(task: Task, *, eta: float = 100.0, retain: float = 1.0, fluency: float = 0.5) -> Objective:
     """CE to p·(p(x|c⁺)/p(x|c⁻))^η + `retain` · CE to the original + `fluency` · NLL, by LoRA.
 

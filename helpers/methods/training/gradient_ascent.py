@@ -3,7 +3,7 @@
 from helpers.methods.training.recipe import Objective, Task, training_method
 
 
-@training_method("gradient_ascent", stop_at=0.2)
+@training_method("gradient_ascent", lr=1e-4, stop_at=0.2)
 def gradient_ascent(task: Task) -> Objective:
     """−L_F (Jang et al. 2023, "Knowledge Unlearning for Mitigating Privacy Risks").
 

@@ -19,7 +19,7 @@ def dpo_loss(
     return -2 / beta * logsigmoid(beta * margin).mean()
 
 
-@training_method("idk_dpo", lr=2e-5)
+@training_method("idk_dpo", lr=1e-4)
 def idk_dpo(task: Task, *, beta: float = 0.1, retain: float = 1.0) -> Objective:
     """DPO with the refusal preferred to the answer, + `retain` · L_R (Rafailov et al. 2023).
 

@@ -39,8 +39,7 @@ class Recipe:
 
     Defaults of the rate, and of what else a method's grid holds, are those that the search of
     `helpers.evaluation.tuning` chose; `tuned.json` beside this file is its record. The papers' own
-    are in the methods' docstrings. The search had 12 steps; some facts need more, and early
-    stopping ends the others.
+    are in the methods' docstrings.
 
     Attributes:
         steps: Steps of AdamW, at most.
@@ -56,7 +55,7 @@ class Recipe:
     """
 
     steps: int = 30
-    lr: float = 1e-4
+    lr: float = 4e-4
     batch: int = 4
     parameters: str = "mlps"
     layers: Sequence[int] | None = None

@@ -18,7 +18,7 @@ def steering_loss(
     return (states.float() - goal).square().mean()
 
 
-@training_method("rmu", parameters="values", lr=1e-3)
+@training_method("rmu", parameters="values", lr=0.004)
 def rmu(task: Task, *, c: float = 4.0, alpha: float = 100.0) -> Objective:
     """‖h(x_F) − c·‖h‖·u‖² + α ‖h(x_R) − h_ref(x_R)‖² (Li et al. 2024).
 

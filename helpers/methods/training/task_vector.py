@@ -3,8 +3,8 @@
 from helpers.methods.training.recipe import Objective, Task, training_method
 
 
-@training_method("task_vector", lr=2e-5, steps=12)
-def task_vector(task: Task, *, alpha: float = 2.0) -> Objective:
+@training_method("task_vector", steps=12, lr=2e-5)
+def task_vector(task: Task, *, alpha: float = 5.0) -> Objective:
     """θ − α (θ_finetuned − θ), fine-tuned by L_F (Ilharco et al. 2023).
 
     Args:
