@@ -178,6 +178,10 @@ def test_resumes_after_a_kill_without_repeating_finished_steps(project):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_pipeline_leaves_nothing_computing(project, how):
     project.notebook(FIRST, "import time\nwhile True: time.sleep(1)")
+
+    def hears():  # a suite that was started in the background ignores what Ctrl-C sends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
         project.command("notebooks", "--only", FIRST),
         cwd=ROOT,
@@ -186,6 +190,7 @@ def test_a_stopped_pipeline_leaves_nothing_computing(project, how):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hears,
     )
     deadline = time.monotonic() + 120
     while not project.executions(FIRST) and time.monotonic() < deadline:
