@@ -90,6 +90,27 @@ class Project:
         assert "Traceback" not in done.stdout + done.stderr
         return done
 
+    def started(self, stem: str) -> subprocess.Popen:
+        """The pipeline in a session of its own, as soon as the notebook is being executed."""
+
+        def hears():  # a suite that was started in the background ignores what Ctrl-C sends
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        process = subprocess.Popen(
+            self.command("notebooks", "--only", stem),
+            cwd=ROOT,
+            env=self.environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=hears,
+        )
+        deadline = time.monotonic() + 120
+        while not self.executions(stem) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return process
+
     def notebook(self, stem: str, code: str = "") -> Path:
         return write_notebook(self.folder / "notebooks", stem, code)
 
@@ -152,17 +173,7 @@ def test_a_change_reruns_only_what_uses_it(project):
 @pytest.mark.slow
 def test_resumes_after_a_kill_without_repeating_finished_steps(project):
     project.notebook(SECOND, "import time\nif settings.seed == 0: time.sleep(300)")
-    process = subprocess.Popen(
-        project.command("notebooks", "--only", SECOND),
-        cwd=ROOT,
-        env=project.environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not project.executions(SECOND) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    process = project.started(SECOND)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert project.executions(SECOND) == 1
@@ -178,23 +189,7 @@ def test_resumes_after_a_kill_without_repeating_finished_steps(project):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_pipeline_leaves_nothing_computing(project, how):
     project.notebook(FIRST, "import time\nwhile True: time.sleep(1)")
-
-    def hears():  # a suite that was started in the background ignores what Ctrl-C sends
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    process = subprocess.Popen(
-        project.command("notebooks", "--only", FIRST),
-        cwd=ROOT,
-        env=project.environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hears,
-    )
-    deadline = time.monotonic() + 120
-    while not project.executions(FIRST) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    process = project.started(FIRST)
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) > 2  # Snakemake, the step, its kernel
     process.send_signal(how)  # to the pipeline alone, as `kill` does
