@@ -10,6 +10,7 @@ from helpers.methods.surgery.sae_pair import latents_needed, named, subject_late
 from helpers.models import model_hash
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.scoring import answer_probability
+from helpers.tracing import selectivity
 from tests.test_tangent import grown_model, own_pair  # noqa: F401  fixtures
 
 HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
@@ -34,9 +35,10 @@ def test_the_subjects_latent_is_found(planted, own_pair):  # noqa: F811
     model, sae, _ = planted
     inside = own_inputs(model, own_pair, layers=[1])[0][1]
     outside = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
-    latents, auroc = subject_latents(sae, inside, outside, n=3, select="selective", seed=0)
+    latents, *pre = subject_latents(sae, inside, outside, n=3, select="selective", seed=0)
+    auroc = selectivity(*pre)
     assert latents[0] == 5 and auroc[0] > 0.99
-    drawn, _ = subject_latents(sae, inside, outside, n=3, select="random", seed=1)
+    drawn, *_ = subject_latents(sae, inside, outside, n=3, select="random", seed=1)
     assert len(set(drawn.tolist())) == 3
     with pytest.raises(UserError, match="no rule 'best'"):
         subject_latents(sae, inside, outside, n=3, select="best", seed=0)

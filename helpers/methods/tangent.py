@@ -76,7 +76,7 @@ def linearise(
     site: str = "neurons",
     beginnings: Beginnings | None = None,
 ) -> Tangent:
-    """Keys and gradients of all asks by one forward and one backward pass.
+    """Keys and gradients of all asks, by a forward pass a sequence and a backward pass an ask.
 
     Sequences are batched by length, each runs once for all that is asked about it, only the scored
     positions are unembedded, and no gradient is taken below the first layer, nor within a

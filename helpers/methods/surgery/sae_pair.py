@@ -89,7 +89,7 @@ def sae_pair(
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
         for seen in sightings(mine, others, i):
-            unit, latents, score, w = key(
+            unit, latents, pre, w = key(
                 loaded[i],
                 seen,
                 sizes=doublings(n_latents, most_latents),
@@ -105,7 +105,7 @@ def sae_pair(
                     "spelling": seen.spelling,
                     "layer": i,
                     "latents": latents.tolist(),
-                    "auroc": [round(s, 4) for s in score.tolist()],
+                    "auroc": [round(s, 4) for s in selectivity(*pre).tolist()],
                     "weights": [round(x, 4) for x in (w / w.abs().max()).tolist()],
                 }
             )
@@ -134,7 +134,7 @@ def doublings(first: int, last: int) -> list[int]:
 
 def key(
     sae, seen: Sighting, *, sizes: Sequence[int], select: str, shrink: float, quantile: float, seed
-) -> tuple[Detectors, Int[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]:
+) -> tuple[Detectors, Int[Tensor, " k"], tuple[Tensor, Tensor], Float[Tensor, " k"]]:
     """A neuron keyed within the encoder rows of the fewest latents with which it fires.
 
     Args:
@@ -147,9 +147,10 @@ def key(
         seed: Draws random latents.
 
     Returns:
-        The neuron, its latents, their AUROC, and their weights in the key.
+        The neuron, its latents, their pre-activations on the subject and elsewhere, and their
+        weights in the key.
     """
-    ranked, scores = subject_latents(
+    ranked, within, without = subject_latents(
         sae, seen.inside, seen.outside, n=sizes[-1], select=select, seed=seed
     )
     every = sae.W_enc.detach()[:, ranked].T.float()  # (latents, d_model)
@@ -161,7 +162,7 @@ def key(
         unit = detector(w @ rows, seen.inside, seen.outside, quantile=quantile)
         if unit.share >= ENOUGH:
             break
-    return unit, ranked[:n], scores[:n], w
+    return unit, ranked[:n], (within[:, :n], without[:, :n]), w
 
 
 def latents_needed(
@@ -254,7 +255,7 @@ def subject_latents(
     n: int,
     select: str,
     seed: int,
-) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+) -> tuple[Int[Tensor, " k"], Float[Tensor, "n k"], Float[Tensor, "m k"]]:
     """The latents that tell the subject from everything else, the best first.
 
     Latents that are active on at least half of the subject's sightings come first; among them those
@@ -269,7 +270,7 @@ def subject_latents(
         seed: Draws random ones.
 
     Returns:
-        Indices, and how often each is higher on the subject than elsewhere (AUROC).
+        Indices, and their pre-activations at the subject and elsewhere.
 
     Raises:
         UserError: There is no such rule.
@@ -285,7 +286,7 @@ def subject_latents(
         latents = gap.topk(min(n, len(gap))).indices
     else:
         raise UserError(f"There is no rule '{select}' for latents: 'selective' or 'random'.")
-    return latents, selectivity(pre_in[:, latents], pre_out[:, latents])
+    return latents, pre_in[:, latents], pre_out[:, latents]
 
 
 def named(
