@@ -125,8 +125,8 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightD
         pick = torch.eye(parts.d_mlp)[index]  # (n, d_mlp)
         for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
             if name:  # rows: pickᵀ (n of d_mlp) times the rows themselves
-                changes[name] = _stored(mlp, pick.T, -keys[index].detach().float())
-        values = -mlp.W_out()[:, index].detach().float()
+                changes[name] = _stored(mlp, pick.T, -keys[index].detach().float().cpu())
+        values = -mlp.W_out()[:, index].detach().float().cpu()
         changes[mlp.out_name] = _stored(mlp, values, pick)
     return WeightDelta.of(model._module, changes)
 

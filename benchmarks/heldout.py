@@ -1,0 +1,171 @@
+"""Every method on many held-out facts and seeds: what the full profile measures, by many processes.
+
+    python benchmarks/heldout.py --workers 8 --device cuda --saes FOLDER ...
+
+Each method takes the strength that is best on development facts, as in chapter 06. Every (method,
+fact, seed) lands in the cache that the notebooks use, so a stopped run goes on where it was. The
+rows of the facts and seeds themselves are written as Parquet beside the run folders.
+"""
+
+import argparse
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import pandas as pd
+import torch
+from report import report
+
+from helpers.artifacts import write_table
+from helpers.errors import UserError
+from helpers.evaluation.bootstrap import bootstrap
+from helpers.evaluation.tradeoff import (
+    FAMILIES,
+    Sizes,
+    best_shares,
+    editing_methods,
+    known_pairs,
+    tradeoff,
+)
+from helpers.methods import METHODS
+from helpers.models import load_model
+from helpers.settings import ROOT
+
+SHARES = (0.5, 1.0, 2.0)
+EVERY = ("surgery", "training", "inference", "control")
+COLUMNS = {
+    "paraphrases": "paraphrases",
+    "worst_paraphrase": "worst wording",
+    "greedy": "greedy",
+    "neighbours": "neighbours",
+    "same_subject": "same subject",
+    "same_target": "same target",
+    "perplexity_change_factbook": "perplexity, Factbook",
+    "perplexity_change_chat": "chat",
+    "seconds": "seconds",
+}
+"""As in a table of `tradeoff` → as here."""
+PERCENT = ("perplexity_change_factbook", "perplexity_change_chat")
+_MODEL = {}  # of this process
+
+
+def load(device: str, threads: int) -> None:
+    """What a worker does first."""
+    torch.set_num_threads(threads)
+    _MODEL["lm"] = load_model(device=device)
+
+
+def measure(pair, name, how, shares, sizes, seed) -> pd.DataFrame:
+    """One method on one fact, in a worker."""
+    return tradeoff(
+        _MODEL["lm"], [pair], {name: how}, shares={name: shares}, sizes=sizes, seeds=[seed]
+    )
+
+
+def gather(pool: ProcessPoolExecutor, jobs: list[tuple], until: float) -> pd.DataFrame:
+    """The rows of all jobs that end in time; the others are given up."""
+    running = {pool.submit(measure, *job): job for job in jobs}
+    tables = []
+    try:
+        for done in as_completed(running, timeout=max(1.0, until - time.time())):
+            pair, name, *_, seed = running[done]
+            if error := done.exception():
+                print(f"{name} on {pair.subject}, seed {seed}: {error!r}", flush=True)
+            else:
+                tables.append(done.result())
+                if len(tables) % 50 == 0:
+                    print(f"{len(tables)} of {len(jobs)}", flush=True)
+    except TimeoutError:
+        for job in running:
+            job.cancel()
+        print(f"{len(tables)} of {len(jobs)} in the time given", flush=True)
+    if not tables:
+        raise UserError("Nothing ended in the time given: raise --minutes.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def rows_of(results: pd.DataFrame, share: dict[str, float]) -> list[dict]:
+    """One row a method, the least left first; seeds of one fact are averaged first."""
+    rows = []
+    for name, part in results.groupby("method", sort=False):
+        scored = part.dropna(subset=["paraphrases"])
+        row = {
+            "method": name,
+            "family": METHODS[name].family,
+            "strength": share[name],
+            "facts": scored["subject"].nunique(),
+            "seeds": scored["seed"].nunique(),
+            "refused": int((part["refused"] != "").sum()),
+        }
+        for column, title in COLUMNS.items():
+            means = scored.groupby("subject")[column].mean().dropna()
+            row[title] = ""
+            if column == "worst_paraphrase" and len(means):
+                row[title] = f"{scored[column].max():.3g}"
+            elif column == "seconds" and len(means):
+                row[title] = f"{scored[column].median():.1f}"
+            elif len(means):
+                m, times = bootstrap(means.to_numpy()), 100 if column in PERCENT else 1
+                mean, low, high = (f"{times * x:.3g}" for x in (m.value, m.low, m.high))
+                row[title] = f"{mean} [{low}, {high}]" + " %" * (column in PERCENT)
+        rows.append((scored["paraphrases"].mean(), row))
+    return [row for _, row in sorted(rows, key=lambda r: (r[1]["family"] == "control", r[0]))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--facts", type=int, default=20, help="held-out facts")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, each with its own draws")
+    parser.add_argument("--dev-facts", type=int, default=2, help="development facts, for strengths")
+    parser.add_argument("--methods", default="all", help="all, or names by commas")
+    parser.add_argument("--saes", nargs="*", default=[], help="folders of SAEs")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--minutes", type=float, default=1e4, help="stop and report after so long")
+    parser.add_argument("--rows", default=str(ROOT / "runs" / "heldout.parquet"), help="all rows")
+    args = parser.parse_args()
+    until = time.time() + 60 * args.minutes
+    model = load_model(device=args.device)
+    chosen = editing_methods(args.methods, args.saes, families=EVERY)
+    curved = {n: how for n, how in chosen.items() if METHODS[n].family in FAMILIES}
+    dev = known_pairs(model, "capital", "dev", n=args.dev_facts)
+    heldout = known_pairs(model, "capital", "heldout", n=args.facts)
+    threads = max(1, torch.get_num_threads() // args.workers)
+    with ProcessPoolExecutor(
+        args.workers, get_context("spawn"), initializer=load, initargs=(args.device, threads)
+    ) as pool:
+        jobs = [
+            (pair, n, how, list(SHARES), Sizes("dev", 24), 0)
+            for n, how in curved.items()
+            for pair in dev
+        ]
+        share = dict.fromkeys(chosen, 1.0) | best_shares(gather(pool, jobs, until))
+        jobs = [
+            (pair, n, how, [share[n]], Sizes("heldout", 24, 4096), seed)
+            for seed in range(args.seeds)
+            for group in (curved, {n: how for n, how in chosen.items() if n not in curved})
+            for pair in heldout
+            for n, how in group.items()
+        ]
+        results = gather(pool, jobs, until)
+    write_table(args.rows, results)
+    result = {
+        "title": "Every method on held-out facts",
+        "how": f"{len(heldout)} held-out capitals that the model knows, strengths chosen on "
+        f"{', '.join(p.subject for p in dev)}. P(target) on held-out wordings "
+        "(mean over facts with its 95 % interval, and the worst wording of any fact), the share of "
+        "greedy answers that name it, P(answer) after / before of what must stay, and the change "
+        f"of perplexity. {args.workers} processes at a time on {device_name(args.device)}: seconds "
+        "(median of a method on one fact) include waiting for each other.",
+        "rows": rows_of(results, share),
+    }
+    report("heldout", result)
+
+
+def device_name(device: str) -> str:
+    """In words."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "the processor"
+
+
+if __name__ == "__main__":
+    main()
