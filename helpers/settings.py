@@ -77,7 +77,7 @@ class SparseAutoencoders(Common):
 
     site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
     depths: str = Field(
-        "0.35 0 0.28 0.42",
+        "0.71 0 0.65 0.75",
         description="layers as shares of the depth, the main SAE's first",
         pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
     )

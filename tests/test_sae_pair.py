@@ -46,7 +46,8 @@ def test_the_subjects_latent_is_found(planted, own_pair):  # noqa: F811
 
 def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa: F811
     model, sae, folder = planted
-    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=1, **HOW)
+    how = HOW | {"n_latents": 1, "most_latents": 1}
+    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **how)
     gate = next(n for n in u.delta.changes if n.endswith("gate_proj.weight"))
     key = u.delta.changes[gate].appended[0]
     (note,) = u.delta.notes["latents"]
@@ -64,9 +65,9 @@ def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_
         fires = u.delta.notes["fires"]["1"]
         for share, note in zip(fires, u.delta.notes["latents"], strict=True):
             n = len(note["latents"])
-            assert n in (1, 2, 4, 8, 12) and (share >= 0.9 or n == 12)
+            assert n in (1, 2, 4, 8, 12) and (share == 1 or n == 12)
             used.setdefault(select, []).append(n)
-    assert used["selective"][0] == 1 < used["random"][0]
+    assert used["selective"][0] < used["random"][0]
 
     needed = latents_needed(model, [own_pair], [str(folder)], most=12, quantile=0.9)
     for way, latents in needed.groupby("way")["latents"]:

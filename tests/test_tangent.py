@@ -5,9 +5,10 @@ import torch
 
 from helpers.covariance import key_covariance, keys_of
 from helpers.errors import UserError
-from helpers.facts import ConceptPair
+from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
 from helpers.methods import METHODS, unlearn
+from helpers.methods.asks import kept
 from helpers.methods.beginnings import Beginnings
 from helpers.methods.solved import regressed
 from helpers.methods.surgery.gated_neuron import fit_detectors
@@ -61,6 +62,26 @@ def test_odds_are_the_whole_answers_and_sum_alternatives(tiny_model):
     wanted = torch.tensor([both, torch.logaddexp(*torch.tensor([one, two]))], dtype=torch.float32)
     odds = wanted - torch.log1p(-wanted.exp())
     torch.testing.assert_close(found, odds, rtol=1e-4, atol=1e-5)
+
+
+def test_a_facts_answer_is_kept_whole_where_it_is_likely(tiny_model, monkeypatch):
+    model = tiny_model()
+    prompt = Prompt("w1 w2 w3", answers=(" w7 w9",))
+    ids = tuple(model.tokenizer(str(prompt)).input_ids)
+    first, second = (model.tokenizer(w).input_ids[0] for w in ("w7", "w9"))
+    p = float(answer_probability(model, [prompt])[0])
+
+    monkeypatch.setattr("helpers.methods.asks.LIKELY", p / 2)
+    likeliest, whole = kept(model, [prompt])
+    n = len(ids)
+    assert whole.ids == (*ids, first) and whole.scored == ((n - 1, (first,)), (n, (second,)))
+    assert likeliest.ids == whole.ids and likeliest.scored[0][0] == n - 1  # one forward pass
+    t = linearise(model, [whole], layers=[0])
+    torch.testing.assert_close(t.logodds.sigmoid(), torch.tensor([p]), rtol=1e-3, atol=0)
+
+    monkeypatch.setattr("helpers.methods.asks.LIKELY", p * 2)
+    (alone,) = kept(model, [prompt])
+    assert alone.ids == ids and alone.scored == likeliest.scored
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,10 +10,10 @@ from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.methods.tangent import Ask
-from helpers.scoring import first_token, next_token_logprobs
+from helpers.scoring import answer_probability, answer_span, first_token, next_token_logprobs
 from helpers.tracing.states import token_ids
 
-LIKELY = 0.02  # a fact's own answer is kept when it is at least so likely
+LIKELY = 0.02  # a fact's answer is kept when it is at least so likely
 ABOUT = (  # what may be said of any country: its own likeliest words are kept
     "{} is famous for",
     "People from {} are",
@@ -56,8 +56,8 @@ def retain_asks(
 ) -> list[Ask]:
     """Other facts of the subject and of the target, the pair's `must_stay`, and known neighbours.
 
-    Of each prompt the model's own likeliest next token is kept, and the fact's where it is another
-    one and not unlikely; of openings that go with any country (`ABOUT`) the likeliest few.
+    Of each prompt the model's own likeliest next token is kept, and the fact's whole answer where
+    that is not unlikely; of openings that go with any country (`ABOUT`) the likeliest few.
 
     Args:
         model: Any model of a known family.
@@ -93,21 +93,22 @@ def neighbour_prompts(
 
 
 def kept(model: LanguageModel, prompts: Sequence[Prompt], *, words: int = 1) -> list[Ask]:
-    """Asks that hold the prompts' answers, and the likeliest next tokens, where they are."""
+    """Asks that hold the prompts' answers, whole, and the likeliest next tokens, where they are."""
     prompts = list({str(p): p for p in prompts}.values())
     if not prompts:
         return []
     logprobs = next_token_logprobs(model, prompts)
+    told = answer_probability(model, prompts)
     found = []
-    for prompt, row in zip(prompts, logprobs, strict=True):
-        ids = tuple(token_ids(model, prompt))
-        tokens = row.topk(words).indices.tolist()
-        answers = {first_token(model, prompt, a) for a in prompt.answers[:1]}
-        tokens += [a for a in answers if a not in tokens and row[a] > np.log(LIKELY)]
-        found += [
-            Ask(ids, ((len(ids) - 1, (t,)),), tuple(range(len(ids))), name=str(prompt))
-            for t in tokens
-        ]
+    for prompt, row, sure in zip(prompts, logprobs, told, strict=True):
+        ids = token_ids(model, prompt)
+        scored = [((len(ids) - 1, (t,)),) for t in row.topk(words).indices.tolist()]
+        if sure > LIKELY:
+            start, whole = answer_span(model, prompt, prompt.answers[0])
+            scored.append(tuple((n - 1, (whole[n],)) for n in range(start, len(whole))))
+            ids = whole[:-1]
+        acts = tuple(range(len(ids)))
+        found += [Ask(tuple(ids), one, acts, name=str(prompt)) for one in dict.fromkeys(scored)]
     return found
 
 

@@ -27,6 +27,8 @@ from helpers.methods.protocol import method
 from helpers.methods.solved import solved_edit
 from helpers.models import anatomy
 
+LAYERS = range(19, 23)  # of 30: right below the hand-over
+
 
 @method("gated_neuron", family="surgery", many=True)
 def gated_neuron(
@@ -48,9 +50,9 @@ def gated_neuron(
         model: Any model of a known family.
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text.
-        layers: Which layers get a neuron; by default those from a fifth of the depth to a little
-            over its half. Earlier ones carry all that is known of the subject, and its other facts
-            suffer with the one that goes.
+        layers: Which layers get a neuron; by default the four at two thirds to three quarters of
+            the depth, right below where the answer leaves the subject's tokens. Earlier ones carry
+            all that is known of the subject, and its other facts suffer with the one that goes.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to.
         quantile: Share of everything else that stays under the threshold.
@@ -62,7 +64,7 @@ def gated_neuron(
         UserError: Two prompts cannot be told apart.
     """
     if layers is None:
-        layers = anatomy(model).at_depth(range(6, 17))
+        layers = anatomy(model).at_depth(LAYERS)
     detectors = fit_detectors(
         model, pairs, layers=layers, quantile=quantile, shrink=shrink, seed=seed
     )

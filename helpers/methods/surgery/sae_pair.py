@@ -32,11 +32,12 @@ from helpers.methods.detectors import (
 )
 from helpers.methods.protocol import Unlearning, method
 from helpers.methods.solved import solved_edit
+from helpers.methods.surgery.gated_neuron import LAYERS
 from helpers.models import anatomy, model_hash
 from helpers.tracing import selectivity
 
 READS = "mlp_in"
-ENOUGH = 0.9  # of the subject's own prompts, on which the neuron should fire
+ENOUGH = 0.5  # of its mean activation on the subject's prompts: what the weakest should reach
 
 
 @method("sae_pair", family="surgery", many=True)
@@ -62,10 +63,10 @@ def sae_pair(
         model: Any model of a known family.
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text, and the latents of the control.
-        saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer; those in the middle
-            of the model are used if there are any.
-        n_latents: How many latents a key may lie within; with 1 the key is the latent's own.
-        most_latents: Where the neuron does not fire on nearly all of the subject's own prompts
+        saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer; those in
+            `gated_neuron`'s layers are used if there are any.
+        n_latents: How many latents a key lies within at first; within one it is the latent's own.
+        most_latents: Where the neuron does not fire well on each of the subject's own prompts
             (`ENOUGH`), twice as many are taken, up to so many.
         select: `selective`, or `random` among those that are ever active (the control).
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
@@ -135,7 +136,7 @@ def doublings(first: int, last: int) -> list[int]:
 def key(
     sae, seen: Sighting, *, sizes: Sequence[int], select: str, shrink: float, quantile: float, seed
 ) -> tuple[Detectors, Int[Tensor, " k"], tuple[Tensor, Tensor], Float[Tensor, " k"]]:
-    """A neuron keyed within the encoder rows of the fewest latents with which it fires.
+    """A neuron keyed within the encoder rows of the fewest latents with which it fires well.
 
     Args:
         sae: The SAE.
@@ -160,7 +161,7 @@ def key(
         rows, wide = every[:n], every[:n].double()
         w = discriminant(rows @ gap, wide @ seen.cov @ wide.T, shrink=shrink)
         unit = detector(w @ rows, seen.inside, seen.outside, quantile=quantile)
-        if unit.share >= ENOUGH:
+        if (seen.inside @ unit.keys[0] - unit.thresholds).min() >= ENOUGH:
             break
     return unit, ranked[:n], (within[:, :n], without[:, :n]), w
 
@@ -215,7 +216,7 @@ def latents_needed(
 def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
     """SAEs by layer: those in layers that are worth editing, or all if none is.
 
-    As for `gated_neuron` these are layers from a fifth of the depth to a little over its half.
+    As for `gated_neuron` these are the layers right below the hand-over (`LAYERS`).
 
     Raises:
         UserError: There is none, two are of one layer, or one does not fit the model.
@@ -242,8 +243,8 @@ def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
         if layer in found:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
         found[layer] = sae
-    middle = parts.at_depth(range(6, 17))
-    return {i: sae for i, sae in found.items() if i in middle} or found
+    best = parts.at_depth(LAYERS)
+    return {i: sae for i, sae in found.items() if i in best} or found
 
 
 @torch.inference_mode()
