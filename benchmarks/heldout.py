@@ -4,7 +4,8 @@
 
 Each method takes the strength that is best on development facts, as in chapter 06. Every (method,
 fact, seed) lands in the cache that the notebooks use, so a stopped run goes on where it was. The
-rows of the facts and seeds themselves are written as Parquet beside the run folders.
+rows of the facts and seeds themselves are written as Parquet beside the run folders; with --add
+those of other methods, measured before, stay in it and in the report.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 from report import report
 
-from helpers.artifacts import write_table
+from helpers.artifacts import read_table, write_table
 from helpers.errors import UserError
 from helpers.evaluation.bootstrap import bootstrap
 from helpers.evaluation.tradeoff import (
@@ -42,7 +43,6 @@ COLUMNS = {
     "same_target": "same target",
     "perplexity_change_factbook": "perplexity, Factbook",
     "perplexity_change_chat": "chat",
-    "seconds": "seconds",
 }
 """As in a table of `tradeoff` → as here."""
 PERCENT = ("perplexity_change_factbook", "perplexity_change_chat")
@@ -84,7 +84,7 @@ def gather(pool: ProcessPoolExecutor, jobs: list[tuple], until: float) -> pd.Dat
     return pd.concat(tables, ignore_index=True)
 
 
-def rows_of(results: pd.DataFrame, share: dict[str, float]) -> list[dict]:
+def rows_of(results: pd.DataFrame) -> list[dict]:
     """One row a method, the least left first; seeds of one fact are averaged first."""
     rows = []
     for name, part in results.groupby("method", sort=False):
@@ -92,7 +92,8 @@ def rows_of(results: pd.DataFrame, share: dict[str, float]) -> list[dict]:
         row = {
             "method": name,
             "family": METHODS[name].family,
-            "strength": share[name],
+            "strength": part["share"].iloc[0],
+            "chosen on": part["chosen_on"].iloc[0],
             "facts": scored["subject"].nunique(),
             "seeds": scored["seed"].nunique(),
             "refused": int((part["refused"] != "").sum()),
@@ -102,8 +103,6 @@ def rows_of(results: pd.DataFrame, share: dict[str, float]) -> list[dict]:
             row[title] = ""
             if column == "worst_paraphrase" and len(means):
                 row[title] = f"{scored[column].max():.3g}"
-            elif column == "seconds" and len(means):
-                row[title] = f"{scored[column].median():.1f}"
             elif len(means):
                 m, times = bootstrap(means.to_numpy()), 100 if column in PERCENT else 1
                 mean, low, high = (f"{times * x:.3g}" for x in (m.value, m.low, m.high))
@@ -122,6 +121,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--minutes", type=float, default=1e4, help="stop and report after so long")
+    parser.add_argument("--add", action="store_true", help="to the rows of other methods")
     parser.add_argument("--rows", default=str(ROOT / "runs" / "heldout.parquet"), help="all rows")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
@@ -148,23 +148,20 @@ def main() -> None:
             for n, how in group.items()
         ]
         results = gather(pool, jobs, until)
+    results["chosen_on"] = ", ".join(p.subject for p in dev)
+    if args.add:
+        before = read_table(args.rows)
+        results = pd.concat([before[~before["method"].isin(chosen)], results], ignore_index=True)
     write_table(args.rows, results)
     result = {
         "title": "Every method on held-out facts",
-        "how": f"{len(heldout)} held-out capitals that the model knows, strengths chosen on "
-        f"{', '.join(p.subject for p in dev)}. P(target) on held-out wordings "
-        "(mean over facts with its 95 % interval, and the worst wording of any fact), the share of "
-        "greedy answers that name it, P(answer) after / before of what must stay, and the change "
-        f"of perplexity. {args.workers} processes at a time on {device_name(args.device)}: seconds "
-        "(median of a method on one fact) include waiting for each other.",
-        "rows": rows_of(results, share),
+        "how": "Held-out capitals that the model knows; strengths chosen on development facts. "
+        "P(target) on held-out wordings (mean over facts with its 95 % interval, and the worst "
+        "wording of any fact), the share of greedy answers that name it, P(answer) after / before "
+        "of what must stay, and the change of perplexity.",
+        "rows": rows_of(results),
     }
     report("heldout", result)
-
-
-def device_name(device: str) -> str:
-    """In words."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "the processor"
 
 
 if __name__ == "__main__":
