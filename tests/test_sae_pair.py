@@ -6,7 +6,8 @@ import torch
 from helpers.errors import UserError
 from helpers.methods import unlearn
 from helpers.methods.background import own_inputs
-from helpers.methods.surgery.sae_pair import latents_needed, named, subject_latents
+from helpers.methods.detectors import Sighting
+from helpers.methods.surgery.sae_pair import SELECT, latents_needed, named, pursuit, ranked_rows
 from helpers.models import model_hash
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.scoring import answer_probability
@@ -35,13 +36,40 @@ def test_the_subjects_latent_is_found(planted, own_pair):  # noqa: F811
     model, sae, _ = planted
     inside = own_inputs(model, own_pair, layers=[1])[0][1]
     outside = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
-    latents, *pre = subject_latents(sae, inside, outside, n=3, select="selective", seed=0)
-    auroc = selectivity(*pre)
-    assert latents[0] == 5 and auroc[0] > 0.99
-    drawn, *_ = subject_latents(sae, inside, outside, n=3, select="random", seed=1)
+    cov = outside.T.cov().double()
+    seen = Sighting(0, 0, inside, outside, outside.mean(0), cov)
+    how = {"n": 3, "shrink": 0.01, "seed": 0}
+    rows, latents = ranked_rows(sae, seen, select="selective", **how)
+    assert latents[0] == 5
+    assert selectivity(inside @ rows[5:6].T, outside @ rows[5:6].T)[0] > 0.99
+    drawn = ranked_rows(sae, seen, select="random", **how)[1]
     assert len(set(drawn.tolist())) == 3
+    other, _ = ranked_rows(sae, seen, select="untrained", **how)
+    assert other.shape == rows.shape and not torch.allclose(other, rows)
     with pytest.raises(UserError, match="no rule 'best'"):
-        subject_latents(sae, inside, outside, n=3, select="best", seed=0)
+        ranked_rows(sae, seen, select="best", **how)
+
+
+def test_every_row_of_a_pursuit_does_best_beside_those_before():
+    """Fisher's ratio within the span, by its formula, against every other row in its stead."""
+    draw = torch.Generator().manual_seed(0)
+    rows, gap = torch.randn(12, 6, generator=draw), torch.randn(6, generator=draw)
+    half = torch.randn(6, 6, generator=draw).double()
+    cov = half @ half.T + torch.eye(6)
+
+    def left(chosen):  # of what a discriminant can reach, after these rows
+        r = rows[chosen].double()
+        w = torch.linalg.solve(r @ cov @ r.T, r @ gap.double())
+        return gap.double() - cov @ r.T @ w
+
+    found = pursuit(rows, gap, cov, n=40, shrink=0.0).tolist()
+    assert len(found) == len(set(found)) == 6
+    for k in range(6):
+        rest = left(found[:k]) if k else gap.double()
+        alike = (rows.double() @ rest).abs() / (rows.double() @ cov * rows).sum(1).sqrt()
+        alike[found[:k]] = 0
+        assert alike.argmax() == found[k]
+    assert left(found).norm() < 1e-4 * gap.norm()  # six dimensions hold it all
 
 
 def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa: F811
@@ -59,7 +87,7 @@ def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_
     """Latents drawn at random need more of them than the one that was planted."""
     model, _, folder = planted
     used = {}
-    for select in ("selective", "random"):
+    for select in SELECT:
         how = HOW | {"n_latents": 1, "most_latents": 12, "select": select}
         u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **how)
         fires = u.delta.notes["fires"]["1"]

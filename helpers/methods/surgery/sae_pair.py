@@ -1,10 +1,11 @@
 """The edit that SAEs decide: the subject's latents detect, and what they then write is solved for.
 
 A latent of an SAE or a transcoder that reads the MLP's input is a detector learnt without labels:
-its encoder row is a key, its bias a threshold. `sae_pair` looks for the latents that tell the
-subject from all other subjects and from text, and appends one neuron a layer whose key lies within
-their encoder rows; its value is solved for as in `gated_neuron`, which is the same method with an
-unrestricted linear discriminant for a key. Contexts without these latents are left alone.
+its encoder row is a key, its bias a threshold. `sae_pair` looks for the few latents that together
+tell the subject from all other subjects and from text, and appends one neuron a layer whose key
+lies within their encoder rows; its value is solved for as in `gated_neuron`, which is the same
+method with an unrestricted linear discriminant for a key. Contexts without these latents are left
+alone.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ from helpers.models import anatomy, model_hash
 from helpers.tracing import selectivity
 
 READS = "mlp_in"
+SELECT = ("selective", "random", "untrained")
 ENOUGH = 0.5  # of its mean activation on the subject's prompts: what the weakest should reach
 
 
@@ -68,7 +70,7 @@ def sae_pair(
         n_latents: How many latents a key lies within at first; within one it is the latent's own.
         most_latents: Where the neuron does not fire well on each of the subject's own prompts
             (`ENOUGH`), twice as many are taken, up to so many.
-        select: `selective`, or `random` among those that are ever active (the control).
+        select: As `ranked_rows`; all but `selective` are controls.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to.
         quantile: Share of everything else that stays under the threshold.
@@ -142,28 +144,24 @@ def key(
         sae: The SAE.
         seen: What the neuron has to tell apart.
         sizes: Numbers of latents to try, one after another; the last one stands in any case.
-        select: As `subject_latents`.
+        select: As `ranked_rows`.
         shrink: Ridge of the discriminant within the latents.
         quantile: Share of everything else that stays under the threshold.
         seed: Draws random latents.
 
     Returns:
-        The neuron, its latents, their pre-activations on the subject and elsewhere, and their
-        weights in the key.
+        The neuron, its latents, what their encoder rows read at the subject and elsewhere, and
+        their weights in the key.
     """
-    ranked, within, without = subject_latents(
-        sae, seen.inside, seen.outside, n=sizes[-1], select=select, seed=seed
-    )
-    every = sae.W_enc.detach()[:, ranked].T.float()  # (latents, d_model)
-    every = every / every.norm(dim=1, keepdim=True)
+    rows, ranked = ranked_rows(sae, seen, n=sizes[-1], select=select, shrink=shrink, seed=seed)
     gap = seen.inside.mean(0) - seen.mean
     for n in sizes:
-        rows, wide = every[:n], every[:n].double()
-        w = discriminant(rows @ gap, wide @ seen.cov @ wide.T, shrink=shrink)
-        unit = detector(w @ rows, seen.inside, seen.outside, quantile=quantile)
+        within, wide = rows[ranked[:n]], rows[ranked[:n]].double()
+        w = discriminant(within @ gap, wide @ seen.cov @ wide.T, shrink=shrink)
+        unit = detector(w @ within, seen.inside, seen.outside, quantile=quantile)
         if (seen.inside @ unit.keys[0] - unit.thresholds).min() >= ENOUGH:
             break
-    return unit, ranked[:n], (within[:, :n], without[:, :n]), w
+    return unit, ranked[:n], (seen.inside @ within.T, seen.outside @ within.T), w
 
 
 def latents_needed(
@@ -176,7 +174,7 @@ def latents_needed(
     shrink: float = 0.01,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """With how many latents a key fires: those that are chosen, and latents drawn at random.
+    """With how many latents a key fires well: chosen ones, and the controls of `ranked_rows`.
 
     Args:
         model: Any model of a known family.
@@ -188,8 +186,8 @@ def latents_needed(
         seed: Draws text and random latents.
 
     Returns:
-        One row per subject, layer, spelling and way (`selective`, `random`): latents (1, 2, 4, ...
-        or `most`), fires (the share of the subject's own prompts on which the neuron then does).
+        One row per subject, layer, spelling and way (`SELECT`): latents (1, 2, 4, ... or `most`),
+        fires (the share of the subject's own prompts on which the neuron then does).
     """
     loaded = load_all(model, saes)
     layers, rows = sorted(loaded), []
@@ -198,7 +196,7 @@ def latents_needed(
         mine = [own_inputs(model, pair, layers=layers)]
         for i, others in inputs_of_others(model, [pair], layers=layers, seed=seed):
             for seen in sightings(mine, others, i):
-                for select in ("selective", "random"):
+                for select in SELECT:
                     unit, latents, _, _ = key(loaded[i], seen, select=select, **how)
                     rows.append(
                         {
@@ -248,46 +246,77 @@ def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
 
 
 @torch.inference_mode()
-def subject_latents(
-    sae,
-    inside: Float[Tensor, "n d_model"],
-    outside: Float[Tensor, "m d_model"],
-    *,
-    n: int,
-    select: str,
-    seed: int,
-) -> tuple[Int[Tensor, " k"], Float[Tensor, "n k"], Float[Tensor, "m k"]]:
-    """The latents that tell the subject from everything else, the best first.
-
-    Latents that are active on at least half of the subject's sightings come first; among them those
-    whose pre-activation lies highest above its mean elsewhere, in standard deviations.
+def ranked_rows(
+    sae, seen: Sighting, *, n: int, select: str, shrink: float, seed: int
+) -> tuple[Float[Tensor, "d_sae d_model"], Int[Tensor, " k"]]:
+    """Directions that a key may lie within, and which of them come first.
 
     Args:
         sae: The SAE.
-        inside: What it reads at the subject.
-        outside: What it reads elsewhere.
-        n: How many.
-        select: `selective` or `random`.
-        seed: Draws random ones.
+        seen: What the neuron has to tell apart.
+        n: So many are ranked.
+        select: `selective`: latents by `pursuit`; `random`: latents as they are drawn; `untrained`:
+            as many directions drawn at random as there are latents, by `pursuit`.
+        shrink: As `pursuit`.
+        seed: Draws.
 
     Returns:
-        Indices, and their pre-activations at the subject and elsewhere.
+        The directions, of length 1, and the numbers of the first `n`.
 
     Raises:
         UserError: There is no such rule.
     """
-    active = (sae.encode(inside) > 0).float().mean(0)
-    pre_in, pre_out = sae.pre(inside), torch.cat([sae.pre(x) for x in outside.split(4096)])
+    if select not in SELECT:
+        raise UserError(f"There is no rule '{select}' for latents: choose {' or '.join(SELECT)}.")
+    draw = torch.Generator().manual_seed(seed)
+    rows = sae.W_enc.detach().T.float()
+    if select == "untrained":
+        rows = torch.randn(rows.shape, generator=draw)
+    rows = rows / rows.norm(dim=1, keepdim=True)
     if select == "random":
-        draw = torch.Generator().manual_seed(seed)
-        latents = torch.randperm(pre_in.shape[1], generator=draw)[:n]
-    elif select == "selective":
-        gap = (pre_in.mean(0) - pre_out.mean(0)) / pre_out.std(0).clamp_min(1e-6)
-        gap = gap + 100 * (active >= 0.5)  # those that are active on the subject come first
-        latents = gap.topk(min(n, len(gap))).indices
-    else:
-        raise UserError(f"There is no rule '{select}' for latents: 'selective' or 'random'.")
-    return latents, pre_in[:, latents], pre_out[:, latents]
+        return rows, torch.randperm(len(rows), generator=draw)[:n]
+    return rows, pursuit(rows, seen.inside.mean(0) - seen.mean, seen.cov, n=n, shrink=shrink)
+
+
+def pursuit(
+    rows: Float[Tensor, "m d"],
+    gap: Float[Tensor, " d"],
+    cov: Float[Tensor, "d d"],
+    *,
+    n: int,
+    shrink: float,
+) -> Int[Tensor, " k"]:
+    """The rows within whose span a discriminant does best, one after another.
+
+    Fisher's ratio (w·gap)² / wᵀΣw is at most the squared length of Σ^(-½) gap; for w within the
+    span of some rows r it is that of its projection on their Σ^½ r. So the next row is the one that
+    is most alike to what is left of it: orthogonal matching pursuit (Pati et al. 1993).
+
+    Args:
+        rows: Directions.
+        gap: Difference of the means that are to be told apart.
+        cov: Σ, float64.
+        n: How many; at most as many as there are rows or dimensions.
+        shrink: Ridge of Σ, relative to the mean variance.
+    """
+    ridge = shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
+    root = torch.linalg.cholesky(cov + ridge)
+    left = torch.linalg.solve_triangular(root, gap.double()[:, None], upper=False)[:, 0].float()
+    atoms = rows @ root.float()
+    atoms = atoms / atoms.norm(dim=1, keepdim=True)
+    n = min(n, *rows.shape)
+    basis, chosen = torch.zeros(n, len(gap)), []
+    free = torch.ones(len(atoms))
+    for k in range(n):
+        best = int(((atoms @ left).abs() * free).argmax())
+        new = atoms[best]
+        for _ in range(2):  # once more, for what rounding left
+            new = new - (basis[:k] @ new) @ basis[:k]
+        basis[k] = new / new.norm().clamp_min(1e-6)
+        left = left - (basis[k] @ left) * basis[k]
+        chosen.append(best)
+        free[best] = 0
+    return torch.tensor(chosen)
 
 
 def named(
