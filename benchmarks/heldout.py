@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--rows", default=str(ROOT / "runs" / "heldout.parquet"), help="all rows")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
+    before = read_table(args.rows) if args.add else None
     model = load_model(device=args.device)
     chosen = editing_methods(args.methods, args.saes, families=EVERY)
     curved = {n: how for n, how in chosen.items() if METHODS[n].family in FAMILIES}
@@ -149,8 +150,7 @@ def main() -> None:
         ]
         results = gather(pool, jobs, until)
     results["chosen_on"] = ", ".join(p.subject for p in dev)
-    if args.add:
-        before = read_table(args.rows)
+    if before is not None:
         results = pd.concat([before[~before["method"].isin(chosen)], results], ignore_index=True)
     write_table(args.rows, results)
     result = {

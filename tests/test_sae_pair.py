@@ -5,8 +5,8 @@ import torch
 
 from helpers.errors import UserError
 from helpers.methods import unlearn
-from helpers.methods.background import own_inputs
-from helpers.methods.detectors import Sighting
+from helpers.methods.background import inputs_of_others, own_inputs
+from helpers.methods.detectors import discriminant, sightings
 from helpers.methods.surgery.sae_pair import SELECT, latents_needed, named, pursuit, ranked_rows
 from helpers.models import model_hash
 from helpers.sae import SAEConfig, build, save_sae
@@ -19,29 +19,27 @@ HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
 
 @pytest.fixture
 def planted(grown_model, own_pair, tmp_path):  # noqa: F811
-    """A model, and an SAE of layer 1 whose latent 5 is the subject's direction."""
+    """A model, what its layer 1 has to tell apart, and an SAE whose latent 5 does it alone."""
     model = grown_model()
-    inside = own_inputs(model, own_pair, layers=[1])[0][1].mean(0)
+    ((_, others),) = inputs_of_others(model, [own_pair], layers=[1])
+    seen = next(sightings([own_inputs(model, own_pair, layers=[1])], others, 1))
     cfg = SAEConfig(
         "topk", d_in=16, d_sae=12, k=4, site="mlp_in", layer=1, model_hash=model_hash(model)
     )
     sae = build(cfg)
     with torch.no_grad():
-        sae.encoder[5] = inside / inside.norm()
+        best = discriminant(seen.inside.mean(0) - seen.mean, seen.cov, shrink=0.01)
+        sae.encoder[5] = best / best.norm()
     save_sae(sae, tmp_path / "sae")
-    return model, sae, tmp_path / "sae"
+    return model, seen, sae, tmp_path / "sae"
 
 
-def test_the_subjects_latent_is_found(planted, own_pair):  # noqa: F811
-    model, sae, _ = planted
-    inside = own_inputs(model, own_pair, layers=[1])[0][1]
-    outside = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
-    cov = outside.T.cov().double()
-    seen = Sighting(0, 0, inside, outside, outside.mean(0), cov)
+def test_the_subjects_latent_is_found(planted):
+    _, seen, sae, _ = planted
     how = {"n": 3, "shrink": 0.01, "seed": 0}
     rows, latents = ranked_rows(sae, seen, select="selective", **how)
     assert latents[0] == 5
-    assert selectivity(inside @ rows[5:6].T, outside @ rows[5:6].T)[0] > 0.99
+    assert selectivity(seen.inside @ rows[5:6].T, seen.outside @ rows[5:6].T)[0] > 0.99
     drawn = ranked_rows(sae, seen, select="random", **how)[1]
     assert len(set(drawn.tolist())) == 3
     other, _ = ranked_rows(sae, seen, select="untrained", **how)
@@ -51,7 +49,7 @@ def test_the_subjects_latent_is_found(planted, own_pair):  # noqa: F811
 
 
 def test_every_row_of_a_pursuit_does_best_beside_those_before():
-    """Fisher's ratio within the span, by its formula, against every other row in its stead."""
+    """Every next row is the most alike, under Σ, to what a discriminant in the others leaves."""
     draw = torch.Generator().manual_seed(0)
     rows, gap = torch.randn(12, 6, generator=draw), torch.randn(6, generator=draw)
     half = torch.randn(6, 6, generator=draw).double()
@@ -65,7 +63,7 @@ def test_every_row_of_a_pursuit_does_best_beside_those_before():
     found = pursuit(rows, gap, cov, n=40, shrink=0.0).tolist()
     assert len(found) == len(set(found)) == 6
     for k in range(6):
-        rest = left(found[:k]) if k else gap.double()
+        rest = left(found[:k])
         alike = (rows.double() @ rest).abs() / (rows.double() @ cov * rows).sum(1).sqrt()
         alike[found[:k]] = 0
         assert alike.argmax() == found[k]
@@ -73,7 +71,7 @@ def test_every_row_of_a_pursuit_does_best_beside_those_before():
 
 
 def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa: F811
-    model, sae, folder = planted
+    model, _, sae, folder = planted
     how = HOW | {"n_latents": 1, "most_latents": 1}
     u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **how)
     gate = next(n for n in u.delta.changes if n.endswith("gate_proj.weight"))
@@ -85,7 +83,7 @@ def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa:
 
 def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_pair):  # noqa: F811
     """Latents drawn at random need more of them than the one that was planted."""
-    model, _, folder = planted
+    model, _, _, folder = planted
     used = {}
     for select in SELECT:
         how = HOW | {"n_latents": 1, "most_latents": 12, "select": select}
@@ -95,7 +93,7 @@ def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_
             n = len(note["latents"])
             assert n in (1, 2, 4, 8, 12) and (share == 1 or n == 12)
             used.setdefault(select, []).append(n)
-    assert used["selective"][0] < used["random"][0]
+    assert used["selective"][0] == 1 < used["random"][0]
 
     needed = latents_needed(model, [own_pair], [str(folder)], most=12, quantile=0.9)
     for way, latents in needed.groupby("way")["latents"]:
@@ -103,7 +101,7 @@ def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_
 
 
 def test_the_answer_comes_down(planted, own_pair):  # noqa: F811
-    model, _, folder = planted
+    model, _, _, folder = planted
     asked = own_pair.prompts("train")
     was = answer_probability(model, asked)
     floor = 0.7 * float(was.min())
@@ -115,7 +113,7 @@ def test_the_answer_comes_down(planted, own_pair):  # noqa: F811
 
 
 def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):  # noqa: F811
-    model, _, folder = planted
+    model, _, _, folder = planted
     u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=4, **HOW)
     words = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("helpers.methods.surgery.sae_pair.corpus_tokens", lambda *a, **k: words)
@@ -128,7 +126,7 @@ def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):  # noqa
 
 
 def test_bad_saes_are_refused(planted, own_pair, grown_model, tmp_path):  # noqa: F811
-    model, sae, folder = planted
+    model, _, sae, folder = planted
     with pytest.raises(UserError, match="needs SAEs"):
         unlearn(model, own_pair, "sae_pair")
     with pytest.raises(UserError, match="Two SAEs are of layer 1"):

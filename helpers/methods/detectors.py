@@ -90,8 +90,12 @@ def discriminant(
         cov: Σ, float64.
         shrink: Ridge, relative to the mean variance.
     """
-    ridge = shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
-    return torch.linalg.solve(cov + ridge, gap.double()).float()
+    return torch.linalg.solve(ridged(cov, shrink), gap.double()).float()
+
+
+def ridged(cov: Float[Tensor, "d d"], shrink: float) -> Float[Tensor, "d d"]:
+    """`cov` with `shrink` times its mean variance added to every variance."""
+    return cov + shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
 
 
 def detector(

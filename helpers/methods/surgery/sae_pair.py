@@ -28,6 +28,7 @@ from helpers.methods.detectors import (
     detector,
     discriminant,
     require_firing,
+    ridged,
     sightings,
     stacked,
 )
@@ -299,8 +300,7 @@ def pursuit(
         n: How many; at most as many as there are rows or dimensions.
         shrink: Ridge of Σ, relative to the mean variance.
     """
-    ridge = shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
-    root = torch.linalg.cholesky(cov + ridge)
+    root = torch.linalg.cholesky(ridged(cov, shrink))
     left = torch.linalg.solve_triangular(root, gap.double()[:, None], upper=False)[:, 0].float()
     atoms = rows @ root.float()
     atoms = atoms / atoms.norm(dim=1, keepdim=True)
