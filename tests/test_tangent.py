@@ -8,7 +8,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
 from helpers.methods import METHODS, unlearn
-from helpers.methods.asks import kept
+from helpers.methods.asks import OPENINGS, kept, retain_asks
 from helpers.methods.beginnings import Beginnings
 from helpers.methods.solved import regressed
 from helpers.methods.surgery.gated_neuron import fit_detectors
@@ -82,6 +82,19 @@ def test_a_facts_answer_is_kept_whole_where_it_is_likely(tiny_model, monkeypatch
     monkeypatch.setattr("helpers.methods.asks.LIKELY", p * 2)
     (alone,) = kept(model, [prompt])
     assert alone.ids == ids and alone.scored == likeliest.scored
+
+
+def test_what_must_stay_is_also_asked_after_an_opening(tiny_model):
+    pair = ConceptPair("France", "Paris", "capital")
+    asked = {a.name for a in retain_asks(tiny_model(), pair, n_neighbours=0, seed=0)}
+    others = [p for f in (*pair.same_subject(), *pair.same_target()) for p in f.prompts("train")]
+    plain = [p for p in others if p.messages is None]
+    assert len(plain) > len(OPENINGS)
+    for prompt in plain:
+        assert str(prompt) in asked and sum(f"{o}{prompt}" in asked for o in OPENINGS) == 1
+    chats = [str(p) for p in others if p.messages]
+    assert not [a for a in asked for o in OPENINGS for c in chats if a == o + c]
+    assert {o for o in OPENINGS for a in asked if a.startswith(o)} == set(OPENINGS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,7 @@
 """What a closed-form edit asks: prompts whose answer must go, and answers that must stay."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -27,6 +28,14 @@ ABOUT = (  # what may be said of any country: its own likeliest words are kept
     "He was born in {} and writes in",
 )
 WORDS = 3  # so many of the likeliest words after each
+OPENINGS = (  # what may come before a question: its subject is then no text's first token
+    "Here is a fact. ",
+    "From the encyclopedia:\n",
+    "As everyone knows, ",
+    "Did you know? ",
+    "Quiz, question 4. ",
+    "I looked it up: ",
+)
 
 
 def forget_asks(
@@ -57,7 +66,9 @@ def retain_asks(
     """Other facts of the subject and of the target, the pair's `must_stay`, and known neighbours.
 
     Of each prompt the model's own likeliest next token is kept, and the fact's whole answer where
-    that is not unlikely; of openings that go with any country (`ABOUT`) the likeliest few.
+    that is not unlikely; of openings that go with any country (`ABOUT`) the likeliest few. What is
+    asked about the subject and the target is asked once more after one of `OPENINGS`: what holds
+    in so few wordings alone does not hold in others.
 
     Args:
         model: Any model of a known family.
@@ -68,12 +79,20 @@ def retain_asks(
     prompts = [
         p for other in (*pair.same_subject(), *pair.same_target()) for p in other.prompts("train")
     ]
+    prompts += [*pair.must_stay]
+    prompts += after_openings(prompts)
     near = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
     about = []
     if pair.relation in RELATIONS:  # the subject is a country
         name = with_article(pair.subject)
         about = [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
-    return kept(model, [*prompts, *pair.must_stay, *near]) + kept(model, about, words=WORDS)
+    return kept(model, [*prompts, *near]) + kept(model, about, words=WORDS)
+
+
+def after_openings(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt that is plain text after one of `OPENINGS`, the next one in turn."""
+    plain = [p for p in prompts if p.messages is None]
+    return [p.but(o + p) for o, p in zip(cycle(OPENINGS), plain, strict=False)]
 
 
 def neighbour_prompts(
