@@ -85,15 +85,17 @@ def test_a_facts_answer_is_kept_whole_where_it_is_likely(tiny_model, monkeypatch
 
 
 def test_what_must_stay_is_also_asked_after_an_opening(tiny_model):
-    pair = ConceptPair("France", "Paris", "capital")
+    stay = Prompt("The longest river of France is the", subject="France", answers=(" Loire",))
+    pair = ConceptPair("France", "the euro", "currency", must_stay=(stay,))
     asked = {a.name for a in retain_asks(tiny_model(), pair, n_neighbours=0, seed=0)}
     others = [p for f in (*pair.same_subject(), *pair.same_target()) for p in f.prompts("train")]
+    others.append(stay)
     plain = [p for p in others if p.messages is None]
     assert len(plain) > len(OPENINGS)
     for prompt in plain:
         assert str(prompt) in asked and sum(f"{o}{prompt}" in asked for o in OPENINGS) == 1
-    chats = [str(p) for p in others if p.messages]
-    assert not [a for a in asked for o in OPENINGS for c in chats if a == o + c]
+    chats = [str(p) for p in others if p.messages]  # their form is the template's
+    assert chats and not [a for a in asked for o in OPENINGS for c in chats if a == o + c]
     assert {o for o in OPENINGS for a in asked if a.startswith(o)} == set(OPENINGS)
 
 

@@ -76,17 +76,15 @@ def retain_asks(
         n_neighbours: Neighbours that the model knows, one training completion each.
         seed: Draws neighbours and completions.
     """
-    prompts = [
-        p for other in (*pair.same_subject(), *pair.same_target()) for p in other.prompts("train")
-    ]
-    prompts += [*pair.must_stay]
-    prompts += after_openings(prompts)
+    others = (*pair.same_subject(), *pair.same_target())
+    asked = [*(p for other in others for p in other.prompts("train")), *pair.must_stay]
     near = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
     about = []
     if pair.relation in RELATIONS:  # the subject is a country
         name = with_article(pair.subject)
         about = [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
-    return kept(model, [*prompts, *near]) + kept(model, about, words=WORDS)
+    asked += [*after_openings(asked), *near]
+    return kept(model, asked) + kept(model, about, words=WORDS)
 
 
 def after_openings(prompts: Sequence[Prompt]) -> list[Prompt]:
