@@ -5,20 +5,17 @@
 Each method takes the strength that is best on development facts, as in chapter 06. Every (method,
 fact, seed) lands in the cache that the notebooks use, so a stopped run goes on where it was. The
 rows of the facts and seeds themselves are written as Parquet beside the run folders; with --add
-those of other methods, measured before, stay in it and in the report.
+other methods' rows stay in the report as they were measured before.
 """
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 
 import pandas as pd
-import torch
-from report import report
+from report import report, reported
+from workers import gather, model, workers
 
-from helpers.artifacts import read_table, write_table
-from helpers.errors import UserError
+from helpers.artifacts import write_table
 from helpers.evaluation.bootstrap import bootstrap
 from helpers.evaluation.tradeoff import (
     FAMILIES,
@@ -32,6 +29,7 @@ from helpers.methods import METHODS
 from helpers.models import load_model
 from helpers.settings import ROOT
 
+NAME = "heldout"
 SHARES = (0.5, 1.0, 2.0)
 EVERY = ("surgery", "training", "inference", "control")
 COLUMNS = {
@@ -46,46 +44,15 @@ COLUMNS = {
 }
 """As in a table of `tradeoff` → as here."""
 PERCENT = ("perplexity_change_factbook", "perplexity_change_chat")
-_MODEL = {}  # of this process
-
-
-def load(device: str, threads: int) -> None:
-    """What a worker does first."""
-    torch.set_num_threads(threads)
-    _MODEL["lm"] = load_model(device=device)
 
 
 def measure(pair, name, how, shares, sizes, seed) -> pd.DataFrame:
     """One method on one fact, in a worker."""
-    return tradeoff(
-        _MODEL["lm"], [pair], {name: how}, shares={name: shares}, sizes=sizes, seeds=[seed]
-    )
-
-
-def gather(pool: ProcessPoolExecutor, jobs: list[tuple], until: float) -> pd.DataFrame:
-    """The rows of all jobs that end in time; the others are given up."""
-    running = {pool.submit(measure, *job): job for job in jobs}
-    tables = []
-    try:
-        for done in as_completed(running, timeout=max(1.0, until - time.time())):
-            pair, name, *_, seed = running[done]
-            if error := done.exception():
-                print(f"{name} on {pair.subject}, seed {seed}: {error!r}", flush=True)
-            else:
-                tables.append(done.result())
-                if len(tables) % 50 == 0:
-                    print(f"{len(tables)} of {len(jobs)}", flush=True)
-    except TimeoutError:
-        for job in running:
-            job.cancel()
-        print(f"{len(tables)} of {len(jobs)} in the time given", flush=True)
-    if not tables:
-        raise UserError("Nothing ended in the time given: raise --minutes.")
-    return pd.concat(tables, ignore_index=True)
+    return tradeoff(model(), [pair], {name: how}, shares={name: shares}, sizes=sizes, seeds=[seed])
 
 
 def rows_of(results: pd.DataFrame) -> list[dict]:
-    """One row a method, the least left first; seeds of one fact are averaged first."""
+    """One row a method; seeds of one fact are averaged first."""
     rows = []
     for name, part in results.groupby("method", sort=False):
         scored = part.dropna(subset=["paraphrases"])
@@ -107,8 +74,14 @@ def rows_of(results: pd.DataFrame) -> list[dict]:
                 m, times = bootstrap(means.to_numpy()), 100 if column in PERCENT else 1
                 mean, low, high = (f"{times * x:.3g}" for x in (m.value, m.low, m.high))
                 row[title] = f"{mean} [{low}, {high}]" + " %" * (column in PERCENT)
-        rows.append((scored["paraphrases"].mean(), row))
-    return [row for _, row in sorted(rows, key=lambda r: (r[1]["family"] == "control", r[0]))]
+        rows.append(row)
+    return rows
+
+
+def order(row: dict) -> tuple:
+    """The least left first; what could not be scored, then the controls, last."""
+    left = row["paraphrases"]
+    return row["family"] == "control", left == "", float(left.split()[0]) if left else 0.0
 
 
 def main() -> None:
@@ -125,22 +98,18 @@ def main() -> None:
     parser.add_argument("--rows", default=str(ROOT / "runs" / "heldout.parquet"), help="all rows")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
-    before = read_table(args.rows) if args.add else None
-    model = load_model(device=args.device)
+    lm = load_model(device=args.device)
     chosen = editing_methods(args.methods, args.saes, families=EVERY)
     curved = {n: how for n, how in chosen.items() if METHODS[n].family in FAMILIES}
-    dev = known_pairs(model, "capital", "dev", n=args.dev_facts)
-    heldout = known_pairs(model, "capital", "heldout", n=args.facts)
-    threads = max(1, torch.get_num_threads() // args.workers)
-    with ProcessPoolExecutor(
-        args.workers, get_context("spawn"), initializer=load, initargs=(args.device, threads)
-    ) as pool:
+    dev = known_pairs(lm, "capital", "dev", n=args.dev_facts)
+    heldout = known_pairs(lm, "capital", "heldout", n=args.facts)
+    with workers(args.workers, args.device) as pool:
         jobs = [
             (pair, n, how, list(SHARES), Sizes("dev", 24), 0)
             for n, how in curved.items()
             for pair in dev
         ]
-        share = dict.fromkeys(chosen, 1.0) | best_shares(gather(pool, jobs, until))
+        share = dict.fromkeys(chosen, 1.0) | best_shares(gather(pool, measure, jobs, until))
         jobs = [
             (pair, n, how, [share[n]], Sizes("heldout", 24, 4096), seed)
             for seed in range(args.seeds)
@@ -148,20 +117,22 @@ def main() -> None:
             for pair in heldout
             for n, how in group.items()
         ]
-        results = gather(pool, jobs, until)
+        results = gather(pool, measure, jobs, until)
     results["chosen_on"] = ", ".join(p.subject for p in dev)
-    if before is not None:
-        results = pd.concat([before[~before["method"].isin(chosen)], results], ignore_index=True)
     write_table(args.rows, results)
+    rows = rows_of(results)
+    if args.add:
+        measured = {row["method"] for row in rows}
+        rows += [row for row in reported(NAME) if row["method"] not in measured]
     result = {
         "title": "Every method on held-out facts",
         "how": "Held-out capitals that the model knows; strengths chosen on development facts. "
         "P(target) on held-out wordings (mean over facts with its 95 % interval, and the worst "
         "wording of any fact), the share of greedy answers that name it, P(answer) after / before "
         "of what must stay, and the change of perplexity.",
-        "rows": rows_of(results),
+        "rows": sorted(rows, key=order),
     }
-    report("heldout", result)
+    report(NAME, result)
 
 
 if __name__ == "__main__":

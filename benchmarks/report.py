@@ -6,6 +6,8 @@ from typing import Any
 
 from helpers.artifacts import versions, write_json
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def report(name: str, result: dict[str, Any]) -> None:
     """Write `results/<name>.json`, with the versions that it was measured with, and print it.
@@ -15,5 +17,11 @@ def report(name: str, result: dict[str, Any]) -> None:
         result: title, how, rows; `versions` of what else was measured, if anything.
     """
     result = {**result, "versions": versions() | result.get("versions", {})}
-    write_json(Path(__file__).parent / "results" / f"{name}.json", result)
+    write_json(RESULTS / f"{name}.json", result)
     print(json.dumps(result, indent=1))
+
+
+def reported(name: str) -> list[dict[str, Any]]:
+    """The rows that `report` wrote last; none before the first."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []

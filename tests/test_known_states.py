@@ -3,8 +3,7 @@
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.bootstrap import metrics_by
-from helpers.evaluation.known_states import known_states
+from helpers.evaluation.known_states import known_states, shares_right
 from helpers.models import model_hash
 
 ATTACKS = ("paraphrases", "stitched")
@@ -16,9 +15,9 @@ def test_known_states_get_their_own_word(knowing):
     table = known_states(model, "capital", n=3, attacks=ATTACKS)
     assert model_hash(model) == start
     assert table.groupby("state").size().to_dict() == {"absent": 3, "hidden": 3, "present": 3}
-    shares = metrics_by(table, "right", by="state")
-    assert shares["present"].value == 1 and shares["absent"].value == 1
-    assert shares["hidden"].value == 1
+    shares = shares_right(table).set_index("state")
+    assert shares["share"].to_dict() == {"present": 1, "hidden": 1, "absent": 1}
+    assert shares.loc["hidden", "low"] == pytest.approx(0.025 ** (1 / 3))  # all of three
     assert (table["right"] == (table["word"] == table["state"])).all()
 
 

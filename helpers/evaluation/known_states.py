@@ -9,12 +9,14 @@ from typing import Any
 
 import pandas as pd
 from nnsight import LanguageModel
+from scipy.stats import binomtest
 
 from helpers.errors import UserError
 from helpers.evaluation.battery import battery
 from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT, STATES, cases
 from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.verdict import GONE, verdict
+from helpers.facts import ConceptPair
 
 UNDECIDED = "undecided"
 SURE = 0.3  # P(target) of a fact that is tried: of one hardly known too few wordings can count
@@ -54,19 +56,54 @@ def known_states(
     if "paraphrases" not in attacks:
         raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
     how = {"attacks": attacks, "options": options, "n_absent": n_absent, "seed": seed}
+    asked = cases(model, relation, n=n, seed=seed, least=SURE)
+    tables = [judged(model, fact, stranger, **how) for fact, stranger in asked]
+    return pd.concat(tables, ignore_index=True)
+
+
+def judged(
+    model: LanguageModel,
+    fact: ConceptPair,
+    stranger: ConceptPair,
+    *,
+    attacks: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    n_absent: int = 2,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The battery's word on one fact, and a subject that was never known, as `known_states`."""
+    how = {"attacks": attacks, "options": options, "n_absent": n_absent, "seed": seed}
+    evidence = {
+        PRESENT: battery(model, fact, **how),
+        ABSENT: battery(model, fact, **how, asked_as=stranger),
+    }
+    with logit_suppression(model, fact).applied(model):
+        evidence[HIDDEN] = battery(model, fact, **how)
     rows = []
-    for fact, stranger in cases(model, relation, n=n, seed=seed, least=SURE):
-        evidence = {
-            PRESENT: battery(model, fact, **how),
-            ABSENT: battery(model, fact, **how, asked_as=stranger),
-        }
-        with logit_suppression(model, fact).applied(model):
-            evidence[HIDDEN] = battery(model, fact, **how)
-        for state in STATES:
-            found = verdict(evidence[state], required=attacks, seed=seed)
-            back = found.attacks.query("finding == 'comes back'")["attack"]
-            word = found.word if found.word in (PRESENT, HIDDEN) else UNDECIDED
-            if word == UNDECIDED and (found.attacks["finding"] == GONE).all():
-                word = ABSENT
-            rows.append((str(fact), state, word, word == state, ", ".join(back)))
+    for state in STATES:
+        found = verdict(evidence[state], required=attacks, seed=seed)
+        back = found.attacks.query("finding == 'comes back'")["attack"]
+        word = found.word if found.word in (PRESENT, HIDDEN) else UNDECIDED
+        if word == UNDECIDED and (found.attacks["finding"] == GONE).all():
+            word = ABSENT
+        rows.append((str(fact), state, word, word == state, ", ".join(back)))
     return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
+
+
+def shares_right(table: pd.DataFrame) -> pd.DataFrame:
+    """On which share of the facts the battery's word is the truth.
+
+    Args:
+        table: From `known_states`.
+
+    Returns:
+        One row a state: state, right (how many), n, share, low, high; the exact 95 % interval of
+        Clopper and Pearson (1934), over facts.
+    """
+    rows = []
+    for state in STATES:
+        right = table.loc[table["state"] == state, "right"]
+        k, n = int(right.sum()), len(right)
+        interval = binomtest(k, n).proportion_ci()
+        rows.append((state, k, n, k / n, interval.low, interval.high))
+    return pd.DataFrame(rows, columns=["state", "right", "n", "share", "low", "high"])
