@@ -6,6 +6,7 @@ and goes on from its checkpoint passes through the same numbers as one that was 
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import math
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 Loss = Callable[[nn.Module, Any], Tensor]
 FULL_PRECISION = (torch.float32, torch.float64)
 GOOD_EVERY = 4  # steps between two copies of the last good numbers: each costs a step some 3 %
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
 
@@ -116,6 +118,7 @@ def train(
         torch.enable_grad(),
         trainable(module, parameters) as found,
         _own_randomness(),
+        _kept_memory(),
         bar("training", steps) as shown,
     ):
         state = _State(found, weight_decay)
@@ -243,6 +246,28 @@ def _own_randomness() -> Iterator[None]:
     """The caller's random numbers go on as if nothing had been drawn."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
+
+
+@contextlib.contextmanager
+def _kept_memory() -> Iterator[None]:
+    """What a step frees stays with the process for the next one; afterwards it goes back.
+
+    The C library of GNU/Linux gives large blocks back to the system at once, and to get them anew,
+    page by page, takes a sixth of a step of a small model; elsewhere nothing is changed.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:  # as glibc's own thresholds are once a block of the largest size was freed
+        libc.mallopt(M_MMAP_MAX, 65536)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+        libc.malloc_trim(0)
 
 
 def in_turn(batches: Sequence, i: int, *, seed: int) -> Any:

@@ -1,6 +1,8 @@
 """The gradient loop: the same numbers as AdamW by hand, stopped and gone on with, and diverging."""
 
+import ctypes
 import math
+import resource
 import time
 
 import pytest
@@ -207,6 +209,22 @@ def test_bad_input_is_one_sentence_and_the_model_stays(tiny_model, call, sentenc
     assert "\n" not in str(error.value)
     assert model_hash(model) == before
     assert not any(p.requires_grad for p in model._module.parameters())
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+def test_a_step_takes_the_memory_of_the_last_one():
+    wide, faults = nn.Linear(1024, 8192), []
+    count = lambda *_: faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)  # noqa: E731
+    train(
+        wide,
+        lambda module, batch: module(batch).square().mean(),
+        [torch.ones(64, 1024)],
+        steps=8,
+        lr=1e-4,
+        on_step=count,
+    )
+    pages = 4 * wide.weight.numel() / resource.getpagesize()  # of a gradient
+    assert faults[-1] - faults[3] < pages  # four steps
 
 
 def test_frozen_for_a_while():
