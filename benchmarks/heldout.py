@@ -2,10 +2,11 @@
 
     python benchmarks/heldout.py --workers 8 --device cuda --saes FOLDER ...
 
-Each method takes the strength that is best on development facts, as in chapter 06. Every (method,
-fact, seed) lands in the cache that the notebooks use, so a stopped run goes on where it was. The
-rows of the facts and seeds themselves are written as Parquet beside the run folders; with --add
-other methods' rows stay in the report as they were measured before.
+Each method takes the strength that is best on development facts, as in chapter 06; one that has two
+forms is measured in both. Every (method, fact, seed) lands in the cache that the notebooks use, so
+a stopped run goes on where it was. What SAEs add is a report of its own, fact by fact. The rows of
+the facts and seeds themselves are written as Parquet beside the run folders; with --add other
+methods' rows stay in the report as they were measured before.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from helpers.evaluation.tradeoff import (
     tradeoff,
 )
 from helpers.methods import METHODS
+from helpers.methods.solved import FORMS
 from helpers.models import load_model
 from helpers.settings import ROOT
 
-NAME = "heldout"
+NAME, PROPOSED = "heldout", "sae_pair"
 SHARES = (0.5, 1.0, 2.0)
 EVERY = ("surgery", "training", "inference", "control")
 COLUMNS = {
@@ -46,9 +48,20 @@ COLUMNS = {
 PERCENT = ("perplexity_change_factbook", "perplexity_change_chat")
 
 
-def measure(pair, name, how, shares, sizes, seed) -> pd.DataFrame:
+def measure(pair, label, how, shares, sizes, seed) -> pd.DataFrame:
     """One method on one fact, in a worker."""
-    return tradeoff(model(), [pair], {name: how}, shares={name: shares}, sizes=sizes, seeds=[seed])
+    name = label.split(",")[0]
+    rows = tradeoff(model(), [pair], {name: how}, shares={name: shares}, sizes=sizes, seeds=[seed])
+    return rows.assign(method=label)
+
+
+def in_each_form(chosen: dict[str, dict]) -> dict[str, dict]:
+    """Label → hyperparameters: a method that has forms once in each."""
+    found = {}
+    for name, how in chosen.items():
+        forms = FORMS if METHODS[name].hyperparameters().get("form") in FORMS else ()
+        found |= {f"{name}, {form}": {**how, "form": form} for form in forms} or {name: how}
+    return found
 
 
 def rows_of(results: pd.DataFrame) -> list[dict]:
@@ -58,7 +71,7 @@ def rows_of(results: pd.DataFrame) -> list[dict]:
         scored = part.dropna(subset=["paraphrases"])
         row = {
             "method": name,
-            "family": METHODS[name].family,
+            "family": part["family"].iloc[0],
             "strength": part["share"].iloc[0],
             "chosen on": part["chosen_on"].iloc[0],
             "facts": scored["subject"].nunique(),
@@ -67,14 +80,35 @@ def rows_of(results: pd.DataFrame) -> list[dict]:
         }
         for column, title in COLUMNS.items():
             means = scored.groupby("subject")[column].mean().dropna()
-            row[title] = ""
             if column == "worst_paraphrase" and len(means):
                 row[title] = f"{scored[column].max():.3g}"
-            elif len(means):
-                m, times = bootstrap(means.to_numpy()), 100 if column in PERCENT else 1
-                mean, low, high = (f"{times * x:.3g}" for x in (m.value, m.low, m.high))
-                row[title] = f"{mean} [{low}, {high}]" + " %" * (column in PERCENT)
+            else:
+                row[title] = quoted(means, column)
         rows.append(row)
+    return rows
+
+
+def quoted(values: pd.Series, column: str) -> str:
+    """The mean over facts with its interval; nothing where there are none."""
+    if not len(values):
+        return ""
+    m, times = bootstrap(values.to_numpy()), 100 if column in PERCENT else 1
+    mean, low, high = (f"{times * x:.3g}" for x in (m.value, m.low, m.high))
+    return f"{mean} [{low}, {high}]" + " %" * (column in PERCENT)
+
+
+def added_by_saes(results: pd.DataFrame) -> list[dict]:
+    """What `sae_pair` scores less each other method, fact by fact; none where it was not run."""
+    means = results.groupby(["method", "subject"])[list(COLUMNS)].mean()
+    rows = []
+    for name in results["method"].unique():
+        form = name.partition(", ")[2] or FORMS[0]
+        ours = f"{PROPOSED}, {form}"
+        if name.startswith(PROPOSED) or ours not in means.index:
+            continue
+        gap = means.loc[ours] - means.loc[name]
+        row = {f"{PROPOSED} less": name, "form": form, "facts": len(gap.dropna(how="all"))}
+        rows.append(row | {title: quoted(gap[c].dropna(), c) for c, title in COLUMNS.items()})
     return rows
 
 
@@ -100,7 +134,8 @@ def main() -> None:
     until = time.time() + 60 * args.minutes
     lm = load_model(device=args.device)
     chosen = editing_methods(args.methods, args.saes, families=EVERY)
-    curved = {n: how for n, how in chosen.items() if METHODS[n].family in FAMILIES}
+    curved = in_each_form({n: h for n, h in chosen.items() if METHODS[n].family in FAMILIES})
+    chosen = {n: h for n, h in chosen.items() if METHODS[n].family not in FAMILIES}
     dev = known_pairs(lm, "capital", "dev", n=args.dev_facts)
     heldout = known_pairs(lm, "capital", "heldout", n=args.facts)
     with workers(args.workers, args.device) as pool:
@@ -109,11 +144,13 @@ def main() -> None:
             for n, how in curved.items()
             for pair in dev
         ]
-        share = dict.fromkeys(chosen, 1.0) | best_shares(gather(pool, measure, jobs, until))
+        share = dict.fromkeys(chosen, 1.0)
+        if jobs:
+            share |= best_shares(gather(pool, measure, jobs, until))
         jobs = [
             (pair, n, how, [share[n]], Sizes("heldout", 24, 4096), seed)
             for seed in range(args.seeds)
-            for group in (curved, {n: how for n, how in chosen.items() if n not in curved})
+            for group in (curved, chosen)
             for pair in heldout
             for n, how in group.items()
         ]
@@ -133,6 +170,15 @@ def main() -> None:
         "rows": sorted(rows, key=order),
     }
     report(NAME, result)
+    if added := added_by_saes(results):
+        result = {
+            "title": "What SAEs add to an edit",
+            "how": f"On the same facts and seeds as above: what {PROPOSED} scores less another "
+            "method, mean over facts of the difference with its 95 % interval. Less is better for "
+            "the first three and the perplexities, more for what must stay.",
+            "rows": added,
+        }
+        report(f"{NAME}_saes", result)
 
 
 if __name__ == "__main__":
