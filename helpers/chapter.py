@@ -62,7 +62,9 @@ class Chapter:
         for name, value in values.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}: nothing to quote")
-            plain = value if isinstance(value, int | float | str) else str(value)
+            plain = value if isinstance(value, int | str) else str(value)
+            if isinstance(value, float):
+                plain = float(value)  # NumPy's is one, and is written in a way that no format reads
             self._numbers[name] = plain
             glue(name, plain, display=False)
 

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from helpers import chapter
@@ -58,8 +59,9 @@ def test_numbers_that_say_nothing_are_not_quoted(opened, value):
 def test_told_numbers_are_glued(opened, capsys, monkeypatch):
     glued = {}
     monkeypatch.setattr(chapter, "glue", lambda name, value, display: glued.update({name: value}))
-    opened().tell(n=3)
-    assert glued == {"subject": "Japan", "target": "Tokyo", "n": 3}
+    opened().tell(n=3, share=np.float64(0.5))
+    assert glued == {"subject": "Japan", "target": "Tokyo", "n": 3, "share": 0.5}
+    assert repr(glued["share"]) == "0.5"  # what a format of the book is given
 
 
 def test_a_pair_file_takes_the_place_of_subject_and_target(opened, tmp_path):
