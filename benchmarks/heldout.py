@@ -50,7 +50,7 @@ PERCENT = ("perplexity_change_factbook", "perplexity_change_chat")
 
 def measure(pair, label, how, shares, sizes, seed) -> pd.DataFrame:
     """One method on one fact, in a worker."""
-    name = label.split(",")[0]
+    name = label.partition(", ")[0]
     rows = tradeoff(model(), [pair], {name: how}, shares={name: shares}, sizes=sizes, seeds=[seed])
     return rows.assign(method=label)
 
@@ -83,12 +83,12 @@ def rows_of(results: pd.DataFrame) -> list[dict]:
             if column == "worst_paraphrase" and len(means):
                 row[title] = f"{scored[column].max():.3g}"
             else:
-                row[title] = quoted(means, column)
+                row[title] = over_facts(means, column)
         rows.append(row)
     return rows
 
 
-def quoted(values: pd.Series, column: str) -> str:
+def over_facts(values: pd.Series, column: str) -> str:
     """The mean over facts with its interval; nothing where there are none."""
     if not len(values):
         return ""
@@ -108,7 +108,7 @@ def added_by_saes(results: pd.DataFrame) -> list[dict]:
             continue
         gap = means.loc[ours] - means.loc[name]
         row = {f"{PROPOSED} less": name, "form": form, "facts": len(gap.dropna(how="all"))}
-        rows.append(row | {title: quoted(gap[c].dropna(), c) for c, title in COLUMNS.items()})
+        rows.append(row | {title: over_facts(gap[c].dropna(), c) for c, title in COLUMNS.items()})
     return rows
 
 
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--rows", default=str(ROOT / "runs" / "heldout.parquet"), help="all rows")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
+    before = reported(NAME) if args.add else []
     lm = load_model(device=args.device)
     chosen = editing_methods(args.methods, args.saes, families=EVERY)
     curved = in_each_form({n: h for n, h in chosen.items() if METHODS[n].family in FAMILIES})
@@ -158,9 +159,8 @@ def main() -> None:
     results["chosen_on"] = ", ".join(p.subject for p in dev)
     write_table(args.rows, results)
     rows = rows_of(results)
-    if args.add:
-        measured = {row["method"] for row in rows}
-        rows += [row for row in reported(NAME) if row["method"] not in measured]
+    measured = {row["method"] for row in rows}
+    rows += [row for row in before if row["method"] not in measured]
     result = {
         "title": "Every method on held-out facts",
         "how": "Held-out capitals that the model knows; strengths chosen on development facts. "

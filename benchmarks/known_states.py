@@ -13,17 +13,16 @@ import pandas as pd
 from report import report
 from workers import gather, model, workers
 
+from helpers.evaluation.bootstrap import quoted
 from helpers.evaluation.calibration import cases
-from helpers.evaluation.known_states import SURE, judged, shares_right
+from helpers.evaluation.known_states import SHORT, SURE, judged, shares_right
 from helpers.facts.relations import RELATIONS
 from helpers.models import load_model
-
-ATTACKS = ("paraphrases", "stitched")  # as in chapter 09
 
 
 def judge(relation, fact, stranger) -> pd.DataFrame:
     """One fact in the three states, in a worker."""
-    return judged(model(), fact, stranger, attacks=ATTACKS).assign(relation=relation)
+    return judged(model(), fact, stranger, attacks=SHORT).assign(relation=relation)
 
 
 def rows_of(table: pd.DataFrame) -> list[dict]:
@@ -38,7 +37,7 @@ def rows_of(table: pd.DataFrame) -> list[dict]:
                     "wordings": len(RELATIONS[relation].templates["heldout"]),
                     "the truth": state,
                     "facts": n,
-                    "right": f"{share:.3g} [{low:.3g}, {high:.3g}]",
+                    "right": quoted(share, low, high),
                     "otherwise": ", ".join(f"{word} {k}" for word, k in wrong.items()) or "–",
                 }
             )
@@ -66,7 +65,7 @@ def main() -> None:
         "title": "The verdict where the truth is known",
         "how": f"Facts that the model knows well (mean P(target) at least {SURE}), seed 0: present "
         "in the original, hidden in its last layer, absent for a subject of which it knows "
-        f"nothing. Battery: {', '.join(ATTACKS)}. Share of facts on which its word is the truth, "
+        f"nothing. Battery: {', '.join(SHORT)}. Share of facts on which its word is the truth, "
         "with the exact 95 % interval; few wordings show little.",
         "rows": rows_of(table.sort_values(["relation", "fact"])),
     }

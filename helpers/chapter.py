@@ -60,11 +60,12 @@ class Chapter:
             ValueError: A number is not finite: a page should not quote it.
         """
         for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}: nothing to quote")
-            plain = value if isinstance(value, int | str) else str(value)
             if isinstance(value, float):
+                if not math.isfinite(value):
+                    raise ValueError(f"{name} is {value}: nothing to quote")
                 plain = float(value)  # NumPy's is one, and is written in a way that no format reads
+            else:
+                plain = value if isinstance(value, int | str) else str(value)
             self._numbers[name] = plain
             glue(name, plain, display=False)
 

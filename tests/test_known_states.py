@@ -3,16 +3,14 @@
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.known_states import known_states, shares_right
+from helpers.evaluation.known_states import SHORT, known_states, shares_right
 from helpers.models import model_hash
-
-ATTACKS = ("paraphrases", "stitched")
 
 
 def test_known_states_get_their_own_word(knowing):
     model = knowing()
     start = model_hash(model)
-    table = known_states(model, "capital", n=3, attacks=ATTACKS)
+    table = known_states(model, "capital", n=3, attacks=SHORT)
     assert model_hash(model) == start
     assert table.groupby("state").size().to_dict() == {"absent": 3, "hidden": 3, "present": 3}
     shares = shares_right(table).set_index("state")

@@ -19,6 +19,7 @@ from helpers.evaluation.verdict import GONE, verdict
 from helpers.facts import ConceptPair
 
 UNDECIDED = "undecided"
+SHORT = ("paraphrases", "stitched")  # a battery that tells the three states apart
 SURE = 0.3  # P(target) of a fact that is tried: of one hardly known too few wordings can count
 
 
