@@ -208,25 +208,51 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
         build: Makes the table; its wall-clock seconds are kept in `table.attrs["seconds"]`.
     """
     path = cache_dir() / kind / f"{content_hash(key)}.parquet"
-    if path.exists():
-        with contextlib.suppress(UserError):  # a damaged cache entry is simply made again
+    with contextlib.suppress(UserError):  # not there; or damaged, then it is simply made again
+        return read_table(path)
+    with alone(path):
+        with contextlib.suppress(UserError):
             return read_table(path)
-    started = time.perf_counter()
-    table = build()
-    table.attrs["seconds"] = time.perf_counter() - started
-    write_json(path.with_suffix(".json"), key)
-    write_table(path, table)
+        started = time.perf_counter()
+        table = build()
+        table.attrs["seconds"] = time.perf_counter() - started
+        write_json(path.with_suffix(".json"), key)
+        write_table(path, table)
     return table
 
 
 def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
     """The folder that `build` fills, from the cache when one was filled for the same `key`."""
     path = cache_dir() / kind / content_hash(key)
-    if not path.exists():
-        with atomic_path(path, folder=True) as temporary:
-            build(temporary)
-            (temporary / "key.json").write_text(json.dumps(key, indent=1, default=_plain))
+    if path.exists():
+        return path
+    with alone(path):
+        if not path.exists():
+            with atomic_path(path, folder=True) as temporary:
+                build(temporary)
+                (temporary / "key.json").write_text(json.dumps(key, indent=1, default=_plain))
     return path
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While this block makes `path`, other processes that would make it too wait for it.
+
+    They have to look again whether it is there once they are in. Where the file system knows no
+    locks everyone makes it: that costs time, and no more, as files are written whole.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(path.parent / f".{path.name}.lock")
+    with contextlib.suppress(OSError, NotImplementedError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
 
 
 class Run:

@@ -5,14 +5,21 @@ with C = E[k kᵀ]. Some hundred thousand tokens are enough (arXiv 2506.04226), 
 for a model, layer by layer, and kept in the cache.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.artifacts import cache_dir, cached_folder, content_hash, read_tensors, write_tensors
+from helpers.artifacts import (
+    alone,
+    cache_dir,
+    cached_folder,
+    content_hash,
+    read_tensors,
+    write_tensors,
+)
 from helpers.batching import length_batches
 from helpers.corpus import corpus_tokens
 from helpers.errors import UserError
@@ -50,22 +57,29 @@ def key_covariance(
     layers = [parts.check_layer(i) for i in layers]
     base = {"model": model_hash(model), "site": site, "n_tokens": n_tokens, "seed": seed}
     keys = {i: {**base, "layer": i, "seq_len": SEQ_LEN, "version": 1} for i in layers}
-    missing = [i for i, k in keys.items() if not (cache_dir() / _KIND / content_hash(k)).exists()]
-    found = {}
-    if missing:
-        tokens = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
-        sequences = [(row, None) for row in tokens.tolist()]
-        found, count = second_moments(model, sequences, layers=missing, site=site, budget=BATCH)
-        found = {i: total / count for i, total in found.items()}
+    files = {i: cache_dir() / _KIND / content_hash(k) / _FILE for i, k in keys.items()}
+    if not all(file.exists() for file in files.values()):
+        with alone(cache_dir() / _KIND / content_hash(base)):
+            missing = {i: k for i, k in keys.items() if not files[i].exists()}
+            _measure(model, missing, n_tokens=n_tokens, seed=seed, site=site)
+    return {i: read_tensors(files[i])[0]["C"] for i in layers}
+
+
+_KIND, _FILE = "covariance", "moment.safetensors"
+
+
+def _measure(
+    model: LanguageModel, keys: Mapping[int, dict], *, n_tokens: int, seed: int, site: str
+) -> None:
+    """Put the covariances of some layers into the cache, each by its key; all in one pass."""
+    if not keys:
+        return
+    tokens = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
+    sequences = [(row, None) for row in tokens.tolist()]
+    sums, count = second_moments(model, sequences, layers=list(keys), site=site)
     for i, key in keys.items():
-        folder = cached_folder(
-            _KIND, key, lambda f, i=i: write_tensors(f / "moment.safetensors", {"C": found[i]})
-        )
-        found[i] = read_tensors(folder / "moment.safetensors")[0]["C"]
-    return {i: found[i] for i in layers}
-
-
-_KIND = "covariance"
+        moment = {"C": sums[i] / count}
+        cached_folder(_KIND, key, lambda f, m=moment: write_tensors(f / _FILE, m))
 
 
 def second_moments(

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,29 @@ def test_a_cached_folder_appears_only_when_it_is_complete(cache):
     path = cached_folder("models", {"name": "a"}, lambda folder: (folder / "weights").touch())
     assert json.loads((path / "key.json").read_text()) == {"name": "a"}
     assert cached_folder("models", {"name": "a"}, fails) == path
+
+
+def _make_slowly(log: Path) -> None:
+    def build(folder: Path | None = None) -> pd.DataFrame:
+        with log.open("a") as file:
+            file.write("made\n")
+        time.sleep(0.3)
+        return TABLE.copy()
+
+    cached_folder("models", {"name": "a"}, build)
+    cached_table("known", {"name": "a"}, build)
+
+
+def test_processes_that_need_the_same_wait_for_the_one_that_makes_it(cache, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_make_slowly, args=[tmp_path / "log"]) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert (tmp_path / "log").read_text().split() == ["made", "made"]  # the folder and the table
+    assert [path for path in cache.rglob(".*") if path.is_file()] == []
 
 
 def test_the_manifest_records_what_was_made_from_what(tmp_path):

@@ -15,6 +15,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.artifacts import (
+    alone,
     cache_dir,
     cached_folder,
     content_hash,
@@ -186,23 +187,30 @@ def _harvested(
         i: cache_dir() / "background" / content_hash({**base, "layer": i}) / "x.safetensors"
         for i in layers
     }
-    missing = [i for i, file in files.items() if not file.exists()]
-    if missing:
-        lengths = [len(ids) for ids, _ in sequences.where]
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # as the batches come
-        starts = np.concatenate([[0], np.cumsum([len(p) for _, p in sequences.where])])
-        rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
-        batches = list(keys_of(model, sequences.where, layers=missing, site="mlp_in"))
-        for i in missing:
-            found = torch.cat([b[i] for b in batches]).half()
-            placed = torch.empty_like(found)
-            placed[rows] = found
-            cached_folder(
-                "background",
-                {**base, "layer": i},
-                lambda f, x=placed: write_tensors(f / "x.safetensors", {"x": x}),
-            )
+    if not all(file.exists() for file in files.values()):
+        with alone(cache_dir() / "background" / content_hash(base)):
+            _read(model, sequences, base, [i for i, file in files.items() if not file.exists()])
     return files
+
+
+def _read(model: LanguageModel, sequences: Sequences, base: dict, layers: Sequence[int]) -> None:
+    """Put what these layers read into the cache."""
+    if not layers:
+        return
+    lengths = [len(ids) for ids, _ in sequences.where]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # as the batches come
+    starts = np.concatenate([[0], np.cumsum([len(p) for _, p in sequences.where])])
+    rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
+    batches = list(keys_of(model, sequences.where, layers=layers, site="mlp_in"))
+    for i in layers:
+        found = torch.cat([b[i] for b in batches]).half()
+        placed = torch.empty_like(found)
+        placed[rows] = found
+        cached_folder(
+            "background",
+            {**base, "layer": i},
+            lambda f, x=placed: write_tensors(f / "x.safetensors", {"x": x}),
+        )
 
 
 def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
