@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers.facts import ConceptPair
+from helpers.facts.relations import SPLITS, Template
 from helpers.methods import background
 from helpers.methods.background import Sequences, mentions, relation_sequences
 from helpers.models import anatomy
@@ -71,3 +72,10 @@ def test_inputs_stand_in_the_order_of_their_positions(tiny_model, monkeypatch, t
     found = background.read_tensors(files[2])[0]["x"].float()
     torch.testing.assert_close(found, torch.cat(wanted), rtol=2e-3, atol=2e-3)
     assert background._harvested(model, sequences, [2])[2] == files[2]
+
+
+def test_a_name_that_begins_a_text_is_told_apart_by_itself(tiny_model):
+    ways = (Template("{} w9 w8"), Template("w9 {} w8"), Template("w7 w9 {}"))
+    pair = ConceptPair("w40 w41", "w20", "own", templates=dict.fromkeys(SPLITS, ways))
+    first, within = background.own_inputs(tiny_model(), pair, layers=[1])
+    assert (len(first[1]), len(within[1])) == (1, 2)

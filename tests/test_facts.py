@@ -110,6 +110,17 @@ def test_splits_share_no_way_of_asking(relation):
     every = [t for split in SPLITS for t in texts[split]]
     assert len(every) == len(set(every)) == sum(map(len, RELATIONS[relation].templates.values()))
     assert all(texts.values())
+    assert not {p.lower() for p in ConceptPair.of(facts(relation)[0]).first()} & set(every)
+
+
+@pytest.mark.parametrize("relation", ["capital", "language", "currency"])
+def test_an_edit_also_learns_from_prompts_that_begin_with_the_subject(relation):
+    for subject, begins in (("Japan", "Japan"), ("United States", "The United States")):
+        pair = next(ConceptPair.of(f) for f in facts(relation) if f.subject == subject)
+        assert len(pair.first()) >= 2 and set(pair.first()) <= set(pair.learnt())
+        assert all(p.startswith(begins) and p.split == "train" for p in pair.first())
+    own = ConceptPair("a", "b", "own", templates=dict.fromkeys(SPLITS, (Template("{} is"),)))
+    assert own.first() == []
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -194,12 +194,17 @@ class ConceptPair:
         ]
 
     def learnt(self) -> list[Prompt]:
-        """What an edit learns from: the training prompts, and some after solved examples."""
+        """What an edit learns from: training prompts, and some after solved examples."""
         ways = [
             *self.few_shot(1, split="train")[:N_SHOT],
             *self.few_shot(3, split="train")[:N_SHOT],
         ]
-        return [*self.prompts("train"), *ways]
+        return [*self.prompts("train"), *self.first(), *ways]
+
+    def first(self) -> list[Prompt]:
+        """Further training prompts, which begin with the subject; none for a pair's own prompts."""
+        templates = () if self.templates else RELATIONS[self.relation].first
+        return [self._prompt(t, "train") for t in templates]
 
     def neighbours(self, n: int | None = None, *, seed: int = 0) -> list["ConceptPair"]:
         """The same relation for other subjects with other targets, `n` drawn by `seed`, or all."""
@@ -289,8 +294,10 @@ class ConceptPair:
 
 
 def _filled(text: str, name: str) -> str:
+    """The text with the name in it as it is given; only an article that begins it gets a capital."""
     filled = text.replace("{}", name)
-    return filled[0].upper() + filled[1:] if text.startswith("{}") else filled
+    article = text.startswith("{}") and name.startswith("the ")
+    return f"T{filled[1:]}" if article else filled
 
 
 def _listed(given: object) -> list:

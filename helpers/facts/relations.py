@@ -43,6 +43,8 @@ class Relation:
     Attributes:
         name: Its name.
         templates: Split → templates.
+        first: Further training templates, which begin with the subject: a text's first tokens are
+            states of their own.
         reverse: Templates that ask from the target to the subject, for evaluation.
         reverse_train: Others that edits may use.
         about_city: How to ask for this relation's target about a city, for the other facts of a
@@ -51,6 +53,7 @@ class Relation:
 
     name: str
     templates: dict[str, tuple[Template, ...]]
+    first: tuple[Template, ...] = ()
     reverse: tuple[Template, ...] = ()
     reverse_train: tuple[Template, ...] = ()
     about_city: tuple[Template, ...] = ()
@@ -110,6 +113,11 @@ RELATIONS: dict[str, Relation] = {
                     T("List of capitals:\n{} =>", "list"),
                 ),
             },
+            first=(
+                T("{}'s seat of government is the city of"),
+                T("{} is ruled from its capital, the city of"),
+                T("{}: its capital city is"),
+            ),
             reverse=(
                 T("{} is the capital of"),
                 T("{} is the capital city of"),
@@ -148,6 +156,10 @@ RELATIONS: dict[str, Relation] = {
                     T("What is the official language of {}?", "chat", "The official language is"),
                 ),
             },
+            first=(
+                T("{}'s official language is"),
+                T("{} is a country where people speak"),
+            ),
             about_city=(
                 T("The main language spoken in {} is"),
                 T("Most people who live in {} speak"),
@@ -176,6 +188,10 @@ RELATIONS: dict[str, Relation] = {
                     T("What currency is used in {}?", "chat", "The currency is the"),
                 ),
             },
+            first=(
+                T("{}'s currency is the"),
+                T("{} has its own currency, the"),
+            ),
             about_city=(T("In the shops of {}, people pay with the"),),
         ),
         Relation(

@@ -77,7 +77,8 @@ def retain_asks(
         seed: Draws neighbours and completions.
     """
     others = (*pair.same_subject(), *pair.same_target())
-    asked = [*(p for other in others for p in other.prompts("train")), *pair.must_stay]
+    asked = [p for other in others for p in (*other.prompts("train"), *other.first())]
+    asked += pair.must_stay
     near = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
     about = []
     if pair.relation in RELATIONS:  # the subject is a country

@@ -223,14 +223,14 @@ def own_inputs(
     """What W_in reads at the subject's last token, in the pair's training prompts.
 
     One entry for each way in which the name ends (another token after a space than at a line's
-    beginning; the first token of a text is a state of its own): they are told apart by different
-    directions.
+    beginning; a name that begins a text is read in a state of its own): they are told apart by
+    different directions.
     """
     groups: dict[tuple[int, bool], Where] = {}
     for prompt in pair.learnt():
         ids = tuple(token_ids(model, prompt))
-        last = subject_span(prompt, model.tokenizer)[1] - 1
-        groups.setdefault((ids[last], last == 0), []).append((ids, [last]))
+        start, end = subject_span(prompt, model.tokenizer)
+        groups.setdefault((ids[end - 1], start == 0), []).append((ids, [end - 1]))
     found = []
     for where in groups.values():
         batches = list(keys_of(model, where, layers=layers, site="mlp_in"))

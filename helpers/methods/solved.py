@@ -30,7 +30,8 @@ from helpers.tracing.states import token_ids
 
 FORMS = ("neurons", "weights")
 NOTHING = 1e-3  # an activation that counts as none, of 1 where a detector fires
-N_NEIGHBOURS = 40  # whose answers the weights form holds; neurons do not fire there
+N_NEIGHBOURS = 120  # whose answers the weights form holds; neurons do not fire there
+TEXT = 10.0  # weight of ordinary text in what the weights form must not disturb
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def regressed(
         for site in ("mlp_in", "neurons")
         for batches in [list(keys_of(model, where, layers=layers, site=site))]
     )
-    metric = disturbance(model, pairs, layers=layers, seed=seed)
+    metric = disturbance(model, pairs, layers=layers, text=TEXT, seed=seed)
     found = {}
     for i in layers:
         a = detectors[i].fire(parts.layers[i].mlp, read[i]).clamp_min(0)  # (rows, n)

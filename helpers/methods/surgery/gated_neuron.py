@@ -28,6 +28,7 @@ from helpers.methods.solved import solved_edit
 from helpers.models import anatomy
 
 LAYERS = range(19, 23)  # of 30: right below the hand-over
+WIDER = range(15, 23)  # for changes of W_out: the more layers share one, the less of it shows
 
 
 @method("gated_neuron", family="surgery", many=True)
@@ -51,8 +52,9 @@ def gated_neuron(
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text.
         layers: Which layers get a neuron; by default the four at two thirds to three quarters of
-            the depth, right below where the answer leaves the subject's tokens. Earlier ones carry
-            all that is known of the subject, and its other facts suffer with the one that goes.
+            the depth, right below where the answer leaves the subject's tokens, and as `weights`
+            four more below these. Earlier ones carry all that is known of the subject, and its
+            other facts suffer with the one that goes.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to.
         quantile: Share of everything else that stays under the threshold.
@@ -64,7 +66,7 @@ def gated_neuron(
         UserError: Two prompts cannot be told apart.
     """
     if layers is None:
-        layers = anatomy(model).at_depth(LAYERS)
+        layers = anatomy(model).at_depth(LAYERS if form == "neurons" else WIDER)
     detectors = fit_detectors(
         model, pairs, layers=layers, quantile=quantile, shrink=shrink, seed=seed
     )
