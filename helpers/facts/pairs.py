@@ -294,7 +294,7 @@ class ConceptPair:
 
 
 def _filled(text: str, name: str) -> str:
-    """The text with the name in it as it is given; only an article that begins it gets a capital."""
+    """The text with the name in it, as it is given; an article that begins it gets a capital."""
     filled = text.replace("{}", name)
     article = text.startswith("{}") and name.startswith("the ")
     return f"T{filled[1:]}" if article else filled
