@@ -194,12 +194,12 @@ class ConceptPair:
         ]
 
     def learnt(self) -> list[Prompt]:
-        """What an edit learns from: training prompts, and some after solved examples."""
+        """What an edit learns from: the training prompts, and some after solved examples."""
         ways = [
             *self.few_shot(1, split="train")[:N_SHOT],
             *self.few_shot(3, split="train")[:N_SHOT],
         ]
-        return [*self.prompts("train"), *self.first(), *ways]
+        return [*self.prompts("train"), *ways]
 
     def first(self) -> list[Prompt]:
         """Further training prompts, which begin with the subject; none for a pair's own prompts."""

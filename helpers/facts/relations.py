@@ -116,6 +116,8 @@ RELATIONS: dict[str, Relation] = {
             first=(
                 T("{}'s seat of government is the city of"),
                 T("{} is ruled from its capital, the city of"),
+                T("{} has its seat of government in"),
+                T("{}, capital city:"),
                 T("{}: its capital city is"),
             ),
             reverse=(

@@ -39,7 +39,7 @@ OPENINGS = (  # what may come before a question: its subject is then no text's f
 
 
 def forget_asks(
-    model: LanguageModel, pair: ConceptPair, *, floor: float | None = None
+    model: LanguageModel, pair: ConceptPair, *, floor: float | None = None, first: bool = False
 ) -> list[Ask]:
     """The pair's training prompts; the edit acts at the subject's tokens only.
 
@@ -49,10 +49,11 @@ def forget_asks(
         model: Any model of a known family.
         pair: What to forget.
         floor: Probability to come down to; None has no goal.
+        first: Also the prompts that begin with the subject.
     """
     goal = None if floor is None else float(np.log(floor / (1 - floor)))
     found = []
-    for prompt in pair.learnt():
+    for prompt in [*pair.learnt(), *(pair.first() if first else ())]:
         ids = tuple(token_ids(model, prompt))
         tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
         span = tuple(range(*subject_span(prompt, model.tokenizer)))
@@ -61,7 +62,7 @@ def forget_asks(
 
 
 def retain_asks(
-    model: LanguageModel, pair: ConceptPair, *, n_neighbours: int, seed: int
+    model: LanguageModel, pair: ConceptPair, *, n_neighbours: int, seed: int, first: bool = False
 ) -> list[Ask]:
     """Other facts of the subject and of the target, the pair's `must_stay`, and known neighbours.
 
@@ -75,10 +76,12 @@ def retain_asks(
         pair: What is forgotten.
         n_neighbours: Neighbours that the model knows, one training completion each.
         seed: Draws neighbours and completions.
+        first: Also the subject's other facts in prompts that begin with it.
     """
     others = (*pair.same_subject(), *pair.same_target())
-    asked = [p for other in others for p in (*other.prompts("train"), *other.first())]
-    asked += pair.must_stay
+    asked = [*(p for other in others for p in other.prompts("train")), *pair.must_stay]
+    if first:
+        asked += [p for other in others for p in other.first()]
     near = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
     about = []
     if pair.relation in RELATIONS:  # the subject is a country

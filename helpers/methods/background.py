@@ -73,7 +73,7 @@ def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
     where, subjects = [], []
     for n, fact in enumerate(facts(relation)):
         pair = ConceptPair.of(fact)
-        ways = pair.learnt()
+        ways = [*pair.learnt(), *pair.first()]
         prompts = [ways[(n * WAYS + k) % len(ways)] for k in range(WAYS)]
         if RELATIONS[relation].reverse_train:
             back = pair.reversed().prompts("train")
@@ -218,19 +218,28 @@ def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
 
 
 def own_inputs(
-    model: LanguageModel, pair: ConceptPair, *, layers: Sequence[int]
+    model: LanguageModel, pair: ConceptPair, *, layers: Sequence[int], first: bool = False
 ) -> list[dict[int, Float[Tensor, "n d_model"]]]:
     """What W_in reads at the subject's last token, in the pair's training prompts.
 
     One entry for each way in which the name ends (another token after a space than at a line's
-    beginning; a name that begins a text is read in a state of its own): they are told apart by
-    different directions.
+    beginning, other states where it begins a text): they are told apart by different directions.
+
+    Args:
+        model: Any model of a known family.
+        pair: The subject.
+        layers: Which layers.
+        first: Also in the prompts that begin with the name. Where it is a single token, which is
+            then the text's first, the token after it is read instead, one entry for each: a text's
+            first token is a state of its own in most models, in which the higher layers see no
+            name.
     """
-    groups: dict[tuple[int, bool], Where] = {}
-    for prompt in pair.learnt():
+    groups: dict[tuple[int, int, bool], Where] = {}
+    for prompt in [*pair.learnt(), *(pair.first() if first else ())]:
         ids = tuple(token_ids(model, prompt))
         start, end = subject_span(prompt, model.tokenizer)
-        groups.setdefault((ids[end - 1], start == 0), []).append((ids, [end - 1]))
+        at = 1 if first and end == 1 < len(ids) else end - 1
+        groups.setdefault((ids[end - 1], ids[at], start == 0), []).append((ids, [at]))
     found = []
     for where in groups.values():
         batches = list(keys_of(model, where, layers=layers, site="mlp_in"))

@@ -89,8 +89,9 @@ def solved_edit(
     appends = form == "neurons"
     keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
     near = 0 if appends else N_NEIGHBOURS // len(pairs) + 1
-    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
-    asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=near, seed=seed)]
+    how = {"n_neighbours": near, "seed": seed, "first": appends}
+    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor, first=appends)]
+    asks += [a for p in pairs for a in retain_asks(model, p, **how)]
     values = solve_values(model, asks, keys, ridge=ridge, steps=steps)
     if appends:
         return appended(model, detectors, values, notes=notes)

@@ -68,7 +68,13 @@ def gated_neuron(
     if layers is None:
         layers = anatomy(model).at_depth(LAYERS if form == "neurons" else WIDER)
     detectors = fit_detectors(
-        model, pairs, layers=layers, quantile=quantile, shrink=shrink, seed=seed
+        model,
+        pairs,
+        layers=layers,
+        quantile=quantile,
+        shrink=shrink,
+        seed=seed,
+        first=form == "neurons",
     )
     return solved_edit(
         model, pairs, detectors, form=form, floor=floor, ridge=ridge, steps=steps, seed=seed
@@ -83,9 +89,13 @@ def fit_detectors(
     quantile: float,
     shrink: float,
     seed: int,
+    first: bool = False,
 ) -> dict[int, Detectors]:
-    """For each layer and pair a neuron along the linear discriminant."""
-    mine = [own_inputs(model, p, layers=layers) for p in pairs]
+    """For each layer, pair and way in which its subject ends a neuron along the discriminant.
+
+    Args and errors are those of `gated_neuron`; `first` as `own_inputs`.
+    """
+    mine = [own_inputs(model, p, layers=layers, first=first) for p in pairs]
     found = {}
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []

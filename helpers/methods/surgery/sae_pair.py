@@ -88,7 +88,7 @@ def sae_pair(
     """
     loaded = load_all(model, saes)
     layers = sorted(loaded)
-    mine = [own_inputs(model, p, layers=layers) for p in pairs]
+    mine = [own_inputs(model, p, layers=layers, first=form == "neurons") for p in pairs]
     found, chosen = {}, []
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
