@@ -45,7 +45,7 @@ def gated_neuron(
     ridge: float = 0.01,
     steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
 ) -> WeightDelta:
-    """Append to each layer one neuron a pair and spelling of its subject.
+    """Append to each layer a neuron for each way in which a pair's subject is read (`own_inputs`).
 
     Args:
         model: Any model of a known family.

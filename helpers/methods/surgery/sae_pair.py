@@ -60,7 +60,7 @@ def sae_pair(
     ridge: float = 0.01,
     steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
 ) -> WeightDelta:
-    """Append one neuron a layer and pair, keyed on the subject's latents.
+    """Append neurons as `gated_neuron` does, each keyed on the subject's latents.
 
     Args:
         model: Any model of a known family.
