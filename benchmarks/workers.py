@@ -1,8 +1,7 @@
 """Work for several processes, each with the model loaded once, on CPU or one GPU.
 
 On a GPU start NVIDIA's multi-process service first (`nvidia-cuda-mps-control -d`): without it the
-processes take turns. With it 14 on an H200 each took as long for an edit and its scores as one
-alone, 11 s.
+processes take turns.
 """
 
 import time

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -210,7 +210,7 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
     path = cache_dir() / kind / f"{content_hash(key)}.parquet"
     with contextlib.suppress(UserError):  # not there; or damaged, then it is simply made again
         return read_table(path)
-    with alone(path):
+    with _alone(path):
         with contextlib.suppress(UserError):
             return read_table(path)
         started = time.perf_counter()
@@ -226,7 +226,7 @@ def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
     path = cache_dir() / kind / content_hash(key)
     if path.exists():
         return path
-    with alone(path):
+    with _alone(path):
         if not path.exists():
             with atomic_path(path, folder=True) as temporary:
                 build(temporary)
@@ -234,8 +234,34 @@ def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
     return path
 
 
+def cached_layers(
+    kind: str,
+    key: dict,
+    layers: Iterable[int],
+    name: str,
+    build: "Callable[[list[int]], Iterable[tuple[int, dict[str, torch.Tensor]]]]",
+) -> dict[int, Path]:
+    """Layer → its file of tensors in the cache; the layers that it lacks are made in one pass.
+
+    Args:
+        kind: What they are; a folder of the cache.
+        key: What all of them depend on; each has a `cached_folder` of its own, by key and layer.
+        layers: Which layers.
+        name: The file's name.
+        build: From the missing layers to each with its tensors, one after another.
+    """
+    keys = {i: {**key, "layer": i} for i in layers}
+    files = {i: cache_dir() / kind / content_hash(k) / name for i, k in keys.items()}
+    if not all(file.exists() for file in files.values()):
+        with _alone(cache_dir() / kind / content_hash(key)):
+            if missing := [i for i, file in files.items() if not file.exists()]:
+                for i, found in build(missing):
+                    cached_folder(kind, keys[i], lambda f, x=found: write_tensors(f / name, x))
+    return files
+
+
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """While this block makes `path`, other processes that would make it too wait for it.
 
     They have to look again whether it is there once they are in. Where the file system knows no

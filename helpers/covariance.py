@@ -5,21 +5,14 @@ with C = E[k kᵀ]. Some hundred thousand tokens are enough (arXiv 2506.04226), 
 for a model, layer by layer, and kept in the cache.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.artifacts import (
-    alone,
-    cache_dir,
-    cached_folder,
-    content_hash,
-    read_tensors,
-    write_tensors,
-)
+from helpers.artifacts import cached_layers, read_tensors
 from helpers.batching import length_batches
 from helpers.corpus import corpus_tokens
 from helpers.errors import UserError
@@ -55,31 +48,23 @@ def key_covariance(
     """
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers]
-    base = {"model": model_hash(model), "site": site, "n_tokens": n_tokens, "seed": seed}
-    keys = {i: {**base, "layer": i, "seq_len": SEQ_LEN, "version": 1} for i in layers}
-    files = {i: cache_dir() / _KIND / content_hash(k) / _FILE for i, k in keys.items()}
-    if not all(file.exists() for file in files.values()):
-        with alone(cache_dir() / _KIND / content_hash(base)):
-            missing = {i: k for i, k in keys.items() if not files[i].exists()}
-            _measure(model, missing, n_tokens=n_tokens, seed=seed, site=site)
-    return {i: read_tensors(files[i])[0]["C"] for i in layers}
+    key = {
+        "model": model_hash(model),
+        "site": site,
+        "n_tokens": n_tokens,
+        "seed": seed,
+        "seq_len": SEQ_LEN,
+        "version": 1,
+    }
 
+    def build(missing):
+        tokens = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
+        sequences = [(row, None) for row in tokens.tolist()]
+        sums, count = second_moments(model, sequences, layers=missing, site=site)
+        return ((i, {"C": total / count}) for i, total in sums.items())
 
-_KIND, _FILE = "covariance", "moment.safetensors"
-
-
-def _measure(
-    model: LanguageModel, keys: Mapping[int, dict], *, n_tokens: int, seed: int, site: str
-) -> None:
-    """Put the covariances of some layers into the cache, each by its key; all in one pass."""
-    if not keys:
-        return
-    tokens = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
-    sequences = [(row, None) for row in tokens.tolist()]
-    sums, count = second_moments(model, sequences, layers=list(keys), site=site)
-    for i, key in keys.items():
-        moment = {"C": sums[i] / count}
-        cached_folder(_KIND, key, lambda f, m=moment: write_tensors(f / _FILE, m))
+    files = cached_layers("covariance", key, layers, "moment.safetensors", build)
+    return {i: read_tensors(file)[0]["C"] for i, file in files.items()}
 
 
 def second_moments(

@@ -16,6 +16,7 @@ from helpers.artifacts import (
     Run,
     atomic_path,
     cached_folder,
+    cached_layers,
     cached_table,
     content_hash,
     read_json,
@@ -165,6 +166,23 @@ def test_a_cached_folder_appears_only_when_it_is_complete(cache):
     path = cached_folder("models", {"name": "a"}, lambda folder: (folder / "weights").touch())
     assert json.loads((path / "key.json").read_text()) == {"name": "a"}
     assert cached_folder("models", {"name": "a"}, fails) == path
+
+
+def test_layers_that_the_cache_lacks_are_made_in_one_pass(cache):
+    asked = []
+
+    def build(missing):
+        asked.append(missing)
+        return ((i, {"x": torch.full((2,), float(i))}) for i in missing)
+
+    def read(layers):
+        files = cached_layers("keys", {"model": "a"}, layers, "x.safetensors", build)
+        return {i: read_tensors(file)[0]["x"].tolist() for i, file in files.items()}
+
+    assert read([0, 2]) == {0: [0, 0], 2: [2, 2]}
+    assert read([2, 1, 3, 0]) == {2: [2, 2], 1: [1, 1], 3: [3, 3], 0: [0, 0]}
+    assert read([3]) == {3: [3, 3]}
+    assert asked == [[0, 2], [1, 3]]
 
 
 def _make_slowly(log: Path) -> None:

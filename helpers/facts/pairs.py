@@ -193,16 +193,21 @@ class ConceptPair:
             if t.format == "completion" and shots
         ]
 
-    def learnt(self) -> list[Prompt]:
-        """What an edit learns from: the training prompts, and some after solved examples."""
+    def learnt(self, *, first: bool = False) -> list[Prompt]:
+        """What an edit learns from: the training prompts, and some after solved examples.
+
+        Args:
+            first: Further ones too, which begin with the subject; a pair with prompts of its own
+                has none.
+        """
         ways = [
             *self.few_shot(1, split="train")[:N_SHOT],
             *self.few_shot(3, split="train")[:N_SHOT],
         ]
-        return [*self.prompts("train"), *ways]
+        return [*self.prompts("train"), *ways, *(self.first() if first else ())]
 
     def first(self) -> list[Prompt]:
-        """Further training prompts, which begin with the subject; none for a pair's own prompts."""
+        """Those further prompts alone."""
         templates = () if self.templates else RELATIONS[self.relation].first
         return [self._prompt(t, "train") for t in templates]
 

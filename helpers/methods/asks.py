@@ -53,7 +53,7 @@ def forget_asks(
     """
     goal = None if floor is None else float(np.log(floor / (1 - floor)))
     found = []
-    for prompt in [*pair.learnt(), *(pair.first() if first else ())]:
+    for prompt in pair.learnt(first=first):
         ids = tuple(token_ids(model, prompt))
         tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
         span = tuple(range(*subject_span(prompt, model.tokenizer)))

@@ -15,10 +15,8 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.artifacts import (
-    alone,
-    cache_dir,
     cached_folder,
-    content_hash,
+    cached_layers,
     read_tensors,
     write_tensors,
 )
@@ -73,7 +71,7 @@ def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
     where, subjects = [], []
     for n, fact in enumerate(facts(relation)):
         pair = ConceptPair.of(fact)
-        ways = [*pair.learnt(), *pair.first()]
+        ways = pair.learnt(first=True)
         prompts = [ways[(n * WAYS + k) % len(ways)] for k in range(WAYS)]
         if RELATIONS[relation].reverse_train:
             back = pair.reversed().prompts("train")
@@ -182,35 +180,21 @@ def _harvested(
     model: LanguageModel, sequences: Sequences, layers: Sequence[int]
 ) -> dict[int, Path]:
     """Layer → file of its inputs; those that the cache lacks are read in one pass."""
-    base = _key(model, sequences, site="mlp_in")
-    files = {
-        i: cache_dir() / "background" / content_hash({**base, "layer": i}) / "x.safetensors"
-        for i in layers
-    }
-    if not all(file.exists() for file in files.values()):
-        with alone(cache_dir() / "background" / content_hash(base)):
-            _read(model, sequences, base, [i for i, file in files.items() if not file.exists()])
-    return files
 
+    def build(missing):
+        lengths = [len(ids) for ids, _ in sequences.where]
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # as the batches come
+        starts = np.concatenate([[0], np.cumsum([len(p) for _, p in sequences.where])])
+        rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
+        batches = list(keys_of(model, sequences.where, layers=missing, site="mlp_in"))
+        for i in missing:
+            found = torch.cat([b[i] for b in batches]).half()
+            placed = torch.empty_like(found)
+            placed[rows] = found
+            yield i, {"x": placed}
 
-def _read(model: LanguageModel, sequences: Sequences, base: dict, layers: Sequence[int]) -> None:
-    """Put what these layers read into the cache."""
-    if not layers:
-        return
-    lengths = [len(ids) for ids, _ in sequences.where]
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # as the batches come
-    starts = np.concatenate([[0], np.cumsum([len(p) for _, p in sequences.where])])
-    rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
-    batches = list(keys_of(model, sequences.where, layers=layers, site="mlp_in"))
-    for i in layers:
-        found = torch.cat([b[i] for b in batches]).half()
-        placed = torch.empty_like(found)
-        placed[rows] = found
-        cached_folder(
-            "background",
-            {**base, "layer": i},
-            lambda f, x=placed: write_tensors(f / "x.safetensors", {"x": x}),
-        )
+    key = _key(model, sequences, site="mlp_in")
+    return cached_layers("background", key, layers, "x.safetensors", build)
 
 
 def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
@@ -235,7 +219,7 @@ def own_inputs(
             name.
     """
     groups: dict[tuple[int, int, bool], Where] = {}
-    for prompt in [*pair.learnt(), *(pair.first() if first else ())]:
+    for prompt in pair.learnt(first=first):
         ids = tuple(token_ids(model, prompt))
         start, end = subject_span(prompt, model.tokenizer)
         at = 1 if first and end == 1 < len(ids) else end - 1

@@ -28,7 +28,7 @@ from helpers.methods.solved import solved_edit
 from helpers.models import anatomy
 
 LAYERS = range(19, 23)  # of 30: right below the hand-over
-WIDER = range(15, 23)  # for changes of W_out: the more layers share one, the less of it shows
+WIDER = range(15, 23)  # for a change of W_out: shared by more layers it is smaller in each
 
 
 @method("gated_neuron", family="surgery", many=True)
