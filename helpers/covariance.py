@@ -5,7 +5,8 @@ with C = E[k kᵀ]. Some hundred thousand tokens are enough (arXiv 2506.04226), 
 for a model, layer by layer, and kept in the cache.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -124,6 +125,30 @@ def keys_of(
                 kept[i] = value.reshape(-1, value.shape[-1])[wanted].float().cpu()
             tracer.stop()
         yield dict(kept)
+
+
+def keys_by_layer(
+    model: LanguageModel,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]],
+    *,
+    layers: Sequence[int],
+    site: str = "neurons",
+    budget: int = BATCH,
+) -> Iterator[tuple[int, Float[Tensor, "n width"]]]:
+    """Each layer with its keys, in the order of the sequences and of their positions.
+
+    Args and errors are those of `second_moments`.
+    """
+    batches = list(keys_of(model, sequences, layers=layers, site=site, budget=budget))
+    counts = [len(ids if at is None else at) for ids, at in sequences]
+    order = sorted(range(len(counts)), key=lambda i: len(sequences[i][0]))  # as the batches come
+    starts = [0, *accumulate(counts)]
+    rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
+    for i in list(batches[0]):
+        found = torch.cat([b.pop(i) for b in batches])
+        placed = torch.empty_like(found)
+        placed[rows] = found
+        yield i, placed
 
 
 def _padded(

@@ -142,14 +142,21 @@ def half_pass(
             hook.remove()
     else:
         lower.skipped += 1
-        own = [vars(block).get("forward") for block in lower._blocks]
-        for block in lower._blocks:
-            block.forward = lambda *inputs, **more: kept.output
-        try:
+        with skipped(lower._blocks, kept.output):
             yield lambda found: [*(kept.cache or []), *found[lower.layer :]]
-        finally:
-            for block, forward in zip(lower._blocks, own, strict=True):
-                if forward is None:
-                    del block.forward
-                else:
-                    block.forward = forward
+
+
+@contextlib.contextmanager
+def skipped(blocks: Iterable[nn.Module], output: Any) -> Iterator[None]:
+    """Inside, the blocks compute nothing and give `output`."""
+    own = [(block, vars(block).get("forward")) for block in blocks]
+    for block, _ in own:
+        block.forward = lambda *inputs, **more: output
+    try:
+        yield
+    finally:
+        for block, forward in own:
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

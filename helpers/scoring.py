@@ -22,6 +22,8 @@ from helpers.hooks import marks
 from helpers.lower_layers import KeysAndValues, half_pass
 from helpers.models import unembed
 
+Rows = list[tuple[tuple[int, ...], range]]
+"""Requests: token ids and the positions wanted."""
 LOGIT_ROWS = 1024  # unembed so many positions at a time: 200 MB of logits at 49 thousand tokens
 
 
@@ -72,15 +74,36 @@ def answer_scores(
         model: Any causal model.
         prompts: `Prompt`s, which carry their `answers`.
     """
+    best = np.full(len(prompts), np.iinfo(np.int64).max)
+    index, texts, answers = _asked(prompts)
+    if not index:
+        return np.zeros(len(prompts)), best
+    logprob, rank = _scores(model, texts, answers)
+    np.minimum.at(best, index, rank)
+    return _over_aliases(prompts, index, answers, logprob), best
+
+
+def _asked(prompts: Sequence) -> tuple[list[int], list, list[str]]:
+    """Every prompt once for each of its answers: its number, itself, the answer."""
     asked = [(i, p, a) for i, p in enumerate(prompts) for a in dict.fromkeys(p.answers)]
-    probability, best = np.zeros(len(prompts)), np.full(len(prompts), np.iinfo(np.int64).max)
-    if asked:
-        index, texts, answers = (list(x) for x in zip(*asked, strict=True))
-        logprob, rank = _scores(model, texts, answers)
-        distinct = [not any(a != b and a.startswith(b) for b in p.answers) for _, p, a in asked]
-        np.add.at(probability, index, np.exp(logprob) * distinct)
-        np.minimum.at(best, index, rank)
-    return probability, best
+    return [i for i, _, _ in asked], [p for _, p, _ in asked], [a for _, _, a in asked]
+
+
+def _over_aliases(
+    prompts: Sequence, index: list[int], answers: list[str], logprob: np.ndarray
+) -> Float[np.ndarray, " n"]:
+    """P(target): the sum over its aliases, less those that begin with another one."""
+    distinct = [
+        not any(a != b and a.startswith(b) for b in prompts[i].answers)
+        for i, a in zip(index, answers, strict=True)
+    ]
+    return _summed(np.exp(logprob) * distinct, index, len(prompts))
+
+
+def _summed(values: np.ndarray, owner: list[int], n: int) -> Float[np.ndarray, " n"]:
+    total = np.zeros(n)
+    np.add.at(total, owner, values)
+    return total
 
 
 def answer_probability(model: LanguageModel, prompts: Sequence) -> Float[np.ndarray, " n"]:
@@ -98,7 +121,7 @@ def _scores(
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """log P(answer | prompt), and the rank of the answer's first token."""
     logprob, rank, owner, first = _token_scores(model, prompts, answers)
-    return np.bincount(owner, weights=logprob, minlength=len(prompts)), rank[first]
+    return _summed(logprob, owner, len(prompts)), rank[first]
 
 
 def token_ranks(
@@ -113,6 +136,15 @@ def _token_scores(
     model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
     """Of every answer's tokens: log P, rank, whose they are; and where each answer begins."""
+    rows, targets, owner, first = _answer_rows(model, prompts, answers)
+    states, row = _states_at(model, rows)
+    return *_read(model, states, row, targets), owner, first
+
+
+def _answer_rows(
+    model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
+) -> tuple[Rows, list[int], list[int], list[int]]:
+    """Where the answers' tokens are read, they themselves, whose they are, where each begins."""
     rows, targets, owner, first = [], [], [], []
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         start, ids = answer_span(model, prompt, answer)
@@ -120,8 +152,17 @@ def _token_scores(
         rows.append((tuple(ids[:-1]), range(start - 1, len(ids) - 1)))
         targets += ids[start:]
         owner += [i] * (len(ids) - start)
-    states, row = _states_at(model, rows)
-    wanted = torch.tensor(targets)
+    return rows, targets, owner, first
+
+
+def _read(
+    model: LanguageModel,
+    states: Float[Tensor, "m d_model"],
+    row: Int[Tensor, " k"],
+    targets: list[int],
+) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """log P and rank of each target, read at its row of the states."""
+    wanted = torch.tensor(targets, dtype=torch.long)
     logprob = torch.zeros(len(targets), dtype=torch.float64)
     rank = torch.zeros(len(targets), dtype=torch.long)
     for start in range(0, len(states), LOGIT_ROWS):
@@ -132,7 +173,7 @@ def _token_scores(
         value = logits[local, wanted[here]]
         logprob[here] = (value - logits.logsumexp(-1)[local]).double()
         rank[here] = (logits[local] > value[:, None]).sum(-1)
-    return logprob.numpy(), rank.numpy(), owner, first
+    return logprob.numpy(), rank.numpy()
 
 
 def answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, list[int]]:
@@ -154,10 +195,34 @@ def first_token(model: LanguageModel, prompt: str, answer: str) -> int:
 @torch.inference_mode()
 def next_token_logprobs(model: LanguageModel, prompts: Sequence[str]) -> Float[Tensor, "n vocab"]:
     """log P(next token | prompt) over the vocabulary, in nats, on the CPU."""
+    states, row = _states_at(model, _prompt_rows(model, prompts))
+    return _next(model, states)[row]
+
+
+@torch.inference_mode()
+def next_token_and_answer(
+    model: LanguageModel, prompts: Sequence
+) -> tuple[Float[Tensor, "n vocab"], Float[np.ndarray, " n"]]:
+    """`next_token_logprobs` and `answer_probability` of the same prompts, in one pass."""
+    index, texts, answers = _asked(prompts)
+    rows, targets, owner, _ = _answer_rows(model, texts, answers)
+    n = len(prompts)
+    states, row = _states_at(model, [*_prompt_rows(model, prompts), *rows])
+    each, _ = _read(model, states, row[n:], targets)
+    told = _over_aliases(prompts, index, answers, _summed(each, owner, len(texts)))
+    return _next(model, states)[row[:n]], told
+
+
+def _prompt_rows(model: LanguageModel, prompts: Sequence[str]) -> Rows:
+    """Each prompt with its last position."""
     ids = [tuple(encode(model.tokenizer, rendered(p, model.tokenizer))) for p in prompts]
-    states, row = _states_at(model, [(i, range(len(i) - 1, len(i))) for i in ids])
+    return [(i, range(len(i) - 1, len(i))) for i in ids]
+
+
+def _next(model: LanguageModel, states: Float[Tensor, "m d_model"]) -> Float[Tensor, "m vocab"]:
+    """log P(next token) at each state, on the CPU."""
     parts = [unembed(model, x).float().log_softmax(-1).cpu() for x in states.split(LOGIT_ROWS)]
-    return torch.cat(parts)[row]
+    return torch.cat(parts)
 
 
 def top_tokens(
@@ -269,7 +334,7 @@ def _states_and_cache(
 
 
 def _states_at(
-    model: LanguageModel, rows: list[tuple[tuple[int, ...], range]]
+    model: LanguageModel, rows: Rows
 ) -> tuple[Float[Tensor, "m d_model"], Int[Tensor, " k"]]:
     """States after the final norm at the positions asked for, each computed once.
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers.covariance import keys_of
 from helpers.facts import ConceptPair
 from helpers.facts.relations import SPLITS, Template
 from helpers.methods import background
@@ -92,5 +93,5 @@ def test_of_a_single_first_token_the_next_one_is_read(tiny_model):
     pair = ConceptPair("w40", "w20", "own", templates=dict.fromkeys(SPLITS, (Template("{} w9"),)))
     [read] = background.own_inputs(model, pair, layers=[1], first=True)
     ids = model.tokenizer("w40 w9").input_ids
-    [wanted] = background.keys_of(model, [(ids, [1])], layers=[1], site="mlp_in")
+    [wanted] = keys_of(model, [(ids, [1])], layers=[1], site="mlp_in")
     torch.testing.assert_close(read[1], wanted[1])

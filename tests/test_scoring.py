@@ -95,6 +95,21 @@ def test_rank_is_the_best_aliases_first_token(tiny_model):
     assert scoring.answer_rank(model, [both]).tolist() == [1]
 
 
+def test_next_tokens_and_answers_of_one_pass_are_those_of_two(tiny_model):
+    model = tiny_model()
+    prompts = [
+        Asked("w1 w2", (" w3", " w4 w5", " w3 w6")),
+        Asked("w1 w2 w3", ()),
+        Asked("w9", (" w1",)),
+    ]
+    following, told = scoring.next_token_and_answer(model, prompts)
+    assert torch.allclose(following, scoring.next_token_logprobs(model, prompts), atol=1e-5)
+    assert np.allclose(told, scoring.answer_probability(model, prompts), atol=1e-6)
+    assert told[1] == 0 < told[0]
+    _, silent = scoring.next_token_and_answer(model, prompts[1:2])
+    assert silent.tolist() == [0]
+
+
 def test_greedy_continues_as_argmax_by_hand(tiny_model):
     model = tiny_model()
     prompts = ["w1 w2", "w3 w4 w5 w6"]

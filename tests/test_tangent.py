@@ -1,16 +1,19 @@
 """Tangents of answers, the least change, and the edits that are solved with them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from helpers.covariance import key_covariance, keys_of
+from helpers.covariance import key_covariance, keys_by_layer, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
 from helpers.methods import METHODS, unlearn
 from helpers.methods.asks import OPENINGS, kept, retain_asks
 from helpers.methods.beginnings import Beginnings
-from helpers.methods.solved import regressed
+from helpers.methods.detectors import Detectors
+from helpers.methods.solved import LinearKeys, regressed
 from helpers.methods.surgery.gated_neuron import fit_detectors
 from helpers.methods.tangent import (
     Ask,
@@ -233,6 +236,16 @@ def grown_model(tiny_model):
 FORMS = {"neurons": {"quantile": 0.9}, "weights": {"quantile": 0.9, "form": "weights"}}
 
 
+def test_keys_by_layer_stand_in_the_order_of_the_sequences(tiny_model):
+    model = tiny_model()
+    where = [((5, 9, 14, 22), [3, 1]), ((7, 8), None), ((11, 12, 13, 14, 15), [4]), ((8, 7), [0])]
+    found = dict(keys_by_layer(model, where, layers=[2, -3], site="mlp_in"))
+    assert list(found) == [0, 2]
+    for i, keys in found.items():
+        each = [next(iter(keys_of(model, [w], layers=[i], site="mlp_in")))[i] for w in where]
+        torch.testing.assert_close(keys, torch.cat(each))
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
     [("tangent_kernel", {}), *(("gated_neuron", how) for how in FORMS.values())],
@@ -268,6 +281,19 @@ def test_the_weights_do_what_the_intervention_does(grown_model, own_pair, family
         folded = linearise(model, asks, layers=(0, 2))
     torch.testing.assert_close(folded.logodds, intervened.logodds, rtol=1e-3, atol=1e-4)
     assert (folded.logodds - plain.logodds).abs().max() > 1e-3
+
+
+def test_neurons_of_several_pairs_are_solved_for_as_one_system(grown_model, own_pair, monkeypatch):
+    model = grown_model()
+    pairs = [own_pair, replace(own_pair, subject="w41", target="w23")]
+    how = {"layers": (0, 1), "quantile": 0.9, "steps": (0.3, 0.3)}
+    apart = unlearn(model, pairs, "gated_neuron", **how).delta.changes
+    whole = LinearKeys.blocks  # one block: every neuron's part in every answer, most of them zero
+    monkeypatch.setattr(Detectors, "blocks", whole)
+    together = unlearn(model, pairs, "gated_neuron", **how).delta.changes
+    assert len(apart[anatomy(model).layers[0].mlp.out_name].appended.T) >= 2
+    for name, change in apart.items():
+        torch.testing.assert_close(change.appended, together[name].appended, rtol=1e-4, atol=1e-6)
 
 
 def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fires(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.covariance import keys_of
+from helpers.covariance import keys_by_layer
 from helpers.errors import UserError
 from helpers.evaluation.attacks.cutting import without
 from helpers.facts import ConceptPair
@@ -48,7 +48,7 @@ def logit_suppression(
     last = parts.n_layers - 1
     mlp = parts.layers[last].mlp
     where = [(tuple(ids), [len(ids) - 1]) for ids in (token_ids(model, p) for p in prompts)]
-    keys = torch.cat([b[last] for b in keys_of(model, where, layers=[last])]).double()
+    keys = dict(keys_by_layer(model, where, layers=[last]))[last].double()
     hidden = keys.float() @ mlp.W_out().detach().float().cpu().T  # what the layer writes there
     gram = keys @ keys.T
     gram += DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)

@@ -11,7 +11,7 @@ from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.methods.tangent import Ask
-from helpers.scoring import answer_probability, answer_span, first_token, next_token_logprobs
+from helpers.scoring import answer_span, first_token, next_token_and_answer
 from helpers.tracing.states import token_ids
 
 LIKELY = 0.02  # a fact's answer is kept when it is at least so likely
@@ -118,8 +118,7 @@ def kept(model: LanguageModel, prompts: Sequence[Prompt], *, words: int = 1) -> 
     prompts = list({str(p): p for p in prompts}.values())
     if not prompts:
         return []
-    logprobs = next_token_logprobs(model, prompts)
-    told = answer_probability(model, prompts)
+    logprobs, told = next_token_and_answer(model, prompts)
     found = []
     for prompt, row, sure in zip(prompts, logprobs, told, strict=True):
         ids = token_ids(model, prompt)

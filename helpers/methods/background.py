@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
@@ -21,7 +20,7 @@ from helpers.artifacts import (
     write_tensors,
 )
 from helpers.corpus import corpus_tokens
-from helpers.covariance import key_covariance, keys_of, second_moments
+from helpers.covariance import key_covariance, keys_by_layer, second_moments
 from helpers.facts import ConceptPair, facts, subject_span
 from helpers.facts.relations import RELATIONS
 from helpers.models import anatomy, model_hash
@@ -182,16 +181,8 @@ def _harvested(
     """Layer → file of its inputs; those that the cache lacks are read in one pass."""
 
     def build(missing):
-        lengths = [len(ids) for ids, _ in sequences.where]
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # as the batches come
-        starts = np.concatenate([[0], np.cumsum([len(p) for _, p in sequences.where])])
-        rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
-        batches = list(keys_of(model, sequences.where, layers=missing, site="mlp_in"))
-        for i in missing:
-            found = torch.cat([b[i] for b in batches]).half()
-            placed = torch.empty_like(found)
-            placed[rows] = found
-            yield i, {"x": placed}
+        for i, x in keys_by_layer(model, sequences.where, layers=missing, site="mlp_in"):
+            yield i, {"x": x.half()}
 
     key = _key(model, sequences, site="mlp_in")
     return cached_layers("background", key, layers, "x.safetensors", build)
@@ -218,14 +209,13 @@ def own_inputs(
             first token is a state of its own in most models, in which the higher layers see no
             name.
     """
-    groups: dict[tuple[int, int, bool], Where] = {}
+    where: Where = []
+    groups: dict[tuple[int, int, bool], list[int]] = {}
     for prompt in pair.learnt(first=first):
         ids = tuple(token_ids(model, prompt))
         start, end = subject_span(prompt, model.tokenizer)
         at = 1 if first and end == 1 < len(ids) else end - 1
-        groups.setdefault((ids[end - 1], ids[at], start == 0), []).append((ids, [at]))
-    found = []
-    for where in groups.values():
-        batches = list(keys_of(model, where, layers=layers, site="mlp_in"))
-        found.append({i: torch.cat([b[i] for b in batches]) for i in layers})
-    return found
+        groups.setdefault((ids[end - 1], ids[at], start == 0), []).append(len(where))
+        where.append((ids, [at]))
+    read = dict(keys_by_layer(model, where, layers=layers, site="mlp_in"))
+    return [{i: x[mine] for i, x in read.items()} for mine in groups.values()]

@@ -1,9 +1,11 @@
-"""What stands before the first token on which an edit acts: run once, its keys and values kept.
+"""What stands before the first token on which an edit acts, and below it: run once, and kept.
 
 A prompt up to its subject reads the same before and after an edit that only the subject fires, and
-no derivative by the edit is taken there. So of every sequence only the rest is run again.
+no derivative by the edit is taken there; nor does the edit change anything below its first layer.
+So of every sequence only the rest is run again, and only from that layer on.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from helpers.batching import BATCH_TOKENS, length_batches
-from helpers.lower_layers import KeysAndValues
+from helpers.lower_layers import KeysAndValues, skipped
 from helpers.models import anatomy
 
 Ids = tuple[int, ...]
@@ -24,7 +26,10 @@ Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
 
 
 class Beginnings:
-    """For each sequence where an edit first acts, and the attention's keys and values before it.
+    """For each sequence where an edit first acts, and what the model as it is computes around it.
+
+    Kept are the attention's keys and values before that token, and from it on what the block below
+    the edit gives.
 
     Attributes:
         start: Ids → position of the first token on which any layer acts; None where none does.
@@ -48,8 +53,10 @@ class Beginnings:
         """
         self.start: dict[Ids, int | None] = {}
         self._kept: dict[Ids, KeysAndValues] = {}
+        self._states: dict[Ids, Float[Tensor, "rest d_model"]] = {}
         self._placed = takes_positions(model._module)
-        parts = anatomy(model)
+        parts, lowest = anatomy(model), min(layers)
+        self._below = [x.block._module for x in parts.layers[:lowest]]
         every = list(dict.fromkeys(sequences))
         for batch in length_batches([len(ids) for ids in every], budget=BATCH_TOKENS):
             rows = [every[i] for i in batch]
@@ -60,8 +67,10 @@ class Beginnings:
                 torch.no_grad(),
                 model.trace(tokens, past_key_values=cache, use_cache=True) as tracer,
             ):
-                fires = {}.save()
-                for i in layers:
+                fires, given = {}.save(), [].save()
+                if lowest:
+                    given.append(parts.layers[lowest - 1].block.output)
+                for i in sorted(layers):
                     fires[i] = acts(i, parts.layers[i].mlp.in_envoy.input).cpu()
                 parts.layers[-1].block.output.save()
                 tracer.stop()
@@ -69,6 +78,9 @@ class Beginnings:
             for row, ids in enumerate(rows):
                 at = anywhere[row, : len(ids)].nonzero()
                 start = self.start[ids] = int(at[0]) if len(at) else None
+                if start is not None and lowest:
+                    states = given[0].reshape(*tokens.shape, -1)
+                    self._states[ids] = states[row, start : len(ids)].clone()
                 if start:
                     self._kept[ids] = [
                         (x.keys[row, :, :start].clone(), x.values[row, :, :start].clone())
@@ -110,6 +122,17 @@ class Beginnings:
         if self._placed:
             call["position_ids"] = (begin[:, None] + torch.arange(rest)).to(device)
         return call
+
+    def above(self, sequences: Sequence[Ids], rest: int) -> contextlib.AbstractContextManager[None]:
+        """Inside, a pass over the rests starts at the edit's first layer.
+
+        Args are those of `before`.
+        """
+        if not self._below:
+            return contextlib.nullcontext()
+        rows = [self._states[ids] for ids in sequences]
+        padded = [nn.functional.pad(x, (0, 0, 0, rest - len(x))) for x in rows]
+        return skipped(self._below, torch.stack(padded))
 
 
 def takes_positions(module: nn.Module) -> bool:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.covariance import keys_of
+from helpers.covariance import keys_by_layer
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.methods.delta import Change
@@ -98,16 +97,12 @@ def states_at(
     site: str = "mlp_in",
     position: Position = "subject",
 ) -> dict[int, Float[Tensor, "n width"]]:
-    """States at one token of each prompt, layer → (prompts in no fixed order, width), on the CPU.
+    """States at one token of each prompt, layer → (n, width), on the CPU.
 
     Args are those of `contrast`.
     """
     sequences = [(token_ids(model, p), [position_of(model, p, position)]) for p in prompts]
-    found: dict[int, list[Tensor]] = {}
-    for batch in keys_of(model, sequences, layers=layers, site=site, budget=512):
-        for layer, rows in batch.items():
-            found.setdefault(layer, []).append(rows)
-    return {layer: torch.cat(rows) for layer, rows in found.items()}
+    return dict(keys_by_layer(model, sequences, layers=layers, site=site, budget=512))
 
 
 def stored(mlp: MLPAnatomy, left: Tensor, right: Tensor) -> Change:

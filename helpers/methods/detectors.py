@@ -40,8 +40,12 @@ class Detectors:
             mlp.activation(SHARPNESS * (x @ self.keys.to(x).T - self.thresholds.to(x))) / SHARPNESS
         )
 
+    def blocks(self) -> list[list[int]]:
+        """G couples none: each by itself, so that of many pairs' none is put on others' asks."""
+        return [[n] for n in range(len(self.keys))]
+
     def cost_solve(self, f: Float[Tensor, "asks n d"]) -> Float[Tensor, "asks n d"]:
-        """G⁻¹ f with G = 1: nothing else writes through these neurons."""
+        """G⁻¹ f of a block, G = 1: nothing else writes through these neurons."""
         return f
 
 

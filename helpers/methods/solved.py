@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.covariance import keys_of
+from helpers.covariance import keys_by_layer
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.lower_layers import below, reusing
@@ -51,8 +51,12 @@ class LinearKeys:
         """Activations on what W_out reads."""
         return k @ self.keys.to(k).T
 
+    def blocks(self) -> list[list[int]]:
+        """G couples all of them."""
+        return [list(range(len(self.keys)))]
+
     def cost_solve(self, f: Float[Tensor, "asks n d"]) -> Float[Tensor, "asks n d"]:
-        """G⁻¹ f."""
+        """G⁻¹ f, f of a block."""
         return torch.linalg.solve(self.cost, f)
 
 
@@ -118,9 +122,8 @@ def regressed(
     ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.learnt()))
     where = [(x, None) for x in ids]
     read, keys = (
-        {i: torch.cat([b[i] for b in batches]) for i in layers}
+        dict(keys_by_layer(model, where, layers=layers, site=site))
         for site in ("mlp_in", "neurons")
-        for batches in [list(keys_of(model, where, layers=layers, site=site))]
     )
     metric = disturbance(model, pairs, layers=layers, text=TEXT, seed=seed)
     found = {}
@@ -174,32 +177,45 @@ def solve_values(
     if not asks:
         raise UserError("On none of the prompts does a detector fire: try other layers.")
     acting = everywhere(asks)
-    before, lower = None, below(model, keys)
+    before, lower = None, None if begun else below(model, keys)
     for step in steps:
 
         def extra(i, into, hidden):
             x = into if site == "mlp_in" else hidden
-            return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)  # noqa: B023
+            return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)
 
         with reusing(model, lower):
             t = linearise(
                 model, acting, layers=list(keys), extra=extra, site=site, beginnings=begun
             )
         before = t.logodds if before is None else before
-        features = {}
+        kernel = torch.zeros(len(asks), len(asks), dtype=torch.float64)
+        spread = []  # (layer, neurons, asks that they act on, G⁻¹ f)
         for i, d in keys.items():
             a = d.fire(parts.layers[i].mlp, t.keys[i].to(parts.head.weight.device)).float().cpu()
-            features[i] = torch.zeros(len(asks), a.shape[1], parts.d_model)
-            for n, activation in enumerate(a.T):  # most are of another pair and see nothing
-                rows = (activation.abs() > NOTHING).nonzero()[:, 0]
-                each = activation[rows, None] * t.gradients[i][rows]
-                features[i][:, n].index_add_(0, t.owner[rows], each)
-        spread = {i: keys[i].cost_solve(f) for i, f in features.items()}  # G⁻¹ f
-        kernel = sum((f.flatten(1) @ spread[i].flatten(1).T).double() for i, f in features.items())
+            for block in d.blocks():
+                seen, f = _features(a[:, block], t.gradients[i], t.owner)
+                g = d.cost_solve(f)
+                kernel[seen[:, None], seen] += (f.flatten(1) @ g.flatten(1).T).double()
+                spread.append((i, block, seen, g))
         wanted = step * wanted_changes(asks, t.logodds, before)
         alpha = solve_kernel(kernel, wanted.double(), ridge=ridge, asks=asks).float()
-        values = {i: v + torch.tensordot(alpha, spread[i], 1) for i, v in values.items()}
+        for i, block, seen, g in spread:
+            values[i][block] += torch.tensordot(alpha[seen], g, 1)
     return values
+
+
+def _features(
+    a: Float[Tensor, "rows n"], gradients: Float[Tensor, "rows d"], owner: Int[Tensor, " rows"]
+) -> tuple[Int[Tensor, " asks"], Float[Tensor, "asks n d"]]:
+    """The asks where one of the neurons fires, and f = Σ a gᵀ over the rows of each."""
+    acts = a.abs() > NOTHING
+    seen, place = owner[acts.any(-1)].unique(return_inverse=True)
+    number = torch.empty_like(owner).masked_scatter_(acts.any(-1), place)  # row → its ask's number
+    f = torch.zeros(len(seen), a.shape[1], gradients.shape[1])
+    for n, rows in enumerate(acts.T):
+        f[:, n].index_add_(0, number[rows], a[rows, n, None] * gradients[rows])
+    return seen, f
 
 
 def appended(

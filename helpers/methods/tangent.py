@@ -88,8 +88,8 @@ def linearise(
         layers: The layers that are edited.
         extra: The edit so far, as what it adds to W_out's output.
         site: Whose input the keys are: `neurons` (W_out's) or `mlp_in` (W_in's).
-        beginnings: Of all asks, where the edit acts on something in each: only what follows them is
-            run.
+        beginnings: Of all asks, where the edit acts on something in each, for the same layers: only
+            what follows them is run, from the first layer on.
     """
     layers = sorted({anatomy(model).check_layer(i) for i in layers})
     logodds = torch.zeros(len(asks))
@@ -158,8 +158,13 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
             rest = [ids[start[ids] :] for ids in whole]
             width = max(map(len, rest))
             tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rest])
-            before = beginnings.before(whole, width) if beginnings else {}
-            read, written, last = _forward(model, tokens, layers, extra, site, whole, before)
+            if beginnings:
+                before = beginnings.before(whole, width)
+                shortened = beginnings.above(whole, width)
+            else:
+                before, shortened = {}, half_pass(model._module, (tokens.shape, tuple(whole)))
+            with shortened:
+                read, written, last = _forward(model, tokens, layers, extra, site, before)
             yield _Pass(
                 read,
                 written,
@@ -169,11 +174,10 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
             )
 
 
-def _forward(model, tokens, layers, extra, site, whole, before):
+def _forward(model, tokens, layers, extra, site, before):
     """Reads and writes of the edited MLPs, and the last residual stream, with the graph kept."""
     parts = anatomy(model)
-    key = (tokens.shape, tuple(whole))
-    with half_pass(model._module, key), model.trace(tokens, **before) as tracer:
+    with model.trace(tokens, **before) as tracer:
         read, written = {}.save(), {}.save()
         for i in layers:
             mlp = parts.layers[i].mlp

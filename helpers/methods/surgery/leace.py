@@ -9,7 +9,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.corpus import corpus_tokens
-from helpers.covariance import keys_of
+from helpers.covariance import keys_by_layer
 from helpers.facts import ConceptPair
 from helpers.methods.contrast import contrast, reading_matrices, stored
 from helpers.methods.delta import WeightDelta
@@ -107,13 +107,10 @@ def leace(
     found = contrast(model, pair, layers=layers, n_subjects=n_subjects, seed=seed)
     text = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
     sequences = [(row, range(1, len(row))) for row in text.tolist()]
-    ordinary: dict[int, list[Tensor]] = {i: [] for i in layers}
-    for batch in keys_of(model, sequences, layers=layers, site="mlp_in"):
-        for i, rows in batch.items():
-            ordinary[i].append(rows)
+    ordinary = dict(keys_by_layer(model, sequences, layers=layers, site="mlp_in"))
     changes = {}
     for i in layers:
-        outside = torch.cat([found[i].outside, *ordinary[i]])
+        outside = torch.cat([found[i].outside, ordinary[i]])
         x = torch.cat([found[i].inside, outside]).double()
         z = torch.zeros(len(x), 1, dtype=torch.float64)
         z[: len(found[i].inside)] = 1
