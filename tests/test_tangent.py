@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
+from helpers import batching
 from helpers.covariance import key_covariance, keys_by_layer, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
@@ -90,7 +92,7 @@ def test_a_facts_answer_is_kept_whole_where_it_is_likely(tiny_model, monkeypatch
 def test_what_must_stay_is_also_asked_after_an_opening(tiny_model):
     stay = Prompt("The longest river of France is the", subject="France", answers=(" Loire",))
     pair = ConceptPair("France", "the euro", "currency", must_stay=(stay,))
-    asked = {a.name for a in retain_asks(tiny_model(), pair, n_neighbours=0, seed=0)}
+    asked = {a.name for a in retain_asks(tiny_model(), [pair], n_neighbours=0, seed=0)}
     others = [p for f in (*pair.same_subject(), *pair.same_target()) for p in f.prompts("train")]
     others.append(stay)
     plain = [p for p in others if p.messages is None]
@@ -102,17 +104,39 @@ def test_what_must_stay_is_also_asked_after_an_opening(tiny_model):
     assert {o for o in OPENINGS for a in asked if a.startswith(o)} == set(OPENINGS)
 
 
+def test_what_one_pair_forgets_is_not_held_for_another(tiny_model, monkeypatch):
+    known = pd.DataFrame({"subject": ["Spain", "Italy", "Peru"], "known": True})
+    monkeypatch.setattr("helpers.methods.asks.known_facts", lambda *_: known)
+    capital = [ConceptPair(s, t, "capital") for s, t in (("France", "Paris"), ("Spain", "Madrid"))]
+    money = next(p for p in capital[0].same_subject() if p.relation == "currency")
+    asked = [
+        {a.name for a in retain_asks(tiny_model(), pairs, n_neighbours=9, seed=0)}
+        for pairs in (capital[:1], [*capital, money])
+    ]
+    gone = {str(p) for pair in (capital[1], money) for p in pair.prompts("train")}
+    assert asked[0] & {str(p) for p in capital[1].prompts("train")}
+    assert asked[0] & {str(p) for p in money.prompts("train")}
+    assert not asked[1] & gone
+    assert any("Italy" in name for name in asked[1])
+
+
+@pytest.mark.parametrize("common", [(), (21, 33, 5)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
+def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family, common, monkeypatch):
+    monkeypatch.setattr(batching, "SAVED", 2)  # what is common to all is run by itself
     model, layers = tiny_model(family), (1, 2)
     parts = anatomy(model)
     draw = torch.Generator().manual_seed(0)
     lengths = (5, 6, 7, 7, 9, 3)
-    asks = asks_of([tuple(torch.randint(4, 60, (n,), generator=draw).tolist()) for n in lengths])
+    drawn = [torch.randint(4, 60, (n,), generator=draw).tolist() for n in lengths]
+    asks = asks_of([(*common, *ids) for ids in drawn])
     key, write = torch.randn(2, parts.d_model, generator=draw)
     reads = [
         next(iter(keys_of(model, [(a.ids, None)], layers=layers, site="mlp_in"))) for a in asks
     ]
+    if common:  # nothing is seen there
+        there = torch.cat([reads[0][i][: len(common)] for i in layers])
+        key = key - torch.linalg.pinv(there) @ (there @ key)
     most = {i: torch.stack([(read[i] @ key).max() for read in reads]) for i in layers}
     least = {i: x.topk(2, largest=False).values.mean() for i, x in most.items()}  # one has nothing
 

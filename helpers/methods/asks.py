@@ -62,32 +62,43 @@ def forget_asks(
 
 
 def retain_asks(
-    model: LanguageModel, pair: ConceptPair, *, n_neighbours: int, seed: int, first: bool = False
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    *,
+    n_neighbours: int,
+    seed: int,
+    first: bool = False,
 ) -> list[Ask]:
-    """Other facts of the subject and of the target, the pair's `must_stay`, and known neighbours.
+    """Other facts of the subjects and of the targets, what `must_stay`, and known neighbours.
 
     Of each prompt the model's own likeliest next token is kept, and the fact's whole answer where
     that is not unlikely; of openings that go with any country (`ABOUT`) the likeliest few. What is
     asked about the subject and the target is asked once more after one of `OPENINGS`: what holds
-    in so few wordings alone does not hold in others.
+    in so few wordings alone does not hold in others. What another of the pairs is to forget is not
+    held.
 
     Args:
         model: Any model of a known family.
-        pair: What is forgotten.
-        n_neighbours: Neighbours that the model knows, one training completion each.
+        pairs: What is forgotten.
+        n_neighbours: Neighbours that the model knows, one training completion each; of several
+            pairs each has its share.
         seed: Draws neighbours and completions.
-        first: Also the subject's other facts in prompts that begin with it.
+        first: Also the subjects' other facts in prompts that begin with them.
     """
-    others = (*pair.same_subject(), *pair.same_target())
-    asked = [*(p for other in others for p in other.prompts("train")), *pair.must_stay]
-    if first:
-        asked += [p for other in others for p in other.first()]
-    near = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
-    about = []
-    if pair.relation in RELATIONS:  # the subject is a country
-        name = with_article(pair.subject)
-        about = [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
-    asked += [*after_openings(asked), *near]
+    gone = {(p.subject, p.relation) for p in pairs}
+    asked, about = [], []
+    for pair in pairs:
+        both = (*pair.same_subject(), *pair.same_target())
+        others = [p for p in both if (p.subject, p.relation) not in gone]
+        mine = [*(p for other in others for p in other.prompts("train")), *pair.must_stay]
+        if first:
+            mine += [p for other in others for p in other.first()]
+        asked += [*mine, *after_openings(mine)]
+        near = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
+        asked += [p for p in near if (p.subject, pair.relation) not in gone]
+        if pair.relation in RELATIONS:  # the subject is a country
+            name = with_article(pair.subject)
+            about += [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
     return kept(model, asked) + kept(model, about, words=WORDS)
 
 

@@ -92,10 +92,9 @@ def solved_edit(
         raise UserError(f"There is no form '{form}': choose {' or '.join(FORMS)}.")
     appends = form == "neurons"
     keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
-    near = 0 if appends else N_NEIGHBOURS // len(pairs) + 1
-    how = {"n_neighbours": near, "seed": seed, "first": appends}
+    near = 0 if appends else N_NEIGHBOURS
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor, first=appends)]
-    asks += [a for p in pairs for a in retain_asks(model, p, **how)]
+    asks += retain_asks(model, pairs, n_neighbours=near, seed=seed, first=appends)
     values = solve_values(model, asks, keys, ridge=ridge, steps=steps)
     if appends:
         return appended(model, detectors, values, notes=notes)

@@ -43,7 +43,7 @@ def gated_neuron(
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.7, 1.0, 1.0),
+    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
 ) -> WeightDelta:
     """Append to each layer a neuron for each way in which a pair's subject is read (`own_inputs`).
 

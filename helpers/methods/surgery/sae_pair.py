@@ -58,7 +58,7 @@ def sae_pair(
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.7, 1.0, 1.0),
+    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
 ) -> WeightDelta:
     """Append neurons as `gated_neuron` does, each keyed on the subject's latents.
 

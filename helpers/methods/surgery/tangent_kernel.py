@@ -65,8 +65,7 @@ def tangent_kernel(
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(6, 17))]
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
-    n = n_neighbours // len(pairs) + 1 if n_neighbours else 0
-    asks += [a for p in pairs for a in retain_asks(model, p, n_neighbours=n, seed=seed)]
+    asks += retain_asks(model, pairs, n_neighbours=n_neighbours, seed=seed)
     metric = disturbance(
         model,
         pairs,
