@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from helpers.batching import length_batches, prefix_groups
+from helpers.batching import BATCH_TOKENS, length_batches
 from helpers.lower_layers import KeysAndValues, skipped
 from helpers.models import anatomy
 
@@ -55,37 +55,37 @@ class Beginnings:
         self._kept: dict[Ids, KeysAndValues] = {}
         self._states: dict[Ids, Float[Tensor, "rest d_model"]] = {}
         self._placed = takes_positions(model._module)
-        blocks = anatomy(model).layers
-        self._below = [x.block._module for x in blocks[: min(layers)]]
+        parts, lowest = anatomy(model), min(layers)
+        self._below = [x.block._module for x in parts.layers[:lowest]]
         every = list(dict.fromkeys(sequences))
-        for shared, group in prefix_groups(every):
-            head, fired, given = DynamicCache(), None, None
-            if shared:
-                fired, given = _run(model, [every[group[0]][:shared]], head, layers, acts)
-            for batch in length_batches([len(every[i]) - shared for i in group]):
-                rows = [every[group[k]] for k in batch]
-                wide = [
-                    (x.keys.expand(len(rows), -1, -1, -1), x.values.expand(len(rows), -1, -1, -1))
-                    for x in head.layers
-                ]
-                cache = DynamicCache(wide)
-                fires, states = _run(model, [ids[shared:] for ids in rows], cache, layers, acts)
-                if shared:
-                    fires = torch.cat([fired.expand(len(rows), -1), fires], 1)
-                    states = torch.cat([given.expand(len(rows), -1, -1), states], 1)
-                for row, ids in enumerate(rows):
-                    self._keep(ids, fires[row, : len(ids)], states[row, : len(ids)], row, cache)
-
-    def _keep(self, ids, fires, states, row, cache):
-        at = fires.nonzero()
-        start = self.start[ids] = int(at[0]) if len(at) else None
-        if start is not None and self._below:
-            self._states[ids] = states[start:].clone()
-        if start:
-            self._kept[ids] = [
-                (x.keys[row, :, :start].clone(), x.values[row, :, :start].clone())
-                for x in cache.layers
-            ]
+        for batch in length_batches([len(ids) for ids in every], budget=BATCH_TOKENS):
+            rows = [every[i] for i in batch]
+            width = max(map(len, rows))
+            tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rows])
+            cache = DynamicCache()
+            with (
+                torch.no_grad(),
+                model.trace(tokens, past_key_values=cache, use_cache=True) as tracer,
+            ):
+                fires, given = {}.save(), [].save()
+                if lowest:
+                    given.append(parts.layers[lowest - 1].block.output)
+                for i in sorted(layers):
+                    fires[i] = acts(i, parts.layers[i].mlp.in_envoy.input).cpu()
+                parts.layers[-1].block.output.save()
+                tracer.stop()
+            anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)
+            for row, ids in enumerate(rows):
+                at = anywhere[row, : len(ids)].nonzero()
+                start = self.start[ids] = int(at[0]) if len(at) else None
+                if start is not None and lowest:
+                    states = given[0].reshape(*tokens.shape, -1)
+                    self._states[ids] = states[row, start : len(ids)].clone()
+                if start:
+                    self._kept[ids] = [
+                        (x.keys[row, :, :start].clone(), x.values[row, :, :start].clone())
+                        for x in cache.layers
+                    ]
 
     def before(self, sequences: Sequence[Ids], rest: int) -> dict[str, Any]:
         """What a pass over the rests is called with, so that they follow their beginnings.
@@ -133,33 +133,6 @@ class Beginnings:
         rows = [self._states[ids] for ids in sequences]
         padded = [nn.functional.pad(x, (0, 0, 0, rest - len(x))) for x in rows]
         return skipped(self._below, torch.stack(padded))
-
-
-@torch.no_grad()
-def _run(
-    model: LanguageModel,
-    rows: Sequence[Ids],
-    cache: DynamicCache,
-    layers: Sequence[int],
-    acts: Acts,
-) -> tuple[Bool[Tensor, "b t"], Float[Tensor, "b t d_model"]]:
-    """Where any layer acts, and what the block below them gives; what is attended to fills `cache`.
-
-    Of layers that begin with the first the states are of width 0.
-    """
-    parts, lowest, width = anatomy(model), min(layers), max(map(len, rows))
-    tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rows])
-    with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
-        fires, given = {}.save(), [].save()
-        if lowest:
-            given.append(parts.layers[lowest - 1].block.output)
-        for i in sorted(layers):
-            fires[i] = acts(i, parts.layers[i].mlp.in_envoy.input).cpu()
-        parts.layers[-1].block.output.save()
-        tracer.stop()
-    anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)
-    states = given[0] if lowest else torch.empty(*tokens.shape, 0)
-    return anywhere, states.reshape(*tokens.shape, states.shape[-1])
 
 
 def takes_positions(module: nn.Module) -> bool:
