@@ -24,7 +24,7 @@ from helpers.models import unembed
 
 Rows = list[tuple[tuple[int, ...], range]]
 """Requests: token ids and the positions wanted."""
-LOGIT_ROWS = 1024  # unembed so many positions at a time: 200 MB of logits at 49 thousand tokens
+LOGIT_ROWS = 256  # unembedded at a time: 50 MB of logits at 49 thousand tokens stay in cache
 
 
 def rendered(prompt: str, tokenizer) -> str:
