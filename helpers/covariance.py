@@ -115,6 +115,7 @@ def keys_of(
         raise UserError(f"There is no site '{site}'; choose from {', '.join(READ_BY)}.")
     parts = anatomy(model)
     layers = sorted({parts.check_layer(i) for i in layers})
+    sequences = [(_up_to(ids, at), at) for ids, at in sequences]
     for batch in length_batches([len(ids) for ids, _ in sequences], budget=budget):
         width = max(len(sequences[i][0]) for i in batch)
         tokens, wanted = _padded([sequences[i] for i in batch], width)
@@ -141,7 +142,7 @@ def keys_by_layer(
     """
     batches = list(keys_of(model, sequences, layers=layers, site=site, budget=budget))
     counts = [len(ids if at is None else at) for ids, at in sequences]
-    order = sorted(range(len(counts)), key=lambda i: len(sequences[i][0]))  # as the batches come
+    order = sorted(range(len(counts)), key=lambda i: len(_up_to(*sequences[i])))  # as they come
     starts = [0, *accumulate(counts)]
     rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
     for i in list(batches[0]):
@@ -149,6 +150,11 @@ def keys_by_layer(
         placed = torch.empty_like(found)
         placed[rows] = found
         yield i, placed
+
+
+def _up_to(ids: Sequence[int], positions: Sequence[int] | None) -> Sequence[int]:
+    """The tokens that what is asked for depends on: nothing behind the last of them."""
+    return ids if positions is None else ids[: max(positions, default=0) + 1]
 
 
 def _padded(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from helpers.batching import BATCH_TOKENS, length_batches
-from helpers.lower_layers import KeysAndValues, skipped
+from helpers.lower_layers import skipped
 from helpers.models import anatomy
 
 Ids = tuple[int, ...]
@@ -28,8 +28,8 @@ Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
 class Beginnings:
     """For each sequence where an edit first acts, and what the model as it is computes around it.
 
-    Kept are the attention's keys and values before that token, and from it on what the block below
-    the edit gives.
+    Kept are the keys and values of the edit's layers and of those above them before that token, and
+    from it on what the block below the edit gives.
 
     Attributes:
         start: Ids → position of the first token on which any layer acts; None where none does.
@@ -52,7 +52,7 @@ class Beginnings:
             acts: Where a layer of it acts.
         """
         self.start: dict[Ids, int | None] = {}
-        self._kept: dict[Ids, KeysAndValues] = {}
+        self._kept: dict[Ids, Float[Tensor, "layers two heads start d_head"]] = {}
         self._states: dict[Ids, Float[Tensor, "rest d_model"]] = {}
         self._placed = takes_positions(model._module)
         parts, lowest = anatomy(model), min(layers)
@@ -82,13 +82,12 @@ class Beginnings:
                     states = given[0].reshape(*tokens.shape, -1)
                     self._states[ids] = states[row, start : len(ids)].clone()
                 if start:
-                    self._kept[ids] = [
-                        (x.keys[row, :, :start].clone(), x.values[row, :, :start].clone())
-                        for x in cache.layers
-                    ]
+                    above = cache.layers[lowest:]
+                    both = [torch.stack([x.keys[row], x.values[row]]) for x in above]
+                    self._kept[ids] = torch.stack([x[:, :, :start] for x in both])
 
     def before(self, sequences: Sequence[Ids], rest: int) -> dict[str, Any]:
-        """What a pass over the rests is called with, so that they follow their beginnings.
+        """What a pass over the rests, within `above`, is called with to follow their beginnings.
 
         Shorter beginnings are padded on the left and masked.
 
@@ -101,21 +100,18 @@ class Beginnings:
         if not longest:
             return {}
         kept = [self._kept.get(ids) for ids in sequences]
-        shape = next(k for k in kept if k)
-        layers = []
-        for i, (keys, values) in enumerate(shape):
-            both = []
-            for which, like in enumerate((keys, values)):
-                rows = like.new_zeros(len(kept), len(like), longest, like.shape[-1])
-                for row, (k, start) in enumerate(zip(kept, starts, strict=True)):
-                    if k:
-                        rows[row, :, longest - start :] = k[i][which]
-                both.append(rows)
-            layers.append(tuple(both))
-        begin, device = torch.tensor(starts), shape[0][0].device
+        first = next(k for k in kept if k is not None)
+        layers, two, heads, _, width = first.shape
+        rows = first.new_zeros(layers, two, len(kept), heads, longest, width)
+        for row, (k, start) in enumerate(zip(kept, starts, strict=True)):
+            if k is not None:
+                rows[:, :, row, :, longest - start :] = k
+        blank = first.new_zeros(1, 1, longest, 1)  # the blocks that `above` skips read none
+        cache = [(blank, blank)] * len(self._below) + [(keys, values) for keys, values in rows]
+        begin, device = torch.tensor(starts), first.device
         mask = torch.arange(longest + rest) >= (longest - begin)[:, None]
         call = {
-            "past_key_values": DynamicCache(layers),
+            "past_key_values": DynamicCache(cache),
             "attention_mask": mask.long().to(device),
             "use_cache": True,
         }
