@@ -317,8 +317,9 @@ class Run:
             if path.exists():
                 return read(path)
         raise UserError(
-            f"{self.path(name, step=step)} is missing: run notebooks/{step}.ipynb first, "
-            f"or 'make book', which runs everything in order."
+            f"{self.path(name, step=step)} is missing: run notebooks/{step}.ipynb with the same "
+            "subject and target first, or give as `run` a folder that 'make book' has filled, such "
+            "as 'runs/default'."
         )
 
     def finish(self, *, model_hash: str = "", inputs: dict[str, str] | None = None) -> dict:

@@ -77,9 +77,10 @@ class SparseAutoencoders(Common):
 
     site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
     depths: str = Field(
-        "0.71 0 0.65 0.75",
+        "0.71, 0, 0.65, 0.75",
         description="layers as shares of the depth, the main SAE's first",
-        pattern=r"^\s*(0?\.\d+|0)(\s+(0?\.\d+|0))*\s*$",
+        pattern=r"^\s*(0?\.\d+|0)([\s,]+(0?\.\d+|0))*\s*$",
+        coerce_numbers_to_str=True,  # papermill reads "0" as a number
     )
     d_sae: int = Field(6144, description="latents of the main SAE; the others have half", ge=16)
     k: int = Field(64, description="active latents per token", ge=1)

@@ -22,6 +22,7 @@ from helpers.evaluation.tradeoff import (
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS, Change, Unlearning, WeightDelta, unlearn
 from helpers.models import anatomy, model_hash
+from helpers.sae import SAEConfig, build, save_sae
 from helpers.scoring import answer_probability
 
 
@@ -123,6 +124,18 @@ def test_the_list_of_methods_is_the_register(monkeypatch):
     assert list(editing_methods("rome, needle")) == ["rome", "needle"]
     with pytest.raises(UserError, match="no method 'nothing'"):
         editing_methods("nothing")
+
+
+def test_a_method_is_given_the_saes_of_the_first_of_its_sites(tmp_path):
+    folders = {}
+    for site in ("mlp", "mlp_in", "neurons"):
+        folders[site] = str(tmp_path / site)
+        save_sae(build(SAEConfig("topk", 8, 16, k=2, site=site)), folders[site])
+    chosen = editing_methods("pisces, sae_direction, sae_pair", list(folders.values()))
+    assert chosen["pisces"] == {"saes": (folders["mlp"],)}
+    assert chosen["sae_direction"] == chosen["sae_pair"] == {"saes": (folders["mlp_in"],)}
+    (only,) = editing_methods("sae_direction", [folders["mlp"]]).values()
+    assert only == {"saes": (folders["mlp"],)}
 
 
 def test_several_facts_are_forgotten_together_in_turn_and_one_comes_back(

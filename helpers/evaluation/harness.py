@@ -22,7 +22,7 @@ from helpers.facts import ConceptPair, facts
 from helpers.facts.relations import RELATIONS
 from helpers.scoring import answer_logprobs
 
-FORGET, RETAIN = TASKS = ("factbook_forget", "factbook_retain")
+FORGET, RETAIN = ("factbook_forget", "factbook_retain")
 CHOICES = 4
 INSTALL = "pip install lm_eval==0.4.13"
 

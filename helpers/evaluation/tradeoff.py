@@ -296,7 +296,8 @@ def editing_methods(
 ) -> dict[str, dict[str, Any]]:
     """Methods of some families with the hyperparameters to call them with.
 
-    A method that takes `saes` is given those that read its site, and left out without any.
+    A method that takes `saes` is given those of one site, the first that it reads of which there is
+    one, and is left out without any.
 
     Args:
         names: `all`, or names separated by commas.
@@ -322,7 +323,7 @@ def editing_methods(
             found[name] = {}
             continue
         reads = getattr(entry.function, "reads", ("mlp_in",))
-        fits = tuple(f for f, site in sites.items() if site in reads)
-        if fits:
+        by_site = [tuple(f for f, site in sites.items() if site == s) for s in reads]
+        if fits := next(filter(None, by_site), ()):
             found[name] = {"saes": fits}
     return found

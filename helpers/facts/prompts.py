@@ -4,8 +4,6 @@ from helpers.errors import UserError
 from helpers.models import chat
 from helpers.scoring import encode
 
-FORMATS = ("completion", "question", "chat", "list", "few_shot", "reverse")
-
 
 class Prompt(str):
     """The text to be continued, with what a score needs to know about it.
@@ -18,7 +16,7 @@ class Prompt(str):
         answers: What may follow, each with its leading space; the first is the main one.
         relation: Name of the relation.
         split: `train`, `dev`, `heldout`, or empty.
-        format: One of `FORMATS`.
+        format: `completion`, `question`, `chat`, `list`, `few_shot` or `reverse`.
         messages: (user's turn, beginning of the assistant's), or None.
     """
 

@@ -97,7 +97,7 @@ def stored_folder(key: str) -> Path:
 def folders_of(run: Run, given: str, *, step: str) -> list[str]:
     """Folders of SAEs: those that are given by commas, or those that `step` of the run trained.
 
-    Of each layer the first that it trained; none where it has not run.
+    Of each site and layer the first that it trained; none where it has not run.
 
     Raises:
         UserError: One is no longer in the cache.
@@ -105,8 +105,9 @@ def folders_of(run: Run, given: str, *, step: str) -> list[str]:
     folders = [f.strip() for f in given.split(",") if f.strip()]
     if folders or not run.path("saes.json", step=step).exists():
         return folders
-    by_layer = {row["layer"]: row["key"] for row in reversed(run.load("saes", step=step))}
-    return [str(stored_folder(key)) for key in by_layer.values()]
+    rows = reversed(run.load("saes", step=step))
+    first = {(row["site"], row["layer"]): row["key"] for row in rows}
+    return [str(stored_folder(key)) for key in first.values()]
 
 
 def stored_sae(key: str) -> SAE:

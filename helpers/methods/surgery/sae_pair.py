@@ -2,10 +2,10 @@
 
 A latent of an SAE or a transcoder that reads the MLP's input is a detector learnt without labels:
 its encoder row is a key, its bias a threshold. `sae_pair` looks for the few latents that together
-tell the subject from all other subjects and from text, and appends one neuron a layer whose key
-lies within their encoder rows; its value is solved for as in `gated_neuron`, which is the same
-method with an unrestricted linear discriminant for a key. Contexts without these latents are left
-alone.
+tell the subject from all other subjects and from text, and appends to each layer, for each way in
+which the subject is read, a neuron whose key lies within their encoder rows; its value is solved
+for as in `gated_neuron`, the same method with an unrestricted linear discriminant for a key.
+Contexts without these latents are left alone.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from helpers.methods.detectors import (
 )
 from helpers.methods.protocol import Unlearning, method
 from helpers.methods.solved import solved_edit
-from helpers.methods.surgery.gated_neuron import LAYERS
+from helpers.methods.surgery.gated_neuron import LAYERS, WIDER
 from helpers.models import anatomy, model_hash
 from helpers.tracing import selectivity
 
@@ -67,7 +67,7 @@ def sae_pair(
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text, and the latents of the control.
         saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer; those in
-            `gated_neuron`'s layers are used if there are any.
+            `gated_neuron`'s layers for the form are used if there are any.
         n_latents: How many latents a key lies within at first; within one it is the latent's own.
         most_latents: Where the neuron does not fire well on each of the subject's own prompts
             (`ENOUGH`), twice as many are taken, up to so many.
@@ -86,7 +86,7 @@ def sae_pair(
         UserError: No SAE is given, one reads another site or is of another model, or no latent
             tells the subject apart.
     """
-    loaded = load_all(model, saes)
+    loaded = load_all(model, saes, best=LAYERS if form == "neurons" else WIDER)
     layers = sorted(loaded)
     mine = [own_inputs(model, p, layers=layers, first=form == "neurons") for p in pairs]
     found, chosen = {}, []
@@ -212,10 +212,15 @@ def latents_needed(
     return pd.DataFrame(rows)
 
 
-def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
-    """SAEs by layer: those in layers that are worth editing, or all if none is.
+def load_all(
+    model: LanguageModel, folders: Sequence[str], *, best: Sequence[int] = LAYERS
+) -> dict[int, object]:
+    """SAEs by layer: those in the layers that are best to edit, or all if none is.
 
-    As for `gated_neuron` these are the layers right below the hand-over (`LAYERS`).
+    Args:
+        model: Any model of a known family.
+        folders: Where they lie.
+        best: Layers, of 30.
 
     Raises:
         UserError: There is none, two are of one layer, or one does not fit the model.
@@ -242,8 +247,8 @@ def load_all(model: LanguageModel, folders: Sequence[str]) -> dict[int, object]:
         if layer in found:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
         found[layer] = sae
-    best = parts.at_depth(LAYERS)
-    return {i: sae for i, sae in found.items() if i in best} or found
+    preferred = parts.at_depth(best)
+    return {i: sae for i, sae in found.items() if i in preferred} or found
 
 
 @torch.inference_mode()
@@ -339,11 +344,12 @@ def named(
     from helpers.activations import harvest
     from helpers.sae.dashboard import dashboards
 
-    loaded = load_all(model, saes)
+    notes = edit.delta.notes["latents"]
+    loaded = load_all(model, saes, best=())
     text = corpus_tokens(model.tokenizer, n_tokens=n_tokens, seed=edit.seed)
-    shards = harvest(model, text, sites=[READS], layers=sorted(loaded))
+    shards = harvest(model, text, sites=[READS], layers=sorted({x["layer"] for x in notes}))
     rows = []
-    for note in edit.delta.notes["latents"]:
+    for note in notes:
         if note["spelling"]:
             continue
         order = sorted(range(len(note["latents"])), key=lambda j: -abs(note["weights"][j]))[:n]
