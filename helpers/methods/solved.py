@@ -29,9 +29,10 @@ from helpers.models import MLPAnatomy, anatomy
 from helpers.tracing.states import token_ids
 
 FORMS = ("neurons", "weights")
+FLOOR = {"neurons": 0.001, "weights": 0.004}  # the lower, the more others feel of shared weights
 NOTHING = 1e-3  # an activation that counts as none, of 1 where a detector fires
 N_NEIGHBOURS = 120  # whose answers the weights form holds; neurons do not fire there
-TEXT = 10.0  # weight of ordinary text in what the weights form must not disturb
+TEXT = 40.0  # weight of ordinary text in what the weights form must not disturb
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def solved_edit(
     detectors: Mapping[int, Detectors],
     *,
     form: str,
-    floor: float,
+    floor: float | None,
     ridge: float,
     steps: Sequence[float],
     seed: int,
@@ -79,7 +80,7 @@ def solved_edit(
         pairs: What is forgotten.
         detectors: Layer → detectors.
         form: `neurons` or `weights`.
-        floor: Probability that the training prompts' answers come down to.
+        floor: Probability that the training prompts' answers come down to; None for `FLOOR`.
         ridge: Ridge of the values' kernel regression.
         steps: Share of the way to go at each linearisation.
         seed: Draws neighbours.
@@ -91,6 +92,7 @@ def solved_edit(
     if form not in FORMS:
         raise UserError(f"There is no form '{form}': choose {' or '.join(FORMS)}.")
     appends = form == "neurons"
+    floor = FLOOR[form] if floor is None else floor
     keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
     near = 0 if appends else N_NEIGHBOURS
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor, first=appends)]

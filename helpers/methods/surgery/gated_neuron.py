@@ -39,7 +39,7 @@ def gated_neuron(
     seed: int = 0,
     layers: tuple[int, ...] | None = None,
     form: str = "neurons",
-    floor: float = 0.001,
+    floor: float | None = None,
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
@@ -56,7 +56,8 @@ def gated_neuron(
             four more below these. Earlier ones carry all that is known of the subject, and its
             other facts suffer with the one that goes.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
-        floor: Probability that the training prompts' answers come down to.
+        floor: Probability that the training prompts' answers come down to; by default 0.001 for
+            `neurons`, and 0.004 for `weights`, which other subjects share.
         quantile: Share of everything else that stays under the threshold.
         shrink: Ridge of the discriminant, relative to the mean variance.
         ridge: Ridge of the values' kernel regression.

@@ -54,7 +54,7 @@ def sae_pair(
     most_latents: int = 256,
     select: str = "selective",
     form: str = "neurons",
-    floor: float = 0.001,
+    floor: float | None = None,
     quantile: float = 0.9999,
     shrink: float = 0.01,
     ridge: float = 0.01,
@@ -73,7 +73,8 @@ def sae_pair(
             (`ENOUGH`), twice as many are taken, up to so many.
         select: As `ranked_rows`; all but `selective` are controls.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
-        floor: Probability that the training prompts' answers come down to.
+        floor: Probability that the training prompts' answers come down to; by default 0.001 for
+            `neurons`, and 0.004 for `weights`, which other subjects share.
         quantile: Share of everything else that stays under the threshold.
         shrink: Ridge of the discriminant within the latents, relative to the mean variance.
         ridge: Ridge of the values' kernel regression.
