@@ -51,6 +51,7 @@ help:  ## this list
 	@echo "  ONLY=02_propagation      with run: these notebooks, and those that they need"
 	@echo "  UPDATE=1                 let a run folder take over changed settings"
 	@echo "  CORES=4 JOBS=2           processor cores (all), notebooks at a time (1)"
+	@echo "  UNLEARNING_CACHE=folder  where models, SAEs and measured rows are kept, instead of ~/.cache"
 	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest; of tune: ARGS=\"--facts 4\"."
 	@echo "Of all: PYTHON=python3.12 makes the environment with another Python (3.11 to 3.13)."
 

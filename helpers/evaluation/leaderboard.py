@@ -132,30 +132,29 @@ def pareto(
     return ~ahead.any(0) & np.isfinite(points).all(1)
 
 
-def sortable(table: pd.DataFrame, *, numeric: Sequence[str], filtered: str = "family") -> str:
-    """A table as HTML that sorts by a click on a heading and filters by one column.
+def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
+    """A table as HTML that sorts by a click on a heading and filters by its column `family`.
 
     It needs nothing from elsewhere, and without scripts it is a plain table.
 
     Args:
         table: Columns as shown; numbers as text are sorted by their first number.
         numeric: Columns that are sorted as numbers.
-        filtered: The column with the choice above the table.
     """
     heads = "".join(
         f'<th data-number="{int(c in numeric)}" style="cursor:pointer">{html.escape(c)}</th>'
         for c in table
     )
     lines = "".join(
-        f'<tr data-kind="{html.escape(str(row[filtered]))}">'
+        f'<tr data-kind="{html.escape(str(row["family"]))}">'
         + "".join(f"<td>{html.escape(str(v))}</td>" for v in row)
         + "</tr>"
         for _, row in table.iterrows()
     )
     kinds = "".join(
-        f"<option>{html.escape(k)}</option>" for k in ["all", *dict.fromkeys(table[filtered])]
+        f"<option>{html.escape(k)}</option>" for k in ["all", *dict.fromkeys(table["family"])]
     )
-    label = f"<label>{html.escape(filtered)} <select>{kinds}</select></label>"
+    label = f"<label>family <select>{kinds}</select></label>"
     return (
         f'<div class="leaderboard" style="overflow-x:auto">{label}<table><thead><tr>{heads}</tr>'
         f"</thead><tbody>{lines}</tbody></table></div><script>{SCRIPT}</script>"

@@ -85,16 +85,13 @@ def width_sweep(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def against_the_oracle(
-    table: pd.DataFrame, *, log_odds: float, damage: float, colours: Sequence[str] = CYCLE
-) -> Figure:
+def against_the_oracle(table: pd.DataFrame, *, log_odds: float, damage: float) -> Figure:
     """Methods by what is left of the fact and what else changed, both against the oracle.
 
     Args:
         table: `helpers.organism.verification.findings`.
         log_odds: Margin of the first, either side; names of what is at the original are left out.
         damage: Margin of the second.
-        colours: Of the methods in turn; references and controls are grey.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
     lowest = table["damage"].min() / 2
@@ -107,7 +104,7 @@ def against_the_oracle(
     drawn = 0
     for row in table.itertuples():
         plain = row.family in ("reference", "control")
-        colour = GREY if plain else colours[drawn % len(colours)]
+        colour = GREY if plain else CYCLE[drawn % len(CYCLE)]
         drawn += not plain
         low, high = getattr(row, "log_odds_low", np.nan), getattr(row, "log_odds_high", np.nan)
         if np.isfinite(low):

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+from helpers.plots.edits import DASHES
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
 
@@ -18,14 +19,16 @@ def training_curves(metrics: dict[str, pd.DataFrame]) -> Figure:
     Args:
         metrics: Name → lines of metrics: step, mse, dead.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
-    for (name, lines), colour in zip(metrics.items(), COLOURS * 9, strict=False):
-        left.plot(lines["step"], lines["mse"], color=colour, label=name)
-        right.plot(lines["step"], 100 * lines["dead"], color=colour)
+    height = 2.6 + 0.2 * (len(metrics) // 2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, height), layout="constrained")
+    styles = [(dash, colour) for dash in DASHES for colour in COLOURS]
+    for (name, lines), (dash, colour) in zip(metrics.items(), styles * 9, strict=False):
+        left.plot(lines["step"], lines["mse"], dash, color=colour, label=name)
+        right.plot(lines["step"], 100 * lines["dead"], dash, color=colour)
     left.set(xlabel="step", ylabel="unexplained variance", ylim=(0, 1))
     right.set(xlabel="step", ylabel="dead latents, %")
     right.set_ylim(bottom=0)
-    left.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
