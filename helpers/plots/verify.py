@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
 
@@ -130,22 +132,44 @@ def front(board: pd.DataFrame) -> Figure:
     axis.plot(best["left"], best["kept"], color="black", lw=0.8, zorder=1)
     for family, part in board.groupby("family", sort=False):
         axis.plot(part["left"], part["kept"], "o", color=colours[family], ms=5, label=family)
-    named = board.dropna(subset=["left", "kept"]).sort_values("left")
-    for k, row in enumerate(named.itertuples()):
-        axis.annotate(
-            row.method,
-            (row.left, row.kept),
-            xytext=(3, (4, -9)[k % 2]),
-            textcoords="offset points",
-            fontsize=7,
-            color=colours[row.family],
-        )
     axis.set_xscale("log")
     axis.set(
         xlabel="P(target) left: after / before",
         ylabel="kept: P(answer) after / before",
         xlim=(1.2, board["left"].min() / 3),
-        ylim=(None, 1.03),
+        ylim=(None, 1.1),
     )
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+    _name_points(axis, board.dropna(subset=["left", "kept"]), colours)
     return figure
+
+
+def _name_points(axis: Axes, points: pd.DataFrame, colours: Mapping[str, str]) -> None:
+    """Each method's name beside its point: where it covers least of the points and names so far."""
+    figure = axis.figure
+    figure.draw_without_rendering()  # places the axes
+    at = axis.transData.transform(points[["left", "kept"]])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
+    for row in points.sort_values("left").itertuples():
+        tried = []
+        for up in (4, -9, 12, -17, 20, -25):
+            for side, dx in (("left", 4), ("right", -4)):
+                name = axis.annotate(
+                    row.method,
+                    (row.left, row.kept),
+                    xytext=(dx, up),
+                    textcoords="offset points",
+                    ha=side,
+                    fontsize=7,
+                    color=colours[row.family],
+                )
+                box = name.get_window_extent()
+                outside = not (axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1 + 20)
+                overlaps = [Bbox.intersection(box, t) for t in taken]
+                hidden = sum(b.width * b.height for b in overlaps if b is not None)
+                tried.append((hidden + 1e4 * outside, len(tried), name, box))
+        _, _, best, box = min(tried, key=lambda x: x[:2])
+        taken.append(box)
+        for _, _, name, _ in tried:
+            if name is not best:
+                name.remove()
