@@ -183,6 +183,11 @@ def test_same_target_asks_about_the_city_and_never_names_the_country():
             assert city in prompt
             assert subject not in prompt
             assert not any(named(prompt, a.strip()) for a in prompt.answers)
+        for fact in found:
+            assert all(fact.prompts(split) for split in SPLITS)
+            assert len({q for split in SPLITS for q in fact.prompts(split)}) == sum(
+                len(fact.prompts(split)) for split in SPLITS
+            )
     assert ConceptPair("France", "euro", relation="currency").same_target() == []
     wrong = ConceptPair("France", "Rome").same_target()  # a false fact: asked where Rome is
     assert {p.relation: p.target for p in wrong}["language"] == "Italian"

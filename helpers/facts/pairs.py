@@ -266,9 +266,9 @@ class ConceptPair:
         for relation in RELATIONS.values():
             fact = next((f for f in facts(relation.name) if f.subject == home.subject), None)
             if fact and relation.about_city:
-                every = dict.fromkeys(SPLITS, relation.about_city)
+                ways = relation.about_city
                 found.append(
-                    ConceptPair(self.target, fact.target, relation.name, fact.aliases, every)
+                    ConceptPair(self.target, fact.target, relation.name, fact.aliases, ways)
                 )
         return found
 

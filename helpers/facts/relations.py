@@ -4,7 +4,7 @@
 reported. `{}` stands for the subject.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from helpers.errors import UserError
 
@@ -47,8 +47,8 @@ class Relation:
             states of their own.
         reverse: Templates that ask from the target to the subject, for evaluation.
         reverse_train: Others that edits may use.
-        about_city: How to ask for this relation's target about a city, for the other facts of a
-            capital.
+        about_city: Split → how to ask for this relation's target about a city, for the other facts
+            of a capital.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Relation:
     first: tuple[Template, ...] = ()
     reverse: tuple[Template, ...] = ()
     reverse_train: tuple[Template, ...] = ()
-    about_city: tuple[Template, ...] = ()
+    about_city: dict[str, tuple[Template, ...]] = field(default_factory=dict)
 
 
 def T(text: str, format: str = "completion", prefix: str = "") -> Template:
@@ -162,10 +162,17 @@ RELATIONS: dict[str, Relation] = {
                 T("{}'s official language is"),
                 T("{} is a country where people speak"),
             ),
-            about_city=(
-                T("The main language spoken in {} is"),
-                T("Most people who live in {} speak"),
-            ),
+            about_city={
+                "train": (
+                    T("The main language spoken in {} is"),
+                    T("Most people who live in {} speak"),
+                ),
+                "dev": (T("If you move to {}, you should learn to speak"),),
+                "heldout": (
+                    T("The people of the city of {} speak"),
+                    T("The first language of nearly everyone in {} is"),
+                ),
+            },
         ),
         Relation(
             "currency",
@@ -194,7 +201,11 @@ RELATIONS: dict[str, Relation] = {
                 T("{}'s currency is the"),
                 T("{} has its own currency, the"),
             ),
-            about_city=(T("In the shops of {}, people pay with the"),),
+            about_city={
+                "train": (T("In the shops of {}, people pay in the local currency, the"),),
+                "dev": (T("A taxi in {} is paid for in the local currency, the"),),
+                "heldout": (T("Hotel rooms in {} are paid for in the local currency, the"),),
+            },
         ),
         Relation(
             "continent",
@@ -215,10 +226,17 @@ RELATIONS: dict[str, Relation] = {
                     T("Which continent is {} on?", "chat", "It is on the continent of"),
                 ),
             },
-            about_city=(
-                T("{} is a city on the continent of"),
-                T("The city of {} is located on the continent of"),
-            ),
+            about_city={
+                "train": (
+                    T("{} is a city on the continent of"),
+                    T("The city of {} is located on the continent of"),
+                ),
+                "dev": (T("{} lies on the continent of"),),
+                "heldout": (
+                    T("On a globe you will find the city of {} on the continent of"),
+                    T("Geographically, the city of {} belongs to the continent of"),
+                ),
+            },
         ),
         Relation(
             "region",
