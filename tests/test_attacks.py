@@ -291,6 +291,15 @@ def test_an_attack_without_a_hold_says_so(tiny_model):
         ATTACKS["reverse"].function(tiny_model(), own_pair())
 
 
+def test_nothing_is_read_inside_a_text_that_a_request_makes_longer(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    inside = ["lens", "probe", "trigger", "cut_neurons", "cut_directions"]
+    with unlearn(model, pair, "in_context").applied(model):
+        found = battery(model, pair, attacks=["paraphrases", *inside], n_absent=2)
+    assert list(found.nothing) == inside and set(found.table["attack"]) == {"paraphrases"}
+    assert all("request" in why for why in found.nothing.values())
+
+
 def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     hidden = logit_suppression(model, pair)
@@ -300,7 +309,7 @@ def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):
         found = battery(model, pair, attacks=names, options=options, n_absent=2)
     counts = found.table.groupby(["attack", "state"])["subject"].nunique()
     assert counts["paraphrases"].to_dict() == {"absent": 2, "edited": 1, "present": 1}
-    assert counts["relearning_forgotten"].to_dict() == {"absent": 1, "edited": 1}
+    assert counts["relearning_forgotten"].to_dict() == {"absent": 2, "edited": 1}
     means = found.table.query("attack == 'paraphrases'").groupby("state")["score"].mean()
     assert means["present"] > 0.3 and means["edited"] < 0.05
     for name in ("asking.answer_probability", "lens.capture", "relearning.train"):

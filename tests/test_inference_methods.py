@@ -53,6 +53,17 @@ def test_there_are_four():
     assert set(NAMES) == {"sae_clamp", "dynamic_clamp", "who_is", "in_context"}
 
 
+def test_a_clamp_lets_the_gradient_of_what_it_does_not_add_pass(knowing, tmp_path):
+    model = knowing()
+    a_sae(model, tmp_path / "sae", site="mlp")  # reads and writes what the MLP of layer 1 writes
+    made = unlearn(model, FRANCE, "sae_clamp", saes=(str(tmp_path / "sae"),), n_subjects=8)
+    values = model._module.get_parameter(anatomy(model).layers[1].mlp.out_name).requires_grad_()
+    with made.applied(model), torch.enable_grad():
+        logp = model._module(TOKENS).logits.log_softmax(-1)[0, -1, 3]
+        (found,) = torch.autograd.grad(logp, [values])
+    assert found.abs().max() > 0
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_every_helper_sees_it_and_nothing_is_left(knowing, tmp_path, method):
     model = knowing()
@@ -65,7 +76,7 @@ def test_every_helper_sees_it_and_nothing_is_left(knowing, tmp_path, method):
     with made.applied(model):
         assert model_hash(model) != before
         changed = answer_logprobs(model, prompts, answers)
-        assert not np.allclose(changed, scores, atol=1e-3)
+        assert not np.allclose(changed, scores, atol=1e-5)
         # one at a time, all logits: no shared beginnings, no batches
         for prompt, score in zip(prompts, changed, strict=True):
             ids = model.tokenizer(str(prompt) + " Paris", return_tensors="pt").input_ids

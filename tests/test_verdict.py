@@ -139,6 +139,36 @@ def test_damage_is_shown_excluded_or_open():
     assert unknown.word == "partial" and "not measured" in str(unknown)
 
 
+def test_one_fact_shows_nothing_of_damage():
+    one = Scorecard({**card(), "same_subject": Metric(0.99, np.nan, np.nan, 1)}, {}, {})
+    found = verdict(case(), one, required=NAMES)
+    assert found.word == "partial" and "can't be excluded by so few: same_subject" in str(found)
+
+
+def test_damage_to_what_must_stay_and_to_text_has_to_be_measured():
+    for kept, told in (("neighbours", "text"), ("perplexity_change_factbook", "what has to stay")):
+        part = Scorecard({kept: card()[kept]}, {}, {})
+        found = verdict(case(), part, required=NAMES)
+        assert found.word == "partial" and f"Damage to {told} was not measured" in str(found)
+
+
+def test_a_scar_has_to_be_excluded():
+    uneven = [0.01, 1e-7, 0.01, 1e-6, 0.02, 1e-5]  # now as likely as never known, now far below
+    found = verdict(case(paraphrases=uneven), card(), required=NAMES)
+    assert found.word == "partial" and "scar can't be excluded" in str(found)
+
+
+def test_a_leaky_reference_never_makes_half_of_the_knowledge_pass_as_gone():
+    most = [a + 0.55 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
+    found = case(lens=most).table
+    leaky = found[(found["attack"] == "lens") & (found["state"] == "absent")]
+    leaky = leaky.assign(subject="leaky", score=leaky["score"] + 0.9)
+    quiet = leaky.assign(subject="quiet", score=leaky["score"] - 1.8)
+    both = Evidence(pd.concat([found, leaky, quiet], ignore_index=True))
+    row = verdict(both, card(), required=NAMES).attacks.set_index("attack").loc["lens"]
+    assert row["leak"] > 1 and row["share"] > 0.5 and row["finding"] != "gone"
+
+
 def test_over_suppression_is_a_scar():
     buried = [1e-6] * 6
     assert scar(case(paraphrases=buried)).mean() < -8

@@ -19,15 +19,24 @@ from nnsight import LanguageModel
 from helpers.artifacts import cached_table, content_hash
 from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS, Attack, NothingToAttackError, never_known, register
-from helpers.facts import ConceptPair
+from helpers.facts import SPLITS, ConceptPair, Prompt
 from helpers.methods import original
 from helpers.models import model_hash
 
 log = logging.getLogger(__name__)
 
 PRESENT, EDITED, ABSENT = "present", "edited", "absent"
-COSTLY = 2  # never-known subjects of a costly attack
+COSTLY = 2  # never-known subjects of an attack that is costly or trains
 HELPERS = Path(__file__).resolve().parent.parent
+USED = (  # by attacks, beside their own files
+    "evaluation/probe.py",
+    "examples.py",
+    "methods/asks.py",
+    "methods/tangent.py",
+    "methods/training/data.py",
+    "scoring.py",
+    "training.py",
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,8 @@ def battery(
         pair: What was to be forgotten.
         attacks: Names of `ATTACKS`, all by default.
         options: Attack → its own options (smaller budgets).
-        n_absent: Never-known subjects that each attack is compared with; costly attacks are
-            compared with the first two, attacks that train with the first.
+        n_absent: Never-known subjects that each attack is compared with; costly attacks, and those
+            that train, with the first two.
         seed: Of everything random.
         asked_as: Ask the model as it is about this pair instead: a never-known one shows what the
             battery says of a fact that is absent.
@@ -108,7 +117,7 @@ def battery(
             key = {
                 "base": base,
                 "model": now if state == EDITED else base,
-                "pair": [str(who), who.relation, *map(str, who.prompts("heldout"))],
+                "pair": [str(who), who.relation, *map(str, every_prompt(who))],
                 "attack": entry.name,
                 "options": own,
                 "seed": seed,
@@ -135,10 +144,16 @@ def battery(
 
 def _few(strangers: list[ConceptPair], entry: Attack) -> list[ConceptPair]:
     """As many never-known subjects as the attack can be afforded on."""
-    return strangers[: 1 if entry.trains else COSTLY if entry.costly else None]
+    return strangers[: COSTLY if entry.costly or entry.trains else None]
+
+
+def every_prompt(pair: ConceptPair) -> list[Prompt]:
+    """All that an attack may ask of a pair, or learn it from."""
+    asked = [p for split in SPLITS for p in pair.prompts(split)]
+    return [*asked, *pair.first(), *pair.reverse(), *pair.must_stay]
 
 
 def _code(function: Callable) -> str:
     """Hash of what an attack's rows depend on beside the model and the prompts."""
-    files = [Path(inspect.getsourcefile(function)), Path(register.__file__)]
-    return content_hash(*files, HELPERS / "training.py")
+    files = [Path(inspect.getsourcefile(inspect.unwrap(function))), Path(register.__file__)]
+    return content_hash(*files, *(HELPERS / name for name in USED))

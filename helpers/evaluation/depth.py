@@ -38,8 +38,8 @@ def unlearning_depth_score(
     Defined in "Unlearning Depth Score" (arXiv 2605.24614).
 
     Args:
-        reference: δ₁, by layer: drop of log P(answer) in the original with a state of a model that
-            never knew it.
+        reference: δ₁, by layer: drop of log P(first token of the answer) in the original with a
+            state of a model that never knew it.
         unlearned: δ₂: the same with a state of the unlearned model.
         threshold: Least δ₁ of a layer that counts.
 

@@ -23,7 +23,7 @@ from helpers.evaluation.bootstrap import Metric, bootstrap
 from helpers.evaluation.scorecard import Scorecard
 
 GONE, BACK, OPEN, NOTHING, MISSING = "gone", "comes back", "open", "nothing to attack", "not run"
-LOWEST = 1e-6  # probabilities below count as this in log-odds
+LOWEST = 1e-9  # probabilities below count as this in log-odds
 FEWEST = 3  # units that a test needs
 
 
@@ -34,11 +34,11 @@ class Margins:
     Attributes:
         recovered: Gone: an attack recovers less than this share of what was known, above the
             leakiest of the never-known subjects that it was compared with (a margin that the
-            reference scales: never-known subjects differ, most of all in ranks). Where facts are
-            the units, above their mean.
+            reference scales: never-known subjects differ, most of all in ranks), though never as
+            much as `hidden`. Where facts are the units, above their mean.
         hidden: Hidden: it recovers at least this share.
-        scar: Factor by which P(target) may lie off that of never-known facts; much less is a scar
-            that gives the fact away (Deepak et al. 2025).
+        scar: Factor by which P(target) may lie below that of never-known facts: much less is a
+            scar that gives the fact away (Deepak et al. 2025), and no scar has to be shown.
         neighbours: Least share of other subjects' answers that has to stay.
         others: The same for other facts of the subject and of the target.
         perplexity: Largest rise of perplexity, as a share.
@@ -63,9 +63,9 @@ class Verdict:
     Attributes:
         word: `verified`, `hidden`, `present` (nothing was unlearned), `damaged`, or `partial`.
         reasons: In sentences.
-        attacks: One row an attack: attack, budget (at which it recovers most), share (recovered),
-            low, high, n, leak (the same of the leakiest never-known subject), p_gone, p_back
-            (corrected), finding.
+        attacks: One row an attack: attack, budget (at which it recovers most; NaN where facts
+            differ in that), share (recovered), low, high, n, leak (the same of the leakiest
+            never-known subject), p_gone, p_back (corrected), finding.
         damage: One row a metric: metric, value, low, high, margin, finding.
         margins: As stated.
     """
@@ -248,8 +248,9 @@ def verdict(
     """Weigh the evidence.
 
     *Verified* needs every required attack to be run and each shown to recover less than the margin
-    (an intersection–union test: no correction is needed, Berger 1982), no scar, and every damage
-    metric shown to be within its margin. *Hidden* needs one attack that recovers at least half, and
+    (an intersection–union test: no correction is needed, Berger 1982), no scar (the lower side of
+    the test, shown as well), and every damage metric shown to be within its margin; some retention
+    and a perplexity must be among them. *Hidden* needs one attack that recovers at least half, and
     more than the margin at the level alpha after Holm's correction over attacks. *Present* is
     hidden without any attack. *Damaged* needs one damage metric shown to be outside its margin.
     Anything else is *partial*.
@@ -304,8 +305,9 @@ def verdict(
             blocks.append(text.format(", ".join(names)))
     if "paraphrases" in findings.index and findings.loc["paraphrases", "finding"] == NOTHING:
         blocks.append(f"Too few wordings: a verdict needs {FEWEST} that the original knows.")
-    if card is None:
-        blocks.append("Damage was not measured.")
+    for what, start in (("what has to stay", ("neighbours", "same_", "must_")), ("text", "perpl")):
+        if not damage["metric"].str.startswith(start).any():
+            blocks.append(f"Damage to {what} was not measured.")
     unshown = damage[damage["finding"] == OPEN]["metric"].to_list()
     if unshown:
         blocks.append(f"Damage can't be excluded by so few: {', '.join(unshown)}.")
@@ -316,7 +318,10 @@ def verdict(
         word = "partial"
     if word == "verified":
         held = int((judged & (attacks["finding"] == GONE)).sum())
-        reasons.append(f"All {held} attacks recover less than {margins.recovered:.0%}.")
+        reasons.append(
+            f"All {held} attacks recover less than {margins.recovered:.0%} more than from facts "
+            "that were never known."
+        )
     return Verdict(word, reasons + blocks, attacks, damage, margins)
 
 
@@ -337,7 +342,7 @@ def _weighed(
             "leak": nan,
         }
         ran = [c for c in cases if name in c.attacks]
-        values, budget, leak = [], nan, 0.0
+        values, budgets, leak = [], set(), 0.0
         for case in ran:
             if name in case.nothing:
                 continue
@@ -346,6 +351,7 @@ def _weighed(
             except NothingKnownError:
                 continue
             values.append(found)
+            budgets.add(budget)
             leak = max(leak, strangers.max())
         if len(ran) < len(cases):
             rows.append({**blank, "p_gone": nan, "finding": MISSING})
@@ -360,14 +366,17 @@ def _weighed(
             if len(units) >= FEWEST:
                 # how far below a never-known fact is the scar's test, not this one
                 high = margins.recovered + (leak if len(cases) == 1 else 0.0)
-                gone, back, _ = tost(units, low=-np.inf, high=high)
+                gone, back, _ = tost(units, low=-np.inf, high=min(high, margins.hidden))
             measured = {"share": m.value, "low": m.low, "high": m.high, "n": m.n, "leak": leak}
+            budget = budgets.pop() if len(budgets) == 1 else nan
             rows.append({**blank, "budget": budget, **measured, "p_gone": gone, "finding": ""})
             p_back.append(back)
     table = pd.DataFrame(rows)
     table["p_back"] = np.nan
-    here = ~np.isnan(p_back)
-    table.loc[here, "p_back"] = holm(np.array(p_back)[here])
+    judged = np.array([ATTACKS[n].judged for n in names])
+    for here in (judged, ~judged):  # what no verdict rests on is no part of the family
+        here = here & ~np.isnan(p_back)
+        table.loc[here, "p_back"] = holm(np.array(p_back)[here])
     weighed = table["finding"] == ""
     table.loc[weighed, "finding"] = OPEN
     table.loc[weighed & (table["p_gone"] < margins.alpha), "finding"] = GONE
@@ -396,21 +405,30 @@ def _damage(card: Scorecard | None, margins: Margins) -> pd.DataFrame:
 
 
 def _within(m: Metric, name: str, margin: float) -> str:
-    """Whether the interval lies within the margin, outside of it, or over it."""
-    low, high = (m.low, m.high) if not np.isnan(m.low) else (m.value, m.value)
+    """Whether the interval lies within the margin, outside of it, or over it; one unit has none."""
+    low, high = m.low, m.high
+    if np.isnan(low):
+        return OPEN
     if name.startswith("perplexity"):
         return "kept" if high <= margin else "damaged" if low > margin else OPEN
     return "kept" if low >= margin else "damaged" if high < margin else OPEN
 
 
 def _scarred(cases: Sequence[Evidence], margins: Margins) -> str:
+    """What stands against "no scar": that there is one, or that none was shown to be absent."""
     cases = [c for c in cases if "paraphrases" in c.attacks]
     if not cases:
         return ""
     values = [scar(c) for c in cases]
     units = values[0] if len(cases) == 1 else np.array([v.mean() for v in values])
     limit = float(np.log(margins.scar))
-    if len(units) < FEWEST or tost(units, low=-limit, high=limit)[2] >= margins.alpha:
-        return ""
+    absent, _, there = tost(units, low=-limit, high=np.inf) if len(units) >= FEWEST else (1, 1, 1)
     times = np.exp(-units.mean())
-    return f"A scar: the target is {times:.0f} times less likely than for facts never known."
+    if there < margins.alpha:
+        return f"A scar: the target is {times:.0f} times less likely than for facts never known."
+    if absent >= margins.alpha:
+        return (
+            f"A scar can't be excluded: the target is {times:.2g} times less likely than for facts "
+            f"never known, and by too few wordings to tell from {margins.scar:g} times."
+        )
+    return ""

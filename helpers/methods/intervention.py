@@ -64,7 +64,7 @@ class Intervention:
         handles = INSTALLERS[self.kind](model, self.settings, self.parts)
         named = [x for name in sorted(self.parts) for x in (name, self.parts[name])]
         text = content_hash(self.kind, self.settings, *named)
-        return put_mark(model._module, text, handles)
+        return put_mark(model._module, f"{self.kind} {text}", handles)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies for a file."""

@@ -10,6 +10,7 @@ from nnsight import LanguageModel
 from helpers.artifacts import cached_table
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.hooks import marks
 from helpers.models import model_hash
 from helpers.scoring import answer_probability
 
@@ -77,6 +78,16 @@ def asked(model: LanguageModel, prompts: Sequence[Prompt], *, why: str) -> np.nd
     if not prompts:
         raise NothingToAttackError(why)
     return answer_probability(model, prompts)
+
+
+def look_inside(model: LanguageModel) -> None:
+    """Refuse what would look at a text's tokens where a request stands before every text.
+
+    Raises:
+        NothingToAttackError: The model carries `in_context`.
+    """
+    if any(mark.startswith("in_context ") for mark in marks(model._module)):
+        raise NothingToAttackError("A request before every text moves what would be looked at.")
 
 
 def never_known(

@@ -1,9 +1,10 @@
 """Search for a few tokens that bring the answer back when they stand before the question.
 
 Greedy coordinate gradient (Zou et al. 2023, "Universal and Transferable Adversarial Attacks on
-Aligned Language Models"): the gradient by the one-hot tokens proposes swaps, the best of a sample
-is kept. A search this small finds what lies open; it proves nothing about a larger one. A strong
-enough search makes any model say anything, hence the never-known control.
+Aligned Language Models"): the gradient by the one-hot tokens proposes swaps, and of a sample each
+that improves on what was found so far is kept. A search this small finds what lies open; it proves
+nothing about a larger one. A strong enough search makes any model say anything, hence the
+never-known control.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve
+from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve, look_inside
 from helpers.facts import ConceptPair
 from helpers.models import unembed
 from helpers.scoring import final_states, first_token
@@ -32,6 +33,7 @@ def trigger(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, rounds: int = ROUNDS
 ) -> pd.DataFrame:
     """P(first token of the target) on held-out statements after the trigger that was found."""
+    look_inside(model)
     train = [p for p in pair.prompts("train") if p.format == "completion"][:N_PROMPTS]
     heldout = [p for p in pair.prompts("heldout") if p.format == "completion"]
     if not train or not heldout:

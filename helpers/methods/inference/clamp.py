@@ -122,9 +122,12 @@ class Clamp:
         out, self._seen = self._seen[1], None
         return out
 
-    @torch.no_grad()
     def clamped(self, x: Float[Tensor, "*bt d_model"]) -> Float[Tensor, "*bt d_model"]:
-        """The activations with the latents set."""
+        """The activations with the latents set; a gradient passes as if nothing had been added."""
+        return x + self._change(x.detach())
+
+    @torch.no_grad()
+    def _change(self, x: Float[Tensor, "*bt d_model"]) -> Float[Tensor, "*bt d_model"]:
         shape, x = x.shape, x.view(self._batch, -1, x.shape[-1])
         z = self.sae.encode(x.flatten(0, 1).float())[:, self.latents].unflatten(0, x.shape[:2])
         active: Bool[Tensor, "b t f"] = z > 0
@@ -134,4 +137,4 @@ class Clamp:
             tokens = torch.arange(x.shape[1], device=x.device).clamp_min(1)
             active &= (so_far / tokens > self.share)[..., None]
         change = torch.where(active, self.values - z, 0.0) @ self.sae.W_dec[self.latents]
-        return (x + change.to(x.dtype)).view(shape)
+        return change.to(x.dtype).view(shape)

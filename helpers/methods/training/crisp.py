@@ -38,7 +38,8 @@ def crisp(
         task: What to forget.
         saes: Folders of SAEs, one a layer.
         n_latents: Features a layer.
-        beta: Weight of what is retained, between 0 and 1; 0.99 in the paper too.
+        beta: Weight of what is retained, between 0 and 1, 0.99 in the paper. The errors of what is
+            retained are summed over the SAEs' sites, what is suppressed is averaged over SAEs.
         gamma: Weight of coherence within that.
 
     Raises:

@@ -38,8 +38,8 @@ class Recipe:
     """Hyperparameters that every training method has.
 
     Defaults of the rate, and of what else a method's grid holds, are those that the search of
-    `helpers.evaluation.tuning` chose; `tuned.json` beside this file is its record. The papers' own
-    are in the methods' docstrings.
+    `helpers.evaluation.tuning` chose; `tuned.json` beside this file is its record. The papers'
+    rates are for models many times as large.
 
     Attributes:
         steps: Steps of AdamW, at most.

@@ -21,8 +21,8 @@ def simnpo(
 
     Args:
         task: What to forget.
-        beta: The paper's 4.5 on TOFU's 5 % split and 2.5 elsewhere.
-        delta: Margin; the paper's γ, 0.
+        beta: 4.5 on TOFU's 10 % split in the authors' code, 2.5 on its 5 % split.
+        delta: Margin; the paper's γ over β, 0.
         forget: Weight of the first term; 0.125 to 0.1375 in the authors' code, too little here.
         retain: Weight of L_R.
     """
