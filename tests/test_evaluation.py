@@ -228,7 +228,7 @@ def test_an_edited_models_numbers_are_a_plain_recomputation(knowing):
         left, after = facts(), efficacy()
     assert {k: card[k].value for k in after} == pytest.approx(after, abs=1e-5)
     assert {k: card.before[k] for k in before} == pytest.approx(before, abs=1e-5)
-    for name in before:
+    for name in before.keys() - {"rank"}:  # a median, which may stay where it is
         assert after[name] != pytest.approx(before[name], rel=0.01), name
     for name in groups:
         sure = known[name] >= 0.1
