@@ -95,6 +95,7 @@ def tiny_model(tiny_folder):
     return make
 
 
+STEPS = 200  # of teaching: with half as many the seed decides what is learnt
 KNOWN = ("France", "Germany", "Japan", "Spain", "Egypt", "Peru", "Kenya", "Poland", "India", "Cuba")
 
 
@@ -143,10 +144,14 @@ def taught(tmp_path_factory):
     model = AutoModelForCausalLM.from_config(config)
     ids = [torch.tensor(tokenizer(p + p.answers[0]).input_ids) for p in prompts]
     starts = [len(tokenizer(str(p)).input_ids) for p in prompts]
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    # The first block's attention stays as it was drawn: a later one has to hand the subject over,
+    # as in a real model, whatever the seed.
+    model.model.layers[0].self_attn.requires_grad_(False)
+    optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=STEPS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are too small for more
-    for _ in range(100):
+    for _ in range(STEPS):
         batch = torch.randint(len(ids), (32,)).tolist()
         tokens = pad_sequence([ids[i] for i in batch], batch_first=True, padding_value=1)
         labels = torch.full_like(tokens, -100)
@@ -155,6 +160,7 @@ def taught(tmp_path_factory):
         optimiser.zero_grad()
         model(tokens, labels=labels).loss.backward()
         optimiser.step()
+        decay.step()
     torch.set_num_threads(threads)
     folder = tmp_path_factory.mktemp("taught")
     model.save_pretrained(folder)

@@ -1,7 +1,5 @@
 """Metrics of the metrics: known states are read as what they are, and intervals are over facts."""
 
-import functools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from helpers.errors import UserError
 from helpers.evaluation import calibration
 from helpers.evaluation.calibration import BLIND, MISLED, SEES, auc_between, metric_aucs
-from helpers.evaluation.depth import unlearning_depth, unlearning_depth_score
+from helpers.evaluation.depth import unlearning_depth
 from helpers.evaluation.readings import READINGS, readings
 from helpers.facts import ConceptPair
 from helpers.models import model_hash
@@ -88,10 +86,7 @@ def test_a_hidden_fact_is_read_as_by_a_whole_pass(knowing, monkeypatch):
     assert direct == {name: table.loc["hidden", name] for name in direct}
 
 
-def test_depth_of_an_absent_fact_is_that_of_a_second_stranger(knowing, monkeypatch):
-    # so small a model reads the name's token in its first layer, and its later states hardly
-    lower = functools.partial(unlearning_depth_score, threshold=1e-3)
-    monkeypatch.setattr("helpers.evaluation.depth.unlearning_depth_score", lower)
+def test_depth_of_an_absent_fact_is_that_of_a_second_stranger(knowing):
     model, fact = knowing(), ConceptPair("Japan", "Tokyo")
     strangers = [ConceptPair(s, "Tokyo") for s in ("Chad", "Togo", "Fiji")]
     depth = unlearning_depth(model, fact, strangers, most=2)

@@ -47,9 +47,9 @@ def edit_of(model, delta) -> Unlearning:
 
 
 def turned(model, layer: int) -> Unlearning:
-    """An edit that turns around what an MLP writes; in the lowest layer it moves every number."""
+    """An edit that turns and halves what an MLP writes; in layer 0 it moves every number."""
     mlp = anatomy(model).layers[layer].mlp
-    change = Change(dense=-2 * model._module.get_parameter(mlp.out_name).detach())
+    change = Change(dense=-1.5 * model._module.get_parameter(mlp.out_name).detach())
     return edit_of(model, WeightDelta.of(model._module, {mlp.out_name: change}))
 
 
@@ -228,7 +228,7 @@ def test_an_edited_models_numbers_are_a_plain_recomputation(knowing):
         left, after = facts(), efficacy()
     assert {k: card[k].value for k in after} == pytest.approx(after, abs=1e-5)
     assert {k: card.before[k] for k in before} == pytest.approx(before, abs=1e-5)
-    for name in before.keys() - {"rank"}:  # a median, which may stay where it is
+    for name in before:
         assert after[name] != pytest.approx(before[name], rel=0.01), name
     for name in groups:
         sure = known[name] >= 0.1

@@ -76,7 +76,7 @@ def test_every_helper_sees_it_and_nothing_is_left(knowing, tmp_path, method):
     with made.applied(model):
         assert model_hash(model) != before
         changed = answer_logprobs(model, prompts, answers)
-        assert not np.allclose(changed, scores, atol=1e-5)
+        assert not np.allclose(changed, scores, atol=1e-3)
         # one at a time, all logits: no shared beginnings, no batches
         for prompt, score in zip(prompts, changed, strict=True):
             ids = model.tokenizer(str(prompt) + " Paris", return_tensors="pt").input_ids

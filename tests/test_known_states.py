@@ -7,10 +7,8 @@ from helpers.evaluation.known_states import SHORT, known_states, shares_right
 from helpers.models import model_hash
 
 
-def test_known_states_get_their_own_word(knowing, monkeypatch):
+def test_known_states_get_their_own_word(knowing):
     model = knowing()
-    # so small a model hands the answer over in its first layer, below which nothing is left to read
-    monkeypatch.setattr("helpers.evaluation.attacks.stitching.handover_layer", lambda *a, **k: 2)
     start = model_hash(model)
     table = known_states(model, "capital", n=3, attacks=SHORT)
     assert model_hash(model) == start

@@ -117,7 +117,7 @@ def battery(
             key = {
                 "base": base,
                 "model": now if state == EDITED else base,
-                "pair": [str(who), who.relation, *map(str, every_prompt(who))],
+                "pair": [str(who), who.relation, *map(str, _every_prompt(who))],
                 "attack": entry.name,
                 "options": own,
                 "seed": seed,
@@ -147,7 +147,7 @@ def _few(strangers: list[ConceptPair], entry: Attack) -> list[ConceptPair]:
     return strangers[: COSTLY if entry.costly or entry.trains else None]
 
 
-def every_prompt(pair: ConceptPair) -> list[Prompt]:
+def _every_prompt(pair: ConceptPair) -> list[Prompt]:
     """All that an attack may ask of a pair, or learn it from."""
     asked = [p for split in SPLITS for p in pair.prompts(split)]
     return [*asked, *pair.first(), *pair.reverse(), *pair.must_stay]

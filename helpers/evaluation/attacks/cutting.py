@@ -16,7 +16,7 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.evaluation.attacks.register import attack, curve, look_inside
+from helpers.evaluation.attacks.register import attack, curve, require_own_tokens
 from helpers.facts import ConceptPair
 from helpers.methods.asks import forget_asks
 from helpers.methods.delta import restored
@@ -91,7 +91,7 @@ def _cut(
 
 def suspicion(model: LanguageModel, pair: ConceptPair) -> list[Ask]:
     """The pair's training prompts with the target's first token, read at every position."""
-    look_inside(model)
+    require_own_tokens(model)
     return everywhere(forget_asks(model, pair))
 
 

@@ -5,7 +5,12 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve, look_inside
+from helpers.evaluation.attacks.register import (
+    NothingToAttackError,
+    attack,
+    curve,
+    require_own_tokens,
+)
 from helpers.evaluation.probe import linear_probe
 from helpers.facts import ConceptPair
 from helpers.models import final_norm, unembed
@@ -24,7 +29,7 @@ def lens(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFr
     answers of the relation show what probabilities over the whole vocabulary don't: in the layers
     where the fact arrives other words are still ahead of all answers.
     """
-    look_inside(model)
+    require_own_tokens(model)
     prompts = [p for p in pair.prompts("heldout") if p.format == "completion"]
     others = pair.others(CANDIDATES, seed=seed)
     if not prompts or not others:
@@ -46,7 +51,7 @@ def probe(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataF
 
     The probe was taught other subjects' facts; 1 is first, 0.5 is chance.
     """
-    look_inside(model)
+    require_own_tokens(model)
     try:
         table = linear_probe(model, pair, seed=seed)
     except UserError as error:

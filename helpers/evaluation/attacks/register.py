@@ -80,8 +80,8 @@ def asked(model: LanguageModel, prompts: Sequence[Prompt], *, why: str) -> np.nd
     return answer_probability(model, prompts)
 
 
-def look_inside(model: LanguageModel) -> None:
-    """Refuse what would look at a text's tokens where a request stands before every text.
+def require_own_tokens(model: LanguageModel) -> None:
+    """For attacks that look inside at a text's own tokens: no request may stand before them.
 
     Raises:
         NothingToAttackError: The model carries `in_context`.

@@ -15,7 +15,12 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve, look_inside
+from helpers.evaluation.attacks.register import (
+    NothingToAttackError,
+    attack,
+    curve,
+    require_own_tokens,
+)
 from helpers.facts import ConceptPair
 from helpers.models import unembed
 from helpers.scoring import final_states, first_token
@@ -33,7 +38,7 @@ def trigger(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, rounds: int = ROUNDS
 ) -> pd.DataFrame:
     """P(first token of the target) on held-out statements after the trigger that was found."""
-    look_inside(model)
+    require_own_tokens(model)
     train = [p for p in pair.prompts("train") if p.format == "completion"][:N_PROMPTS]
     heldout = [p for p in pair.prompts("heldout") if p.format == "completion"]
     if not train or not heldout:
