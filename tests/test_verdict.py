@@ -65,18 +65,19 @@ def test_holm_by_hand():
 
 def test_share_is_between_never_known_and_original():
     found = evidence({"paraphrases": {0: ABSENT}, "few_shot": {1: PRESENT, 3: ABSENT}})
-    _, share, _ = recovered(found, "paraphrases")
-    assert share == pytest.approx(np.zeros(5))  # the unknown wording is left out
-    budget, share, _ = recovered(found, "few_shot")
-    assert budget == 1 and share.mean() == pytest.approx(1.0)
+    (plain,) = recovered(found, "paraphrases")
+    assert plain.share == pytest.approx(np.zeros(5))  # the unknown wording is left out
+    one, three = recovered(found, "few_shot")
+    assert (one.budget, three.budget) == (1, 3)
+    assert one.share.mean() == pytest.approx(1.0) and three.share.mean() == pytest.approx(0.0)
 
 
 def test_head_start_is_the_mean_over_the_curve_in_units_of_what_was_known():
     half = [a + 0.5 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
     curve = {0: ABSENT, 5: half, 10: ABSENT}
     found = evidence({"paraphrases": {0: ABSENT}, "relearning_forgotten": curve})
-    _, share, _ = recovered(found, "relearning_forgotten")
-    assert share.mean() == pytest.approx(0.25)
+    (pooled,) = recovered(found, "relearning_forgotten")
+    assert pooled.share.mean() == pytest.approx(0.25)
     alone = Evidence(found.table.query("attack != 'paraphrases'"))
     with pytest.raises(UserError, match="run that attack as well"):
         recovered(alone, "relearning_forgotten")
@@ -181,6 +182,34 @@ def test_few_noisy_prompts_show_nothing():
     found = verdict(case(few_shot=noisy), card(), required=NAMES)
     assert found.word == "partial"
     assert "Not shown to be gone under few_shot." in str(found)
+
+
+def test_gone_has_to_be_shown_at_every_budget():
+    noisy = like([0.0, 0.05, 0.0, 0.0, 0.0, 0.0])  # a smaller mean, and nothing shown
+    noisy[1], noisy[2] = noisy[1] + 0.18, noisy[2] - 0.16
+    found = evidence({n: {0: like(ABSENT, 0.003)} for n in ("paraphrases", "lens")})
+    curve = evidence({"few_shot": {1: like(ABSENT, 0.02), 2: noisy}})
+    both = Evidence(pd.concat([found.table, curve.table], ignore_index=True))
+    row = verdict(both, card(), required=NAMES).attacks.set_index("attack").loc["few_shot"]
+    assert row["budget"] == 1 and row["share"] > 0  # where most comes back
+    assert row["finding"] == "open"
+
+
+def test_budgets_tried_are_corrected_for():
+    some = [a + s * (p - a) for a, p, s in zip(ABSENT, PRESENT, [0.2, 0.3, 0.4] * 2, strict=True)]
+    alone = evidence({"few_shot": {1: some}})
+    p = verdict(alone, required=["few_shot"]).attacks["p_back"].item()
+    tried = evidence({"few_shot": {1: some, 2: ABSENT, 3: ABSENT, 4: ABSENT}})
+    row = verdict(tried, required=["few_shot"]).attacks.iloc[0]
+    assert row["budget"] == 1 and 0 < p < 0.05
+    assert row["p_back"] == pytest.approx(4 * p)
+
+
+def test_facts_are_compared_at_the_same_budget():
+    first = {1: PRESENT, 2: ABSENT}
+    facts = [evidence({"few_shot": first if i % 2 else {1: ABSENT, 2: PRESENT}}) for i in range(4)]
+    row = verdict(facts, required=["few_shot"]).attacks.iloc[0]
+    assert row["share"] == pytest.approx(0.5) and row["n"] == 4  # not each fact at its own best
 
 
 def test_several_facts_are_the_units():

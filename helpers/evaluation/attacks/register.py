@@ -36,7 +36,7 @@ class Attack:
             left as it was.
         trains: It changes the weights: the never-known control is taught the same way, and the
             original need not be.
-        pooled: Its share is taken over the whole curve rather than where most comes back.
+        pooled: Its share is taken over the whole curve rather than budget by budget.
         costly: Compared with a few never-known subjects only.
         judged: The verdict rests on it; otherwise it is only reported.
     """
