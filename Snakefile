@@ -64,7 +64,7 @@ rule notebooks:
 
 for number, stem in enumerate(STEMS):
     source = NOTEBOOKS / f"{stem}.ipynb"
-    pair = SETTINGS["notebooks"][stem]["pair_file"]
+    own = [SETTINGS["notebooks"][stem].get(name) for name in ("pair_file", "patch")]
 
     rule:
         name:
@@ -73,7 +73,7 @@ for number, stem in enumerate(STEMS):
             notebook=ancient(here([source])),  # its cells count (below), not when it was saved
             helpers=here(helpers_used(source)),
             earlier=expand("artifacts/{stem}/manifest.json", stem=steps_read(source, STEMS)),
-            pair=here([pair]) if pair else [],
+            own=here([path for path in own if path]),
         output:
             notebook=f"notebooks/{stem}.ipynb",
             manifest=f"artifacts/{stem}/manifest.json",

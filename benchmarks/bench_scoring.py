@@ -1,4 +1,4 @@
-"""Scoring 1,000 short prompts: against one at a time, and against the machine's FLOP limit.
+"""Scoring 1,000 short prompts: against bare forward passes, and the machine's FLOP limit.
 
 The limit is the time that the model's matrix products alone would take at the best rate measured
 in the same run (each weight's product with a batch of tokens). Rounds are interleaved, so that a
@@ -10,8 +10,10 @@ import time
 
 import torch
 from report import report
+from torch.nn.utils.rnn import pad_sequence
 
 from helpers import scoring
+from helpers.batching import length_batches
 from helpers.facts import ConceptPair, facts
 from helpers.lower_layers import LowerLayers, reusing
 from helpers.models import anatomy, load_model
@@ -34,7 +36,8 @@ def main() -> None:
     head = parts.head.weight.numel()
     body = sum(p.numel() for p in model._module.parameters()) - head
     flop = 2 * (body * tokens + head * len(texts))
-    rows = {"limit": [], "batched": [], "one at a time": []}
+    rows = {"limit": [], "batched": [], "forward passes alone": [], "one at a time": []}
+    batches = list(padded(model, texts, answers))
     lower = {f"batched, kept below layer {i}": LowerLayers(model, i) for i in KEPT}
     for kept in lower.values():
         with reusing(model, kept):
@@ -42,6 +45,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         rows["limit"].append(flop / best_rate(parts))
         rows["batched"].append(seconds(lambda: scoring.answer_logprobs(model, texts, answers)))
+        rows["forward passes alone"].append(seconds(lambda: forward(model, batches)))
         for name, kept in lower.items():  # as after an edit of that layer and above
             with reusing(model, kept):
                 again = seconds(lambda: scoring.answer_logprobs(model, texts, answers))
@@ -61,9 +65,11 @@ def main() -> None:
         "title": "Scoring answers",
         "how": f"log P(answer | prompt) of {len(texts)} short prompts ({tokens} tokens). The limit "
         "is the model's matrix products alone, at the best rate measured in the same run; sharing "
-        "beginnings saves some of them, so a share above 1 is possible. One at a time was measured "
-        f"on {ALONE} prompts and scaled. Kept below a layer: again from that layer's states, as "
-        f"after an edit of it and above. Medians of {ROUNDS} rounds.",
+        "beginnings saves some of them, so a share above 1 is possible. Forward passes alone are "
+        "transformers' own over the same sequences, in padded batches of like length, with the "
+        f"last position's logits. One at a time was measured on {ALONE} prompts and scaled. Kept "
+        "below a layer: again from that layer's states, as after an edit of it and above. Medians "
+        f"of {ROUNDS} rounds.",
         "rows": [
             {
                 "way": name,
@@ -81,6 +87,23 @@ def seconds(work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def padded(model, texts: list[str], answers: list[str]):
+    """The sequences in the batches that suit the machine, with their masks."""
+    ids = [scoring.answer_span(model, t, a)[1] for t, a in zip(texts, answers, strict=True)]
+    for batch in length_batches([len(i) for i in ids]):
+        rows = [torch.tensor(ids[n]) for n in batch]
+        inputs = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
+        yield inputs, mask
+
+
+@torch.inference_mode()
+def forward(model, batches) -> None:
+    """What any way of scoring needs at least, with transformers."""
+    for inputs, mask in batches:
+        model._module(input_ids=inputs, attention_mask=mask, logits_to_keep=1, use_cache=False)
 
 
 def alone(model, text: str, answer: str) -> None:

@@ -96,7 +96,7 @@ def _sweep(path: Path) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NumPy numbers and paths are converted."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=_plain, ensure_ascii=False))
+        temporary.write_text(json.dumps(value, indent=1, default=plain, ensure_ascii=False))
 
 
 def read_json(path: str | Path) -> Any:
@@ -165,9 +165,12 @@ def _readable(path: str | Path, damaged: tuple[type[Exception], ...]) -> Iterato
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON has for it, of what it has no place for by itself."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
+    if isinstance(value, range):
+        return list(value)
     if isinstance(value, Path):
         return value.as_posix()
     raise TypeError(f"{type(value).__name__} has no place in JSON")
@@ -193,7 +196,7 @@ def content_hash(*things: Any) -> str:
             with thing.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         else:
-            digest.update(json.dumps(thing, sort_keys=True, default=_plain).encode())
+            digest.update(json.dumps(thing, sort_keys=True, default=plain).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 
@@ -230,7 +233,7 @@ def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
         if not path.exists():
             with atomic_path(path, folder=True) as temporary:
                 build(temporary)
-                (temporary / "key.json").write_text(json.dumps(key, indent=1, default=_plain))
+                (temporary / "key.json").write_text(json.dumps(key, indent=1, default=plain))
     return path
 
 

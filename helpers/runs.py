@@ -49,6 +49,11 @@ def resolve(options: argparse.Namespace) -> dict[str, Any]:
         overrides["patch"] = str(patch)
     if (model := Path(overrides.get("model", "")).expanduser()).exists() and "model" in overrides:
         overrides["model"] = str(model.resolve())  # notebooks run in a folder of their own
+    if folders := overrides.get("saes"):
+        paths = [Path(f.strip()).expanduser().resolve() for f in folders.split(",") if f.strip()]
+        if missing := [p for p in paths if not p.is_dir()]:
+            raise UserError(f"There is no folder {missing[0]}; give those of trained SAEs.")
+        overrides["saes"] = ",".join(map(str, paths))
     load_profile(options.profile, overrides)  # first what the user said, in the user's words
     if pair:
         overrides |= {k: str(pair[k]) for k in ("subject", "target", "relation") if pair.get(k)}

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from helpers.artifacts import content_hash
 from helpers.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,8 +37,17 @@ class Common(BaseModel):
     run: str = Field("", description="run folder; empty: runs/lab-<subject>-<target>")
 
     def run_folder(self) -> Path:
-        """The folder of this run, absolute."""
-        return ROOT / (self.run or f"runs/lab-{slug(self.subject)}-{slug(self.target)}")
+        """The folder of this run, absolute.
+
+        A notebook run by itself has one for its fact, its model and its pair file.
+        """
+        if self.run:
+            return ROOT / self.run
+        file = Path(self.pair_file)
+        own = [self.model, self.relation, file if file.is_file() else ""]
+        plain = [type(self).model_fields[name].default for name in ("model", "relation")]
+        apart = "" if own == [*plain, ""] else f"-{content_hash(*own)[:6]}"
+        return ROOT / f"runs/lab-{slug(self.subject)}-{slug(self.target)}{apart}"
 
 
 class ModelAndFacts(Common):

@@ -89,6 +89,12 @@ def helpers_used(path: str | Path) -> list[Path]:
     return sorted(m for m in seen if m.relative_to(ROOT).as_posix() not in NOT_INPUTS)
 
 
+@cache
+def code_hash(path: str | Path) -> str:
+    """Hash of a module and of every module of `helpers` that it imports: a cache's key."""
+    return content_hash(Path(path), *helpers_used(path))
+
+
 def model_stamp(model: str) -> str:
     """What a model's name stands for just now, without loading it.
 
@@ -118,7 +124,8 @@ def _parsed(path: str | Path) -> ast.Module:
 
 def _imports(path: Path) -> list[Path]:
     names, at_run_time = set(), False
-    package = _module_name(path).split(".") if path.suffix == ".py" else []
+    inside = path.suffix == ".py" and path.resolve().is_relative_to(ROOT)
+    package = _module_name(path).split(".") if inside else []
     if package and path.name != "__init__.py":
         package.pop()
     for node in ast.walk(_parsed(path)):

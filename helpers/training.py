@@ -103,9 +103,10 @@ def train(
             is refused.
 
     Raises:
-        UserError: There is nothing to train or to train on, the checkpoint is of another training,
-            or the loss is not finite; the weights are then the last ones kept (every fourth step)
-            for which it was.
+        UserError: There is nothing to train or to train on, or the checkpoint is of another
+            training.
+        DivergedError: The loss is not finite; the weights are then the last ones kept (every fourth
+            step) for which it was.
     """
     if not callable(batches) and not len(batches):
         raise UserError("There is nothing to train on: give at least one batch.")
@@ -138,11 +139,11 @@ def train(
                 value = loss(module, batch_at(i)) / accumulate
                 total += value.item()
                 if not math.isfinite(total):
-                    raise UserError(_diverged("loss", step, rate(step), state.back()))
+                    raise DivergedError("loss", step, rate(step), state.back())
                 value.backward()
             norm = state.gradient_norm(clip)
             if not math.isfinite(norm):
-                raise UserError(_diverged("gradient", step, rate(step), step))
+                raise DivergedError("gradient", step, rate(step), step)
             if step - state.good_at >= GOOD_EVERY:
                 state.keep(step)
             state.step(rate(step))
@@ -277,8 +278,17 @@ def in_turn(batches: Sequence, i: int, *, seed: int) -> Any:
     return batches[order[place]]
 
 
-def _diverged(what: str, step: int, rate: float, kept: int) -> str:
-    return (
-        f"The {what} was not finite at step {step}: lower the learning rate (it is {rate:g}), or "
-        f"add something that has to stay; the weights are those of step {kept}."
-    )
+class DivergedError(UserError):
+    """The loss or its gradient was not finite.
+
+    Attributes:
+        told: What happened and what to do, without what the weights are now.
+    """
+
+    def __init__(self, what: str, step: int, rate: float, kept: int):
+        """Says of which step the weights are."""
+        self.told = (
+            f"The {what} was not finite at step {step}: lower the learning rate (it is {rate:g}), "
+            "or add something that has to stay"
+        )
+        super().__init__(f"{self.told}; the weights are those of step {kept}.")

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,6 +226,35 @@ def test_an_edit_is_refused_on_another_base(tiny_model, tmp_path):
     assert model_hash(model) == changed
 
 
+def test_an_intervention_is_refused_on_another_model(tiny_model):
+    model = tiny_model()
+    asking = unlearn(model, FRANCE, "in_context")
+    with edit_of(model).applied(model), asking.applied(model):
+        assert applied_to(model)[-1] is asking  # over an edit of the model that it was made on
+    other = tiny_model()
+    with torch.no_grad():
+        anatomy(other).layers[0].mlp.W_in()[0, 0] += 1e-3
+    with pytest.raises(UserError, match="made on another model: make it on this one"):
+        asking.apply(other)
+    assert not applied_to(other)
+
+
+def test_a_fact_that_the_model_does_not_know_is_told(tiny_model, knowing):
+    with pytest.warns(UserWarning, match="does not know France → Paris.* little to forget"):
+        unlearn(tiny_model(), FRANCE, "random_neurons")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unlearn(knowing(), ConceptPair("Kenya", "Nairobi"), "random_neurons")
+
+
+def test_hyperparameters_of_any_plain_kind_are_saved(tiny_model, tmp_path):
+    how = {"layers": range(2), "quantile": np.float64(0.9)}
+    edit = replace(edit_of(tiny_model()), hyperparameters=how)
+    edit.save(tmp_path / "edit.safetensors")
+    saved = load_unlearning(tmp_path / "edit.safetensors").hyperparameters
+    assert saved == {"layers": [0, 1], "quantile": 0.9}
+
+
 def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
     path = tmp_path / "edit.safetensors"
     with pytest.raises(UserError, match="is missing"):
@@ -231,6 +262,12 @@ def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
     edit_of(tiny_model()).save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="is damaged"):
+        load_unlearning(path)
+    edit_of(tiny_model()).save(path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # one bit of a number
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged.*not those written"):
         load_unlearning(path)
     write_tensors(path, {"w": torch.ones(2)})
     with pytest.raises(UserError, match="is no unlearning of this suite"):

@@ -19,6 +19,7 @@ from helpers.settings import NOTEBOOKS, ROOT
 from helpers.sources import helpers_used, model_stamp, notebook_hash, steps_read
 
 FIRST, SECOND, THIRD, _ = STEMS = list(NOTEBOOKS)[:4]
+VERIFY = "09_verify"
 READS = {SECOND: FIRST, THIRD: SECOND}  # which notebook reads another's artifact
 
 
@@ -171,6 +172,19 @@ def test_a_change_reruns_only_what_uses_it(project):
 
 
 @pytest.mark.slow
+def test_another_patch_under_the_same_name_is_verified_again(project):
+    patch = project.folder / "mine.safetensors"
+    patch.write_text("an edit")
+    project.notebook(VERIFY)
+    only = ("--only", VERIFY, "--set", f"patch={patch}", "--name", "mine")
+    project(*only)
+    assert "Nothing to do" in project(*only).stdout
+    patch.write_text("another edit")
+    project(*only)
+    assert project.executions(VERIFY, "mine") == 2
+
+
+@pytest.mark.slow
 def test_resumes_after_a_kill_without_repeating_finished_steps(project):
     project.notebook(SECOND, "import time\nif settings.seed == 0: time.sleep(300)")
     process = project.started(SECOND)
@@ -258,6 +272,8 @@ def test_other_settings_in_the_same_folder_are_refused(project):
         (["--only", "99_nothing"], "99_nothing"),
         (["--cores", "many"], "invalid int value"),
         (["--set", "pair_file=/no/such.yaml"], "/no/such.yaml"),
+        (["--set", "patch=/no/such.safetensors"], "/no/such.safetensors"),
+        (["--set", "saes=/no/such"], "no folder /no/such"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(project, arguments, told):
@@ -281,6 +297,17 @@ def test_a_run_is_named_by_what_differs(arguments, name):
     from helpers.runs import resolve
 
     assert resolve(_options(["book", *arguments]))["name"] == name
+
+
+def test_paths_are_the_callers_not_the_notebooks(monkeypatch, tmp_path):
+    from helpers.pipeline import _options
+    from helpers.runs import resolve
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = resolve(_options(["--set", "saes=one, two"]))["notebooks"]["06_edit_mlps"]
+    assert made["saes"] == f"{tmp_path}/one,{tmp_path}/two"
 
 
 def test_names_outside_ascii_stay_apart():

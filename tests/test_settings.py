@@ -136,6 +136,22 @@ def test_run_folders_of_different_facts_differ():
     assert validated(STEM, {"run": "runs/mine"}).run_folder() == ROOT / "runs" / "mine"
 
 
+def test_run_folders_of_different_models_and_pair_files_differ(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(f"subject: {name}")
+    given = [
+        {},
+        {"model": "gpt2"},
+        {"relation": "currency"},
+        {"pair_file": f"{tmp_path}/one.yaml"},
+        {"pair_file": f"{tmp_path}/two.yaml"},
+    ]
+    folders = [validated(STEM, values).run_folder() for values in given]
+    assert folders[0] == ROOT / "runs" / "lab-france-paris" and len(set(folders)) == len(given)
+    (tmp_path / "one.yaml").write_text("subject: another")
+    assert validated(STEM, given[3]).run_folder() not in folders
+
+
 def test_slugs_are_plain_names():
     assert slug("Côte d'Ivoire / 1") == "c-te-d-ivoire-1"
     assert slug("日本") == "x"

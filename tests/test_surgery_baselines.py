@@ -295,6 +295,21 @@ def test_controls_have_equal_rank_and_norm(tiny_model, family, like, control):
         assert not torch.allclose(other.matrix(), change.matrix())
 
 
+def test_appended_neurons_have_a_control_of_their_own_size(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    like = unlearn(model, pair, "gated_neuron").delta
+    random = unlearn(model, pair, "random_direction", like="gated_neuron").delta
+    assert set(random.changes) == set(like.changes)
+    for tensor, change in like.changes.items():
+        other = random.changes[tensor].appended
+        assert other.shape == change.appended.shape
+        assert torch.allclose(other.norm(), change.appended.norm(), rtol=1e-5)
+        aligned = torch.cosine_similarity(other.flatten(), change.appended.flatten(), dim=0)
+        assert tensor.endswith("bias") or not change.appended.any() or aligned < 0.9
+    with pytest.raises(UserError, match="appends neurons"):
+        unlearn(model, pair, "random_rows", like="gated_neuron")
+
+
 def test_bad_input_is_told_in_one_sentence(tiny_model):
     model, pair = tiny_model(), own_pair()
     for name, bad, words in (

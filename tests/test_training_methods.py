@@ -308,7 +308,11 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing):
         ("npo", {"layers": (7,)}, "There is no layer 7"),
         ("npo", {"steps": 0}, "steps is 0"),
         ("npo", {"lr": 0}, "lr is 0"),
-        ("gradient_ascent", {"lr": 1e35, "steps": 9}, "not finite at step .: lower the learning"),
+        (
+            "gradient_ascent",
+            {"lr": 1e35, "steps": 9},
+            "not finite at step .: .* the model is as it",
+        ),
         ("crisp", {}, "crisp needs SAEs"),
     ],
 )

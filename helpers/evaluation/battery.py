@@ -7,36 +7,25 @@ model never knew (what comes without any knowledge).
 
 import inspect
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table, content_hash
+from helpers.artifacts import cached_table
 from helpers.errors import UserError
-from helpers.evaluation.attacks import ATTACKS, Attack, NothingToAttackError, never_known, register
-from helpers.facts import SPLITS, ConceptPair, Prompt
+from helpers.evaluation.attacks import ATTACKS, Attack, NothingToAttackError, never_known
+from helpers.facts import ConceptPair
 from helpers.methods import original
 from helpers.models import model_hash
+from helpers.sources import code_hash
 
 log = logging.getLogger(__name__)
 
 PRESENT, EDITED, ABSENT = "present", "edited", "absent"
 COSTLY = 2  # never-known subjects of an attack that is costly or trains
-HELPERS = Path(__file__).resolve().parent.parent
-USED = (  # by attacks, beside their own files
-    "evaluation/probe.py",
-    "examples.py",
-    "methods/asks.py",
-    "methods/tangent.py",
-    "methods/training/data.py",
-    "scoring.py",
-    "training.py",
-)
 
 
 @dataclass(frozen=True)
@@ -48,13 +37,11 @@ class Evidence:
             original, `absent` for never-known facts), subject, budget, prompt, score.
         nothing: Attacks that have no hold on this pair → why.
         seconds: Attack → wall-clock seconds of the run that made its rows.
-        pair: The pair, as text.
     """
 
     table: pd.DataFrame
     nothing: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    pair: str = ""
 
     @property
     def attacks(self) -> list[str]:
@@ -102,7 +89,7 @@ def battery(
     now = model_hash(model)
     tables, nothing, seconds = [], {}, {}
     for name in names:
-        entry, began = ATTACKS[name], time.perf_counter()
+        entry, seconds[name] = ATTACKS[name], 0.0
         own = dict((options or {}).get(name, {}))
 
         def run(state: str, who: ConceptPair, entry=entry, own=own) -> pd.DataFrame:
@@ -117,13 +104,14 @@ def battery(
             key = {
                 "base": base,
                 "model": now if state == EDITED else base,
-                "pair": [str(who), who.relation, *map(str, _every_prompt(who))],
+                "pair": [str(who), who.relation, *who.fingerprint()],
                 "attack": entry.name,
                 "options": own,
                 "seed": seed,
-                "code": _code(entry.function),
+                "code": code_hash(inspect.getsourcefile(inspect.unwrap(entry.function))),
             }
             found = cached_table("attacks", key, build)
+            seconds[entry.name] += found.attrs["seconds"]
             return found.assign(attack=entry.name, state=state, subject=who.subject)
 
         mine = [run(EDITED, asked_as or pair)]
@@ -135,25 +123,12 @@ def battery(
             tables += mine
         else:
             nothing[name] = mine[0]["why"].iloc[0]
-        seconds[name] = time.perf_counter() - began
         log.info("%s: %.1f s", name, seconds[name])
     columns = ["attack", "state", "subject", "budget", "prompt", "score"]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    return Evidence(table[columns], nothing, seconds, str(pair))
+    return Evidence(table[columns], nothing, seconds)
 
 
 def _few(strangers: list[ConceptPair], entry: Attack) -> list[ConceptPair]:
     """As many never-known subjects as the attack can be afforded on."""
     return strangers[: COSTLY if entry.costly or entry.trains else None]
-
-
-def _every_prompt(pair: ConceptPair) -> list[Prompt]:
-    """All that an attack may ask of a pair, or learn it from."""
-    asked = [p for split in SPLITS for p in pair.prompts(split)]
-    return [*asked, *pair.first(), *pair.reverse(), *pair.must_stay]
-
-
-def _code(function: Callable) -> str:
-    """Hash of what an attack's rows depend on beside the model and the prompts."""
-    files = [Path(inspect.getsourcefile(inspect.unwrap(function))), Path(register.__file__)]
-    return content_hash(*files, *(HELPERS / name for name in USED))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
+from helpers.evaluation.attacks.register import require_own_tokens
 from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.methods import original
 from helpers.models import anatomy
@@ -97,8 +98,9 @@ def unlearning_depth(
 
     Raises:
         UserError: No stranger's name (with `absent`, no two strangers') has as many tokens as the
-            subject's.
+            subject's, or a request stands before every text.
     """
+    require_own_tokens(model)
     parts = anatomy(model)
     d1, d2 = [], []
     for index, prompt in enumerate(pair.prompts("heldout")):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
+from helpers.artifacts import content_hash
 from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
 from helpers.evaluation.bootstrap import Metric, bootstrap
@@ -164,8 +165,7 @@ class _Answers:
     _kept: dict[tuple, "_Answers"] = {}  # noqa: RUF012  the last original's, for sweeps over edits
 
     def __new__(cls, model, pair, split, n_neighbours, n_tokens, seed, parts, layer):
-        prompts = (*pair.prompts("train"), *pair.prompts(split), *pair.must_stay)
-        asked = tuple((str(p), p.answers) for p in prompts)
+        asked = content_hash(pair.fingerprint())
         key = (model_hash(model), pair, asked, split, n_neighbours, n_tokens, seed, parts)
         if key not in cls._kept:
             self = super().__new__(cls)

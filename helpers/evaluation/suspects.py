@@ -8,9 +8,10 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS
+from helpers.evaluation.attacks.delta import Audit, NoChangeError, audit_delta
 from helpers.evaluation.battery import ABSENT, EDITED, PRESENT, Evidence
 from helpers.evaluation.membership import auc
-from helpers.facts import ConceptPair
+from helpers.facts import ConceptPair, facts
 from helpers.methods import METHODS, Unlearning, load_unlearning, unlearn
 
 
@@ -42,6 +43,31 @@ def suspect(
             "(SUBJECT=..., TARGET=...)."
         )
     return made
+
+
+def audited(
+    model: LanguageModel, pair: ConceptPair, made: Unlearning, *, seed: int = 0
+) -> tuple[Audit | None, str]:
+    """What an auditor of the edit finds, and a sentence; only the sentence where he can't look.
+
+    Args:
+        model: The original model.
+        pair: What was forgotten.
+        made: The edit.
+        seed: Draws the edit in a random direction that he is tried on as well.
+    """
+    if pair.subject not in {f.subject for f in facts("capital")}:
+        return None, "The auditor knows only countries and was not asked."
+    try:
+        found = audit_delta(model, made)
+    except NoChangeError as error:
+        return None, str(error)
+    control = audit_delta(model, unlearn(model, pair, "random_direction", seed=seed))
+    told = (
+        "He names {} → {}; the edit writes {:.1f} times as much there as at the next. Of an "
+        "edit in a random direction he would say {} → {} ({:.2f} times the next)."
+    )
+    return found, told.format(*found.guess, found.margin, *control.guess, control.margin)
 
 
 def chosen_attacks(names: str) -> list[str]:

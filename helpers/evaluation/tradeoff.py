@@ -27,7 +27,6 @@ ORIGINAL = "original"
 FAMILIES = ("surgery", "control")
 SURE = 0.2
 LOOKED_AT = ("France", "Germany", "Italy", "Japan", "Greece")  # while the methods were written
-HELPERS = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -144,19 +143,14 @@ def tradeoff(
         changes, or no weight), each metric of the scorecard by
         its name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`).
     """
-    code = content_hash(
-        *sorted((HELPERS / "methods").rglob("*.py")),
-        *sorted((HELPERS / "evaluation").glob("*.py")),
-        *(HELPERS / f"{name}.py" for name in ("training", "parameters", "examples")),
-    )
-    base = {"model": model_hash(model), "sizes": vars(sizes), "code": code}
+    base = {"model": model_hash(model), "sizes": vars(sizes), "code": code_hash(__file__)}
     tables = []
     for pair in pairs:
         for name, how in methods.items():
             for seed in seeds:
                 key = {
                     **base,
-                    "pair": [str(pair), pair.relation, *map(str, pair.prompts(sizes.split))],
+                    "pair": [str(pair), pair.relation, *pair.fingerprint()],
                     "method": name,
                     "how": {k: v for k, v in how.items() if k != "saes"},
                     "saes": [content_hash(*sorted(Path(f).glob("*"))) for f in how.get("saes", ())],
@@ -209,6 +203,7 @@ def _rows(
                 split=sizes.split,
                 n_neighbours=sizes.n_neighbours,
                 n_tokens=sizes.n_tokens or 512,
+                seed=seed,
                 parts=parts,
             )
         scores = {k: m.value for k, m in card.items()}

@@ -67,16 +67,22 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     Raises:
         UserError: Says how likely the target is and names facts that the model knows.
     """
-    prompts = asked(pair)
-    probability, rank = answer_scores(model, prompts)
-    if _known(probability, rank):
+    told = not_known(model, pair)
+    if not told:
         return
     known = known_facts(model, pair.nearest_relation).query("known").head(5)
     better = ", ".join(f"{r.subject} → {r.target}" for r in known.itertuples())
-    raise UserError(
+    raise UserError(f"{told}; facts that it knows are {better or 'none of this relation'}.")
+
+
+def not_known(model: LanguageModel, pair: ConceptPair) -> str:
+    """That the model does not know the pair, and how likely the target is; empty where it does."""
+    probability, rank = answer_scores(model, asked(pair))
+    if _known(probability, rank):
+        return ""
+    return (
         f"The model does not know {pair}: it gives '{pair.target}' a probability of "
-        f"{probability.mean():.3f} on average (rank {int(np.median(rank)) + 1}); facts "
-        f"that it knows are {better or 'none of this relation'}."
+        f"{probability.mean():.3f} on average (rank {int(np.median(rank)) + 1})"
     )
 
 

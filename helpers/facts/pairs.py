@@ -206,6 +206,12 @@ class ConceptPair:
         ]
         return [*self.prompts("train"), *ways, *(self.first() if first else ())]
 
+    def fingerprint(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Text and answers of all that is asked of the pair or learnt from it: for caches' keys."""
+        asked = [p for split in SPLITS for p in self.prompts(split)]
+        asked += [*self.first(), *self.reverse(), *self.must_stay]
+        return [(str(p), tuple(p.answers)) for p in asked]
+
     def first(self) -> list[Prompt]:
         """Those further prompts alone."""
         templates = () if self.templates else RELATIONS[self.relation].first

@@ -10,8 +10,9 @@ import difflib
 import inspect
 import json
 import time
+import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,17 @@ from nnsight import LanguageModel
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
-from helpers.artifacts import atomic_path, read_tensors, versions, write_tensors
+from helpers.artifacts import (
+    atomic_path,
+    content_hash,
+    plain,
+    read_tensors,
+    versions,
+    write_tensors,
+)
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.facts.known import not_known
 from helpers.methods.delta import Kept, WeightDelta, keep, put_back, touched_hash
 from helpers.methods.intervention import Intervention
 from helpers.models import model_hash
@@ -102,11 +111,19 @@ class Unlearning:
         carries other edits: neurons stand side by side.
 
         Raises:
-            UserError: It is applied already, or the weights are not those it was made for.
+            UserError: It is applied already, the weights are not those it was made for, or it is an
+                intervention on another model.
         """
         stack = _APPLIED.setdefault(model._module, [])
         if any(entry.edit is self for entry in stack):
             raise UserError(f"This edit ({self.method}) is applied already: revert it first.")
+        if not self.removes and self.base_hash != model_hash(model):
+            with original(model):
+                if self.base_hash != model_hash(model):
+                    raise UserError(
+                        f"This intervention ({self.method}) was made on another model: make it "
+                        "on this one."
+                    )
         beside = False
         if (
             stack
@@ -158,7 +175,7 @@ class Unlearning:
             "format": FORMAT,
             "method": self.method,
             "pair": json.dumps(self.pair),
-            "hyperparameters": json.dumps(self.hyperparameters),
+            "hyperparameters": json.dumps(self.hyperparameters, default=plain),
             "seed": str(self.seed),
             "seconds": repr(self.seconds),
             "base_hash": self.base_hash,
@@ -172,7 +189,8 @@ class Unlearning:
             about["touched_hash"] = self.delta.touched_hash
             about["rank"] = str(max(c.rank for c in self.delta.changes.values()))
             about["norm"] = repr(self.delta.norm())
-        write_tensors(path, self.delta.tensors(), about)
+        tensors = self.delta.tensors()
+        write_tensors(path, tensors, {**about, "content": _content(tensors)})
 
     def to_peft(self, folder: str | Path, model: LanguageModel) -> None:
         """Write the edit as a LoRA adapter that peft puts on the untouched base model.
@@ -310,8 +328,11 @@ def unlearn(
         **hyperparameters: The method's own, checked against its signature.
 
     Raises:
-        UserError: There is no such method or hyperparameter, the model does not know the pair, the
-            method takes one pair at a time, or the edit would change nothing.
+        UserError: There is no such method or hyperparameter, the method takes one pair at a time,
+            or the edit would change nothing.
+
+    Warns:
+        UserWarning: The model does not know a pair: there is nothing to forget.
     """
     if method not in METHODS:
         raise UserError(f"There is no method '{method}'{_hint(method, list(METHODS))}.")
@@ -331,6 +352,9 @@ def unlearn(
             f"The method '{method}' forgets one pair at a time: make one edit after another, or "
             f"use one that solves for several at once ({together})."
         )
+    for one in pairs:
+        if told := not_known(model, one):
+            warnings.warn(f"{told}, so there is little to forget.", stacklevel=2)
     base = model_hash(model)
     started = time.perf_counter()
     delta = entry.function(model, pairs if entry.many else pairs[0], seed=seed, **hyperparameters)
@@ -351,6 +375,9 @@ def load_unlearning(path: str | Path) -> Unlearning:
         raise UserError(
             f"{path} is no unlearning of this suite ({FORMAT}): give a file that save() wrote."
         )
+    now = _content(tensors)
+    if about.get("content", now) != now:  # older files have none
+        raise UserError(f"{path} is damaged (its numbers are not those written): save it again.")
     notes = json.loads(about["notes"])
     if "intervention" in about:
         delta = Intervention(about["intervention"], json.loads(about["settings"]), tensors, notes)
@@ -365,6 +392,10 @@ def load_unlearning(path: str | Path) -> Unlearning:
         float(about["seconds"]),
         about["base_hash"],
     )
+
+
+def _content(tensors: Mapping[str, torch.Tensor]) -> str:
+    return content_hash(*(x for name in sorted(tensors) for x in (name, tensors[name])))
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -7,9 +7,9 @@ from helpers.artifacts import content_hash
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.organism.countries import World, world
+from helpers.sources import code_hash
 
-HERE = Path(__file__).parent
-CODE = ("countries", "phrasings", "text", "tokens", "fit")  # what the weights depend on
+FIT = Path(__file__).with_name("fit.py")
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,4 @@ class Recipe:
     def key(self) -> dict:
         """Everything that the weights depend on, for the cache."""
         facts = [(p.subject, p.target, p.relation) for p in self.world().pairs]
-        code = [HERE / f"{name}.py" for name in CODE]
-        return {**asdict(self), "facts": content_hash(facts), "code": content_hash(*code)}
+        return {**asdict(self), "facts": content_hash(facts), "code": code_hash(FIT)}

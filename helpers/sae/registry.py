@@ -19,15 +19,24 @@ ARCHITECTURES: dict[str, type[SAE]] = {
 }
 
 
-def build(cfg: SAEConfig) -> SAE:
-    """A fresh SAE of the architecture that `cfg` names.
+def architecture(cfg: SAEConfig) -> type[SAE]:
+    """The class of the architecture that `cfg` names.
 
     Raises:
-        UserError: There is no such architecture, or it needs a number that is not given.
+        UserError: There is no such architecture.
     """
     if cfg.architecture not in ARCHITECTURES:
         raise UserError(
             f"There is no SAE architecture '{cfg.architecture}'; choose from "
             f"{', '.join(ARCHITECTURES)}."
         )
-    return ARCHITECTURES[cfg.architecture](cfg)
+    return ARCHITECTURES[cfg.architecture]
+
+
+def build(cfg: SAEConfig) -> SAE:
+    """A fresh SAE of the architecture that `cfg` names.
+
+    Raises:
+        UserError: There is no such architecture, or it needs a number that is not given.
+    """
+    return architecture(cfg)(cfg)

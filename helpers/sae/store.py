@@ -3,6 +3,7 @@
 A fact does not change an SAE, so another fact finds it there. A run keeps only numbers and the key.
 """
 
+import inspect
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +20,11 @@ from helpers.errors import UserError
 from helpers.models import model_hash
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.files import load_sae
+from helpers.sae.registry import architecture
 from helpers.sae.trainer import TrainSettings, read_metrics, train
 
 KIND = "saes"  # folder of the cache
-# What a trained SAE depends on:
-CODE = ("base", "kernels", "losses", "pupil", "selection", "start", "stream", "trainer")
+CODE = ("kernels", "losses", "pupil", "selection", "start", "stream", "trainer")  # and its class
 
 
 @dataclass(frozen=True)
@@ -126,5 +127,7 @@ def _harvest(model: LanguageModel, tokens: Tensor, configs: Sequence[SAEConfig])
 
 def _key(cfg: SAEConfig, settings: TrainSettings, tokens: Tensor) -> str:
     here = Path(__file__).parent
-    code = [here / f"{name}.py" for name in (*CODE, cfg.architecture)]
-    return content_hash(cfg.to_dict(), asdict(settings), tokens, *(c for c in code if c.exists()))
+    code = [here / f"{name}.py" for name in CODE]
+    made_of = [c for c in architecture(cfg).__mro__ if c.__module__.startswith("helpers.")]
+    code += [Path(inspect.getsourcefile(c)) for c in made_of]
+    return content_hash(cfg.to_dict(), asdict(settings), tokens, *code)

@@ -22,6 +22,10 @@ from helpers.scoring import answer_probability
 from helpers.tracing import capture
 
 
+class NoChangeError(UserError):
+    """The edit leaves all MLPs as they are."""
+
+
 @dataclass(frozen=True)
 class Audit:
     """What the auditor says.
@@ -53,14 +57,15 @@ def audit_delta(
         subjects: Candidates; the Factbook's countries by default.
 
     Raises:
-        UserError: The edit changes nothing in the MLPs, or there are not two candidates.
+        NoChangeError: The edit changes nothing in the MLPs.
+        UserError: There are not two candidates.
     """
     names = [f.subject for f in facts("capital")] if subjects is None else list(subjects)
     if len(names) < 2:
         raise UserError("An audit compares candidates: name at least two subjects.")
     layers = _changed(model, unlearning)
     if not layers:
-        raise UserError("This edit changes no MLP: there is nothing to audit.")
+        raise NoChangeError("This edit changes no MLP: there is nothing to audit.")
     pairs = {f.subject: ConceptPair.of(f) for f in facts("capital")}
     prompts = [statement(pairs[n]) for n in names]
     parts = anatomy(model)

@@ -20,6 +20,8 @@ def random_direction(
 ) -> WeightDelta:
     """Random factors in the tensors that another method changes, of equal rank and norm.
 
+    Neurons that it appends are along random directions, with its thresholds.
+
     Args:
         model: Any model of a known family.
         pair: What the other method would forget.
@@ -27,14 +29,20 @@ def random_direction(
         like: The other method, with its defaults.
 
     Raises:
-        UserError: There is no such method, or its change is not of low rank.
+        UserError: There is no such method.
     """
     generator = torch.Generator().manual_seed(seed)
     changes = {}
     for name, change in _like(model, pair, like, seed).changes.items():
-        left, right = (torch.randn(x.shape, generator=generator) for x in change.factors())
-        left *= change.matrix().norm() / (left @ right).norm()
-        changes[name] = Change(left=left, right=right)
+        left = right = None
+        if change.adds:
+            left, right = (torch.randn(x.shape, generator=generator) for x in change.factors())
+            left *= change.matrix().norm() / (left @ right).norm()
+        new = change.appended
+        if new is not None and new.ndim > 1:  # biases are thresholds
+            drawn = torch.randn(new.shape, generator=generator)
+            new = drawn * (new.norm() / drawn.norm())
+        changes[name] = Change(left=left, right=right, appended=new, axis=change.axis)
     return WeightDelta.of(model._module, changes)
 
 
@@ -54,7 +62,7 @@ def random_rows(
         like: The other method, with its defaults.
 
     Raises:
-        UserError: There is no such method.
+        UserError: There is no such method, or it appends neurons.
     """
     d_mlp = anatomy(model).d_mlp
     shuffled: dict[str, torch.Tensor] = {}
@@ -66,6 +74,11 @@ def random_rows(
             (mlp.in_name, mlp.gate_name, mlp.out_name), torch.randperm(d_mlp, generator=generator)
         )
     for name, change in _like(model, pair, like, seed).changes.items():
+        if not change.adds:
+            raise UserError(
+                f"'{like}' appends neurons, and none of the model's own has their change: "
+                "random_direction draws such neurons at random."
+            )
         left, right = change.factors()
         order = shuffled[name]
         rows = left.shape[0] == d_mlp
@@ -81,4 +94,5 @@ def _like(model: LanguageModel, pair: ConceptPair, like: str, seed: int) -> Weig
     if like not in METHODS or METHODS[like].family == "control":
         known = ", ".join(n for n, m in METHODS.items() if m.family != "control")
         raise UserError(f"There is no method '{like}' to take the size from; there are {known}.")
-    return METHODS[like].function(model, pair, seed=seed)
+    entry = METHODS[like]
+    return entry.function(model, [pair] if entry.many else pair, seed=seed)

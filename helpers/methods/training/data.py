@@ -77,9 +77,15 @@ def data_of(
     Raises:
         UserError: The pair has no training prompt.
     """
-    asked = [str(p) for p in pair.prompts("train")]
-    stays = [str(p) for p in pair.must_stay]
-    key = content_hash(model_hash(model), str(pair), asked, stays, n_neighbours, n_passages, seed)
+    key = content_hash(
+        model_hash(model),
+        str(pair),
+        pair.relation,
+        pair.fingerprint(),
+        n_neighbours,
+        n_passages,
+        seed,
+    )
     kept = _LAST.setdefault(model._module, {})
     if key not in kept:
         while len(kept) >= KEPT:

@@ -25,7 +25,7 @@ from helpers.methods.training.adapters import adapted
 from helpers.methods.training.data import Data, Stream, data_of
 from helpers.models import anatomy
 from helpers.scoring import answer_probability
-from helpers.training import History, choose_parameters, train
+from helpers.training import DivergedError, History, choose_parameters, train
 
 log = logging.getLogger(__name__)
 
@@ -212,10 +212,13 @@ def fit(
         at = lambda i: Step(forget.at(i), retain.at(i) if retain else None)  # noqa: E731
         return train(model._module, objective.loss, at, parameters=trained, **how)
 
-    if recipe.rank:
-        changes, history = _by_adapters(model._module, names, recipe.rank, objective, seed, run)
-    else:
-        changes, history = _whole(model._module, names, objective, run)
+    try:
+        if recipe.rank:
+            changes, history = _by_adapters(model._module, names, recipe.rank, objective, seed, run)
+        else:
+            changes, history = _whole(model._module, names, objective, run)
+    except DivergedError as error:
+        raise UserError(f"{error.told}; the model is as it was.") from None
     notes = data.sizes() | {
         "trained": f"{recipe.parameters} of layers {', '.join(map(str, layers))}"
         if not every
