@@ -66,7 +66,7 @@ run: $(STAMP)  ## run the notebooks only
 verify: $(STAMP)  ## is it gone, or only hidden? Attack the edit in PATCH=file (or make one)
 	@$(PY) -m helpers.pipeline notebooks $(RUN) $(call parameter,PATCH,patch) --only 09_verify
 
-leaderboard: $(STAMP)  ## every method on held-out facts, as a page, as Parquet and as CSV
+leaderboard: $(STAMP)  ## every method on your fact and held-out ones, as a page, as Parquet and as CSV
 	@$(PY) -m helpers.pipeline notebooks $(RUN) --only 10_leaderboard
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included

@@ -13,6 +13,8 @@ from helpers.evaluation.tradeoff import (
     Sizes,
     best_shares,
     editing_methods,
+    known_pairs,
+    reported_pairs,
     scaled,
     strengths,
     summary,
@@ -31,6 +33,16 @@ def test_strengths_are_positive_numbers():
     for bad in ("", "a, 1", "0, 1"):
         with pytest.raises(UserError, match="separated by commas"):
             strengths(bad)
+
+
+def test_a_run_reports_on_its_own_fact_before_held_out_ones(knowing):
+    model, book = knowing(), ConceptPair("France", "Paris")
+    held = known_pairs(model, "capital", "heldout", n=9)
+    assert reported_pairs(model, book, n=2) == held[:2]  # methods were built on the book's
+    own = ConceptPair("Japan", "Tokyo")
+    assert reported_pairs(model, own, n=3) == [own, *held[:2]]
+    assert reported_pairs(model, held[0], n=2) == held[:2]  # once
+    assert reported_pairs(model, own, n=1) == [own]
 
 
 def test_half_of_an_edit_is_half_of_its_change(tiny_model):

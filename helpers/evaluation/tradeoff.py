@@ -22,6 +22,7 @@ from helpers.facts import ConceptPair, fact_split, known_facts
 from helpers.methods import METHODS, Unlearning, WeightDelta, unlearn
 from helpers.methods.folding import folding_gap
 from helpers.models import anatomy, model_hash
+from helpers.settings import Common
 
 ORIGINAL = "original"
 FAMILIES = ("surgery", "control")
@@ -88,6 +89,32 @@ def known_pairs(
         drawn = [s for s in drawn if s != besides.subject]
     targets = known.set_index("subject")["target"]
     return [ConceptPair(s, targets[s], relation) for s in drawn[:n]]
+
+
+def reported_pairs(
+    model: LanguageModel, pair: ConceptPair, *, n: int, seed: int = 0
+) -> list[ConceptPair]:
+    """The facts that a run reports on: its own, where that is not the book's, and held-out ones.
+
+    The book's own fact is what methods were built on; a user's own is what he asks about.
+
+    Args:
+        model: The original model.
+        pair: The run's own fact.
+        n: How many in all.
+        seed: Draws the held-out facts.
+
+    Raises:
+        UserError: As `known_pairs`.
+    """
+    book = (Common.model_fields["subject"].default, Common.model_fields["target"].default)
+    own = [] if (pair.subject, pair.target) == book else [pair]
+    if n == len(own):
+        return own
+    drawn = known_pairs(
+        model, pair.nearest_relation, "heldout", n=n - len(own), seed=seed, besides=pair
+    )
+    return own + drawn
 
 
 def scaled(model: LanguageModel, unlearning: Unlearning, share: float) -> Unlearning:
