@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, KNOWN
 from transformers import AutoModelForCausalLM
 
 from helpers.artifacts import write_tensors
@@ -31,6 +31,7 @@ from helpers.methods.surgery.neurons import deletion, random_like, rank_neurons
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, save_sae
 from helpers.sae.topk import TopK
+from helpers.scoring import rendered
 from helpers.settings import ROOT
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
@@ -91,6 +92,27 @@ def test_a_method_leaves_the_model_and_its_edit_is_undone_bit_by_bit(knowing, sm
         assert same is model
         assert model_hash(model) == edited
     assert model_hash(model) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_reads_a_held_out_prompt(knowing, small, method, monkeypatch):
+    model, read = knowing(), []
+    plain = type(model.tokenizer).__call__
+
+    def recording(self, text, *rest, **how):
+        read.extend([text] if isinstance(text, str) else text)
+        return plain(self, text, *rest, **how)
+
+    numbers = small(method, model)
+    monkeypatch.setattr(type(model.tokenizer), "__call__", recording)
+    unlearn(model, FRANCE, method, **numbers)
+    text = "\n\n".join(read)
+    pairs = [FRANCE, *FRANCE.same_subject(), *FRANCE.same_target()]
+    pairs += [p for p in FRANCE.neighbours() if p.subject in KNOWN]
+    for split, is_read in (("train", True), ("heldout", False)):
+        asked = [rendered(p, model.tokenizer) for pair in pairs for p in pair.prompts(split)]
+        found = [p for p in asked if p in text]
+        assert bool(found) == is_read, found
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,7 +13,8 @@ from helpers.methods import METHODS, unlearn
 from helpers.methods.training.adapters import adapted
 from helpers.methods.training.crisp import suppression
 from helpers.methods.training.data import Stream, data_of, distinct
-from helpers.methods.training.elm import cross_entropy, guided
+from helpers.methods.training.elm import EXPERT, NOVICE, _after, cross_entropy, guided
+from helpers.methods.training.idk import refusals
 from helpers.methods.training.idk_dpo import dpo_loss
 from helpers.methods.training.kl_minimisation import kl_to_reference
 from helpers.methods.training.npo import npo_loss
@@ -25,9 +26,9 @@ from helpers.methods.training.weighted_ascent import weighted
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, save_sae
 from helpers.sae.topk import TopK
-from helpers.scoring import answer_logprobs, encode, rendered
+from helpers.scoring import answer_logprobs, answer_probability, encode, rendered
 
-FRANCE = ConceptPair("France", "Paris")
+FRANCE, INDIA = ConceptPair("France", "Paris"), ConceptPair("India", "New Delhi")
 TRAINED = [name for name, m in METHODS.items() if m.family == "training"]
 QUICK = {"steps": 12, "lr": 0.01, "n_neighbours": 6, "n_passages": 3, "stop_at": 0.0}
 
@@ -160,31 +161,174 @@ def test_the_loss_of_examples_is_the_mean_over_answer_tokens(knowing):
     assert found.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
-def task_of(model, method: str, given: dict):
+def task_of(model, method: str, given: dict, pair: ConceptPair = FRANCE):
     """A method's task and objective, as `fit` makes them."""
     defaults = METHODS[method].hyperparameters() | given
     recipe = Recipe(**{k: defaults[k] for k in Recipe.__dataclass_fields__})
     own = {k: v for k, v in given.items() if k not in Recipe.__dataclass_fields__}
     n, passages = recipe.n_neighbours, recipe.n_passages
-    data = data_of(model, FRANCE, n_neighbours=n, n_passages=passages, seed=0)
-    task = Task(model, FRANCE, data, recipe, 0)
+    data = data_of(model, pair, n_neighbours=n, n_passages=passages, seed=0)
+    task = Task(model, pair, data, recipe, 0)
     return task, METHODS[method].function.__wrapped__(task, **own)
 
 
-def test_npo_sums_over_tokens_and_compares_with_the_original(knowing):
-    """The whole objective after a change of weights, from scores that another module computes."""
+class Plain:
+    """What a model says of examples, from its own full forward pass, sequence by sequence."""
+
+    def __init__(self, model, examples, layer: int = 0):
+        self.examples, self.logp, self.states = examples, [], []
+        for e in examples:
+            with torch.no_grad():
+                out = model._module(torch.tensor([e.ids]), output_hidden_states=True)
+            self.logp.append(out.logits[0, e.start - 1 : -1].double().log_softmax(-1))
+            self.states.append(out.hidden_states[layer + 1][0].double())
+
+    def tokens(self) -> list[torch.Tensor]:
+        """NLL of each example's answer tokens."""
+        rows = zip(self.examples, self.logp, strict=True)
+        return [-x[range(len(x)), list(e.ids[e.start :])] for e, x in rows]
+
+    def mean(self) -> float:
+        """Mean over examples of the mean over tokens."""
+        return sum(x.mean().item() for x in self.tokens()) / len(self.examples)
+
+    def sums(self) -> list[float]:
+        return [x.sum().item() for x in self.tokens()]
+
+
+def mean(values) -> float:
+    values = list(values)
+    return float(sum(values) / len(values))
+
+
+def soft(margins: list[float], beta: float) -> float:
+    return -(2 / beta) * mean(logsigmoid(beta * m) for m in margins)
+
+
+def kl(now, was) -> float:
+    """Mean over examples of the mean over tokens of KL(was ‖ now)."""
+    pairs = zip(now.logp, was.logp, strict=True)
+    return mean((q.exp() * (q - p)).sum(-1).mean().item() for p, q in pairs)
+
+
+def distilled(now, was, beta: float) -> float:
+    found = []
+    for e, p, q in zip(now.examples, now.logp, was.logp, strict=True):
+        lowered = q.clone()
+        lowered[range(len(q)), list(e.ids[e.start :])] -= beta
+        found.append(-(lowered.softmax(-1) * p).sum(-1).mean().item())
+    return mean(found)
+
+
+def ascended(now, beta: float) -> float:
+    return mean(((-beta * x).exp() * x).mean().item() for x in now.tokens())
+
+
+def steered(now, was, c: float) -> float:
+    """Mean square from c mean lengths along what seed 0 draws, of tokens from the subject on."""
+    own = [x[max(1, e.since) :] for e, x in zip(was.examples, was.states, strict=True)]
+    u = torch.rand(own[0].shape[-1], generator=torch.Generator().manual_seed(0)).double()
+    goal = c * torch.cat(own).norm(dim=-1).mean() * u / u.norm()
+    here = [x[max(1, e.since) :] for e, x in zip(now.examples, now.states, strict=True)]
+    return (torch.cat(here) - goal).square().mean().item()
+
+
+def drift(now, was) -> float:
+    pairs = zip(now.states, was.states, strict=True)
+    return torch.cat([(a - b)[1:] for a, b in pairs]).square().mean().item()
+
+
+def guided_away(now, was, novice, expert, eta: float) -> float:
+    found = []
+    for p, q, a, b in zip(now.logp, was.logp, novice.logp, expert.logp, strict=True):
+        goal = (q + eta * (a[-len(q) :] - b[-len(q) :])).softmax(-1)
+        found.append(-(goal * p).sum(-1).mean().item())
+    return mean(found)
+
+
+WHOLE = {
+    "gradient_ascent": ({}, lambda f, r, told, _: -f[1].mean()),
+    "task_vector": ({}, lambda f, r, told, _: f[1].mean()),
+    "gradient_difference": (
+        {"retain": 1.7},
+        lambda f, r, told, _: -f[1].mean() + 1.7 * r[1].mean(),
+    ),
+    "kl_minimisation": ({"retain": 1.7}, lambda f, r, told, _: -f[1].mean() + 1.7 * kl(r[1], r[0])),
+    "npo": (
+        {"beta": 0.2, "retain": 1.7},
+        lambda f, r, told, _: (
+            soft([a - b for a, b in zip(f[1].sums(), f[0].sums(), strict=True)], 0.2)
+            + 1.7 * r[1].mean()
+        ),
+    ),
+    "simnpo": (
+        {"beta": 2.5, "delta": 0.3, "forget": 0.6, "retain": 1.7},
+        lambda f, r, told, _: (
+            0.6 * soft([x.mean().item() - 0.3 for x in f[1].tokens()], 2.5) + 1.7 * r[1].mean()
+        ),
+    ),
+    "idk": ({"retain": 1.7}, lambda f, r, told, _: told[1].mean() + 1.7 * r[1].mean()),
+    "idk_dpo": (
+        {"beta": 0.2, "retain": 1.7},
+        lambda f, r, told, _: (
+            soft(
+                [
+                    (lose - lose_was) - (win - win_was)
+                    for lose, lose_was, win, win_was in zip(
+                        f[1].sums(), f[0].sums(), told[1].sums(), told[0].sums(), strict=True
+                    )
+                ],
+                0.2,
+            )
+            + 1.7 * r[1].mean()
+        ),
+    ),
+    "undial": (
+        {"beta": 3.0, "retain": 1.7},
+        lambda f, r, told, _: distilled(f[1], f[0], 3.0) + 1.7 * r[1].mean(),
+    ),
+    "weighted_ascent": (
+        {"beta": 0.7, "retain": 1.7},
+        lambda f, r, told, _: -ascended(f[1], 0.7) + 1.7 * r[1].mean(),
+    ),
+    "rmu": (
+        {"c": 2.0, "alpha": 1.7},
+        lambda f, r, told, _: steered(f[1], f[0], 2.0) + 1.7 * drift(r[1], r[0]),
+    ),
+    "elm": (
+        {"eta": 0.5, "retain": 1.7, "fluency": 0.0},
+        lambda f, r, told, context: (
+            guided_away(f[1], f[0], *context, 0.5)
+            + 1.7 * (kl(r[1], r[0]) + mean(-(q.exp() * q).sum(-1).mean().item() for q in r[0].logp))
+        ),
+    ),
+}
+"""Method → hyperparameters, and its loss from (original, now) of what is forgotten, retained and
+refused, and from what novice and expert say."""
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_whole_objective_is_its_formula(knowing, method):
+    """After a change of weights, for an answer of two tokens, from full logits."""
     model = knowing()
-    task, objective = task_of(model, "npo", QUICK | {"beta": 0.2, "retain": 0.0})
-    prompts = FRANCE.prompts("train")
-    before = -answer_logprobs(model, prompts, [" Paris"] * len(prompts))
-    with unlearn(model, FRANCE, "gradient_ascent", **QUICK).applied(model):
-        after = -answer_logprobs(model, prompts, [" Paris"] * len(prompts))
+    given, formula = WHOLE[method]
+    task, objective = task_of(model, method, QUICK | given | {"layers": (1,)}, INDIA)
+    data, told = task.data, refusals(task)
+    assert {len(e.ids) - e.start for e in data.forget} == {2}
+    context = [Plain(model, _after(task, c)) for c in (NOVICE, EXPERT)]
+    parts = (data.forget, data.retain, told)
+    was = [Plain(model, x, layer=1) for x in parts]
+    how = QUICK | {"layers": (0, 1), "lr": 0.003, "steps": 4}
+    with unlearn(model, INDIA, "gradient_difference", **how).applied(model):
+        now = [Plain(model, x, layer=1) for x in parts]
         with torch.no_grad():
-            found = objective.loss(model._module, Step(collate(task.data.forget), None))
-    margins = [0.2 * (a - b) for a, b in zip(after, before, strict=True)]
-    expected = -(2 / 0.2) * sum(logsigmoid(m) for m in margins) / len(margins)
-    assert len(task.data.forget) == len(prompts)
-    assert found.item() == pytest.approx(expected, rel=1e-3)
+            step = Step(collate(data.forget), collate(data.retain))
+            found = objective.loss(model._module, step).item()
+    pairs = list(zip(was, now, strict=True))
+    expected = formula(*pairs, context)
+    assert found == pytest.approx(expected, rel=1e-3)
+    unchanged = formula(*[(w, w) for w in was], context)
+    assert abs(expected - unchanged) > 0.01 * abs(expected)  # the weights count
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -292,11 +436,18 @@ def test_lora_gives_factors_of_its_rank_and_forgets_too(knowing):
     assert after < before - 0.1
 
 
-def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing):
-    model = knowing()
+def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, monkeypatch):
+    model, looked = knowing(), []
+
+    def recording(model, prompts):
+        looked.extend(p.split for p in prompts)
+        return answer_probability(model, prompts)
+
+    monkeypatch.setattr("helpers.methods.training.recipe.answer_probability", recording)
     edit = unlearn(model, FRANCE, "gradient_ascent", **QUICK | {"steps": 60, "stop_at": 0.5})
     assert edit.delta.notes["stopped_early"]
     assert edit.delta.notes["steps"] < 60
+    assert set(looked) == {"dev"}
 
 
 @pytest.mark.parametrize(
