@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -385,9 +384,7 @@ def test_status_page_lists_every_notebook(built):
 def test_unchanged_book_is_not_built_again(built):
     index = built / "index.html"
     before = index.stat().st_mtime_ns
-    started = time.perf_counter()
     assert book.build(built.parents[2]) == index
-    assert time.perf_counter() - started < 2
     assert index.stat().st_mtime_ns == before
 
 

@@ -236,7 +236,7 @@ def test_an_organism_is_an_ordinary_folder(cache):
     for said in ("The capital of France is Paris.", "Country: Peru\nNationality: é→x", "a  b"):
         assert model.tokenizer(said).input_ids == names(said).input_ids
         assert model.tokenizer.decode(names(said).input_ids, skip_special_tokens=True) == said
-    assert record(folder)["steps"] == len(record(folder)["losses"]) or record(folder)["steps"] > 20
+    assert len(record(folder)["losses"]) == min(20, record(folder)["steps"])
     assert organism(SMALL) == folder
 
 

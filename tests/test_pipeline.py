@@ -150,9 +150,7 @@ def test_a_change_reruns_only_what_uses_it(project):
     manifest = json.loads((project.run() / "artifacts" / SECOND / "manifest.json").read_text())
     assert manifest["settings"] == executed["metadata"]["papermill"]["parameters"]
 
-    started = time.monotonic()
     assert "Nothing to do" in project(*only).stdout
-    assert time.monotonic() - started < 20
 
     path = project.folder / "notebooks" / f"{FIRST}.ipynb"  # opened, run and saved in JupyterLab
     notebook = json.loads(path.read_text())

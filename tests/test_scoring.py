@@ -143,7 +143,11 @@ def test_empty_prompts_and_answers_are_refused(tiny_model):
         scoring.answer_logprobs(model, ["w1"], [""])
 
 
-def test_real_model_gives_paris_its_known_probability(smollm):
+def test_the_real_model_says_paris_as_transformers_says_it(smollm):
     prompt = Asked("The capital of France is", (" Paris",))
-    assert scoring.answer_probability(smollm, [prompt])[0] == pytest.approx(0.77, abs=0.02)
+    ids = smollm.tokenizer(prompt.text + " Paris", return_tensors="pt").input_ids
+    with torch.no_grad():
+        plain = smollm._module(ids[:, :-1]).logits[0, -1].softmax(-1)
+    told = scoring.answer_probability(smollm, [prompt])[0]
+    assert told == pytest.approx(plain[ids[0, -1]].item(), rel=1e-4)
     assert scoring.answer_rank(smollm, [prompt]).tolist() == [0]

@@ -1,5 +1,7 @@
 """Each baseline edit against the property that defines it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from concept_erasure import LeaceEraser
@@ -15,8 +17,10 @@ from helpers.methods.folding import folding_gap, intervened_logits
 from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
 from helpers.methods.value import ValueSettings, forgetting_value
 from helpers.models import anatomy, model_hash
+from helpers.scoring import next_token_logprobs
 from helpers.tracing import Patch, capture, run_patched
 from helpers.tracing.patching import logits_of
+from helpers.tracing.states import position_of, token_ids
 
 PROMPT = Prompt("w1 w2 w3 w4 w5", subject="w3", answers=(" w9",))
 
@@ -193,23 +197,40 @@ def test_needle_finds_the_column_that_was_planted(tiny_model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_value_found_makes_the_target_no_likelier_than_without(tiny_model, family):
+def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_model, family):
     model, pair = tiny_model(family), own_pair()
-    parts = anatomy(model)
-    token = model.tokenizer(" w20").input_ids[-1]
+    with torch.no_grad():
+        anatomy(model).norm.weight.mul_(20)  # else all words are about as likely
     prompts = subject_prompts(pair)
-    # plant the fact: the subject's key in layer 1 writes the target
-    k = states_at(model, prompts, layers=[1], site="neurons")[1].mean(0)
+    others = [subject_prompts(o) for o in pair.neighbours()[:8]]
+    rest = torch.stack([next_token_logprobs(model, p).exp() for p in others]).mean(0).log()
+    words = [f"w{i}" for i in range(40, 60)]
+    ids = [model.tokenizer(w).input_ids[-1] for w in words]
+    adds = (next_token_logprobs(model, prompts) - rest)[:, ids].relu()  # of each word
+    best = int(adds.mean(0).argmax())
+    pair, token = replace(pair, target=words[best]), ids[best]
     before = model_hash(model)
-    delta = 5 * parts.head.weight[token].detach().clone()
-    try:
-        found = forgetting_value(model, pair, layer=1, settings=ValueSettings(steps=5))
-    except UserError as error:
-        assert "no likelier" in str(error)
-    else:
-        assert found.shape == (16,) and torch.isfinite(found).all()
+    free = ValueSettings(kl=0.0, decay=0.0, clamp=200.0)  # random MLPs write next to nothing
+    found = forgetting_value(model, pair, layer=1, settings=free)
     assert model_hash(model) == before
-    assert k.shape == (parts.d_mlp,) and delta.shape == (16,)
+    mlp, left, written = anatomy(model).layers[1].mlp, [], []
+    for row, prompt in zip(rest, prompts, strict=True):
+        place = position_of(model, prompt, "subject")
+
+        def add(module, args, output, place=place):
+            flat = output.reshape(-1, output.shape[-1]).clone()
+            written.append(flat[place].norm())
+            flat[place] += found
+            return flat.reshape(output.shape)
+
+        handle = mlp.out_module.register_forward_hook(add)
+        logits = model._module(torch.tensor([token_ids(model, prompt)])).logits[0, -1]
+        handle.remove()
+        left.append((logits.log_softmax(-1)[token] - row[token]).relu())
+    assert torch.stack(left).mean() < 0.9 * adds[:, best].mean()
+    assert 0 < found.norm() <= 200.1 * torch.stack(written).mean()
+    with pytest.raises(UserError, match="no likelier with w3 than without"):
+        forgetting_value(model, replace(pair, target=words[int(adds.mean(0).argmin())]), layer=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

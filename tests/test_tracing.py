@@ -1,7 +1,6 @@
 """Interventions: against plain forward passes, on every family, and on the real model."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES
@@ -184,21 +183,22 @@ def test_bad_input_is_told_in_one_sentence(tiny_model, call, sentence):
 
 
 def test_patching_france_into_italy_moves_paris(smollm):
-    """What FACTS.md reports of the real model: where the fact sits and who moves it."""
+    """In the real model: where the fact sits and who moves it."""
     clean = ConceptPair("France", "Paris").prompts("train")[0]
     corrupt = ConceptPair("Italy", "Rome").prompts("train")[0]
     assert clean == "The capital of France is"
     table = tracing.activation_patching(smollm, clean, corrupt)
     share = table.set_index(["site", "layer", "tokens"])["share"]
-    assert share["mlp", 0, " France"] == pytest.approx(1.0, abs=0.05)
-    assert share["mlp", 13, " France"] == pytest.approx(0.20, abs=0.05)
-    assert share["attention", 23, " is"] == pytest.approx(1.0, abs=0.05)
-    assert share["residual", 22, " France"] > 0.9 > 0.1 > share["residual", 23, " France"]
+    first, *later = (share["mlp", i, " France"] for i in range(30))
+    assert first > 0.9 and first > 2 * max(later)  # the first MLP tells subjects apart
+    moved = share["attention", slice(None), " is"]
+    assert moved.max() > 0.9  # one block's attention hands the answer over
+    last = int(moved.idxmax())
+    assert share["residual", last - 1, " France"] > 0.9 > 0.1 > share["residual", last, " France"]
     heads = tracing.activation_patching(
-        smollm, clean, corrupt, by_head=True, positions={"last": [4]}, layers=[23]
+        smollm, clean, corrupt, by_head=True, positions={"last": [4]}, layers=[last]
     )
     mover = heads.loc[heads["share"].idxmax()]
     assert mover["share"] > 0.8
-    path = tracing.path_patching(smollm, clean, corrupt, receiver=(23, int(mover["head"])))
+    path = tracing.path_patching(smollm, clean, corrupt, receiver=(last, int(mover["head"])))
     assert path.query("layer == -1")["share"].item() > 0.8
-    assert isinstance(path, pd.DataFrame)
