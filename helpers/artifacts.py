@@ -295,6 +295,7 @@ class Run:
     def __init__(self, folder: str | Path, step: str, settings: BaseModel):
         self.folder, self.step, self.settings = Path(folder), step, settings
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
+        self._inputs: dict[str, str] = {}
         self._outputs: list[Path] = []
 
     def path(self, name: str, *, step: str | None = None) -> Path:
@@ -318,6 +319,7 @@ class Run:
         for suffix, read in ((".parquet", read_table), (".json", read_json)):
             path = self.path(name + suffix, step=step)
             if path.exists():
+                self._inputs[f"{step}/{path.name}"] = content_hash(path)
                 return read(path)
         raise UserError(
             f"{self.path(name, step=step)} is missing: run notebooks/{step}.ipynb with the same "
@@ -325,12 +327,11 @@ class Run:
             "as 'runs/default'."
         )
 
-    def finish(self, *, model_hash: str = "", inputs: dict[str, str] | None = None) -> dict:
+    def finish(self, *, model_hash: str = "") -> dict:
         """Write `manifest.json`: what was made from what, by which code, in how long.
 
         Args:
             model_hash: `helpers.models.model_hash` of the model that was asked.
-            inputs: Names and hashes of what the step read.
         """
         manifest = {
             "step": self.step,
@@ -339,7 +340,7 @@ class Run:
             "seeds": [getattr(self.settings, "seed", 0)],
             "profile": getattr(self.settings, "profile", ""),
             "model_hash": model_hash,
-            "inputs": inputs or {},
+            "inputs": self._inputs,
             "outputs": {p.name: content_hash(p) for p in self._outputs},
             "commit": git_commit(),
             "versions": versions(),

@@ -92,10 +92,6 @@ class MLPAnatomy:
         """The values, one a column; a view of the parameter."""
         return self._view(self.out_module)
 
-    def detector(self) -> Float[Tensor, "d_mlp d_model"]:
-        """The rows that the nonlinearity acts on: the gate's where there is one, else W_in's."""
-        return self.W_in() if self.gate_module is None else self.W_gate()
-
 
 @dataclass(frozen=True)
 class LayerAnatomy:
@@ -124,7 +120,6 @@ class Anatomy:
     layers: tuple[LayerAnatomy, ...]
     norm: nn.Module
     head: nn.Module
-    embed: object
     d_model: int
     d_mlp: int
     n_heads: int
@@ -309,7 +304,6 @@ def _dissect(model: LanguageModel) -> Anatomy:
     blocks = _first(module, [f"{prefix}.{p}" for p in BLOCKS], f"{kind}'s list of blocks")
     norm = _first(module, [f"{prefix}.{p}" for p in NORM], f"{kind}'s final norm")
     head = module.get_output_embeddings()
-    embed = next(n for n, m in module.named_modules() if m is module.get_input_embeddings())
     layers = []
     for i in range(len(module.get_submodule(blocks))):
         base = f"{blocks}.{i}"
@@ -350,7 +344,6 @@ def _dissect(model: LanguageModel) -> Anatomy:
         layers=tuple(layers),
         norm=module.get_submodule(norm),
         head=head,
-        embed=_envoy(model, embed),
         d_model=config.hidden_size,
         d_mlp=layers[0].mlp.W_in().shape[0],
         n_heads=config.num_attention_heads,

@@ -212,17 +212,22 @@ def test_the_manifest_records_what_was_made_from_what(tmp_path):
     run = Run(tmp_path, "01_keys_and_values", Common(seed=7, profile="smoke"))
     path = run.save("table", TABLE)
     run.save("numbers", {"n": 3})
-    run.finish(model_hash="abc", inputs={"facts": "123"})
+    run.finish(model_hash="abc")
     manifest = read_json(tmp_path / "artifacts" / "01_keys_and_values" / "manifest.json")
     assert manifest["settings"]["subject"] == "France" and manifest["seeds"] == [7]
     assert manifest["profile"] == "smoke" and manifest["model_hash"] == "abc"
-    assert manifest["inputs"] == {"facts": "123"}
+    assert manifest["inputs"] == {}
     assert manifest["outputs"] == {
         "table.parquet": content_hash(path),
         "numbers.json": content_hash(path.with_name("numbers.json")),
     }
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["commit"] and manifest["started"]
+    later = Run(tmp_path, "02_propagation", Common())
+    later.load("table", step="01_keys_and_values")
+    later.finish()
+    manifest = read_json(later.path("manifest.json"))
+    assert manifest["inputs"] == {"01_keys_and_values/table.parquet": content_hash(path)}
     assert manifest["seconds"] >= 0 and manifest["peak_memory_mb"] > 0
 
 

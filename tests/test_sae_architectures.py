@@ -129,14 +129,11 @@ def test_dead_latents_learn_what_the_others_leave_over():
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
-def test_one_latent_and_the_sparse_code_agree_with_all_latents(architecture):
+def test_the_output_is_the_latents_decoded(architecture):
     sae = make(architecture)
     if architecture in ("batch_topk", "matryoshka"):
         sae.threshold.fill_(1.0)
     z = sae.eval().encode(X)
-    assert torch.allclose(sae.latent(X, 5), z[:, 5], atol=1e-5)
-    values, indices = sae.encode_sparse(X)
-    assert torch.allclose(torch.zeros_like(z).scatter_(1, indices, values), z, atol=1e-6)
     assert torch.allclose(sae(X), z @ sae.W_dec + sae.b_dec, atol=1e-5)
 
 

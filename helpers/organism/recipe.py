@@ -77,10 +77,6 @@ class Recipe:
         own = self.world().find(pair)
         return replace(self, without=(own.subject, own.target, own.relation))
 
-    def original(self) -> "Recipe":
-        """The same with every fact."""
-        return replace(self, without=None)
-
     def but(self, **changes) -> "Recipe":
         """The same with other values."""
         return replace(self, **changes)

@@ -154,32 +154,6 @@ class SAE(nn.Module):
         """The reconstruction of `x` (a transcoder's prediction)."""
         return self.decode(self.encode(x))
 
-    @torch.no_grad()
-    def encode_sparse(
-        self, x: Float[Tensor, "n d_in"]
-    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-        """Each vector's active latents, the strongest first, filled up with zeros.
-
-        Returns:
-            Values and indices; k is the largest number of active latents of any vector (the
-            fixed k of TopK).
-        """
-        values, indices = [], []
-        for rows in x.split(ROWS):
-            z = self.encode(rows)
-            top = z.topk(max(1, int((z != 0).sum(1).max())), dim=1)
-            values.append(top.values)
-            indices.append(top.indices)
-        width = max(v.shape[1] for v in values)
-        return tuple(
-            torch.cat([nn.functional.pad(t, (0, width - t.shape[1])) for t in ts])
-            for ts in (values, indices)
-        )
-
-    def latent(self, x: Float[Tensor, "n d_in"], index: int) -> Float[Tensor, " n"]:
-        """One latent of each vector, without the others where the architecture allows."""
-        return torch.cat([self.encode(rows)[:, index] for rows in x.split(ROWS)])
-
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds, under SAELens's names."""
         return {

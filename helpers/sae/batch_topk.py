@@ -35,11 +35,6 @@ class BatchTopK(TopK):
         """Zero all that do not exceed the threshold."""
         return pre.relu() * (pre > self.threshold)
 
-    def latent(self, x: Float[Tensor, "n d_in"], index: int) -> Float[Tensor, " n"]:
-        """One latent of each vector."""
-        pre = x @ self.encoder[index] + self.b_enc[index]
-        return pre.relu() * (pre > self.threshold)
-
     def select(self, x: Float[Tensor, "n d_in"]) -> Code:
         """The batch's largest; in training the running threshold follows."""
         guess = GUESS * float(self.last)

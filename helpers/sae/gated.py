@@ -33,12 +33,6 @@ class Gated(ReLU):
         """Magnitudes where the gate is open."""
         return self._magnitude(pre, self.log_gain, self.b_mag, self.b_enc) * (pre > 0)
 
-    def latent(self, x: Float[Tensor, "n d_in"], index: int) -> Float[Tensor, " n"]:
-        """One latent of each vector."""
-        pre = x @ self.encoder[index] + self.b_enc[index]
-        numbers = (self.log_gain[index], self.b_mag[index], self.b_enc[index])
-        return self._magnitude(pre, *numbers) * (pre > 0)
-
     def loss(
         self,
         x: Float[Tensor, "n d_in"],

@@ -42,11 +42,6 @@ class JumpReLU(ReLU):
         """Zero all that do not exceed their threshold."""
         return pre * (pre > self.threshold)
 
-    def latent(self, x: Float[Tensor, "n d_in"], index: int) -> Float[Tensor, " n"]:
-        """One latent of each vector."""
-        pre = x @ self.encoder[index] + self.b_enc[index]
-        return pre * (pre > self.threshold[index])
-
     def select(self, x: Float[Tensor, "n d_in"]) -> Code | DenseCode:
         """All that are active or within the estimator's reach below the threshold."""
         reach = self.threshold - self.cfg.bandwidth / 2

@@ -29,10 +29,6 @@ class ReLU(SAE):
         """max(pre, 0)."""
         return pre.relu()
 
-    def latent(self, x: Float[Tensor, "n d_in"], index: int) -> Float[Tensor, " n"]:
-        """One latent of each vector."""
-        return (x @ self.encoder[index] + self.b_enc[index]).relu()
-
     def select(self, x: Float[Tensor, "n d_in"]) -> Code | DenseCode:
         """All positive ones."""
         return pick_above(x, self.encoder, self.b_enc)
