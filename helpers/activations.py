@@ -19,6 +19,7 @@ from torch import Tensor
 
 from helpers.artifacts import (
     FULL,
+    alone,
     cache_dir,
     content_hash,
     read_json,
@@ -142,10 +143,11 @@ def harvest(
         "keys": [list(k) for k in keys],
     }
     folder = Path(folder or cache_dir() / "activations" / content_hash(index))
-    done, widths = _resumed(folder, index)
-    if done < len(tokens):
-        _write(model, tokens, keep, keys, folder, index, done)
-        widths = read_json(folder / INDEX)["widths"]
+    with alone(folder):
+        done, widths = _resumed(folder, index)
+        if done < len(tokens):
+            _write(model, tokens, keep, keys, folder, index, done)
+            widths = read_json(folder / INDEX)["widths"]
     return _opened(folder, index, tokens, keep, dict(zip(keys, widths, strict=True)))
 
 

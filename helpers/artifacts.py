@@ -213,7 +213,7 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
     path = cache_dir() / kind / f"{content_hash(key)}.parquet"
     with contextlib.suppress(UserError):  # not there; or damaged, then it is simply made again
         return read_table(path)
-    with _alone(path):
+    with alone(path):
         with contextlib.suppress(UserError):
             return read_table(path)
         started = time.perf_counter()
@@ -229,7 +229,7 @@ def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
     path = cache_dir() / kind / content_hash(key)
     if path.exists():
         return path
-    with _alone(path):
+    with alone(path):
         if not path.exists():
             with atomic_path(path, folder=True) as temporary:
                 build(temporary)
@@ -256,7 +256,7 @@ def cached_layers(
     keys = {i: {**key, "layer": i} for i in layers}
     files = {i: cache_dir() / kind / content_hash(k) / name for i, k in keys.items()}
     if not all(file.exists() for file in files.values()):
-        with _alone(cache_dir() / kind / content_hash(key)):
+        with alone(cache_dir() / kind / content_hash(key)):
             if missing := [i for i, file in files.items() if not file.exists()]:
                 for i, found in build(missing):
                     cached_folder(kind, keys[i], lambda f, x=found: write_tensors(f / name, x))
@@ -264,7 +264,7 @@ def cached_layers(
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """While this block makes `path`, other processes that would make it too wait for it.
 
     They have to look again whether it is there once they are in. Where the file system knows no

@@ -1,6 +1,8 @@
 """Harvesting: against plain forward passes, through kills, and with bad input."""
 
+import contextlib
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from conftest import FAMILIES
 
 from helpers import activations
 from helpers.activations import harvest, open_shards
+from helpers.artifacts import alone
 from helpers.errors import UserError
 from helpers.models import anatomy
 from helpers.tracing import SITES, Patch, run_patched
@@ -100,6 +103,26 @@ def test_a_killed_harvest_goes_on_where_it_stopped(tiny_model, monkeypatch, tmp_
     harvest(model, TOKENS, layers=[0], folder=tmp_path / "part")
     assert seen == [2]
     assert np.array_equal(open_shards(tmp_path / "part").rows, whole.rows)
+
+
+def test_a_harvest_waits_for_another_into_the_same_folder(tiny_model, monkeypatch, tmp_path):
+    model, looked = tiny_model(), threading.Event()
+
+    def resumed(*_):
+        looked.set()
+        raise UserError("enough")
+
+    def work():
+        with contextlib.suppress(UserError):
+            harvest(model, TOKENS, layers=[0], folder=tmp_path / "same")
+
+    monkeypatch.setattr("helpers.activations._resumed", resumed)
+    other = threading.Thread(target=work)
+    with alone(tmp_path / "same"):
+        other.start()
+        assert not looked.wait(0.5)
+    assert looked.wait(30)
+    other.join()
 
 
 def test_bad_harvests_are_told_in_one_sentence(tiny_model, tmp_path):

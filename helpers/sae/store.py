@@ -15,7 +15,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.activations import Shards, harvest
-from helpers.artifacts import Run, cache_dir, content_hash
+from helpers.artifacts import Run, alone, cache_dir, content_hash
 from helpers.errors import UserError
 from helpers.models import model_hash
 from helpers.sae.base import SAE, SAEConfig
@@ -67,13 +67,14 @@ def trained_saes(
     jobs = [(c.but(model_hash=stamp), settings) for c, settings in jobs]
     keys = [_key(c, settings, tokens) for c, settings in jobs]
     folders = [cache_dir() / KIND / key for key in keys]
-    todo = [i for i, folder in enumerate(folders) if not _done(folder)]
-    shards = _harvest(model, tokens, [jobs[i][0] for i in todo]) if todo else None
-    for i in todo:
-        config, settings = jobs[i]
-        train(shards, [config], settings, folder=folders[i], watch=watch)
-    if shards is not None:
-        shutil.rmtree(shards.folder, ignore_errors=True)
+    with alone(cache_dir() / KIND / content_hash(keys)):
+        todo = [i for i, folder in enumerate(folders) if not _done(folder)]
+        shards = _harvest(model, tokens, [jobs[i][0] for i in todo]) if todo else None
+        for i in todo:
+            config, settings = jobs[i]
+            train(shards, [config], settings, folder=folders[i], watch=watch)
+        if shards is not None:
+            shutil.rmtree(shards.folder, ignore_errors=True)
     return [
         Stored(load_sae(folder / "sae-0"), key, read_metrics(folder))
         for key, folder in zip(keys, folders, strict=True)
