@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 
 from helpers.errors import UserError
+from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.leaderboard import leaderboard, pareto, sortable, tidy, with_exact
+from helpers.evaluation.tradeoff import Sizes, most_back, summary, tradeoff
+from helpers.facts import ConceptPair
+from helpers.methods import METHODS
+from helpers.methods.protocol import Method
 
 ABOUT = {"a": {"commit": "c0ffee", "profile": "default", "model_hash": "12ab"}, "b": {}}
 
@@ -27,6 +32,23 @@ def results(method: str, left, neighbours, *, refused=(), family="surgery", seed
             "neighbours": [np.nan if i in refused else x for i, x in enumerate(neighbours)],
         }
     )
+
+
+def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing, monkeypatch):
+    def hides(model, pair, *, seed):
+        return logit_suppression(model, pair).delta
+
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    monkeypatch.setitem(METHODS, "hides", Method("hides", "surgery", hides))
+    methods = {"hides": {}, "gated_neuron": {"layers": (0,)}, "in_context": {}}
+    how = {"shares": dict.fromkeys(methods, (1.0,)), "sizes": Sizes("heldout", 2, 128)}
+    found = summary(tradeoff(model, [pair], methods, **how))
+    value = found.pivot(index="method", columns="metric", values="value")
+    assert value.loc["hides", "P(target) left"] < 0.3 < 0.9 < value.loc["hides", "back, stitched"]
+    assert value.loc["gated_neuron", "back, stitched"] < 0.3
+    assert np.isnan(value.loc["in_context", "back, stitched"])
+    assert most_back(found, families=("surgery",)).startswith("hides (")
+    assert most_back(found, families=("inference",)) == "none (it was not measured)"
 
 
 def test_tidy_has_one_row_a_measurement_and_says_where_it_is_from():

@@ -15,6 +15,8 @@ from nnsight import LanguageModel
 
 from helpers.artifacts import cached_table, content_hash
 from helpers.errors import UserError
+from helpers.evaluation.attacks import NothingToAttackError
+from helpers.evaluation.attacks.stitching import stitched
 from helpers.evaluation.bootstrap import bootstrap
 from helpers.evaluation.questions import RETAINED
 from helpers.evaluation.scorecard import evaluate
@@ -23,8 +25,8 @@ from helpers.methods import METHODS, Unlearning, WeightDelta, unlearn
 from helpers.methods.folding import folding_gap
 from helpers.models import anatomy, model_hash
 from helpers.settings import Common
+from helpers.sources import code_hash
 
-ORIGINAL = "original"
 FAMILIES = ("surgery", "control")
 SURE = 0.2
 LOOKED_AT = ("France", "Germany", "Italy", "Japan", "Greece")  # while the methods were written
@@ -168,7 +170,8 @@ def tradeoff(
         refused, seconds (of the method), removes, norm, delta_rank (largest), folding_gap (largest
         difference of a logit between weights and intervention; missing where more than the MLPs
         changes, or no weight), each metric of the scorecard by
-        its name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`).
+        its name, `stitched` (P(target) of that attack, with text only), `paraphrases_before`, and
+        `forgotten` and `kept` (see `with_axes`).
     """
     base = {"model": model_hash(model), "sizes": vars(sizes), "code": code_hash(__file__)}
     tables = []
@@ -233,10 +236,20 @@ def _rows(
                 seed=seed,
                 parts=parts,
             )
-        scores = {k: m.value for k, m in card.items()}
+            scores = {k: m.value for k, m in card.items()}
+            if sizes.n_tokens:
+                scores["stitched"] = _stitched(model, pair)
         before = {"paraphrases_before": card.before["paraphrases"]}
         rows.append({**about, "share": share, **before, **scores})
     return pd.DataFrame(rows)
+
+
+def _stitched(model: LanguageModel, pair: ConceptPair) -> float:
+    """Mean P(target) of the attack `stitched`; NaN where it has no hold."""
+    try:
+        return float(stitched(model, pair)["score"].mean())
+    except NothingToAttackError:
+        return np.nan
 
 
 def _of_weights(model: LanguageModel, made: Unlearning, prompts: Sequence[str]) -> dict[str, float]:
@@ -272,11 +285,12 @@ def balance_of(forgotten: pd.Series, kept: pd.Series) -> pd.Series:
 
 METRICS = {
     "P(target) left": lambda t: t["paraphrases"] / t["paraphrases_before"],
+    "back, stitched": lambda t: t["stitched"] / t["paraphrases_before"],
     "neighbours kept": lambda t: t["neighbours"],
     "other facts kept": lambda t: t[[c for c in RETAINED[1:] if c in t]].mean(axis=1),
     "perplexity change": lambda t: t["perplexity_change_factbook"],
 }
-"""What is reported: name → column of a table of `tradeoff`; the first and last are best at 0."""
+"""What is reported: name → column of a table of `tradeoff`; those that are kept are best at 1."""
 
 
 def summary(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
@@ -297,6 +311,21 @@ def summary(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 found = bootstrap(values.to_numpy(), seed=seed)
                 rows.append({"method": name, "family": family, "metric": metric, **vars(found)})
     return pd.DataFrame(rows)
+
+
+def most_back(found: pd.DataFrame, *, families: Sequence[str]) -> str:
+    """The method of some families that stitching adds most to what is left by, in words.
+
+    Args:
+        found: From `summary`.
+        families: Which.
+    """
+    wide = found[found["family"].isin(families)].pivot(index="method", columns="metric")["value"]
+    if "back, stitched" not in wide or wide["back, stitched"].isna().all():
+        return "none (it was not measured)"
+    back, left = wide["back, stitched"], wide["P(target) left"]
+    name = (back - left).idxmax()
+    return f"{name} ({back[name]:.3f} of it, where {left[name]:.3f} is left without)"
 
 
 def best_shares(table: pd.DataFrame) -> dict[str, float]:
