@@ -1,0 +1,77 @@
+"""What a method costs: seconds and memory of one edit of one pair, each in a process of its own.
+
+A process of its own is what keeps the peaks apart. What methods share (statistics of text and of
+other subjects) is in the cache, as it is after the first pair.
+"""
+
+import argparse
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from report import report
+
+from helpers.errors import UserError
+from helpers.evaluation.tradeoff import editing_methods, known_pairs
+from helpers.methods import METHODS, unlearn
+from helpers.models import load_model
+
+FAMILIES = ("surgery", "training", "inference", "control")
+
+
+def cost(name: str, how: dict) -> dict:
+    """One method, in a process of its own."""
+    model = load_model()
+    first, second = known_pairs(model, "capital", "dev", n=2)
+    row = {"method": name, "family": METHODS[name].family}
+    try:
+        unlearn(model, first, name, **how)  # fills the cache
+        loaded = _peak()
+        made = unlearn(model, second, name, **how)
+    except UserError as error:
+        return row | {"seconds": "–", "peak MB": "–", "edit kB": str(error)}
+    return row | {
+        "seconds": made.seconds,
+        "peak MB": max(loaded, _peak()),
+        "edit kB": made.delta.size() / 1024,
+    }
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--saes", nargs="*", default=[], help="folders of SAEs, for who needs them")
+    args = parser.parse_args()
+    rows = [{"method": "(the model alone)", "family": "", **_alone()}]
+    for name, how in editing_methods("all", args.saes, families=FAMILIES).items():
+        rows.append(_in_process(cost, name, how))
+        print(rows[-1], flush=True)
+    result = {
+        "title": "What a method costs",
+        "how": "One development pair with each method's defaults, the model loaded and what pairs "
+        "share in the cache: wall-clock seconds, peak resident memory of the process (the model's "
+        "weights and the libraries included), size of the edit as it is kept. One run each.",
+        "rows": rows,
+    }
+    report("methods", result)
+
+
+def _in_process(work, *arguments):
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _alone() -> dict:
+    return {"seconds": 0.0, "peak MB": _in_process(_loaded), "edit kB": 0.0}
+
+
+def _loaded() -> float:
+    known_pairs(load_model(), "capital", "dev", n=1)
+    return _peak()
+
+
+if __name__ == "__main__":
+    main()
