@@ -128,7 +128,7 @@ RELATIONS: dict[str, Relation] = {
             reverse_train=(
                 T("{} is the national capital of"),
                 T("{} is the seat of government of"),
-                T("The city of {} is the capital of"),
+                T("The parliament meets in {}, the capital of"),
                 T("We flew to {}, the capital of"),
                 T("Question: Which country has {} as its capital?\nAnswer: {} is the", "question"),
                 T("Which country is {} the capital of?", "chat", "{} is the capital city of"),
