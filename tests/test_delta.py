@@ -6,7 +6,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError
-from helpers.methods import Change, Unlearning, WeightDelta, applied_to, load_unlearning, original
+from helpers.facts import ConceptPair
+from helpers.methods import (
+    Change,
+    Unlearning,
+    WeightDelta,
+    applied_to,
+    composed,
+    load_unlearning,
+    original,
+    unlearn,
+)
 from helpers.methods.widened import save_widened
 from helpers.models import anatomy, model_hash
 from tests.conftest import FAMILIES
@@ -40,6 +50,44 @@ def neuron(model, layer=1, seed=0):
     torch.manual_seed(seed)
     d = Detectors(torch.randn(1, 16), torch.tensor([0.1]), torch.ones(1))
     return appended(model, {layer: d}, {layer: torch.randn(1, 16)})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edits_of_one_model_add_up_to_one(tiny_model, family, tmp_path):
+    model = tiny_model(family)
+    name = anatomy(model).layers[1].mlp.out_name
+    plain = model._module.get_parameter(name).detach().clone()
+    dense = WeightDelta.of(model._module, {name: Change(dense=0.1 * torch.randn(plain.shape))})
+    edits = [edit(model, d) for d in (low_rank(model), low_rank(model, seed=1), dense)]
+    total = sum(e.delta.changes[name].matrix() for e in edits)
+    for some, delta in ((edits[:2], total - dense.changes[name].dense), (edits, total)):
+        both = composed(model, some)
+        assert (both.delta.changes[name].rank == 6) == (len(some) == 2)  # factors stay factors
+        both.save(tmp_path / "both.safetensors")
+        with load_unlearning(tmp_path / "both.safetensors").applied(model):
+            weight = model._module.get_parameter(name)
+            assert torch.allclose(weight, plain + delta, atol=1e-5)
+    neurons = [edit(model, neuron(model, seed=s)) for s in (0, 1)]
+    with edits[0].applied(model), neurons[0].applied(model), neurons[1].applied(model):
+        one_by_one = logits(model)
+        together = composed(model, [edits[0], *neurons])  # of the model without them
+    with together.applied(model):
+        assert torch.allclose(logits(model), one_by_one, atol=1e-5)
+    assert together.pair == [edits[0].pair] * 3
+
+
+def test_what_does_not_add_up_is_told(tiny_model):
+    model, other = tiny_model(), tiny_model()
+    with torch.no_grad():
+        anatomy(other).layers[1].mlp.out_module.weight[0, 0] += 1
+    asking = unlearn(model, ConceptPair("France", "Paris"), "in_context")
+    for bad, told in (
+        ([], "no edit to compose"),
+        ([asking], "in_context is an intervention"),
+        ([edit(other, low_rank(other))], "by by_hand was made on another model"),
+    ):
+        with pytest.raises(UserError, match=told):
+            composed(model, bad)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

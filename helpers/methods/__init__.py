@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from helpers.methods.compose import composed
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.intervention import Intervention
 from helpers.methods.protocol import (
@@ -26,6 +27,7 @@ __all__ = [
     "Unlearning",
     "WeightDelta",
     "applied_to",
+    "composed",
     "load_unlearning",
     "method",
     "original",
