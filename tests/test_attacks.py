@@ -10,9 +10,11 @@ from helpers.errors import UserError
 from helpers.evaluation.attacks import (
     ATTACKS,
     NothingToAttackError,
+    asking,
     never_known,
     quantised,
     rounded,
+    trigger,
 )
 from helpers.evaluation.attacks.cutting import pushed, suspicion, without
 from helpers.evaluation.attacks.delta import audit_delta, statement
@@ -27,8 +29,9 @@ from helpers.hooks import put_mark
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
 from helpers.methods.tangent import linearise
 from helpers.models import anatomy, model_hash
-from helpers.scoring import answer_probability
+from helpers.scoring import answer_probability, first_token
 from helpers.tracing import capture
+from helpers.tracing.states import token_ids
 
 PUBLISHED_NF4 = (  # QLoRA, appendix E
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -256,6 +259,46 @@ def test_cutting_finds_a_planted_suppressor(knowing):
     means = table.groupby("budget")["score"].mean()
     assert means[0] < 0.1 * before
     assert means.max() > 0.5 * before
+
+
+def test_swaps_that_the_gradient_proposes_raise_the_answer_more_than_others(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    rows = [(token_ids(model, p), first_token(model, p, " Nairobi")) for p in pair.prompts("train")]
+    rows = rows[:3]
+    allowed = torch.arange(2, len(model.tokenizer))
+    with logit_suppression(model, pair).applied(model):
+        found = allowed[torch.arange(6) * 7]
+        proposed = trigger._proposals(model, found, rows, allowed)
+
+        def raised(place: int, token: int) -> float:
+            swapped = found.clone()
+            swapped[place] = token
+            return float(trigger.chances(model, swapped, rows).log().mean())
+
+        best = [raised(i, t) for i in range(6) for t in proposed[i, :8].tolist()]
+        drawn = allowed[torch.randperm(len(allowed), generator=torch.Generator().manual_seed(0))]
+        others = [raised(i, t) for i in range(6) for t in drawn[:8].tolist()]
+    assert np.mean(best) > np.mean(others) + 0.1
+
+
+def test_prefilled_and_foreign_prompts_are_about_the_subject_and_differ_by_what_they_say(
+    knowing, monkeypatch
+):
+    model, pair, seen = knowing(), ConceptPair("Kenya", "Nairobi"), []
+
+    def recording(model, prompts, *, why):
+        seen.append(list(prompts))
+        return np.zeros(len(prompts))
+
+    monkeypatch.setattr(asking, "asked", recording)
+    for name in ("prefilled", "languages"):
+        ATTACKS[name].function(model, pair)
+    prefilled, foreign = seen
+    ways = [str(p) for p in pair.prompts("heldout") if p.format == "completion"]
+    assert {str(p) for p in prefilled} == {f"{a}{w}{b}" for w in ways for a, b in asking.PREFILLS}
+    assert len(foreign) == 10 and len({str(p) for p in foreign}) == 10
+    for prompt in (*prefilled, *foreign):
+        assert "Kenya" in prompt and "Nairobi" not in prompt and prompt.answers == (" Nairobi",)
 
 
 def test_hiding_lowers_the_answer_and_nothing_before_the_last_layer(knowing):
