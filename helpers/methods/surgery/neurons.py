@@ -15,7 +15,8 @@ from nnsight import LanguageModel
 from helpers.artifacts import cached_table, content_hash
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.contrast import stored, subject_prompts
+from helpers.methods.delta import WeightDelta
 from helpers.methods.protocol import method
 from helpers.models import anatomy, model_hash
 from helpers.tracing import neuron_activations, selectivity
@@ -68,7 +69,7 @@ def rank_neurons(
         the subject). Kept in the cache by the model's hash and the prompts.
     """
     others = pair.others(n_subjects, seed=seed)
-    own, theirs = _asked(pair), [p for o in others for p in _asked(o)]
+    own, theirs = subject_prompts(pair), [p for o in others for p in subject_prompts(o)]
     code = content_hash(Path(__file__))
     key = {"model": model_hash(model), "own": own, "others": theirs, "code": code}
     return cached_table("neuron-ranks", key, lambda: _ranked(model, own, theirs))
@@ -125,24 +126,12 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightD
         pick = torch.eye(parts.d_mlp)[index]  # (n, d_mlp)
         for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
             if name:  # rows: pickᵀ (n of d_mlp) times the rows themselves
-                changes[name] = _stored(mlp, pick.T, -keys[index].detach().float().cpu())
-        values = -mlp.W_out()[:, index].detach().float().cpu()
-        changes[mlp.out_name] = _stored(mlp, values, pick)
+                changes[name] = stored(mlp, pick.T, -keys[index])
+        changes[mlp.out_name] = stored(mlp, -mlp.W_out()[:, index], pick)
     return WeightDelta.of(model._module, changes)
-
-
-def _stored(mlp, left: torch.Tensor, right: torch.Tensor) -> Change:
-    if mlp.transposed:
-        return Change(left=right.T.contiguous(), right=left.T.contiguous())
-    return Change(left=left.contiguous(), right=right.contiguous())
 
 
 def _top(ranked: pd.DataFrame, n: int) -> list[tuple[int, int]]:
     if not 1 <= n <= len(ranked):
         raise UserError(f"n is {n}: delete between 1 and {len(ranked)} neurons.")
     return [(int(r.layer), int(r.neuron)) for r in ranked.head(n).itertuples()]
-
-
-def _asked(pair: ConceptPair) -> list[Prompt]:
-    prompts = [p for p in pair.prompts("train") if p.format == "completion"]
-    return [p for p in prompts if not p.startswith(p.subject)] or prompts
