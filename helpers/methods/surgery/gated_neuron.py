@@ -31,6 +31,11 @@ LAYERS = range(19, 23)  # of 30: right below the hand-over
 WIDER = range(15, 23)  # for a change of W_out: shared by more layers it is smaller in each
 
 
+def best_layers(form: str) -> Sequence[int]:
+    """Layers, of 30, that a form of the edit is best made in."""
+    return LAYERS if form == "neurons" else WIDER
+
+
 @method("gated_neuron", family="surgery", many=True)
 def gated_neuron(
     model: LanguageModel,
@@ -67,7 +72,7 @@ def gated_neuron(
         UserError: Two prompts cannot be told apart.
     """
     if layers is None:
-        layers = anatomy(model).at_depth(LAYERS if form == "neurons" else WIDER)
+        layers = anatomy(model).at_depth(best_layers(form))
     detectors = fit_detectors(
         model,
         pairs,

@@ -81,8 +81,22 @@ for _function in (sae_direction, random_latents):
     _function.reads = SITES
 
 
-def load_fitting(model: LanguageModel, folders: Sequence[str], sites: Sequence[str], name: str):
+def load_fitting(
+    model: LanguageModel,
+    folders: Sequence[str],
+    sites: Sequence[str],
+    name: str,
+    *,
+    transcoders: bool = False,
+):
     """SAEs from their folders.
+
+    Args:
+        model: Any model of a known family.
+        folders: Where they lie.
+        sites: What they may read.
+        name: Of the method that takes them.
+        transcoders: Whether it takes those too.
 
     Raises:
         UserError: There is none, or one is of another model, layer or site.
@@ -98,10 +112,11 @@ def load_fitting(model: LanguageModel, folders: Sequence[str], sites: Sequence[s
     found = []
     for folder in folders:
         sae = load_sae(folder)
-        if sae.cfg.site not in sites or sae.cfg.transcoder:
+        if sae.cfg.site not in sites or (sae.cfg.transcoder and not transcoders):
+            kinds = "autoencoders and transcoders" if transcoders else "autoencoders"
             raise UserError(
                 f"The SAE in {folder} reads '{sae.cfg.site}' for '{sae.cfg.target or 'itself'}'; "
-                f"{name} takes autoencoders of {' or '.join(sites)}."
+                f"{name} takes {kinds} of {' or '.join(sites)}."
             )
         if sae.cfg.d_in != parts.d_model or (sae.cfg.model_hash and sae.cfg.model_hash != here):
             raise UserError(f"The SAE in {folder} was trained on another model than this one.")

@@ -34,8 +34,9 @@ from helpers.methods.detectors import (
 )
 from helpers.methods.protocol import Unlearning, method
 from helpers.methods.solved import solved_edit
-from helpers.methods.surgery.gated_neuron import LAYERS, WIDER
-from helpers.models import anatomy, model_hash
+from helpers.methods.surgery.gated_neuron import LAYERS, best_layers
+from helpers.methods.surgery.sae_direction import load_fitting
+from helpers.models import anatomy
 from helpers.tracing import selectivity
 
 READS = "mlp_in"
@@ -87,7 +88,7 @@ def sae_pair(
         UserError: No SAE is given, one reads another site or is of another model, or no latent
             tells the subject apart.
     """
-    loaded = load_all(model, saes, best=LAYERS if form == "neurons" else WIDER)
+    loaded = load_all(model, saes, best=best_layers(form))
     layers = sorted(loaded)
     mine = [own_inputs(model, p, layers=layers, first=form == "neurons") for p in pairs]
     found, chosen = {}, []
@@ -226,25 +227,9 @@ def load_all(
     Raises:
         UserError: There is none, two are of one layer, or one does not fit the model.
     """
-    from helpers.sae import load_sae
-
-    if not folders:
-        raise UserError(
-            "sae_pair needs SAEs that read the MLP's input: train some on the site 'mlp_in' and "
-            "give their folders as saes=(...), or use gated_neuron, which needs none."
-        )
-    parts, here, found = anatomy(model), model_hash(model), {}
-    for folder in folders:
-        sae = load_sae(folder)
-        cfg = sae.cfg
-        if cfg.site != READS:
-            raise UserError(
-                f"The SAE in {folder} reads '{cfg.site}', and a neuron's key reads '{READS}': "
-                "train one on that site, or a transcoder from it."
-            )
-        if cfg.d_in != parts.d_model or (cfg.model_hash and cfg.model_hash != here):
-            raise UserError(f"The SAE in {folder} was trained on another model than this one.")
-        layer = parts.check_layer(cfg.layer)
+    parts, found = anatomy(model), {}
+    for sae in load_fitting(model, folders, (READS,), "sae_pair", transcoders=True):
+        layer = parts.check_layer(sae.cfg.layer)
         if layer in found:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
         found[layer] = sae
