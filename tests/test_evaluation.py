@@ -187,6 +187,21 @@ def test_an_unedited_model_has_kept_everything(knowing):
     assert card["greedy"].value > 0.8
 
 
+def test_every_neighbour_that_is_asked_counts(knowing, monkeypatch):
+    model = knowing()
+    known = known_neighbours(model, JAPAN, n=99)
+    weak = {known[0].subject, known[2].subject}
+
+    def forgetful(model, prompts):
+        return np.array([0.05 if p.subject in weak else 1.0 for p in prompts])
+
+    monkeypatch.setattr("helpers.evaluation.questions.answer_probability", forgetful)
+    near = known_neighbours(model, JAPAN, n=99, split="heldout")
+    assert {p.subject for p in near} == {p.subject for p in known} - weak
+    assert known_neighbours(model, JAPAN, n=3, split="heldout") == near[:3]
+    assert evaluate(model, JAPAN, n_neighbours=4, parts=("retention",))["neighbours"].n == 4
+
+
 def test_an_edited_models_numbers_are_a_plain_recomputation(knowing):
     model = knowing()
     groups = {

@@ -4,11 +4,16 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.facts import ConceptPair, Prompt, known_facts
+from helpers.artifacts import cached_table
+from helpers.facts import ConceptPair, Prompt, facts, known_facts
 from helpers.facts.relations import RELATIONS
+from helpers.models import model_hash
+from helpers.scoring import answer_probability
 
+KNOWN = 0.1  # a fact counts as known before when its mean probability is at least this
 RETAINED = ("neighbours", "same_subject", "same_target", "must_stay")
 
 
@@ -52,14 +57,14 @@ def retention_questions(
         n_neighbours: So many known neighbours, drawn by `seed`.
         seed: Draws them.
     """
-    facts = {
-        "neighbours": known_neighbours(model, pair, n=n_neighbours, seed=seed),
+    groups = {
+        "neighbours": known_neighbours(model, pair, n=n_neighbours, seed=seed, split=split),
         "same_subject": pair.same_subject(),
         "same_target": pair.same_target(),
     }
     found = [
         Question(group, i, prompt)
-        for group, pairs in facts.items()
+        for group, pairs in groups.items()
         for i, fact in enumerate(pairs)
         for prompt in fact.prompts(split)
         if prompt.format == "completion"
@@ -74,12 +79,39 @@ def names_target(pair: ConceptPair, text: str) -> bool:
 
 
 def known_neighbours(
-    model: LanguageModel, pair: ConceptPair, *, n: int, seed: int = 0
+    model: LanguageModel, pair: ConceptPair, *, n: int, seed: int = 0, split: str = "train"
 ) -> list[ConceptPair]:
-    """Neighbours of the pair that the model knows, `n` drawn by `seed`."""
+    """Neighbours of the pair that the model knows, `n` drawn by `seed`.
+
+    Args:
+        model: The original model.
+        pair: Whose neighbours.
+        n: How many at most.
+        seed: Draws them.
+        split: In whose wordings: `train` as `known_facts`; of others the mean P(answer) has to be
+            at least `KNOWN` too, since a share that is left of less says nothing.
+    """
     if pair.relation not in RELATIONS:
         return []
     known = set(known_facts(model, pair.relation).query("known")["subject"])
+    if split != "train":
+        known &= _told(model, pair.relation, sorted(known), split)
     neighbours = [p for p in pair.neighbours() if p.subject in known]
     order = np.random.default_rng(seed).permutation(len(neighbours))[:n]
     return [neighbours[i] for i in order]
+
+
+def _told(model: LanguageModel, relation: str, subjects: list[str], split: str) -> set[str]:
+    """Those whose target has a mean probability of at least `KNOWN` in a split's completions."""
+    pairs = [ConceptPair.of(f) for f in facts(relation) if f.subject in set(subjects)]
+    asked = [[p for p in pair.prompts(split) if p.format == "completion"] for pair in pairs]
+    key = {"model": model_hash(model), "asked": [[str(p), p.answers] for a in asked for p in a]}
+
+    def build() -> pd.DataFrame:
+        p = answer_probability(model, [p for ways in asked for p in ways])
+        mean = p.reshape(len(pairs), -1).mean(1)
+        return pd.DataFrame({"subject": [pair.subject for pair in pairs], "p": mean})
+
+    if not pairs:
+        return set()
+    return set(cached_table("told-facts", key, build).query("p >= @KNOWN")["subject"])

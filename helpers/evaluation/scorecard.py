@@ -14,13 +14,14 @@ from helpers.errors import UserError
 from helpers.evaluation.bootstrap import Metric, bootstrap
 from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
 from helpers.evaluation.questions import (
+    KNOWN,
     RETAINED,
     Question,
     efficacy_questions,
     names_target,
     retention_questions,
 )
-from helpers.facts import ConceptPair
+from helpers.facts import SPLITS, ConceptPair
 from helpers.lower_layers import LowerLayers, lowest_layer, reusing
 from helpers.methods import applied_to, original
 from helpers.methods.intervention import Intervention
@@ -28,7 +29,6 @@ from helpers.models import model_hash
 from helpers.scoring import answer_scores, final_states, greedy
 
 PARTS = ("efficacy", "greedy", "retention", "model")
-KNOWN = 0.1  # a fact counts as known before when its mean probability is at least this
 NEW_TOKENS = 8
 
 
@@ -107,7 +107,7 @@ def evaluate(
         model: The model, with `Unlearning`s applied or without.
         pair: What was to be forgotten.
         split: Whose templates: choose settings on `dev`, report `heldout`.
-        n_neighbours: How many known neighbours to ask.
+        n_neighbours: How many neighbours to ask, of those known in the split's wordings.
         n_tokens: Tokens of each text.
         seed: Draws neighbours, passages and resamples.
         parts: Which of `PARTS`.
@@ -118,6 +118,8 @@ def evaluate(
     for part in parts:
         if part not in PARTS:
             raise UserError(f"There is no part '{part}'; choose from {', '.join(PARTS)}.")
+    if split not in SPLITS:
+        raise UserError(f"There is no split '{split}'; choose from {', '.join(SPLITS)}.")
     layer = _first_changed(model)
     with original(model):
         base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts), layer)

@@ -10,8 +10,7 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.questions import known_neighbours
-from helpers.evaluation.scorecard import KNOWN
+from helpers.evaluation.questions import KNOWN, known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.methods import METHODS, Unlearning, unlearn
 from helpers.scoring import answer_probability
@@ -85,7 +84,7 @@ def _asked(
 ) -> list[tuple[str, str, Prompt]]:
     """(group, fact, prompt)."""
     own = {p.subject for p in pairs}
-    near = known_neighbours(model, pairs[0], n=n_neighbours + len(pairs), seed=seed)
+    near = known_neighbours(model, pairs[0], n=n_neighbours + len(pairs), seed=seed, split=split)
     near = [p for p in near if p.subject not in own][:n_neighbours]
     groups = {
         "neighbours": near,
