@@ -23,7 +23,7 @@ from nnsight import LanguageModel
 
 from helpers.artifacts import git_commit, read_json, versions, write_json
 from helpers.errors import UserError
-from helpers.evaluation.tradeoff import HELPERS, Sizes, editing_methods, known_pairs, tradeoff
+from helpers.evaluation.tradeoff import Sizes, editing_methods, known_pairs, tradeoff
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS
 from helpers.methods.inference.in_context import REQUESTS
@@ -32,7 +32,7 @@ from helpers.settings import ROOT
 
 log = logging.getLogger(__name__)
 
-RECORD = HELPERS / "methods" / "training" / "tuned.json"
+RECORD = ROOT / "helpers" / "methods" / "training" / "tuned.json"
 SIZES = Sizes("dev", 6)
 RATES, ADAPTER_RATES = (1e-4, 4e-4), (2e-3, 8e-3)
 ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
