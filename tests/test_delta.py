@@ -17,6 +17,8 @@ from helpers.methods import (
     original,
     unlearn,
 )
+from helpers.methods.detectors import Detectors
+from helpers.methods.solved import appended
 from helpers.methods.widened import save_widened
 from helpers.models import anatomy, model_hash
 from tests.conftest import FAMILIES
@@ -43,10 +45,7 @@ def low_rank(model, layer=1, rank=3, seed=0, size=0.1):
 
 
 def neuron(model, layer=1, seed=0):
-    """One unit with a bias, gated or not, written by hand."""
-    from helpers.methods.detectors import Detectors
-    from helpers.methods.solved import appended
-
+    """A detector's two neurons with their biases, gated or not."""
     torch.manual_seed(seed)
     d = Detectors(torch.randn(1, 16), torch.tensor([0.1]), torch.ones(1))
     return appended(model, {layer: d}, {layer: torch.randn(1, 16)})
@@ -99,7 +98,7 @@ def test_widening_adds_what_the_neuron_says_and_reverts_to_the_bit(tiny_model, f
     mlp = anatomy(model).layers[1].mlp
     with u.applied(model):
         widened = logits(model)
-        width = anatomy(model).d_mlp + 1
+        width = anatomy(model).d_mlp + 2
         assert mlp.W_in().shape[0] == mlp.W_out().shape[1] == width
         assert model_hash(model) != before
     assert model_hash(model) == before
@@ -117,9 +116,27 @@ def test_widening_adds_what_the_neuron_says_and_reverts_to_the_bit(tiny_model, f
 
 def _by_hand(u, mlp):
     changes = u.delta.changes
-    row = changes[mlp.gate_name or mlp.in_name].appended.reshape(-1, 1)
+    rows, values = (changes[n].appended for n in (mlp.gate_name or mlp.in_name, mlp.out_name))
+    rows, values = (rows, values) if mlp.transposed else (rows.T, values.T)  # (d, 2), (2, d)
     bias = changes[(mlp.gate_name or mlp.in_name).replace("weight", "bias")].appended
-    return lambda x: mlp.activation(x @ row + bias), changes[mlp.out_name].appended.reshape(1, -1)
+    return lambda x: mlp.activation(x @ rows + bias), values
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_detector_says_none_below_its_threshold_and_the_same_above_its_ceiling(
+    tiny_model, family
+):
+    model = tiny_model(family)
+    mlp = anatomy(model).layers[1].mlp
+    d = Detectors(torch.eye(16)[:1], torch.tensor([0.1]), torch.ones(1))
+    x = torch.zeros(5, 16)
+    x[:, 0] = 0.1 + torch.tensor([-1.0, 0.25, 0.5, 1.0, 9.0])
+    wanted = torch.tensor([0.0, 0.5, 1.0, 1.0, 1.0])
+    assert torch.allclose(d.fire(mlp, x)[:, 0], wanted, atol=0.03)
+    value = torch.arange(16.0)[None]
+    u = edit(model, appended(model, {1: d}, {1: value}))
+    two, written = _by_hand(u, mlp)  # what the two neurons write together
+    assert torch.allclose(two(x) @ written, d.fire(mlp, x) * value, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

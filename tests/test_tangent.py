@@ -354,7 +354,7 @@ def test_pairs_are_solved_together_only_by_methods_that_can(tiny_model, own_pair
     u = unlearn(model, [own_pair, other], "gated_neuron", layers=(0, 1))
     assert [p["subject"] for p in u.pair] == ["w40", "w41"]
     name = anatomy(model).layers[0].mlp.out_name
-    assert u.delta.changes[name].appended.shape[1] == 2
+    assert u.delta.changes[name].appended.shape[1] == 2 * 2  # two neurons a detector
     with pytest.raises(UserError, match="one pair at a time"):
         unlearn(model, [own_pair, other], "neurons")
     with pytest.raises(UserError, match="at least one"):

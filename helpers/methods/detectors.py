@@ -1,4 +1,9 @@
-"""Neurons that detect a subject: a direction and a threshold on what the MLP reads."""
+"""Neurons that detect a subject: a direction, a threshold and a ceiling on what the MLP reads.
+
+Two neurons of one key make a detector: the second takes away what the first has above the ceiling.
+What is written is then the same wherever the subject is read clearly; one neuron alone writes twice
+as much where a wording drives it twice as far, and what was solved for is no longer what happens.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +20,14 @@ from helpers.models import MLPAnatomy
 FIRES = 0.5  # a detector has to fire on so many of the subject's own prompts
 MARGIN = 0.02  # and by this share of the distance from what it sees elsewhere
 SHARPNESS = 20.0  # how steep the nonlinearity is driven: SiLU and GELU then are nearly ReLU
+CEILING = 0.5  # of the mean margin of the subject's own prompts: from there on it is constant
 
 
 @dataclass(frozen=True)
 class Detectors:
-    """Neurons of one layer, before their values are known: act(s (e·x − θ)) / s.
+    """Detectors of one layer, from 0 to 1: (A(e·x − θ) − A(e·x − θ − c)) / c.
+
+    A(z) = act(s z) / s, c the ceiling: each is two neurons, before what they write is known.
 
     Attributes:
         keys: e, a row each, scaled so that e·x − θ averages 1 where it should fire.
@@ -36,9 +44,8 @@ class Detectors:
 
     def fire(self, mlp: MLPAnatomy, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
         """Activations on what W_in reads."""
-        return (
-            mlp.activation(SHARPNESS * (x @ self.keys.to(x).T - self.thresholds.to(x))) / SHARPNESS
-        )
+        over = x @ self.keys.to(x).T - self.thresholds.to(x)
+        return (_bent(mlp, over) - _bent(mlp, over - CEILING)) / CEILING
 
     def blocks(self) -> list[list[int]]:
         """G couples none: each by itself, so that of many pairs' none is put on others' asks."""
@@ -47,6 +54,10 @@ class Detectors:
     def cost_solve(self, f: Float[Tensor, "asks n d"]) -> Float[Tensor, "asks n d"]:
         """G⁻¹ f of a block, G = 1: nothing else writes through these neurons."""
         return f
+
+
+def _bent(mlp: MLPAnatomy, z: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+    return mlp.activation(SHARPNESS * z) / SHARPNESS
 
 
 @dataclass(frozen=True)
@@ -109,10 +120,10 @@ def detector(
     *,
     quantile: float,
 ) -> Detectors:
-    """One neuron along `e`: threshold at the quantile of everything else, mean 1 where it fires.
+    """One detector along `e`: threshold at the quantile of everything else, mean margin 1.
 
-    Where it would fire on fewer than half of the subject's prompts, or only just, a neuron that is
-    never active.
+    Where it would fire on fewer than half of the subject's prompts, or only just, one that is never
+    active.
     """
     scores = outside @ e
     theta = scores.topk(max(1, round((1 - quantile) * len(scores)))).values[-1]

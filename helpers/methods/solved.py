@@ -23,7 +23,7 @@ from helpers.methods.background import disturbance
 from helpers.methods.beginnings import Beginnings
 from helpers.methods.contrast import stored
 from helpers.methods.delta import Change, WeightDelta
-from helpers.methods.detectors import SHARPNESS, Detectors
+from helpers.methods.detectors import CEILING, SHARPNESS, Detectors
 from helpers.methods.tangent import Ask, everywhere, linearise, solve_kernel
 from helpers.models import MLPAnatomy, anatomy
 from helpers.tracing.states import token_ids
@@ -226,23 +226,25 @@ def appended(
     *,
     notes: Mapping[str, Any] | None = None,
 ) -> WeightDelta:
-    """The delta that appends the neurons.
+    """The delta that appends each detector's two neurons, first all the first ones.
 
-    With a gate: gate row s·e with bias −s·θ, W_in's row 0 with bias 1; without: row s·e with bias
-    −s·θ. The value is divided by s.
+    With a gate: gate rows s·e with biases −s·θ and −s·(θ + c), W_in's rows 0 with bias 1; without:
+    rows s·e with these biases. The columns are the value divided by s·c, and its negative.
     """
     parts = anatomy(model)
     changes = {}
     for i, d in detectors.items():
         mlp = parts.layers[i].mlp
-        rows, bias = SHARPNESS * d.keys, -SHARPNESS * d.thresholds
+        rows = SHARPNESS * torch.cat([d.keys, d.keys])
+        bias = -SHARPNESS * torch.cat([d.thresholds, d.thresholds + CEILING])
+        columns = torch.cat([values[i], -values[i]]) / (SHARPNESS * CEILING)
         new = {mlp.gate_name or mlp.in_name: (rows, bias)}
         if mlp.gate_name:
             new[mlp.in_name] = (torch.zeros_like(rows), torch.ones_like(bias))
         for name, (row, offset) in new.items():
             changes[name] = _rows(row, mlp.transposed)
             changes[f"{name.removesuffix('weight')}bias"] = Change(appended=offset)
-        changes[mlp.out_name] = _rows(values[i] / SHARPNESS, not mlp.transposed)
+        changes[mlp.out_name] = _rows(columns, not mlp.transposed)
     fires = {str(i): [round(s, 3) for s in d.share.tolist()] for i, d in detectors.items()}
     return WeightDelta.of(model._module, changes, notes={"fires": fires, **(notes or {})})
 

@@ -50,7 +50,9 @@ def gated_neuron(
     ridge: float = 0.01,
     steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
 ) -> WeightDelta:
-    """Append to each layer a neuron for each way in which a pair's subject is read (`own_inputs`).
+    """Append to each layer a detector for each way in which a subject is read (`own_inputs`).
+
+    As neurons a detector is two: the second takes away what the first has above the ceiling.
 
     Args:
         model: Any model of a known family.
