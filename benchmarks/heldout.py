@@ -166,8 +166,8 @@ def main() -> None:
         "title": "Every method on held-out facts",
         "how": "Held-out capitals that the model knows; strengths chosen on development facts. "
         "P(target) on held-out wordings (mean over facts with its 95 % interval; the same of each "
-        "fact's worst wording, and of any fact), the share of greedy answers that name it, P(answer) after / before "
-        "of what must stay, and the change of perplexity.",
+        "fact's worst wording, and of any fact), the share of greedy answers that name it, "
+        "P(answer) after / before of what must stay, and the change of perplexity.",
         "rows": sorted(rows, key=order),
     }
     report(NAME, result)
