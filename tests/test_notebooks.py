@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,24 @@ def test_a_notebook_runs_by_itself_as_the_readme_says(tmp_path):
     numbers = read_json(tmp_path / "run" / "artifacts" / stem / "numbers.json")
     assert (numbers["subject"], numbers["target"]) == ("Japan", "Tokyo")
     assert len(code_cells(nbformat.read(tmp_path / "out.ipynb", 4))) > 3
+
+
+def test_the_readmes_pair_file_runs_and_a_request_is_verified(tmp_path):
+    """A pair with prompts and a relation of its own, and an edit that has no weights."""
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example)
+    only = ["00_model_and_facts", "03_deleting_neurons", "09_verify"]
+    command = [sys.executable, "-m", "helpers.pipeline", "notebooks", "--profile", "smoke"]
+    command += ["--set", f"pair_file={tmp_path}/mine.yaml", "--set", "method=in_context"]
+    command += ["--runs", str(tmp_path / "runs"), "--name", "mine", "--only", *only]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "mine" / "artifacts"
+    for stem in only:
+        numbers = read_json(folder / stem / "numbers.json")
+        assert (numbers["subject"], numbers["target"]) == ("Hermione", "Granger")
+    assert read_json(folder / "09_verify" / "numbers.json")["suspect"] == "in_context"
 
 
 @pytest.mark.parametrize("stem", READERS)
