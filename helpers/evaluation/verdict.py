@@ -459,7 +459,7 @@ def _scarred(cases: Sequence[Evidence], margins: Margins) -> str:
         return f"A scar: the target is {times:.0f} times less likely than for facts never known."
     if absent >= margins.alpha:
         return (
-            f"A scar can't be excluded: the target is {times:.2g} times less likely than for facts "
-            f"never known, and by too few wordings to tell from {margins.scar:g} times."
+            f"A scar can't be excluded: the target is {1 / times:.2g} times as likely as for facts "
+            f"never known, and by too few wordings to tell from 1 / {margins.scar:g}."
         )
     return ""
