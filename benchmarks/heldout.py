@@ -172,6 +172,9 @@ def main() -> None:
     }
     report(NAME, result)
     if added := added_by_saes(results):
+        forms = {row["form"] for row in added}
+        kept = reported(f"{NAME}_saes") if args.add else []
+        added += [row for row in kept if row["form"] not in forms]
         result = {
             "title": "What SAEs add to an edit",
             "how": f"On the same facts and seeds as above: what {PROPOSED} scores less another "
