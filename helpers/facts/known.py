@@ -77,8 +77,9 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
 
 def not_known(model: LanguageModel, pair: ConceptPair) -> str:
     """That the model does not know the pair, and how likely the target is; empty where it does."""
-    probability, rank = answer_scores(model, asked(pair))
-    if _known(probability, rank):
+    prompts = asked(pair)
+    probability, rank = answer_scores(model, prompts)
+    if not prompts or _known(probability, rank):  # what is not asked cannot be told
         return ""
     return (
         f"The model does not know {pair}: it gives '{pair.target}' a probability of "
