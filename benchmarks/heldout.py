@@ -161,7 +161,8 @@ def main() -> None:
     write_table(args.rows, results)
     rows = rows_of(results)
     measured = {row["method"] for row in rows}
-    rows += [row for row in before if row["method"] not in measured]
+    blank = dict.fromkeys(rows[0], "–")  # a column that older rows have not
+    rows += [blank | row for row in before if row["method"] not in measured]
     result = {
         "title": "Every method on held-out facts",
         "how": "Held-out capitals that the model knows; strengths chosen on development facts. "
