@@ -6,33 +6,30 @@ other subjects) is in the cache, as it is after the first pair.
 
 import argparse
 import resource
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 
 from report import report
+from workers import model, workers
 
 from helpers.errors import UserError
 from helpers.evaluation.tradeoff import editing_methods, known_pairs
 from helpers.methods import METHODS, unlearn
-from helpers.models import load_model
 
 FAMILIES = ("surgery", "training", "inference", "control")
 
 
 def cost(name: str, how: dict) -> dict:
     """One method, in a process of its own."""
-    model = load_model()
-    first, second = known_pairs(model, "capital", "dev", n=2)
+    first, second = known_pairs(model(), "capital", "dev", n=2)
     row = {"method": name, "family": METHODS[name].family}
     try:
-        unlearn(model, first, name, **how)  # fills the cache
-        loaded = _peak()
-        made = unlearn(model, second, name, **how)
+        unlearn(model(), first, name, **how)  # fills the cache
+        made = unlearn(model(), second, name, **how)
     except UserError as error:
         return row | {"seconds": "–", "peak MB": "–", "edit kB": str(error)}
     return row | {
         "seconds": made.seconds,
-        "peak MB": max(loaded, _peak()),
+        "peak MB": _peak(),
         "edit kB": made.delta.size() / 1024,
     }
 
@@ -43,11 +40,12 @@ def _peak() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--methods", default="all", help="all, or names by commas")
     parser.add_argument("--saes", nargs="*", default=[], help="folders of SAEs, for who needs them")
     args = parser.parse_args()
-    rows = [{"method": "(the model alone)", "family": "", **_alone()}]
-    for name, how in editing_methods("all", args.saes, families=FAMILIES).items():
-        rows.append(_in_process(cost, name, how))
+    rows = [{"method": "(the model alone)", "family": "", **apart(nothing)}]
+    for name, how in editing_methods(args.methods, args.saes, families=FAMILIES).items():
+        rows.append(apart(cost, name, how))
         print(rows[-1], flush=True)
     result = {
         "title": "What a method costs",
@@ -59,18 +57,16 @@ def main() -> None:
     report("methods", result)
 
 
-def _in_process(work, *arguments):
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+def nothing() -> dict:
+    """What the model alone takes."""
+    known_pairs(model(), "capital", "dev", n=1)
+    return {"seconds": 0.0, "peak MB": _peak(), "edit kB": 0.0}
+
+
+def apart(work: Callable[..., dict], *arguments) -> dict:
+    """`work` in a process of its own."""
+    with workers(1, "cpu") as pool:
         return pool.submit(work, *arguments).result()
-
-
-def _alone() -> dict:
-    return {"seconds": 0.0, "peak MB": _in_process(_loaded), "edit kB": 0.0}
-
-
-def _loaded() -> float:
-    known_pairs(load_model(), "capital", "dev", n=1)
-    return _peak()
 
 
 if __name__ == "__main__":

@@ -22,14 +22,18 @@ WANTED = {"subject": "Japan", "target": "Tokyo", "profile": "smoke"}
 PICTURES = ("image/png", "image/svg+xml")
 
 
+def smoke(what: str, *given: str) -> None:
+    """The pipeline with the smoke profile, to its end."""
+    command = [sys.executable, "-m", "helpers.pipeline", what, "--profile", "smoke", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The folder of a run of everything, `make book PROFILE=smoke SUBJECT=Japan TARGET=Tokyo`."""
     runs = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "helpers.pipeline", "book", "--profile", "smoke"]
-    command += ["--set", "subject=Japan", "--set", "target=Tokyo", "--runs", str(runs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    smoke("book", "--set", "subject=Japan", "--set", "target=Tokyo", "--runs", str(runs))
     (folder,) = (path for path in runs.iterdir() if (path / "settings.yaml").exists())
     return folder
 
@@ -150,11 +154,8 @@ def test_the_readmes_pair_file_runs_and_a_request_is_verified(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(example)
     only = ["00_model_and_facts", "03_deleting_neurons", "09_verify"]
-    command = [sys.executable, "-m", "helpers.pipeline", "notebooks", "--profile", "smoke"]
-    command += ["--set", f"pair_file={tmp_path}/mine.yaml", "--set", "method=in_context"]
-    command += ["--runs", str(tmp_path / "runs"), "--name", "mine", "--only", *only]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    given = ("--set", f"pair_file={tmp_path}/mine.yaml", "--set", "method=in_context")
+    smoke("notebooks", *given, "--runs", f"{tmp_path}/runs", "--name", "mine", "--only", *only)
     folder = tmp_path / "runs" / "mine" / "artifacts"
     for stem in only:
         numbers = read_json(folder / stem / "numbers.json")

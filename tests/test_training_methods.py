@@ -462,7 +462,7 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, mon
         (
             "gradient_ascent",
             {"lr": 1e35, "steps": 9},
-            "not finite at step .: .* the model is as it",
+            "not finite at step .: lower the learning rate .*; the model is as it was",
         ),
         ("crisp", {}, "crisp needs SAEs"),
     ],

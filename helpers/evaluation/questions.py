@@ -95,15 +95,15 @@ def known_neighbours(
         return []
     known = set(known_facts(model, pair.relation).query("known")["subject"])
     if split != "train":
-        known &= _told(model, pair.relation, sorted(known), split)
+        known &= _told(model, pair.relation, known, split)
     neighbours = [p for p in pair.neighbours() if p.subject in known]
     order = np.random.default_rng(seed).permutation(len(neighbours))[:n]
     return [neighbours[i] for i in order]
 
 
-def _told(model: LanguageModel, relation: str, subjects: list[str], split: str) -> set[str]:
+def _told(model: LanguageModel, relation: str, subjects: set[str], split: str) -> set[str]:
     """Those whose target has a mean probability of at least `KNOWN` in a split's completions."""
-    pairs = [ConceptPair.of(f) for f in facts(relation) if f.subject in set(subjects)]
+    pairs = [ConceptPair.of(f) for f in facts(relation) if f.subject in subjects]
     asked = [[p for p in pair.prompts(split) if p.format == "completion"] for pair in pairs]
     key = {"model": model_hash(model), "asked": [[str(p), p.answers] for a in asked for p in a]}
 

@@ -21,7 +21,8 @@ from helpers.evaluation.questions import (
     names_target,
     retention_questions,
 )
-from helpers.facts import SPLITS, ConceptPair
+from helpers.facts import ConceptPair
+from helpers.facts.relations import check_split
 from helpers.lower_layers import LowerLayers, lowest_layer, reusing
 from helpers.methods import applied_to, original
 from helpers.methods.intervention import Intervention
@@ -118,8 +119,7 @@ def evaluate(
     for part in parts:
         if part not in PARTS:
             raise UserError(f"There is no part '{part}'; choose from {', '.join(PARTS)}.")
-    if split not in SPLITS:
-        raise UserError(f"There is no split '{split}'; choose from {', '.join(SPLITS)}.")
+    check_split(split)
     layer = _first_changed(model)
     with original(model):
         base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts), layer)

@@ -313,6 +313,12 @@ def summary(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def kept_metric(found: pd.DataFrame) -> str | None:
+    """The first of `METRICS` on what is kept that `summary` has; None where nothing was asked."""
+    measured = set(found["metric"])
+    return next((m for m in METRICS if m.endswith(" kept") and m in measured), None)
+
+
 def most_back(found: pd.DataFrame, *, families: Sequence[str]) -> str:
     """The method of some families that stitching adds most to what is left by, in words.
 

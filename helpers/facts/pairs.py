@@ -10,7 +10,7 @@ import yaml
 from helpers.errors import UserError
 from helpers.facts.factbook import Fact, facts, with_article
 from helpers.facts.prompts import Prompt
-from helpers.facts.relations import RELATIONS, SPLITS, Template
+from helpers.facts.relations import RELATIONS, SPLITS, Template, check_split
 
 OWN = "own"  # the relation of a pair that brings its own prompts
 USUAL = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")  # whose facts are examples
@@ -128,8 +128,7 @@ class ConceptPair:
         Raises:
             UserError: There is no such split.
         """
-        if split not in SPLITS:
-            raise UserError(f"There is no split '{split}'; choose from {', '.join(SPLITS)}.")
+        check_split(split)
         templates = self.templates or RELATIONS[self.relation].templates
         return [self._prompt(t, split) for t in templates[split]]
 

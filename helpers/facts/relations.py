@@ -11,6 +11,16 @@ from helpers.errors import UserError
 SPLITS = ("train", "dev", "heldout")
 
 
+def check_split(split: str) -> None:
+    """Refuse what is no split.
+
+    Raises:
+        UserError: Names them.
+    """
+    if split not in SPLITS:
+        raise UserError(f"There is no split '{split}'; choose from {', '.join(SPLITS)}.")
+
+
 @dataclass(frozen=True)
 class Template:
     """One way of asking.

@@ -56,6 +56,12 @@ class Method:
     function: Callable[..., WeightDelta | Intervention]
     many: bool = False
 
+    def make(
+        self, model: LanguageModel, pairs: Sequence[ConceptPair], *, seed: int, **how: Any
+    ) -> WeightDelta | Intervention:
+        """Call the function on pairs, one unless it takes many."""
+        return self.function(model, list(pairs) if self.many else pairs[0], seed=seed, **how)
+
     def hyperparameters(self) -> dict[str, Any]:
         """Names and defaults of its hyperparameters."""
         parameters = inspect.signature(self.function).parameters.values()
@@ -357,7 +363,7 @@ def unlearn(
             warnings.warn(f"{told}, so there is little to forget.", stacklevel=2)
     base = model_hash(model)
     started = time.perf_counter()
-    delta = entry.function(model, pairs if entry.many else pairs[0], seed=seed, **hyperparameters)
+    delta = entry.make(model, pairs, seed=seed, **hyperparameters)
     seconds = time.perf_counter() - started
     names = [{"subject": p.subject, "target": p.target, "relation": p.relation} for p in pairs]
     about = names[0] if len(names) == 1 else names

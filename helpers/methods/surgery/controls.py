@@ -94,5 +94,4 @@ def _like(model: LanguageModel, pair: ConceptPair, like: str, seed: int) -> Weig
     if like not in METHODS or METHODS[like].family == "control":
         known = ", ".join(n for n, m in METHODS.items() if m.family != "control")
         raise UserError(f"There is no method '{like}' to take the size from; there are {known}.")
-    entry = METHODS[like]
-    return entry.function(model, [pair] if entry.many else pair, seed=seed)
+    return METHODS[like].make(model, [pair], seed=seed)
