@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, Any], Tensor]
 FULL_PRECISION = (torch.float32, torch.float64)
+CHECKPOINT_SECONDS = 60.0
 GOOD_EVERY = 4  # steps between two copies of the last good numbers: each costs a step some 3 %
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
@@ -74,7 +75,6 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     stop: Callable[[int], bool] | None = None,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 50,
     identity: Any = None,
 ) -> History:
     """Minimise `loss` over `batches` by AdamW (Loshchilov & Hutter 2019), in place.
@@ -97,8 +97,8 @@ def train(
         seed: Draws the order of batches and everything random inside of `loss`.
         on_step: Called after each step with the steps done and the loss.
         stop: Called after each step with the steps done; true ends the training.
-        checkpoint: A file from which a stopped training goes on, and which a finished one leaves.
-        checkpoint_every: Steps between writing it.
+        checkpoint: A file from which a stopped training goes on; written every
+            `CHECKPOINT_SECONDS`, and gone when the training is done.
         identity: Plain data that says which data and loss these are; another training's checkpoint
             is refused.
 
@@ -131,6 +131,7 @@ def train(
             history = state.resume(path, about)
         shown.update(history.steps)
         began = time.perf_counter() - history.seconds
+        written = time.perf_counter()
         while history.steps < steps and not history.stopped:
             step = history.steps
             total = 0.0
@@ -155,9 +156,11 @@ def train(
                 on_step(step + 1, total)
             history.stopped = bool(stop and stop(step + 1))
             history.seconds = time.perf_counter() - began
-            last = history.stopped or step + 1 == steps
-            if path is not None and (last or (step + 1) % checkpoint_every == 0):
+            if path is not None and time.perf_counter() - written >= CHECKPOINT_SECONDS:
                 state.write(path, about, history)
+                written = time.perf_counter()
+    if path is not None:
+        path.unlink(missing_ok=True)
     return history
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
 from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, impact, known_neighbours
+from helpers.evaluation.generation import ngram_entropy, openings, repetition
 from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
 from helpers.evaluation.scorecard import _Answers
 from helpers.facts import ConceptPair, Prompt
@@ -281,6 +282,26 @@ def test_the_text_part_is_of_held_out_passages_other_text_and_dialogues(knowing)
         kl = (p.exp() * (p - q)).sum(-1).mean().item()
         assert kl > 1e-3
         assert card[f"kl_{name}"].value == pytest.approx(kl, rel=1e-3)
+
+
+def test_what_is_written_is_measured_before_and_after(knowing):
+    """A model that loops repeats itself; both states are continued by plain greedy decoding."""
+    model = knowing()
+    texts = openings(8, seed=2)
+    assert len(set(texts)) == 8 and texts != openings(8, seed=3)
+
+    def plain() -> list[list[str]]:
+        return [greedy(model, [t], max_new_tokens=32)[0].split() for t in texts]
+
+    before = plain()
+    with turned(model, 0).applied(model):
+        card = evaluate(model, JAPAN, seed=2, parts=["generation"])
+        after = plain()
+    assert after != before
+    for name, of in (("entropy", ngram_entropy), ("repetition", repetition)):
+        assert card.before[name] == pytest.approx(np.mean([of(t) for t in before]))
+        assert card[name].value == pytest.approx(np.mean([of(t) for t in after]))
+        assert card[name].low <= card[name].value <= card[name].high and card[name].n == 8
 
 
 def test_inside_an_edit_it_is_scored_against_the_unedited_weights(knowing):

@@ -6,6 +6,7 @@ import pytest
 
 from helpers.errors import UserError
 from helpers.evaluation.hidden import logit_suppression
+from helpers.evaluation.known_states import WORDS
 from helpers.evaluation.leaderboard import leaderboard, pareto, sortable, tidy, with_exact
 from helpers.evaluation.tradeoff import Sizes, most_back, summary, tradeoff
 from helpers.facts import ConceptPair
@@ -42,11 +43,16 @@ def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing,
     monkeypatch.setitem(METHODS, "hides", Method("hides", "surgery", hides))
     methods = {"hides": {}, "gated_neuron": {"layers": (0,)}, "in_context": {}}
     how = {"shares": dict.fromkeys(methods, (1.0,)), "sizes": Sizes("heldout", 2, 128)}
-    found = summary(tradeoff(model, [pair], methods, **how))
+    table = tradeoff(model, [pair], methods, **how)
+    found = summary(table)
     value = found.pivot(index="method", columns="metric", values="value")
     assert value.loc["hides", "P(target) left"] < 0.3 < 0.9 < value.loc["hides", "back, stitched"]
     assert value.loc["gated_neuron", "back, stitched"] < 0.3
     assert np.isnan(value.loc["in_context", "back, stitched"])
+    measured = tidy({"a": table}, {"a": {}})
+    said = leaderboard(measured).set_index("method")["attacks find"]
+    assert said["hides"] == "hidden 1" and said["gated_neuron"] in ("absent 1", "undecided 1")
+    assert not said["in_context"].startswith("absent")  # its weights have the fact
     assert most_back(found, families=("surgery",)).startswith("hides (")
     assert most_back(found, families=("inference",)) == "none (it was not measured)"
 
@@ -77,8 +83,12 @@ def test_a_row_a_method_with_seeds_averaged_first_and_refusals_counted():
         results("x", [0.2, 0.4], [1.0, 1.0], seed=1),
         results("y", [0.5, 0.0], [0.8, 1.0], refused=(1,)),
     ]
-    board = leaderboard(tidy({"a": pd.concat(parts)}, ABOUT), verdicts={"x": "partial"})
+    states = pd.Series(["absent", "hidden", "hidden", "hidden", np.nan, np.nan])
+    every = pd.concat(parts, ignore_index=True)
+    one_hot = {f"found_{w}": (states == w).where(states.notna()).astype(float) for w in WORDS}
+    board = leaderboard(tidy({"a": every.assign(**one_hot)}, ABOUT), verdicts={"x": "partial"})
     board = board.set_index("method")
+    assert board["attacks find"].to_dict() == {"x": "hidden 3, absent 1", "y": ""}
     assert board.loc["x", "P(target) left"] == pytest.approx((0.1 + 0.4) / 2)
     assert board.loc["x", ["facts", "refused"]].tolist() == [2, 0]
     assert board.loc["y", ["facts", "refused"]].tolist() == [1, 1]

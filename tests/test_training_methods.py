@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import KNOWN
 
+from helpers.artifacts import cache_dir
 from helpers.errors import UserError
 from helpers.examples import collate, mean_loss
 from helpers.facts import ConceptPair, Template
 from helpers.methods import METHODS, unlearn
+from helpers.methods.surgery.sae_direction import sae_states, specific_latents
 from helpers.methods.training.adapters import adapted
 from helpers.methods.training.crisp import suppression
 from helpers.methods.training.data import Stream, data_of, distinct
@@ -24,7 +26,7 @@ from helpers.methods.training.simnpo import simnpo_loss
 from helpers.methods.training.undial import undial_loss
 from helpers.methods.training.weighted_ascent import weighted
 from helpers.models import anatomy, model_hash
-from helpers.sae import SAEConfig, save_sae
+from helpers.sae import SAEConfig, load_sae, save_sae
 from helpers.sae.topk import TopK
 from helpers.scoring import answer_logprobs, answer_probability, encode, rendered
 
@@ -331,6 +333,68 @@ def test_a_whole_objective_is_its_formula(knowing, method):
     assert abs(expected - unchanged) > 0.01 * abs(expected)  # the weights count
 
 
+def inputs_of_mlps(model, examples, layers) -> list[list[torch.Tensor]]:
+    """For each example what the MLPs of `layers` read, from a full forward pass of its own."""
+    read: dict[int, torch.Tensor] = {}
+
+    def reader(layer: int):
+        return lambda module, args: read.update({layer: args[0][0].double()})
+
+    mlps = [model._module.model.layers[i].mlp for i in layers]
+    hooks = [m.register_forward_pre_hook(reader(i)) for i, m in zip(layers, mlps, strict=True)]
+    found = []
+    for e in examples:
+        with torch.no_grad():
+            model._module(torch.tensor([e.ids]))
+        found.append([read[i] for i in layers])
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_the_whole_objective_of_crisp_is_its_formula(knowing, tmp_path):
+    """After a change of weights, with SAEs of two layers, from full forward passes."""
+    model, beta, gamma, layers = knowing(), 0.3, 0.2, (1, 2)
+    given = numbers("crisp", model, tmp_path) | {"beta": beta, "gamma": gamma}
+    task, objective = task_of(model, "crisp", given)
+    data = task.data
+    features = []
+    for layer, folder in zip(layers, given["saes"], strict=True):
+        sae = load_sae(folder)
+        inside, outside = sae_states(model, FRANCE, sae, n_subjects=24, seed=0)
+        chosen = specific_latents(sae, inside, outside, n=3)
+        features.append((layer, sae.W_enc[:, chosen].double(), sae.b_enc[chosen].double()))
+
+    def formula(forget, now, was) -> float:
+        fire = [
+            torch.cat(
+                [x[i][max(1, e.since) :] @ W + b for e, x in zip(data.forget, forget, strict=True)]
+            ).relu()
+            for i, (_, W, b) in enumerate(features)
+        ]
+        total = (1 - beta) * mean(x.mean().item() for x in fire)
+        n = len(data.facts)
+        for i in range(len(layers)):
+            scale = torch.cat([x[i][1:] for x in was]).square().sum(-1).mean()
+            for weight, part in ((beta, slice(0, n)), (beta * gamma, slice(n, None))):
+                pairs = zip(now[part], was[part], strict=True)
+                errors = torch.cat([(a[i] - b[i])[1:].square().sum(-1) for a, b in pairs])
+                total += weight * (errors / scale).mean().item()
+        return total
+
+    was = inputs_of_mlps(model, data.retain, layers)
+    before = formula(inputs_of_mlps(model, data.forget, layers), was, was)
+    how = QUICK | {"layers": (0, 1), "lr": 0.003, "steps": 4}
+    with unlearn(model, FRANCE, "gradient_difference", **how).applied(model):
+        read = [inputs_of_mlps(model, part, layers) for part in (data.forget, data.retain)]
+        with torch.no_grad():
+            step = Step(collate(data.forget), collate(data.retain))
+            found = objective.loss(model._module, step).item()
+    expected = formula(*read, was)
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert abs(expected - before) > 0.01 * abs(before)
+
+
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_method_lowers_its_own_objective(knowing, tmp_path, method):
     model = knowing()
@@ -450,6 +514,45 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, mon
     assert set(looked) == {"dev"}
 
 
+@pytest.mark.parametrize("method", ["npo", "elm"])  # whole matrices, and factors
+def test_a_training_that_was_killed_goes_on_to_the_same_edit(knowing, monkeypatch, method):
+    model, stops = knowing(), []
+    monkeypatch.setattr("helpers.training.CHECKPOINT_SECONDS", 0.0)
+    whole = unlearn(model, FRANCE, method, **QUICK)
+
+    def watched(*args):
+        def stop(step: int) -> bool:
+            stops.append(step)
+            if stops == [1, 2, 3, 4, 5]:
+                raise KeyboardInterrupt
+            return False
+
+        return stop
+
+    monkeypatch.setattr("helpers.methods.training.recipe.forgotten", watched)
+    before = model_hash(model)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(model, FRANCE, method, **QUICK)
+    assert model_hash(model) == before
+    again = unlearn(model, FRANCE, method, **QUICK)
+    assert stops == [1, 2, 3, 4, 5, *range(5, 13)]  # the fifth had not been written
+    for name, change in whole.delta.changes.items():
+        assert torch.equal(change.matrix(), again.delta.changes[name].matrix())
+    assert not list((cache_dir() / "trainings").glob("*.safetensors"))
+
+
+def test_a_step_may_be_made_of_several_passes(knowing, monkeypatch):
+    model, seen = knowing(), []
+
+    def watching(self, i):
+        seen.append(i)
+        return self.batches[i % len(self.batches)]
+
+    monkeypatch.setattr(Stream, "at", watching)
+    edit = unlearn(model, FRANCE, "gradient_ascent", **QUICK | {"steps": 3, "accumulate": 2})
+    assert sorted(set(seen)) == list(range(6)) and edit.delta.notes["steps"] == 3
+
+
 @pytest.mark.parametrize(
     ("method", "given", "sentence"),
     [
@@ -459,6 +562,7 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, mon
         ("npo", {"layers": (7,)}, "There is no layer 7"),
         ("npo", {"steps": 0}, "steps is 0"),
         ("npo", {"lr": 0}, "lr is 0"),
+        ("npo", {"accumulate": 0}, "accumulate is 0"),
         (
             "gradient_ascent",
             {"lr": 1e35, "steps": 9},

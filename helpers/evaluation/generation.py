@@ -1,11 +1,24 @@
-"""Is what the model writes still language? Two numbers on its greedy continuations."""
+"""Is what the model writes still language? Two numbers on its greedy continuations.
+
+A looping or broken model shows here even where the likelihood of given text has hardly changed.
+"""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from helpers.corpus import passages
 from helpers.errors import UserError
+
+OPENING = 12  # words of a passage that are given
+
+
+def openings(n: int, *, seed: int = 0) -> list[str]:
+    """The first `OPENING` words of `n` held-out Factbook passages drawn by `seed`."""
+    texts = [p.text for p in passages("heldout")]
+    drawn = np.random.default_rng(seed).permutation(len(texts))[:n]
+    return [" ".join(texts[i].split()[:OPENING]) for i in drawn]
 
 
 def repetition(words: Sequence[Hashable], *, n: int = 4) -> float:

@@ -15,10 +15,11 @@ from helpers.errors import UserError
 from helpers.evaluation.battery import battery
 from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT, STATES, cases
 from helpers.evaluation.hidden import logit_suppression
-from helpers.evaluation.verdict import GONE, verdict
+from helpers.evaluation.verdict import GONE, Verdict, verdict
 from helpers.facts import ConceptPair
 
 UNDECIDED = "undecided"
+WORDS = (*STATES, UNDECIDED)
 SHORT = ("paraphrases", "stitched")  # a battery that tells the three states apart
 SURE = 0.3  # P(target) of a fact that is tried: of one hardly known too few wordings can count
 
@@ -84,11 +85,16 @@ def judged(
     for state in STATES:
         found = verdict(evidence[state], required=attacks, seed=seed)
         back = found.attacks.query("finding == 'comes back'")["attack"]
-        word = found.word if found.word in (PRESENT, HIDDEN) else UNDECIDED
-        if word == UNDECIDED and (found.attacks["finding"] == GONE).all():
-            word = ABSENT
+        word = state_of(found)
         rows.append((str(fact), state, word, word == state, ", ".join(back)))
     return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
+
+
+def state_of(found: Verdict) -> str:
+    """One of `WORDS`: what the attacks of a verdict say, whatever the damage, as `known_states`."""
+    if found.word in (PRESENT, HIDDEN):
+        return found.word
+    return ABSENT if (found.attacks["finding"] == GONE).all() else UNDECIDED
 
 
 def shares_right(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from helpers.artifacts import atomic_path
 from helpers.errors import UserError
 from helpers.evaluation.bootstrap import bootstrap
+from helpers.evaluation.known_states import WORDS
 from helpers.evaluation.tradeoff import METRICS, with_axes
 
 WHO = ["method", "family", "subject", "target", "seed", "share"]
@@ -69,8 +70,9 @@ def leaderboard(
 
     Returns:
         method, family, facts, refused, each of `METRICS` with `… low` and `… high` (95 % over
-        facts, seeds of one fact averaged first), forgotten, kept, balance, seconds (median), front
-        (no other method forgets more and keeps more), verdict.
+        facts, seeds of one fact averaged first), forgotten, kept, balance, seconds (median),
+        attacks find (on how many facts and seeds the attacks `tradeoff.ATTACKED` find which
+        state), verdict, front (no other method forgets more and keeps more).
     """
     rows = []
     for (name, family), part in measured.groupby(["method", "family"], sort=False):
@@ -93,11 +95,19 @@ def leaderboard(
         for axis in ("forgotten", "kept", "balance"):
             row[axis] = wide[axis].groupby("subject").mean().mean() if axis in wide else np.nan
         row["seconds"] = wide["seconds"].median() if "seconds" in wide else np.nan
+        row["attacks find"] = _found(wide)
         row["verdict"] = (verdicts or {}).get(str(name), "")
         rows.append(row)
     table = pd.DataFrame(rows).sort_values("balance", ascending=False, ignore_index=True)
     table["front"] = pareto(table["forgotten"].to_numpy(), table["kept"].to_numpy())
     return table
+
+
+def _found(wide: pd.DataFrame) -> str:
+    """How often each state was found, the most frequent first; "" where nothing was attacked."""
+    times = {w: int(wide[f"found_{w}"].sum()) for w in WORDS if f"found_{w}" in wide}
+    ranked = sorted(times, key=lambda w: -times[w])
+    return ", ".join(f"{w} {times[w]}" for w in ranked if times[w])
 
 
 def with_exact(board: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from helpers.artifacts import content_hash
 from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
 from helpers.evaluation.bootstrap import Metric, bootstrap
+from helpers.evaluation.generation import ngram_entropy, openings, repetition
 from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
 from helpers.evaluation.questions import (
     KNOWN,
@@ -29,8 +30,9 @@ from helpers.methods.intervention import Intervention
 from helpers.models import model_hash
 from helpers.scoring import answer_scores, final_states, greedy
 
-PARTS = ("efficacy", "greedy", "retention", "model")
-NEW_TOKENS = 8
+PARTS = ("efficacy", "greedy", "retention", "model", "generation")
+NEW_TOKENS = 8  # of an answer
+N_TEXTS, TEXT_TOKENS = 8, 32  # of what is written to see whether it is still language
 
 
 class Scorecard(Mapping[str, Metric]):
@@ -101,8 +103,11 @@ def evaluate(
     Model: `perplexity_…` on held-out Factbook passages, on a second source and on dialogues,
     `perplexity_change_…` relative to before, `kl_…` = KL(before ‖ after) in nats a token.
 
+    Generation: `entropy` (bits) and `repetition` of n-grams in what the model writes, greedily,
+    after the openings of held-out Factbook passages (`helpers.evaluation.generation`).
+
     Intervals are 95 % bootstrap: over prompts for efficacy, over facts for retention, over
-    sequences for text. A group without known facts is left out.
+    sequences or texts for text. A group without known facts is left out.
 
     Args:
         model: The model, with `Unlearning`s applied or without.
@@ -126,7 +131,11 @@ def evaluate(
     now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
     before: dict[str, float] = {}
-    for part, measure in (("efficacy", _efficacy), ("greedy", _greedy)):
+    for part, measure in (
+        ("efficacy", _efficacy),
+        ("greedy", _greedy),
+        ("generation", _generation),
+    ):
         if part in parts:
             metrics |= measure(now, pair, seed)
             before |= {k: m.value for k, m in measure(base, pair, seed).items()}
@@ -174,6 +183,7 @@ class _Answers:
             self.hash = key[0]
             self.questions: list[Question] = []
             self.spoken = "greedy" in parts
+            self.openings = openings(N_TEXTS, seed=seed) if "generation" in parts else []
             if {"efficacy", "greedy"} & set(parts):
                 self.questions += efficacy_questions(pair, split)
             if "retention" in parts:
@@ -206,7 +216,7 @@ class _Answers:
         """The same questions to the model as it is now."""
         other = object.__new__(_Answers)
         other.questions, other.texts, other.hash = self.questions, self.texts, hash
-        other.spoken, other.lower = self.spoken, self.lower
+        other.spoken, other.openings, other.lower = self.spoken, self.openings, self.lower
         other._ask(model)
         return other
 
@@ -216,6 +226,8 @@ class _Answers:
             self.states = {name: final_states(model, tokens) for name, tokens in self.texts.items()}
         said = [q.prompt for q in self.questions if self.spoken and q.group == "paraphrases"]
         self.said = greedy(model, said, max_new_tokens=NEW_TOKENS) if said else []
+        written = greedy(model, self.openings, max_new_tokens=TEXT_TOKENS) if self.openings else []
+        self.written = [text.split() for text in written]
 
     def of(self, group: str) -> np.ndarray:
         """Which questions belong to a group."""
@@ -246,6 +258,14 @@ def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metr
 def _greedy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
     named = np.array([names_target(pair, text) for text in answers.said], float)
     return {"greedy": bootstrap(named, seed=seed)}
+
+
+def _generation(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
+    measures = {"entropy": ngram_entropy, "repetition": repetition}
+    return {
+        name: bootstrap(np.array([of(words) for words in answers.written]), seed=seed)
+        for name, of in measures.items()
+    }
 
 
 def _retention(base: _Answers, now: _Answers, seed: int) -> dict[str, Metric]:

@@ -15,11 +15,12 @@ from nnsight import LanguageModel
 
 from helpers.artifacts import cached_table, content_hash
 from helpers.errors import UserError
-from helpers.evaluation.attacks import NothingToAttackError
-from helpers.evaluation.attacks.stitching import stitched
+from helpers.evaluation.battery import EDITED, battery
 from helpers.evaluation.bootstrap import bootstrap
+from helpers.evaluation.known_states import WORDS, state_of
 from helpers.evaluation.questions import RETAINED
 from helpers.evaluation.scorecard import evaluate
+from helpers.evaluation.verdict import verdict
 from helpers.facts import ConceptPair, fact_split, known_facts
 from helpers.methods import METHODS, Unlearning, WeightDelta, unlearn
 from helpers.methods.folding import folding_gap
@@ -29,6 +30,8 @@ from helpers.sources import code_hash
 
 FAMILIES = ("surgery", "control")
 SURE = 0.2
+ATTACKED = ("paraphrases", "few_shot", "stitched", "quantisation_int4")  # seconds each
+N_ABSENT = 2  # never-known subjects that these are compared with
 LOOKED_AT = ("France", "Germany", "Italy", "Japan", "Greece")  # while the methods were written
 
 
@@ -170,8 +173,10 @@ def tradeoff(
         refused, seconds (of the method), removes, norm, delta_rank (largest), folding_gap (largest
         difference of a logit between weights and intervention; missing where more than the MLPs
         changes, or no weight), each metric of the scorecard by
-        its name, `stitched` (P(target) of that attack, with text only), `paraphrases_before`, and
-        `forgotten` and `kept` (see `with_axes`).
+        its name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`). With text also
+        `stitched` (mean P(target) of that attack; NaN where it has no hold), and `found_…`: 1 for
+        the one of `WORDS` that is the finding of the attacks `ATTACKED`, as `known_states`, and 0
+        for the others.
     """
     base = {"model": model_hash(model), "sizes": vars(sizes), "code": code_hash(__file__)}
     tables = []
@@ -238,18 +243,22 @@ def _rows(
             )
             scores = {k: m.value for k, m in card.items()}
             if sizes.n_tokens:
-                scores["stitched"] = _stitched(model, pair)
+                scores |= _attacked(model, pair, seed)
         before = {"paraphrases_before": card.before["paraphrases"]}
         rows.append({**about, "share": share, **before, **scores})
     return pd.DataFrame(rows)
 
 
-def _stitched(model: LanguageModel, pair: ConceptPair) -> float:
-    """Mean P(target) of the attack `stitched`; NaN where it has no hold."""
+def _attacked(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, float]:
+    """`stitched` and `found_…`; nothing where there is no never-known subject to compare with."""
     try:
-        return float(stitched(model, pair)["score"].mean())
-    except NothingToAttackError:
-        return np.nan
+        evidence = battery(model, pair, attacks=ATTACKED, n_absent=N_ABSENT, seed=seed)
+    except UserError:
+        return {}
+    rows = evidence.table
+    asked = rows[(rows["attack"] == "stitched") & (rows["state"] == EDITED)]
+    word = state_of(verdict(evidence, required=ATTACKED, seed=seed))
+    return {"stitched": asked["score"].mean(), **{f"found_{w}": float(w == word) for w in WORDS}}
 
 
 def _of_weights(model: LanguageModel, made: Unlearning, prompts: Sequence[str]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor, nn
 
+from helpers.artifacts import cache_dir, content_hash
 from helpers.errors import UserError
 from helpers.examples import Batch, Example, in_batches, logits, mean_loss, sums, token_losses
 from helpers.facts import ConceptPair
@@ -23,8 +25,9 @@ from helpers.methods.delta import Change, WeightDelta, restored
 from helpers.methods.protocol import method
 from helpers.methods.training.adapters import adapted
 from helpers.methods.training.data import Data, Stream, data_of
-from helpers.models import anatomy
+from helpers.models import anatomy, model_hash
 from helpers.scoring import answer_probability
+from helpers.sources import code_hash
 from helpers.training import DivergedError, History, choose_parameters, train
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,8 @@ class Recipe:
     Attributes:
         steps: Steps of AdamW, at most.
         lr: Learning rate.
-        batch: Examples to forget in a step, and as many to retain.
+        batch: Examples to forget in a forward pass, and as many to retain.
+        accumulate: Forward passes a step; their losses are averaged. A larger batch in less memory.
         parameters: `mlps`, `values`, `all`, or names of matrices (`helpers.parameters`).
         layers: Which blocks; None for the method's own, at the same relative depth in any model.
         rank: 0 trains the matrices whole, more trains LoRA factors of that rank.
@@ -57,6 +61,7 @@ class Recipe:
     steps: int = 30
     lr: float = 4e-4
     batch: int = 4
+    accumulate: int = 1
     parameters: str = "mlps"
     layers: Sequence[int] | None = None
     rank: int = 0
@@ -160,7 +165,11 @@ def training_method(name: str, **defaults: Any) -> Callable:
         @functools.wraps(prepare)
         def function(model, pair, *, seed: int = 0, **given: Any) -> WeightDelta:
             values = {p.name: given.pop(p.name, p.default) for p in shared}
-            return fit(model, pair, functools.partial(prepare, **given), Recipe(**values), seed)
+            folders = [content_hash(*sorted(Path(f).glob("*"))) for f in given.get("saes", ())]
+            which = [name, given, folders, code_hash(inspect.getsourcefile(prepare))]
+            return fit(
+                model, pair, functools.partial(prepare, **given), Recipe(**values), seed, which
+            )
 
         first = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in ("model", "pair")]
         last = [inspect.Parameter("seed", keyword, default=0), *own, *shared]
@@ -176,8 +185,12 @@ def fit(
     prepare: Callable[[Task], Objective],
     recipe: Recipe,
     seed: int,
+    which: Any,
 ) -> WeightDelta:
     """Train by a recipe, put the model back as it was, and return the change.
+
+    A training of minutes leaves a checkpoint in the cache, and one that was killed goes on from it
+    to the same numbers.
 
     Args:
         model: Any model of a known family.
@@ -185,6 +198,7 @@ def fit(
         prepare: The method.
         recipe: How it is trained.
         seed: Of everything random.
+        which: Plain data that tells the method, its code and its own hyperparameters from others.
 
     Raises:
         UserError: A hyperparameter is out of range, there is nothing to forget, or the loss was not
@@ -204,13 +218,19 @@ def fit(
     how = {
         "steps": recipe.steps,
         "lr": recipe.lr,
+        "accumulate": recipe.accumulate,
         "seed": seed,
         "stop": forgotten(model, pair, recipe.stop_at) if objective.early else None,
     }
 
+    identity = [which, str(pair), pair.relation, pair.fingerprint(), vars(recipe), seed]
+    identity.append(model_hash(model))
+    checkpoint = cache_dir() / "trainings" / f"{content_hash(identity)}.safetensors"
+
     def run(trained: list[str]) -> History:
         at = lambda i: Step(forget.at(i), retain.at(i) if retain else None)  # noqa: E731
-        return train(model._module, objective.loss, at, parameters=trained, **how)
+        files = {"checkpoint": checkpoint, "identity": identity}
+        return train(model._module, objective.loss, at, parameters=trained, **how, **files)
 
     try:
         if recipe.rank:
@@ -234,7 +254,13 @@ def fit(
 
 
 def _check(recipe: Recipe) -> None:
-    for name, low in (("steps", 1), ("batch", 1), ("rank", 0), ("n_neighbours", 0)):
+    for name, low in (
+        ("steps", 1),
+        ("batch", 1),
+        ("accumulate", 1),
+        ("rank", 0),
+        ("n_neighbours", 0),
+    ):
         if getattr(recipe, name) < low:
             raise UserError(f"{name} is {getattr(recipe, name)}: choose at least {low}.")
     if not recipe.lr > 0:
