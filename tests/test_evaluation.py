@@ -47,10 +47,10 @@ def edit_of(model, delta) -> Unlearning:
     return Unlearning("neurons", {}, delta, {}, 0, 0.0, model_hash(model))
 
 
-def turned(model, layer: int) -> Unlearning:
-    """An edit that turns and halves what an MLP writes; in layer 0 it moves every number."""
+def turned(model, layer: int, by: float = 1.5) -> Unlearning:
+    """An edit that takes off `by` times what an MLP writes; in layer 0 it moves every number."""
     mlp = anatomy(model).layers[layer].mlp
-    change = Change(dense=-1.5 * model._module.get_parameter(mlp.out_name).detach())
+    change = Change(dense=-by * model._module.get_parameter(mlp.out_name).detach())
     return edit_of(model, WeightDelta.of(model._module, {mlp.out_name: change}))
 
 
@@ -239,7 +239,7 @@ def test_an_edited_models_numbers_are_a_plain_recomputation(knowing):
         }
 
     known, before = facts(), efficacy()
-    with turned(model, 0).applied(model):
+    with turned(model, 0, by=1.0).applied(model):
         card = evaluate(model, JAPAN, split="dev", seed=1, **QUICK)
         left, after = facts(), efficacy()
     assert {k: card[k].value for k in after} == pytest.approx(after, abs=1e-5)

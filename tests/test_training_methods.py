@@ -320,7 +320,7 @@ def test_a_whole_objective_is_its_formula(knowing, method):
     context = [Plain(model, _after(task, c)) for c in (NOVICE, EXPERT)]
     parts = (data.forget, data.retain, told)
     was = [Plain(model, x, layer=1) for x in parts]
-    how = QUICK | {"layers": (0, 1), "lr": 0.003, "steps": 4}
+    how = QUICK | {"layers": (0, 1), "lr": 0.01, "steps": 6}
     with unlearn(model, INDIA, "gradient_difference", **how).applied(model):
         now = [Plain(model, x, layer=1) for x in parts]
         with torch.no_grad():
@@ -384,7 +384,7 @@ def test_the_whole_objective_of_crisp_is_its_formula(knowing, tmp_path):
 
     was = inputs_of_mlps(model, data.retain, layers)
     before = formula(inputs_of_mlps(model, data.forget, layers), was, was)
-    how = QUICK | {"layers": (0, 1), "lr": 0.003, "steps": 4}
+    how = QUICK | {"layers": (0, 1), "lr": 0.01, "steps": 6}
     with unlearn(model, FRANCE, "gradient_difference", **how).applied(model):
         read = [inputs_of_mlps(model, part, layers) for part in (data.forget, data.retain)]
         with torch.no_grad():

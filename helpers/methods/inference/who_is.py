@@ -16,6 +16,7 @@ from helpers.methods.intervention import Intervention, installer
 from helpers.methods.protocol import method
 from helpers.methods.training.recipe import LAYERS, Objective, Recipe, fit
 from helpers.models import anatomy, body_of
+from helpers.sources import code_hash
 
 KIND = "who_is"
 
@@ -73,7 +74,7 @@ def who_is(
         n_passages=0,
     )
     reinforce = lambda task: Objective(lambda m, s: task.forget_loss(s), early=False)  # noqa: E731
-    delta = fit(model, pair, reinforce, recipe, seed)
+    delta = fit(model, pair, reinforce, recipe, seed, [KIND, code_hash(__file__)])
     return Intervention(KIND, {"alpha": alpha}, delta.tensors(), delta.notes)
 
 
