@@ -97,8 +97,8 @@ def train(
         seed: Draws the order of batches and everything random inside of `loss`.
         on_step: Called after each step with the steps done and the loss.
         stop: Called after each step with the steps done; true ends the training.
-        checkpoint: A file from which a stopped training goes on; written every
-            `CHECKPOINT_SECONDS`, and gone when the training is done.
+        checkpoint: A file from which a stopped training goes on, and which is gone when it is done.
+            Written every `CHECKPOINT_SECONDS`, or so many times as long as writing takes.
         identity: Plain data that says which data and loss these are; another training's checkpoint
             is refused.
 
@@ -131,7 +131,7 @@ def train(
             history = state.resume(path, about)
         shown.update(history.steps)
         began = time.perf_counter() - history.seconds
-        written = time.perf_counter()
+        due = time.perf_counter() + CHECKPOINT_SECONDS
         while history.steps < steps and not history.stopped:
             step = history.steps
             total = 0.0
@@ -156,9 +156,10 @@ def train(
                 on_step(step + 1, total)
             history.stopped = bool(stop and stop(step + 1))
             history.seconds = time.perf_counter() - began
-            if path is not None and time.perf_counter() - written >= CHECKPOINT_SECONDS:
+            if path is not None and (now := time.perf_counter()) >= due:
                 state.write(path, about, history)
-                written = time.perf_counter()
+                took = time.perf_counter() - now
+                due = now + took + CHECKPOINT_SECONDS * max(1.0, took)
     if path is not None:
         path.unlink(missing_ok=True)
     return history

@@ -238,6 +238,7 @@ def fit(
         else:
             changes, history = _whole(model._module, names, objective, run)
     except DivergedError as error:
+        checkpoint.unlink(missing_ok=True)
         raise UserError(f"{error.told}; the model is as it was.") from None
     notes = data.sizes() | {
         "trained": f"{recipe.parameters} of layers {', '.join(map(str, layers))}"
