@@ -95,6 +95,9 @@ def test_one_value_has_no_interval():
     assert str(one) == "0.30, n = 1"
     assert str(Metric(0.931, 0.85, 0.97, 24)) == "0.93 [0.85, 0.97], n = 24"
     assert str(Metric(24.785, 20, 30.04, 8)) == "24.8 [20.0, 30.0], n = 8"
+    assert str(Metric(0.00231, 0.0011, 0.0037, 11)) == "0.0023 [0.0011, 0.0037], n = 11"
+    assert str(Metric(-0.042, -0.1, 0, 8)) == "-0.042 [-0.100, 0.000], n = 8"
+    assert str(Metric(0, 0, 0, 3)) == "0.00 [0.00, 0.00], n = 3"
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])

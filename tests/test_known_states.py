@@ -1,9 +1,12 @@
 """A battery put to the test on facts whose state is known."""
 
+import pandas as pd
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.known_states import SHORT, known_states, shares_right
+from helpers.evaluation.battery import Evidence
+from helpers.evaluation.known_states import SHORT, known_states, shares_right, state_of
+from helpers.evaluation.verdict import Verdict
 from helpers.models import model_hash
 
 
@@ -17,6 +20,19 @@ def test_known_states_get_their_own_word(knowing):
     assert shares["share"].to_dict() == {"present": 1, "hidden": 1, "absent": 1}
     assert shares.loc["hidden", "low"] == pytest.approx(0.025 ** (1 / 3))  # all of three
     assert (table["right"] == (table["word"] == table["state"])).all()
+
+
+def test_a_state_is_absent_where_all_that_could_be_tried_shows_it():
+    def state(*findings, nothing=()):
+        attacks = pd.DataFrame({"finding": findings})
+        found = Verdict("partial", [], attacks, pd.DataFrame())
+        return state_of(found, Evidence(pd.DataFrame(), dict.fromkeys(nothing, "why")))
+
+    assert state("gone", "gone") == "absent"
+    assert state("gone", "nothing to attack") == "absent"  # the original says nothing there
+    assert state("gone", "nothing to attack", nothing=["stitched"]) == "undecided"  # no hold
+    assert state("gone", "open") == state("gone", "comes back") == "undecided"
+    assert state("nothing to attack") == "undecided"
 
 
 def test_asking_alone_takes_hidden_for_absent(knowing):

@@ -124,9 +124,11 @@ def test_the_front_by_hand():
 
 
 def test_the_table_is_escaped_and_complete_without_scripts():
-    table = pd.DataFrame({"method": ["<b>x</b>"], "family": ["surgery"], "value": ["0.5"]})
+    row = {"method": ["<b>x</b>"], "family": ["surgery"], "value": ["0.5 [0.4, 0.6]"]}
+    table = pd.DataFrame(row)
     text = sortable(table, numeric=["value"])
     assert "<b>x" not in text and "&lt;b&gt;x" in text
     assert "http" not in text
     body = text.split("<script>")[0]
-    assert "0.5" in body and "<option>surgery</option>" in body
+    assert "<td>0.5<br>" in body and "[0.4, 0.6]</small></td>" in body
+    assert "<option>surgery</option>" in body

@@ -29,8 +29,10 @@ class Metric:
     n: int
 
     def __str__(self) -> str:
-        """`0.93 [0.85, 0.97], n = 24`."""
+        """`0.93 [0.85, 0.97], n = 24`; below 0.1 with two digits that say something, up to four."""
         digits = 2 if abs(self.value) < 10 else 1
+        if 0 < abs(self.value) < 0.1:
+            digits = min(4, 1 - int(np.floor(np.log10(abs(self.value)))))
         if np.isnan(self.low):
             return f"{self.value:.{digits}f}, n = {self.n}"
         return (

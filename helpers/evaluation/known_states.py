@@ -12,10 +12,10 @@ from nnsight import LanguageModel
 from scipy.stats import binomtest
 
 from helpers.errors import UserError
-from helpers.evaluation.battery import battery
+from helpers.evaluation.battery import Evidence, battery
 from helpers.evaluation.calibration import ABSENT, HIDDEN, PRESENT, STATES, cases
 from helpers.evaluation.hidden import logit_suppression
-from helpers.evaluation.verdict import GONE, Verdict, verdict
+from helpers.evaluation.verdict import GONE, NOTHING, Verdict, verdict
 from helpers.facts import ConceptPair
 
 UNDECIDED = "undecided"
@@ -36,8 +36,9 @@ def known_states(
 ) -> pd.DataFrame:
     """The battery's word on `n` facts that the model knows well, in the three known states.
 
-    The word is the verdict's where that is `hidden` or `present`; `absent` where every attack is
-    shown to bring nothing back; `undecided` where neither can be shown.
+    The word is the verdict's where that is `hidden` or `present`; `absent` where every attack that
+    brings it back from the original is shown to bring nothing back; `undecided` where neither can
+    be shown.
 
     Args:
         model: The original model.
@@ -85,16 +86,22 @@ def judged(
     for state in STATES:
         found = verdict(evidence[state], required=attacks, seed=seed)
         back = found.attacks.query("finding == 'comes back'")["attack"]
-        word = state_of(found)
+        word = state_of(found, evidence[state])
         rows.append((str(fact), state, word, word == state, ", ".join(back)))
     return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
 
 
-def state_of(found: Verdict) -> str:
-    """One of `WORDS`: what the attacks of a verdict say, whatever the damage, as `known_states`."""
+def state_of(found: Verdict, evidence: Evidence) -> str:
+    """One of `WORDS`: what the attacks of a verdict say, whatever the damage, as `known_states`.
+
+    An attack that brings nothing back from the original either says nothing; one that has no hold
+    on the model, where it would have on others, leaves the state undecided.
+    """
     if found.word in (PRESENT, HIDDEN):
         return found.word
-    return ABSENT if (found.attacks["finding"] == GONE).all() else UNDECIDED
+    findings = set(found.attacks["finding"])
+    shown = GONE in findings and findings <= {GONE, NOTHING}
+    return ABSENT if shown and not evidence.nothing else UNDECIDED
 
 
 def shares_right(table: pd.DataFrame) -> pd.DataFrame:

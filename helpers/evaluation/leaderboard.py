@@ -148,7 +148,8 @@ def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
     It needs nothing from elsewhere, and without scripts it is a plain table.
 
     Args:
-        table: Columns as shown; numbers as text are sorted by their first number.
+        table: Columns as shown; numbers as text are sorted by their first number, and an interval
+            in brackets stands below its value.
         numeric: Columns that are sorted as numbers.
     """
     heads = "".join(
@@ -157,7 +158,7 @@ def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
     )
     lines = "".join(
         f'<tr data-kind="{html.escape(str(row["family"]))}">'
-        + "".join(f"<td>{html.escape(str(v))}</td>" for v in row)
+        + "".join(f"<td>{_cell(str(v))}</td>" for v in row)
         + "</tr>"
         for _, row in table.iterrows()
     )
@@ -169,6 +170,12 @@ def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
         f'<div class="leaderboard" style="overflow-x:auto">{label}<table><thead><tr>{heads}</tr>'
         f"</thead><tbody>{lines}</tbody></table></div><script>{SCRIPT}</script>"
     )
+
+
+def _cell(text: str) -> str:
+    value, bracket, interval = html.escape(text).partition(" [")
+    small = '<br><small style="white-space:nowrap">'
+    return f"{value}{small}[{interval}</small>" if bracket else value
 
 
 SCRIPT = """

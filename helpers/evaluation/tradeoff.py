@@ -257,7 +257,7 @@ def _attacked(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, f
         return {}
     rows = evidence.table
     asked = rows[(rows["attack"] == "stitched") & (rows["state"] == EDITED)]
-    word = state_of(verdict(evidence, required=ATTACKED, seed=seed))
+    word = state_of(verdict(evidence, required=ATTACKED, seed=seed), evidence)
     return {"stitched": asked["score"].mean(), **{f"found_{w}": float(w == word) for w in WORDS}}
 
 
