@@ -13,6 +13,7 @@ from scipy import stats
 from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
 from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, impact, known_neighbours
+from helpers.evaluation.bootstrap import quoted
 from helpers.evaluation.generation import ngram_entropy, openings, repetition
 from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
 from helpers.evaluation.scorecard import _Answers
@@ -97,7 +98,9 @@ def test_one_value_has_no_interval():
     assert str(Metric(24.785, 20, 30.04, 8)) == "24.8 [20.0, 30.0], n = 8"
     assert str(Metric(0.00231, 0.0011, 0.0037, 11)) == "0.0023 [0.0011, 0.0037], n = 11"
     assert str(Metric(-0.042, -0.1, 0, 8)) == "-0.042 [-0.100, 0.000], n = 8"
-    assert str(Metric(0, 0, 0, 3)) == "0.00 [0.00, 0.00], n = 3"
+    assert str(Metric(0, -0.0004, 0, 3)) == "0.00 [0.00, 0.00], n = 3"
+    assert quoted(-0.0001, -0.0007, 0.0004) == "0.000 [-0.001, 0.000]"
+    assert quoted(0.5, np.nan, np.nan) == "0.500" and quoted(np.nan, 0, 0) == "–"
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])

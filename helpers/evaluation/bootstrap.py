@@ -33,18 +33,19 @@ class Metric:
         digits = 2 if abs(self.value) < 10 else 1
         if 0 < abs(self.value) < 0.1:
             digits = min(4, 1 - int(np.floor(np.log10(abs(self.value)))))
-        if np.isnan(self.low):
-            return f"{self.value:.{digits}f}, n = {self.n}"
-        return (
-            f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}], n = {self.n}"
-        )
+        return f"{_quoted(self.value, self.low, self.high, digits)}, n = {self.n}"
 
 
 def quoted(value: float, low: float, high: float) -> str:
     """`0.930 [0.850, 0.970]`; the value alone where there is no interval, a dash for no value."""
     if np.isnan(value):
         return "–"
-    return f"{value:.3f}" if np.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return _quoted(value, low, high, 3)
+
+
+def _quoted(value: float, low: float, high: float, digits: int) -> str:
+    mean, *ends = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (value, low, high))  # no -0.00
+    return mean if np.isnan(low) else f"{mean} [{', '.join(ends)}]"
 
 
 def bootstrap(
