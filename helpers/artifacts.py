@@ -201,6 +201,11 @@ def content_hash(*things: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def folder_hash(folder: str | Path) -> str:
+    """`content_hash` of the files of a folder, in the order of their names."""
+    return content_hash(*sorted(Path(folder).glob("*")))
+
+
 def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table that `build` makes, from the cache when one was made for the same `key`.
 

@@ -8,6 +8,7 @@ from test_surgery_baselines import small_world  # noqa: F401
 from test_tangent import grown_model, own_pair  # noqa: F401
 
 from helpers.errors import UserError
+from helpers.evaluation.attacks.register import NoStrangersError
 from helpers.evaluation.together import STATES, together
 from helpers.evaluation.tradeoff import (
     Sizes,
@@ -84,6 +85,21 @@ def test_every_method_is_scored_and_a_refusal_is_kept(tiny_model, monkeypatch):
     monkeypatch.setattr("helpers.evaluation.tradeoff.unlearn", None)  # all is in the cache
     again = tradeoff(model, [pair], methods, seeds=[0, 1], **how)
     pd.testing.assert_frame_equal(table, again)
+
+
+def test_only_the_want_of_strangers_leaves_the_attacks_out(tiny_model, monkeypatch):
+    def refused(error):
+        def battery(*args, **how):
+            raise error
+
+        monkeypatch.setattr("helpers.evaluation.tradeoff.battery", battery)
+        how = {"shares": {"needle": (1.0,)}, "sizes": Sizes(n_neighbours=2, n_tokens=128)}
+        return tradeoff(tiny_model(), [baseline_pair()], {"needle": {"noise": 5.0}}, **how)
+
+    with pytest.raises(UserError, match="disk is full"):  # and nothing is kept as if it were done
+        refused(UserError("The disk is full."))
+    table = refused(NoStrangersError("too few"))
+    assert table["paraphrases"].notna().all() and "stitched" not in table
 
 
 def scores(**columns) -> pd.DataFrame:

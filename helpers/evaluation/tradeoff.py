@@ -6,15 +6,15 @@ as made, 2 twice the change. One knob for all, so that no method is tuned more t
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table, content_hash
+from helpers.artifacts import cached_table, folder_hash
 from helpers.errors import UserError
+from helpers.evaluation.attacks.register import NoStrangersError
 from helpers.evaluation.battery import EDITED, battery
 from helpers.evaluation.bootstrap import bootstrap
 from helpers.evaluation.known_states import WORDS, state_of
@@ -188,7 +188,7 @@ def tradeoff(
                     "pair": [str(pair), pair.relation, *pair.fingerprint()],
                     "method": name,
                     "how": {k: v for k, v in how.items() if k != "saes"},
-                    "saes": [content_hash(*sorted(Path(f).glob("*"))) for f in how.get("saes", ())],
+                    "saes": [folder_hash(f) for f in how.get("saes", ())],
                     "shares": list(shares[name]),
                     "seed": seed,
                 }
@@ -253,7 +253,7 @@ def _attacked(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, f
     """`stitched` and `found_…`; nothing where there is no never-known subject to compare with."""
     try:
         evidence = battery(model, pair, attacks=ATTACKED, n_absent=N_ABSENT, seed=seed)
-    except UserError:
+    except NoStrangersError:
         return {}
     rows = evidence.table
     asked = rows[(rows["attack"] == "stitched") & (rows["state"] == EDITED)]

@@ -24,6 +24,10 @@ class NothingToAttackError(UserError):
     """
 
 
+class NoStrangersError(UserError):
+    """There are too few never-known subjects to compare an attack with."""
+
+
 @dataclass(frozen=True)
 class Attack:
     """An entry of the register.
@@ -106,7 +110,7 @@ def never_known(
         tried: So many others are looked at.
 
     Raises:
-        UserError: There are not so many.
+        NoStrangersError: There are not so many.
     """
     others = [o for o in pair.others(tried, seed=seed) if pair.target not in (o.target, o.subject)]
     strangers = [
@@ -123,7 +127,7 @@ def never_known(
     own, target = means[: len(others)], means[len(others) :]
     found = [s for s, a, b in zip(strangers, own, target, strict=True) if max(a, b) < UNKNOWN]
     if len(found) < n:
-        raise UserError(
+        raise NoStrangersError(
             f"A comparison needs {n} subjects that the model knows nothing of, and of "
             f"{len(others)} others there are {len(found)}: ask for fewer."
         )

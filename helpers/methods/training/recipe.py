@@ -9,7 +9,6 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor, nn
 
-from helpers.artifacts import cache_dir, content_hash
+from helpers.artifacts import cache_dir, content_hash, folder_hash
 from helpers.errors import UserError
 from helpers.examples import Batch, Example, in_batches, logits, mean_loss, sums, token_losses
 from helpers.facts import ConceptPair
@@ -165,11 +164,10 @@ def training_method(name: str, **defaults: Any) -> Callable:
         @functools.wraps(prepare)
         def function(model, pair, *, seed: int = 0, **given: Any) -> WeightDelta:
             values = {p.name: given.pop(p.name, p.default) for p in shared}
-            folders = [content_hash(*sorted(Path(f).glob("*"))) for f in given.get("saes", ())]
-            which = [name, given, folders, code_hash(inspect.getsourcefile(prepare))]
-            return fit(
-                model, pair, functools.partial(prepare, **given), Recipe(**values), seed, which
-            )
+            saes = [folder_hash(f) for f in given.get("saes", ())]
+            which = [name, given, saes, code_hash(inspect.getsourcefile(prepare))]
+            made = functools.partial(prepare, **given)
+            return fit(model, pair, made, Recipe(**values), seed, which)
 
         first = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in ("model", "pair")]
         last = [inspect.Parameter("seed", keyword, default=0), *own, *shared]
@@ -223,8 +221,8 @@ def fit(
         "stop": forgotten(model, pair, recipe.stop_at) if objective.early else None,
     }
 
-    identity = [which, str(pair), pair.relation, pair.fingerprint(), vars(recipe), seed]
-    identity.append(model_hash(model))
+    asked = [str(pair), pair.relation, *pair.fingerprint()]
+    identity = [model_hash(model), asked, which, vars(recipe), seed]
     checkpoint = cache_dir() / "trainings" / f"{content_hash(identity)}.safetensors"
 
     def run(trained: list[str]) -> History:
