@@ -14,22 +14,22 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.models import load_model
+from helpers.models import DEFAULT, load_model
 
 _MODEL = {}  # of this process
 
 
-def workers(n: int, device: str) -> ProcessPoolExecutor:
-    """`n` processes with the default model; together they use as many threads as one would."""
+def workers(n: int, device: str, name: str = DEFAULT) -> ProcessPoolExecutor:
+    """`n` processes with the model `name`; together they use as many threads as one would."""
     threads = max(1, torch.get_num_threads() // n)
     return ProcessPoolExecutor(
-        n, get_context("spawn"), initializer=_load, initargs=(device, threads)
+        n, get_context("spawn"), initializer=_load, initargs=(name, device, threads)
     )
 
 
-def _load(device: str, threads: int) -> None:
+def _load(name: str, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    _MODEL["lm"] = load_model(device=device)
+    _MODEL["lm"] = load_model(name, device=device)
 
 
 def model() -> LanguageModel:

@@ -10,7 +10,7 @@ from helpers.covariance import key_covariance, keys_by_layer, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
-from helpers.methods import METHODS, unlearn
+from helpers.methods import METHODS, solved, unlearn
 from helpers.methods.asks import OPENINGS, kept, retain_asks
 from helpers.methods.beginnings import Beginnings
 from helpers.methods.detectors import Detectors
@@ -304,6 +304,7 @@ def test_neurons_of_several_pairs_are_solved_for_as_one_system(grown_model, own_
     model = grown_model()
     pairs = [own_pair, replace(own_pair, subject="w41", target="w23")]
     how = {"layers": (0, 1), "quantile": 0.9, "steps": (0.3, 0.3)}
+    monkeypatch.setattr(solved, "MOST", 3)  # two steps: rounding adds up over many
     apart = unlearn(model, pairs, "gated_neuron", **how).delta.changes
     whole = LinearKeys.blocks  # one block: every neuron's part in every answer, most of them zero
     monkeypatch.setattr(Detectors, "blocks", whole)
@@ -311,6 +312,17 @@ def test_neurons_of_several_pairs_are_solved_for_as_one_system(grown_model, own_
     assert len(apart[anatomy(model).layers[0].mlp.out_name].appended.T) >= 2
     for name, change in apart.items():
         torch.testing.assert_close(change.appended, together[name].appended, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_leads_away_is_taken_back(grown_model, own_pair):
+    model = grown_model()
+    how = {"layers": (0, 1), "quantile": 0.9}
+    with_goal = unlearn(model, own_pair, "gated_neuron", **how)
+    wild = unlearn(model, own_pair, "gated_neuron", steps=(60.0, 60.0), **how)
+    assert 0 <= wild.delta.notes["left"] < 1 and 0 <= with_goal.delta.notes["left"] < 1
+    before = answer_probability(model, own_pair.prompts("train"))
+    with wild.applied(model):
+        assert answer_probability(model, own_pair.prompts("train")).mean() < before.mean()
 
 
 def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fires(

@@ -193,7 +193,12 @@ def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
 
 
 def own_inputs(
-    model: LanguageModel, pair: ConceptPair, *, layers: Sequence[int], first: bool = False
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    layers: Sequence[int],
+    first: bool = False,
+    every: bool = False,
 ) -> list[dict[int, Float[Tensor, "n d_model"]]]:
     """What W_in reads at the subject's last token, in the pair's training prompts.
 
@@ -208,14 +213,20 @@ def own_inputs(
             then the text's first, the token after it is read instead, one entry for each: a text's
             first token is a state of its own in most models, in which the higher layers see no
             name.
+        every: At each token of the subject, entries for each, the last token's first.
     """
     where: Where = []
-    groups: dict[tuple[int, int, bool], list[int]] = {}
-    for prompt in pair.learnt(first=first):
-        ids = tuple(token_ids(model, prompt))
-        start, end = subject_span(prompt, model.tokenizer)
-        at = 1 if first and end == 1 < len(ids) else end - 1
-        groups.setdefault((ids[end - 1], ids[at], start == 0), []).append(len(where))
-        where.append((ids, [at]))
+    groups: dict[tuple[int, int, int, bool], list[int]] = {}
+    for back in range(max(map(len, spellings(model, pair.subject))) if every else 1):
+        for prompt in pair.learnt(first=first):
+            ids = tuple(token_ids(model, prompt))
+            start, end = subject_span(prompt, model.tokenizer)
+            alone = first and end == 1 < len(ids)
+            if end - back <= start or (alone and back):
+                continue
+            at = 1 if alone else end - 1 - back
+            kind = (back, ids[end - 1 - back], ids[at], start == 0)
+            groups.setdefault(kind, []).append(len(where))
+            where.append((ids, [at]))
     read = dict(keys_by_layer(model, where, layers=layers, site="mlp_in"))
     return [{i: x[mine] for i, x in read.items()} for mine in groups.values()]

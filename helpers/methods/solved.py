@@ -5,6 +5,7 @@ neurons regresses what the detector sees on the keys that W_out reads, and chang
 product of that key and the value: rank one a detector, and some of it is written elsewhere too.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ from helpers.methods.beginnings import Beginnings
 from helpers.methods.contrast import stored
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.detectors import CEILING, SHARPNESS, Detectors
-from helpers.methods.tangent import Ask, everywhere, linearise, solve_kernel
+from helpers.methods.tangent import Ask, Tangent, everywhere, linearise, solve_kernel
 from helpers.models import MLPAnatomy, anatomy
 from helpers.tracing.states import token_ids
 
@@ -33,6 +34,9 @@ FLOOR = {"neurons": 0.001, "weights": 0.004}  # the lower, the more others feel 
 NOTHING = 1e-3  # an activation that counts as none, of 1 where a detector fires
 N_NEIGHBOURS = 120  # whose answers the weights form holds; neurons do not fire there
 TEXT = 40.0  # weight of ordinary text in what the weights form must not disturb
+REACHED = 0.01  # of what was wanted at first, as a sum of squares: so little left is nothing
+MOST = 24  # linearisations
+STUCK = 1e6  # a ridge with which no step that is left moves anything
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,22 @@ class LinearKeys:
         return torch.linalg.solve(self.cost, f)
 
 
+def check_form(form: str) -> str:
+    """`form` itself.
+
+    Raises:
+        UserError: There is no such form.
+    """
+    if form not in FORMS:
+        raise UserError(f"There is no form '{form}': choose {' or '.join(FORMS)}.")
+    return form
+
+
+Keys = Mapping[int, Detectors] | Mapping[int, LinearKeys]
+Values = dict[int, Float[Tensor, "n d_model"]]
+"""Layer → what each of its keys writes."""
+
+
 def solved_edit(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
@@ -82,29 +102,28 @@ def solved_edit(
         form: `neurons` or `weights`.
         floor: Probability that the training prompts' answers come down to; None for `FLOOR`.
         ridge: Ridge of the values' kernel regression.
-        steps: Share of the way to go at each linearisation.
+        steps: Share of the way to go at the first linearisations; after them the whole.
         seed: Draws neighbours.
-        notes: For the delta.
+        notes: For the delta; it adds what was `left` (`solve_values`).
 
     Raises:
         UserError: There is no such form, or the values cannot be solved for.
     """
-    if form not in FORMS:
-        raise UserError(f"There is no form '{form}': choose {' or '.join(FORMS)}.")
-    appends = form == "neurons"
+    appends = check_form(form) == "neurons"
     floor = FLOOR[form] if floor is None else floor
     keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
     near = 0 if appends else N_NEIGHBOURS
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor, first=appends)]
     asks += retain_asks(model, pairs, n_neighbours=near, seed=seed, first=appends)
-    values = solve_values(model, asks, keys, ridge=ridge, steps=steps)
+    values, left = solve_values(model, asks, keys, ridge=ridge, steps=steps)
+    notes = {"left": round(left, 4), **(notes or {})}
     if appends:
         return appended(model, detectors, values, notes=notes)
     changes = {}
     for i, layer in keys.items():
         mlp = anatomy(model).layers[i].mlp
         changes[mlp.out_name] = stored(mlp, values[i].T, layer.keys)
-    return WeightDelta.of(model._module, changes, notes=dict(notes or {}))
+    return WeightDelta.of(model._module, changes, notes=notes)
 
 
 def regressed(
@@ -142,27 +161,33 @@ def regressed(
 def solve_values(
     model: LanguageModel,
     asks: Sequence[Ask],
-    keys: Mapping[int, Detectors] | Mapping[int, LinearKeys],
+    keys: Keys,
     *,
     ridge: float,
     steps: Sequence[float],
-) -> dict[int, Float[Tensor, "n d_model"]]:
+) -> tuple[Values, float]:
     """What each key writes: the least Σ tr(Vᵀ G V) that moves every answer's log-odds as wanted.
 
     To first order the values V of keys with activations a move the log-odds of answer i by the
     inner product of V with f_i = Σ_p a_p g_ipᵀ, so K_ij = tr(f_iᵀ G⁻¹ f_j) and
     V = G⁻¹ Σ_i α_i f_i with α = (K + Λ)⁻¹ wanted; linearised again at every step. G is what the
-    keys' writing costs: 1 for neurons of their own, U A Uᵀ for keys in an existing matrix.
+    keys' writing costs: 1 for neurons of their own, U A Uᵀ for keys in an existing matrix. A step
+    that leads further away is taken back and taken again with ten times the ridge (Levenberg 1944,
+    Marquardt 1963), until what is left is `REACHED`, or after `MOST` linearisations.
 
     Args:
         model: Any model of a known family.
         asks: What is forgotten and what is kept.
         keys: Layer → detectors or linear keys.
-        ridge: Λ, relative to K's diagonal.
-        steps: Share of the way to go at each linearisation.
+        ridge: The least Λ, relative to K's diagonal.
+        steps: Share of the way to go at the first linearisations; after them the whole.
+
+    Returns:
+        The values, and the share of what was wanted (sum of squares, nats²) that was left at the
+        last linearisation; the step that is taken after it is not counted.
 
     Raises:
-        UserError: Two prompts cannot be told apart, or the steps ran away.
+        UserError: Two prompts cannot be told apart, or no step brings the answers nearer.
     """
     parts = anatomy(model)
     values = {i: torch.zeros(len(d.keys), parts.d_model) for i, d in keys.items()}
@@ -178,10 +203,11 @@ def solve_values(
     if not asks:
         raise UserError("On none of the prompts does a detector fire: try other layers.")
     acting = everywhere(asks)
-    before, lower = None, None if begun else below(model, keys)
-    for step in steps:
+    lower = None if begun else below(model, keys)
+    before, first, least, taken, damping = None, 0.0, math.inf, 0, ridge
+    for _ in range(MOST):
 
-        def extra(i, into, hidden):
+        def extra(i, into, hidden, values=values):
             x = into if site == "mlp_in" else hidden
             return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)
 
@@ -189,9 +215,50 @@ def solve_values(
             t = linearise(
                 model, acting, layers=list(keys), extra=extra, site=site, beginnings=begun
             )
-        before = t.logodds if before is None else before
+        if before is None:
+            before = t.logodds
+            first = float(wanted_changes(asks, before, before).square().sum())
+        wanted = wanted_changes(asks, t.logodds, before)
+        left = float(wanted.square().sum())
+        if left <= least:
+            least, start = left, values
+            system = System.of(model, asks, keys, t)
+            aim, damping = wanted, max(ridge, damping / 10)
+        else:
+            taken, damping = taken - 1, 10 * damping
+        step = steps[taken] if taken < len(steps) else 1.0
+        values = system.moved(start, step * aim, asks, ridge=damping)
+        taken += 1
+        if least <= REACHED * first and taken >= len(steps):
+            return values, least / first if first else 0.0
+        if damping > STUCK:
+            break
+    if least >= first:
+        raise UserError(
+            "Nothing that these layers write brings the answers nearer to what is wanted: take "
+            "other layers."
+        )
+    return start, least / first
+
+
+@dataclass(frozen=True)
+class System:
+    """The kernel of all asks at one linearisation, and what its solution becomes.
+
+    Attributes:
+        kernel: K.
+        spread: (layer, detectors, asks that they act on, G⁻¹ f) of every block.
+    """
+
+    kernel: Float[Tensor, "asks asks"]
+    spread: Sequence[tuple[int, list[int], Int[Tensor, " some"], Float[Tensor, "some n d"]]]
+
+    @classmethod
+    def of(cls, model: LanguageModel, asks: Sequence[Ask], keys: Keys, t: Tangent) -> "System":
+        """Put together layer by layer; asks on which a block does not act have no part in it."""
+        parts = anatomy(model)
         kernel = torch.zeros(len(asks), len(asks), dtype=torch.float64)
-        spread = []  # (layer, neurons, asks that they act on, G⁻¹ f)
+        spread = []
         for i, d in keys.items():
             a = d.fire(parts.layers[i].mlp, t.keys[i].to(parts.head.weight.device)).float().cpu()
             for block in d.blocks():
@@ -199,11 +266,21 @@ def solve_values(
                 g = d.cost_solve(f)
                 kernel[seen[:, None], seen] += (f.flatten(1) @ g.flatten(1).T).double()
                 spread.append((i, block, seen, g))
-        wanted = step * wanted_changes(asks, t.logodds, before)
-        alpha = solve_kernel(kernel, wanted.double(), ridge=ridge, asks=asks).float()
-        for i, block, seen, g in spread:
+        return cls(kernel, spread)
+
+    def moved(
+        self, values: Values, wanted: Float[Tensor, " asks"], asks: Sequence[Ask], *, ridge: float
+    ) -> Values:
+        """The values after the least change that moves the log-odds as wanted.
+
+        Raises:
+            UserError: As `solve_kernel`.
+        """
+        alpha = solve_kernel(self.kernel, wanted.double(), ridge=ridge, asks=asks).float()
+        values = {i: v.clone() for i, v in values.items()}
+        for i, block, seen, g in self.spread:
             values[i][block] += torch.tensordot(alpha[seen], g, 1)
-    return values
+        return values
 
 
 def _features(

@@ -1,7 +1,8 @@
 """Neurons that detect the subject and write what cancels the answer.
 
 A linear edit of W_out can only weigh the subject's key; a neuron can *detect* it. Its key is the
-linear discriminant of the subject's last token against the same questions about all other subjects
+linear discriminant of the subject's last token (of every one, where the last does not carry the
+fact alone) against the same questions about all other subjects
 and ordinary text, its threshold lies above what those reach, and the values are solved for: the
 least that makes the answer unlikely and leaves the subject's other facts where they are. What does
 not fire cannot be hurt.
@@ -23,17 +24,11 @@ from helpers.methods.detectors import (
     sightings,
     stacked,
 )
+from helpers.methods.handover import place
 from helpers.methods.protocol import method
-from helpers.methods.solved import solved_edit
-from helpers.models import anatomy
+from helpers.methods.solved import check_form, solved_edit
 
-LAYERS = range(19, 23)  # of 30: right below the hand-over
-WIDER = range(15, 23)  # for a change of W_out: shared by more layers it is smaller in each
-
-
-def best_layers(form: str) -> Sequence[int]:
-    """Layers, of 30, that a form of the edit is best made in."""
-    return LAYERS if form == "neurons" else WIDER
+WIDTH = {"neurons": 4, "weights": 8}  # layers, of 30: a change that more share is smaller in each
 
 
 @method("gated_neuron", family="surgery", many=True)
@@ -58,31 +53,30 @@ def gated_neuron(
         model: Any model of a known family.
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text.
-        layers: Which layers get a neuron; by default the four at two thirds to three quarters of
-            the depth, right below where the answer leaves the subject's tokens, and as `weights`
-            four more below these. Earlier ones carry all that is known of the subject, and its
-            other facts suffer with the one that goes.
+        layers: Which layers get a neuron; by default those right below where the answer leaves
+            the subject's tokens (`place`), `WIDTH` of them. Earlier ones carry all that is known
+            of the subject, and its other facts suffer with the one that goes.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to; by default 0.001 for
             `neurons`, and 0.004 for `weights`, which other subjects share.
         quantile: Share of everything else that stays under the threshold.
         shrink: Ridge of the discriminant, relative to the mean variance.
         ridge: Ridge of the values' kernel regression.
-        steps: Share of the way to go at each linearisation.
+        steps: Share of the way to go at the first linearisations; after them the whole.
 
     Raises:
-        UserError: Two prompts cannot be told apart.
+        UserError: There is no such form, or two prompts cannot be told apart.
     """
-    if layers is None:
-        layers = anatomy(model).at_depth(best_layers(form))
+    where = place(model, pairs, width=WIDTH[check_form(form)])
     detectors = fit_detectors(
         model,
         pairs,
-        layers=layers,
+        layers=where.layers if layers is None else layers,
         quantile=quantile,
         shrink=shrink,
         seed=seed,
         first=form == "neurons",
+        every=where.every,
     )
     return solved_edit(
         model, pairs, detectors, form=form, floor=floor, ridge=ridge, steps=steps, seed=seed
@@ -98,12 +92,13 @@ def fit_detectors(
     shrink: float,
     seed: int,
     first: bool = False,
+    every: bool = False,
 ) -> dict[int, Detectors]:
     """For each layer, pair and way in which its subject ends a neuron along the discriminant.
 
-    Args and errors are those of `gated_neuron`; `first` as `own_inputs`.
+    Args and errors are those of `gated_neuron`; `first` and `every` as `own_inputs`.
     """
-    mine = [own_inputs(model, p, layers=layers, first=first) for p in pairs]
+    mine = [own_inputs(model, p, layers=layers, first=first, every=every) for p in pairs]
     found = {}
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []

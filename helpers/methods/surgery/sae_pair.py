@@ -32,9 +32,10 @@ from helpers.methods.detectors import (
     sightings,
     stacked,
 )
+from helpers.methods.handover import place
 from helpers.methods.protocol import Unlearning, method
-from helpers.methods.solved import solved_edit
-from helpers.methods.surgery.gated_neuron import LAYERS, best_layers
+from helpers.methods.solved import check_form, solved_edit
+from helpers.methods.surgery.gated_neuron import WIDTH
 from helpers.methods.surgery.sae_direction import load_fitting
 from helpers.models import anatomy
 from helpers.tracing import selectivity
@@ -79,7 +80,7 @@ def sae_pair(
         quantile: Share of everything else that stays under the threshold.
         shrink: Ridge of the discriminant within the latents, relative to the mean variance.
         ridge: Ridge of the values' kernel regression.
-        steps: Share of the way to go at each linearisation.
+        steps: Share of the way to go at the first linearisations; after them the whole.
 
     Returns:
         The delta; its notes name each layer's latents.
@@ -88,9 +89,11 @@ def sae_pair(
         UserError: No SAE is given, one reads another site or is of another model, or no latent
             tells the subject apart.
     """
-    loaded = load_all(model, saes, best=best_layers(form))
+    where = place(model, pairs, width=WIDTH[check_form(form)])
+    loaded = load_all(model, saes, best=where.layers)
     layers = sorted(loaded)
-    mine = [own_inputs(model, p, layers=layers, first=form == "neurons") for p in pairs]
+    how = {"layers": layers, "first": form == "neurons", "every": where.every}
+    mine = [own_inputs(model, p, **how) for p in pairs]
     found, chosen = {}, []
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
@@ -192,11 +195,12 @@ def latents_needed(
         One row per subject, layer, spelling and way (`SELECT`): latents (1, 2, 4, ... or `most`),
         fires (the share of the subject's own prompts on which the neuron then does).
     """
-    loaded = load_all(model, saes)
+    where = place(model, pairs, width=WIDTH["neurons"])
+    loaded = load_all(model, saes, best=where.layers)
     layers, rows = sorted(loaded), []
     how = {"sizes": doublings(1, most), "shrink": shrink, "quantile": quantile, "seed": seed}
     for pair in pairs:
-        mine = [own_inputs(model, pair, layers=layers)]
+        mine = [own_inputs(model, pair, layers=layers, every=where.every)]
         for i, others in inputs_of_others(model, [pair], layers=layers, seed=seed):
             for seen in sightings(mine, others, i):
                 for select in SELECT:
@@ -215,14 +219,14 @@ def latents_needed(
 
 
 def load_all(
-    model: LanguageModel, folders: Sequence[str], *, best: Sequence[int] = LAYERS
+    model: LanguageModel, folders: Sequence[str], *, best: Sequence[int] = ()
 ) -> dict[int, object]:
     """SAEs by layer: those in the layers that are best to edit, or all if none is.
 
     Args:
         model: Any model of a known family.
         folders: Where they lie.
-        best: Layers, of 30.
+        best: Layers.
 
     Raises:
         UserError: There is none, two are of one layer, or one does not fit the model.
@@ -233,8 +237,7 @@ def load_all(
         if layer in found:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
         found[layer] = sae
-    preferred = parts.at_depth(best)
-    return {i: sae for i, sae in found.items() if i in preferred} or found
+    return {i: sae for i, sae in found.items() if i in best} or found
 
 
 @torch.inference_mode()
@@ -331,7 +334,7 @@ def named(
     from helpers.sae.dashboard import dashboards
 
     notes = edit.delta.notes["latents"]
-    loaded = load_all(model, saes, best=())
+    loaded = load_all(model, saes)
     text = corpus_tokens(model.tokenizer, n_tokens=n_tokens, seed=edit.seed)
     shards = harvest(model, text, sites=[READS], layers=sorted({x["layer"] for x in notes}))
     rows = []
