@@ -81,8 +81,8 @@ def main() -> None:
             "how": f"An OPT-style model of {RECIPE.n_layers} layers, trained for this on the facts "
             f"of {RECIPE.n_countries} countries; every setting is the default model's. A subject's "
             f"tokens carry {means['subject', last]:.2f} of its answer up to layer {last}, the last "
-            f"of them alone {means['end', last]:.2f}: what writes there alone cannot reach the rest. "
-            "Columns as on held-out facts.",
+            f"of them alone {means['end', last]:.2f}: what writes there alone cannot reach the "
+            "rest. Columns as on held-out facts.",
             "rows": sorted(rows_of(results), key=order),
         },
     )
