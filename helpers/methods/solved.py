@@ -184,7 +184,8 @@ def solve_values(
 
     Returns:
         The values, and the share of what was wanted (sum of squares, nats²) that was left at the
-        last linearisation; the step that is taken after it is not counted.
+        last linearisation, on the prompts where a key is active; the step that is taken after it
+        is not counted.
 
     Raises:
         UserError: Two prompts cannot be told apart, or no step brings the answers nearer.
