@@ -12,6 +12,8 @@ from helpers.errors import UserError
 from helpers.evaluation.readings import READINGS
 from helpers.evaluation.verdict import tost
 from helpers.facts import RELATIONS, ConceptPair
+from helpers.methods import unlearn
+from helpers.methods.handover import place
 from helpers.models import anatomy, load_model, model_hash
 from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
 from helpers.organism.calibration import calibrate
@@ -445,3 +447,17 @@ def test_the_organism_knows_its_facts_and_its_oracle_all_but_one():
     of_others = [p for p in facts if p != FRANCE]
     assert knowledge(oracle, of_others)["known"].mean() >= 0.97
     assert knowledge(oracle, [FRANCE])["probability"][0] <= exam(recipe.world(), FRANCE).chance
+
+
+@pytest.mark.slow
+def test_an_edit_acts_where_the_letters_of_a_name_carry_the_fact():
+    """The last letter alone carries next to nothing, and the layers are not those of SmolLM."""
+    model = load_model(str(organism(Recipe())))
+    near = [q for p in FRANCE.neighbours() for q in p.prompts("heldout")]
+    before = [answer_probability(model, q) for q in (FRANCE.prompts("heldout"), near)]
+    assert place(model, [FRANCE], width=4).every
+    with unlearn(model, FRANCE, "gated_neuron").applied(model):
+        after = [answer_probability(model, q) for q in (FRANCE.prompts("heldout"), near)]
+    known = before[1] >= 0.1
+    assert after[0].mean() < before[0].mean() / 4
+    assert (after[1] / before[1])[known].mean() > 0.9
