@@ -35,7 +35,8 @@ NOTHING = 1e-3  # an activation that counts as none, of 1 where a detector fires
 N_NEIGHBOURS = 120  # whose answers the weights form holds; neurons do not fire there
 TEXT = 40.0  # weight of ordinary text in what the weights form must not disturb
 REACHED = 0.01  # of what was wanted at first, as a sum of squares: so little left is nothing
-MOST = 24  # linearisations
+MOST = 40  # linearisations; the default model needs four
+HARDER, EASIER = 10.0, 3.0  # the ridge after a step that is taken back, and after one that is not
 STUCK = 1e6  # a ridge with which no step that is left moves anything
 
 
@@ -172,8 +173,8 @@ def solve_values(
     inner product of V with f_i = Σ_p a_p g_ipᵀ, so K_ij = tr(f_iᵀ G⁻¹ f_j) and
     V = G⁻¹ Σ_i α_i f_i with α = (K + Λ)⁻¹ wanted; linearised again at every step. G is what the
     keys' writing costs: 1 for neurons of their own, U A Uᵀ for keys in an existing matrix. A step
-    that leads further away is taken back and taken again with ten times the ridge (Levenberg 1944,
-    Marquardt 1963), until what is left is `REACHED`, or after `MOST` linearisations.
+    that leads further away is taken back and taken again with `HARDER` times the ridge (Levenberg
+    1944, Marquardt 1963), until what is left is `REACHED`, or after `MOST` linearisations.
 
     Args:
         model: Any model of a known family.
@@ -224,9 +225,9 @@ def solve_values(
         if left <= least:
             least, start = left, values
             system = System.of(model, asks, keys, t)
-            aim, damping = wanted, max(ridge, damping / 10)
+            aim, damping = wanted, max(ridge, damping / EASIER)
         else:
-            taken, damping = taken - 1, 10 * damping
+            taken, damping = taken - 1, damping * HARDER
         step = steps[taken] if taken < len(steps) else 1.0
         values = system.moved(start, step * aim, asks, ridge=damping)
         taken += 1
