@@ -64,6 +64,44 @@ def in_each_form(chosen: dict[str, dict], wanted: list[str]) -> dict[str, dict]:
     return found
 
 
+def measured(pool, curved, fixed, dev, heldout, *, seeds: int, until: float) -> pd.DataFrame:
+    """Every method on held-out facts, at the strength that is best on development facts.
+
+    Args:
+        pool: From `workers`.
+        curved: Label → hyperparameters of the methods that have a strength.
+        fixed: Of those that have none.
+        dev: Development facts.
+        heldout: Held-out facts.
+        seeds: How many seeds, each with its own draws.
+        until: Time, in seconds since the epoch.
+    """
+    share = dict.fromkeys(fixed, 1.0)
+    jobs = [
+        (pair, n, how, list(SHARES), Sizes("dev", 24), 0)
+        for n, how in curved.items()
+        for pair in dev
+    ]
+    if jobs:
+        share |= best_shares(gather(pool, measure, jobs, until))
+    jobs = [
+        (pair, n, how, [share[n]], Sizes("heldout", 24, 4096), seed)
+        for seed in range(seeds)
+        for group in (curved, fixed)
+        for pair in heldout
+        for n, how in group.items()
+    ]
+    results = gather(pool, measure, jobs, until)
+    return results.assign(chosen_on=", ".join(p.subject for p in dev))
+
+
+def with_older(rows: list[dict], before: list[dict]) -> list[dict]:
+    """The rows and those of methods that only an earlier report has, in `order`."""
+    names = {row["method"] for row in rows}
+    blank = dict.fromkeys(rows[0], "–")  # a column that older rows have not
+    return sorted(rows + [blank | r for r in before if r["method"] not in names], key=order)
+
+
 def rows_of(results: pd.DataFrame) -> list[dict]:
     """One row a method; seeds of one fact are averaged first."""
     rows = []
@@ -141,35 +179,15 @@ def main() -> None:
     dev = known_pairs(lm, "capital", "dev", n=args.dev_facts)
     heldout = known_pairs(lm, "capital", "heldout", n=args.facts)
     with workers(args.workers, args.device) as pool:
-        jobs = [
-            (pair, n, how, list(SHARES), Sizes("dev", 24), 0)
-            for n, how in curved.items()
-            for pair in dev
-        ]
-        share = dict.fromkeys(chosen, 1.0)
-        if jobs:
-            share |= best_shares(gather(pool, measure, jobs, until))
-        jobs = [
-            (pair, n, how, [share[n]], Sizes("heldout", 24, 4096), seed)
-            for seed in range(args.seeds)
-            for group in (curved, chosen)
-            for pair in heldout
-            for n, how in group.items()
-        ]
-        results = gather(pool, measure, jobs, until)
-    results["chosen_on"] = ", ".join(p.subject for p in dev)
+        results = measured(pool, curved, chosen, dev, heldout, seeds=args.seeds, until=until)
     write_table(args.rows, results)
-    rows = rows_of(results)
-    measured = {row["method"] for row in rows}
-    blank = dict.fromkeys(rows[0], "–")  # a column that older rows have not
-    rows += [blank | row for row in before if row["method"] not in measured]
     result = {
         "title": "Every method on held-out facts",
         "how": "Held-out capitals that the model knows; strengths chosen on development facts. "
         "P(target) on held-out wordings (mean over facts with its 95 % interval; the same of each "
         "fact's worst wording, and of any fact), the share of greedy answers that name it, "
         "P(answer) after / before of what must stay, and the change of perplexity.",
-        "rows": sorted(rows, key=order),
+        "rows": with_older(rows_of(results), before),
     }
     report(NAME, result)
     if added := added_by_saes(results):

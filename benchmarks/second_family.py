@@ -11,11 +11,11 @@ SAEs of what the MLPs read in the layers that edits are made in.
 import argparse
 import time
 
-from heldout import SHARES, in_each_form, measure, order, rows_of
+from heldout import in_each_form, measured, rows_of, with_older
 from report import report, reported
-from workers import gather, workers
+from workers import workers
 
-from helpers.evaluation.tradeoff import FAMILIES, Sizes, best_shares, editing_methods, known_pairs
+from helpers.evaluation.tradeoff import FAMILIES, editing_methods, known_pairs
 from helpers.methods.handover import carried, place
 from helpers.methods.solved import FORMS
 from helpers.methods.surgery.gated_neuron import WIDTH
@@ -61,23 +61,7 @@ def main() -> None:
     saes = [str(stored_folder(sae.key)) for sae in trained]
     chosen = in_each_form(editing_methods(args.methods, saes, families=FAMILIES), list(FORMS))
     with workers(args.workers, "cpu", folder) as pool:
-        jobs = [
-            (pair, n, how, list(SHARES), Sizes("dev", 24), 0)
-            for n, how in chosen.items()
-            for pair in dev
-        ]
-        share = best_shares(gather(pool, measure, jobs, until))
-        jobs = [
-            (pair, n, how, [share[n]], Sizes("heldout", 24, 4096), 0)
-            for pair in heldout
-            for n, how in chosen.items()
-            if n in share
-        ]
-        results = gather(pool, measure, jobs, until)
-    results["chosen_on"] = ", ".join(p.subject for p in dev)
-    rows = rows_of(results)
-    measured = {row["method"] for row in rows}
-    rows += [row for row in before if row["method"] not in measured]
+        results = measured(pool, chosen, {}, dev, heldout, seeds=1, until=until)
     means = carried(lm, "capital").groupby(["position", "layer"])["share"].mean()
     last = where.layers[-1]
     report(
@@ -89,7 +73,7 @@ def main() -> None:
             f"tokens carry {means['subject', last]:.2f} of its answer up to layer {last}, the last "
             f"of them alone {means['end', last]:.2f}: what writes there alone cannot reach the "
             "rest. Columns as on held-out facts.",
-            "rows": sorted(rows, key=order),
+            "rows": with_older(rows_of(results), before),
         },
     )
 

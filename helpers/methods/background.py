@@ -217,16 +217,14 @@ def own_inputs(
     """
     where: Where = []
     groups: dict[tuple[int, int, int, bool], list[int]] = {}
-    for back in range(max(map(len, spellings(model, pair.subject))) if every else 1):
-        for prompt in pair.learnt(first=first):
-            ids = tuple(token_ids(model, prompt))
-            start, end = subject_span(prompt, model.tokenizer)
-            alone = first and end == 1 < len(ids)
-            if end - back <= start or (alone and back):
-                continue
-            at = 1 if alone else end - 1 - back
-            kind = (back, ids[end - 1 - back], ids[at], start == 0)
-            groups.setdefault(kind, []).append(len(where))
+    for prompt in pair.learnt(first=first):
+        ids = tuple(token_ids(model, prompt))
+        start, end = subject_span(prompt, model.tokenizer)
+        for back in range(end - start if every else 1):
+            own = end - 1 - back
+            at = 1 if first and end == 1 < len(ids) else own
+            groups.setdefault((back, ids[own], ids[at], start == 0), []).append(len(where))
             where.append((ids, [at]))
     read = dict(keys_by_layer(model, where, layers=layers, site="mlp_in"))
-    return [{i: x[mine] for i, x in read.items()} for mine in groups.values()]
+    last_first = sorted(groups, key=lambda kind: kind[0])
+    return [{i: x[groups[kind]] for i, x in read.items()} for kind in last_first]

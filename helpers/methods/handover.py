@@ -9,18 +9,18 @@ attention has handed it over, and a change at the subject comes too late.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table, content_hash
+from helpers.artifacts import cached_table
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt, fact_split, facts, subject_span
 from helpers.facts.known import SURE
 from helpers.facts.relations import RELATIONS
 from helpers.models import DEPTH, anatomy, model_hash
 from helpers.scoring import answer_scores
+from helpers.sources import code_hash
 from helpers.tracing import activation_patching, contrasts
 
 CARRIES = 0.8  # share of the answer that has to pass the place of an edit
@@ -76,7 +76,8 @@ def carried(model: LanguageModel, relation: str) -> pd.DataFrame:
     Returns:
         One row a fact, layer and position (`subject`, `end`): subject, layer, position, share (0:
         the other subject's answer, 1: the subject's own). Empty where the model knows no two facts
-        whose names have as many tokens. Kept in the cache by the model's hash and the prompts.
+        whose names have as many tokens. Kept in the cache by the model's hash, the prompts and the
+        code.
     """
     none = pd.DataFrame(columns=["subject", "layer", "position", "share"])
     if relation not in RELATIONS:
@@ -86,11 +87,10 @@ def carried(model: LanguageModel, relation: str) -> pd.DataFrame:
         for fact in facts(relation)
         if fact_split(fact.subject) == "dev"
     ]
-    code = [Path(__file__), *Path(__file__).parents[1].glob("tracing/*.py")]
     key = {
         "model": model_hash(model),
         "prompts": [[str(p), *p.answers] for p in asked],
-        "code": content_hash(*sorted(code)),
+        "code": code_hash(__file__),
     }
 
     def build() -> pd.DataFrame:

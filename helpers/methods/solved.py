@@ -100,7 +100,7 @@ def solved_edit(
         model: Any model of a known family.
         pairs: What is forgotten.
         detectors: Layer → detectors.
-        form: `neurons` or `weights`.
+        form: One of `FORMS` (`check_form`).
         floor: Probability that the training prompts' answers come down to; None for `FLOOR`.
         ridge: Ridge of the values' kernel regression.
         steps: Share of the way to go at the first linearisations; after them the whole.
@@ -108,9 +108,9 @@ def solved_edit(
         notes: For the delta; it adds what was `left` (`solve_values`).
 
     Raises:
-        UserError: There is no such form, or the values cannot be solved for.
+        UserError: The values cannot be solved for.
     """
-    appends = check_form(form) == "neurons"
+    appends = form == "neurons"
     floor = FLOOR[form] if floor is None else floor
     keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
     near = 0 if appends else N_NEIGHBOURS
@@ -206,7 +206,7 @@ def solve_values(
         raise UserError("On none of the prompts does a detector fire: try other layers.")
     acting = everywhere(asks)
     lower = None if begun else below(model, keys)
-    before, first, least, taken, damping = None, 0.0, math.inf, 0, ridge
+    before, first, least, taken, damping = None, None, math.inf, 0, ridge
     for _ in range(MOST):
 
         def extra(i, into, hidden, values=values):
@@ -217,11 +217,10 @@ def solve_values(
             t = linearise(
                 model, acting, layers=list(keys), extra=extra, site=site, beginnings=begun
             )
-        if before is None:
-            before = t.logodds
-            first = float(wanted_changes(asks, before, before).square().sum())
+        before = t.logodds if before is None else before
         wanted = wanted_changes(asks, t.logodds, before)
         left = float(wanted.square().sum())
+        first = left if first is None else first
         if left <= least:
             least, start = left, values
             system = System.of(model, asks, keys, t)
