@@ -1,6 +1,7 @@
 """Plan forward passes: batches of like length, and groups that share a beginning."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
 PASS = 16  # a pass takes so much longer, in tokens: it reads all the weights
@@ -37,45 +38,49 @@ def length_batches(
 def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[int]]]:
     """Groups of sequences with the length of the beginning that they share.
 
-    In alphabetical order sequences with a common beginning stand together; a group takes the next
-    one as long as the tokens saved, (members − 1) · shared, do not become fewer. A group that saves
-    less than `SAVED` is not worth the two passes of its own. Every sequence keeps at least one
-    token of its own.
+    In alphabetical order sequences with a common beginning stand together. Of all ways to cut that
+    order into groups the one with the fewest tokens to run, where a group by itself counts as
+    `SAVED` tokens more: it takes two passes of its own. Every sequence keeps at least one token of
+    its own.
 
     Args:
-        sequences: Distinct token sequences, none of them the beginning of another.
+        sequences: Distinct token sequences.
 
     Yields:
         (shared tokens, indices); a group of its own, with 0 shared tokens, holds all that share
         too little.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
-    rest: list[int] = []
-    group: list[int] = []
-    shared = 0
-    for i in order:
-        if group:
-            common = _common(sequences[group[0]], sequences[i], limit=shared)
-            if common and len(group) * common >= (len(group) - 1) * shared:
-                group.append(i)
-                shared = common
-                continue
-            yield from _closed(group, shared, rest)
-        group, shared = [i], len(sequences[i]) - 1
-    if group:
-        yield from _closed(group, shared, rest)
+    lengths = [len(sequences[i]) for i in order]
+    alike = [0, *(common_beginning(sequences[a], sequences[b]) for a, b in pairwise(order))]
+    best = [
+        (0, 0, 0)
+    ]  # of the first so many: the least cost, where their last group begins, shared
+    for end in range(1, len(order) + 1):
+        tokens, shared = lengths[end - 1], lengths[end - 1] - 1
+        least = (best[-1][0] + tokens, end - 1, 0)
+        for start in range(end - 2, -1, -1):
+            shared = min(shared, alike[start + 1], lengths[start] - 1)
+            if not shared:
+                break
+            tokens += lengths[start]
+            cost = best[start][0] + tokens - (end - start - 1) * shared + SAVED
+            least = min(least, (cost, start, shared))
+        best.append(least)
+    groups, rest, end = [], [], len(order)
+    while end:
+        _, start, shared = best[end]
+        if shared:
+            groups.append((shared, order[start:end]))
+        else:
+            rest += order[start:end]
+        end = start
+    yield from reversed(groups)
     if rest:
         yield 0, rest
 
 
-def _closed(group: list[int], shared: int, rest: list[int]) -> Iterator[tuple[int, list[int]]]:
-    if (len(group) - 1) * shared >= SAVED:
-        yield shared, group
-    else:
-        rest += group
-
-
-def _common(a: tuple[int, ...], b: tuple[int, ...], *, limit: int) -> int:
-    """Length of the common beginning of `a` and `b`, at most `limit` and less than `b`'s length."""
-    limit = min(limit, len(b) - 1)
-    return next((k for k in range(limit) if a[k] != b[k]), limit)
+def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences have in common from the first on."""
+    same = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(same, min(len(a), len(b)))

@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 from transformers import DynamicCache
 
-from helpers.batching import BATCH_TOKENS, length_batches, prefix_groups
+from helpers.batching import BATCH_TOKENS, common_beginning, length_batches, prefix_groups
 from helpers.errors import UserError
 from helpers.hooks import marks
 from helpers.lower_layers import KeysAndValues, half_pass
@@ -180,7 +180,7 @@ def answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, li
     """Where the answer begins in the tokens of prompt and answer together, and these tokens."""
     text = rendered(prompt, model.tokenizer)
     alone, whole = encode(model.tokenizer, text), encode(model.tokenizer, text + answer)
-    start = _common_prefix(alone, whole)
+    start = common_beginning(alone, whole)
     if start == len(whole):
         raise UserError(f"The answer {answer!r} adds no token to the prompt {prompt!r}.")
     return start, whole
@@ -373,9 +373,3 @@ def _states_at(
     wanted_keys = [(unique[ids], p) for ids, positions in rows for p in positions]
     place = {key: i for i, key in enumerate(dict.fromkeys(wanted_keys))}
     return torch.stack([kept[k] for k in place]), torch.tensor([place[k] for k in wanted_keys])
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )

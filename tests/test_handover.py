@@ -69,13 +69,13 @@ def first_wording(subject):
 def test_every_token_of_a_subject_has_its_inputs_the_last_first(tiny_model):
     model = tiny_model()
     long = ConceptPair("w40 w41 w42", "w20", "own", templates=WAYS)
-    last = background.own_inputs(model, long, layers=[1])
-    every = background.own_inputs(model, long, layers=[1], every=True)
+    last = background.own_inputs(model, [long], layers=[1])[0]
+    every = background.own_inputs(model, [long], layers=[1], every=True)[0]
     assert len(every) == 3 * len(last)
     for a, b in zip(last, every, strict=False):
         assert (a[1] == b[1]).all()
     one = ConceptPair("w40", "w20", "own", templates=WAYS)
-    assert len(background.own_inputs(model, one, layers=[1], every=True)) == len(last)
+    assert len(background.own_inputs(model, [one], layers=[1], every=True)[0]) == len(last)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def planted(grown_model, own_pair, tmp_path):  # noqa: F811
     """A model, what its layer 1 has to tell apart, and an SAE whose latent 5 does it alone."""
     model = grown_model()
     ((_, others),) = inputs_of_others(model, [own_pair], layers=[1])
-    seen = next(sightings([own_inputs(model, own_pair, layers=[1])], others, 1))
+    seen = next(sightings(own_inputs(model, [own_pair], layers=[1]), others, 1))
     cfg = SAEConfig(
         "topk", d_in=16, d_sae=12, k=4, site="mlp_in", layer=1, model_hash=model_hash(model)
     )

@@ -1,6 +1,7 @@
 """Scores against plain one-at-a-time computations with the model's own logits."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,6 +76,37 @@ def test_prefix_groups_share_as_much_as_pays(monkeypatch):
     assert groups[3] == [(1, 2, 3, 4, 5), (1, 2, 3, 5), (1, 2, 3, 6), (1, 2, 3, 7), (1, 2, 3, 8)]
     assert groups[0] == [(1, 9, 9), (7,)]
     assert list(prefix_groups([])) == []
+
+
+def test_no_other_groups_have_fewer_tokens_to_run(monkeypatch):
+    """Against every way to cut the sorted sequences."""
+    monkeypatch.setattr(batching, "SAVED", 3)
+    rng = np.random.default_rng(0)
+
+    def cost(group):
+        shared = min(len(s) for s in group) - 1
+        shared = min(shared, *(batching.common_beginning(group[0], s) for s in group))
+        alone = sum(map(len, group))
+        return min(alone, alone - (len(group) - 1) * shared + 3)
+
+    for _ in range(20):
+        drawn = {tuple(rng.integers(0, 2, rng.integers(1, 7)).tolist()) for _ in range(8)}
+        whole = sorted(drawn)
+        cuts = [
+            [0, *(i for i in range(1, len(whole)) if mask >> i & 1), len(whole)]
+            for mask in range(0, 2 ** len(whole), 2)
+        ]
+        least = min(sum(cost(whole[a:b]) for a, b in pairwise(cut)) for cut in cuts)
+        groups = list(prefix_groups(whole))
+        assert sorted(i for _, group in groups for i in group) == list(range(len(whole)))
+        for shared, group in groups:
+            assert len({whole[i][:shared] for i in group}) == 1
+            assert min(len(whole[i]) for i in group) > shared
+        found = sum(
+            sum(len(whole[i]) - shared for i in group) + shared + 3 * bool(shared)
+            for shared, group in groups
+        )
+        assert found == least
 
 
 def test_probability_sums_aliases_but_counts_no_event_twice(tiny_model):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers import batching
 from helpers.covariance import key_covariance, keys_by_layer, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
@@ -21,6 +22,7 @@ from helpers.methods.tangent import (
     Tangent,
     least_change,
     linearise,
+    logodds,
     moved,
     solve_kernel,
 )
@@ -150,6 +152,8 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
         whole = linearise(model, kept, **how)
         rest = linearise(model, kept, **how, beginnings=found)
         torch.testing.assert_close(rest.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
+        alone = logodds(model, kept, **how, beginnings=found)
+        torch.testing.assert_close(alone, rest.logodds, rtol=1e-4, atol=1e-4)
         later = torch.tensor([p >= found.start[a.ids] for a in kept for p in a.acts])
         rows = [(n, p) for n, a in enumerate(kept) for p in a.acts]
         order = {key: r for r, key in enumerate(ordered(whole, rows))}
@@ -159,6 +163,42 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
             a = torch.stack([rest.gradients[i][place[key]] for key in mine])
             b = torch.stack([whole.gradients[i][order[key]] for key in mine])
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beginnings_that_sequences_share_are_run_once(tiny_model, monkeypatch, family):
+    """The edit acts within what they share, right after it, later, or nowhere: all is the same."""
+    model = tiny_model(family)
+    ends = ((), (14,), (9, 14), (22, 23, 24), (30,), (31, 32))
+    asks = asks_of([(*begin, *end) for begin in ((5, 6, 7, 8), (40, 41, 42)) for end in ends[1:]])
+    asks += asks_of([(5, 6, 7, 8)])
+    draw = torch.Generator().manual_seed(0)
+
+    starts = set()
+    for _ in range(12):
+        found, key = {}, torch.randn(anatomy(model).d_model, generator=draw)
+
+        def acts(i, x, key=key):
+            return x @ key.to(x) > key.norm()
+
+        for saved in (1, 10**6):
+            monkeypatch.setattr(batching, "SAVED", saved)
+            begun = Beginnings(model, [a.ids for a in asks], layers=(1, 2), acts=acts)
+            kept = [a for a in asks if begun.start[a.ids] is not None]
+            how = {"layers": (1, 2), "site": "mlp_in", "beginnings": begun}
+            found[saved] = begun.start, linearise(model, kept, **how) if kept else None
+        (once, mine), (apart, whole) = found.values()
+        assert once == apart
+        starts |= set(once.values())
+        if whole:
+            torch.testing.assert_close(mine.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
+            assert torch.equal(mine.owner, whole.owner)
+            for i in (1, 2):
+                same = {"rtol": 1e-3, "atol": 1e-5}
+                torch.testing.assert_close(mine.keys[i], whole.keys[i], **same)
+                torch.testing.assert_close(mine.gradients[i], whole.gradients[i], **same)
+    assert {0, None} < starts
+    assert {1, 2, 3} & starts and {4, 5, 6} & starts
 
 
 def ordered(t: Tangent, rows):
@@ -323,6 +363,31 @@ def test_a_step_that_leads_away_is_taken_back(grown_model, own_pair):
     before = answer_probability(model, own_pair.prompts("train"))
     with wild.applied(model):
         assert answer_probability(model, own_pair.prompts("train")).mean() < before.mean()
+
+
+def test_derivatives_serve_again_where_a_step_left_little(grown_model, own_pair, monkeypatch):
+    """And are taken anew where that does not hold: it ends as near to what is wanted, with fewer."""
+    passes = {"linearise": linearise, "logodds": logodds}
+    model, taken = grown_model(), []
+    for name, function in passes.items():
+
+        def counted(*args, name=name, function=function, **more):
+            taken.append(name)
+            return function(*args, **more)
+
+        monkeypatch.setattr(solved, name, counted)
+    monkeypatch.setattr(solved, "REACHED", 1e-5)
+    found = {}
+    for holds, second in ((0.0, 0.8), (solved.HOLDS, 0.8), (0.3, 0.1)):
+        monkeypatch.setattr(solved, "HOLDS", holds)
+        taken.clear()
+        how = {"layers": (0, 1), "quantile": 0.9, "floor": 0.01}
+        u = unlearn(model, own_pair, "gated_neuron", steps=(0.5, second, 1.0, 1.0), **how)
+        assert u.delta.notes["left"] <= 1e-5
+        found[holds] = "".join(name[1] for name in taken)
+    never, default, gone = found.values()
+    assert "o" not in never and default.count("i") < never.count("i")
+    assert "oi" in gone  # a tenth of the way leaves more than that
 
 
 def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fires(

@@ -194,20 +194,21 @@ def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
 
 def own_inputs(
     model: LanguageModel,
-    pair: ConceptPair,
+    pairs: Sequence[ConceptPair],
     *,
     layers: Sequence[int],
     first: bool = False,
     every: bool = False,
-) -> list[dict[int, Float[Tensor, "n d_model"]]]:
-    """What W_in reads at the subject's last token, in the pair's training prompts.
+) -> list[list[dict[int, Float[Tensor, "n d_model"]]]]:
+    """What W_in reads at each subject's last token, in its pair's training prompts.
 
-    One entry for each way in which the name ends (another token after a space than at a line's
-    beginning, other states where it begins a text): they are told apart by different directions.
+    For each pair one entry for each way in which the name ends (another token after a space than
+    at a line's beginning, other states where it begins a text): they are told apart by different
+    directions.
 
     Args:
         model: Any model of a known family.
-        pair: The subject.
+        pairs: The subjects.
         layers: Which layers.
         first: Also in the prompts that begin with the name. Where it is a single token, which is
             then the text's first, the token after it is read instead, one entry for each: a text's
@@ -216,15 +217,18 @@ def own_inputs(
         every: At each token of the subject, entries for each, the last token's first.
     """
     where: Where = []
-    groups: dict[tuple[int, int, int, bool], list[int]] = {}
-    for prompt in pair.learnt(first=first):
-        ids = tuple(token_ids(model, prompt))
-        start, end = subject_span(prompt, model.tokenizer)
-        for back in range(end - start if every else 1):
-            own = end - 1 - back
-            at = 1 if first and end == 1 < len(ids) else own
-            groups.setdefault((back, ids[own], ids[at], start == 0), []).append(len(where))
-            where.append((ids, [at]))
+    groups: list[dict[tuple[int, int, int, bool], list[int]]] = [{} for _ in pairs]
+    for pair, mine in zip(pairs, groups, strict=True):
+        for prompt in pair.learnt(first=first):
+            ids = tuple(token_ids(model, prompt))
+            start, end = subject_span(prompt, model.tokenizer)
+            for back in range(end - start if every else 1):
+                own = end - 1 - back
+                at = 1 if first and end == 1 < len(ids) else own
+                mine.setdefault((back, ids[own], ids[at], start == 0), []).append(len(where))
+                where.append((ids, [at]))
     read = dict(keys_by_layer(model, where, layers=layers, site="mlp_in"))
-    last_first = sorted(groups, key=lambda kind: kind[0])
-    return [{i: x[groups[kind]] for i, x in read.items()} for kind in last_first]
+    return [
+        [{i: x[mine[kind]] for i, x in read.items()} for kind in sorted(mine, key=lambda k: k[0])]
+        for mine in groups
+    ]

@@ -8,6 +8,7 @@ So of every sequence only the rest is run again, and only from that layer on.
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from helpers.batching import BATCH_TOKENS, length_batches
-from helpers.lower_layers import skipped
+from helpers.batching import length_batches, prefix_groups
+from helpers.lower_layers import KeysAndValues, skipped
 from helpers.models import anatomy
 
 Ids = tuple[int, ...]
@@ -55,36 +56,23 @@ class Beginnings:
         self._kept: dict[Ids, Float[Tensor, "layers two heads start d_head"]] = {}
         self._states: dict[Ids, Float[Tensor, "rest d_model"]] = {}
         self._placed = takes_positions(model._module)
-        parts, lowest = anatomy(model), min(layers)
-        self._below = [x.block._module for x in parts.layers[:lowest]]
+        lowest = min(layers)
+        self._below = [x.block._module for x in anatomy(model).layers[:lowest]]
         every = list(dict.fromkeys(sequences))
-        for batch in length_batches([len(ids) for ids in every], budget=BATCH_TOKENS):
-            rows = [every[i] for i in batch]
-            width = max(map(len, rows))
-            tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rows])
-            cache = DynamicCache()
-            with (
-                torch.no_grad(),
-                model.trace(tokens, past_key_values=cache, use_cache=True) as tracer,
-            ):
-                fires, given = {}.save(), [].save()
-                if lowest:
-                    given.append(parts.layers[lowest - 1].block.output)
-                for i in sorted(layers):
-                    fires[i] = acts(i, parts.layers[i].mlp.in_envoy.input).cpu()
-                parts.layers[-1].block.output.save()
-                tracer.stop()
-            anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)
-            for row, ids in enumerate(rows):
-                at = anywhere[row, : len(ids)].nonzero()
-                start = self.start[ids] = int(at[0]) if len(at) else None
-                if start is not None and lowest:
-                    states = given[0].reshape(*tokens.shape, -1)
-                    self._states[ids] = states[row, start : len(ids)].clone()
-                if start:
-                    above = cache.layers[lowest:]
-                    both = [torch.stack([x.keys[row], x.values[row]]) for x in above]
-                    self._kept[ids] = torch.stack([x[:, :, :start] for x in both])
+        for shared, members in prefix_groups(every):
+            group = [every[i] for i in members]
+            head = _read(model, [group[0][:shared]], layers, acts) if shared else None
+            for batch in length_batches([len(ids) - shared for ids in group]):
+                rows = [group[i] for i in batch]
+                read = _read(model, [ids[shared:] for ids in rows], layers, acts, after=head)
+                for row, ids in enumerate(rows):
+                    at = read.acts[row, : len(ids)].nonzero()
+                    start = self.start[ids] = int(at[0]) if len(at) else None
+                    if start is not None and lowest:
+                        self._states[ids] = read.states[row, start : len(ids)].clone()
+                    if start:
+                        both = [torch.stack([k[row], v[row]]) for k, v in read.cache[lowest:]]
+                        self._kept[ids] = torch.stack([x[:, :, :start] for x in both])
 
     def before(self, sequences: Sequence[Ids], rest: int) -> dict[str, Any]:
         """What a pass over the rests, within `above`, is called with to follow their beginnings.
@@ -134,3 +122,54 @@ class Beginnings:
 def takes_positions(module: nn.Module) -> bool:
     """Whether the model is told its tokens' positions, or works them out from the mask."""
     return "position_ids" in inspect.signature(module.forward).parameters
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a pass saw of some rows, from their first tokens on.
+
+    Attributes:
+        acts: Where a layer of the edit acts.
+        states: What the block below the edit gives; None where there is none.
+        cache: Each layer's attention keys and values.
+    """
+
+    acts: Bool[Tensor, "b t"]
+    states: Float[Tensor, "b t d_model"] | None
+    cache: KeysAndValues
+
+
+@torch.no_grad()
+def _read(
+    model: LanguageModel,
+    rows: Sequence[Ids],
+    layers: Sequence[int],
+    acts: Acts,
+    *,
+    after: _Read | None = None,
+) -> _Read:
+    """Run rows, padded on the right, each after the one row of `after`."""
+    parts, lowest, n = anatomy(model), min(layers), len(rows)
+    width = max(map(len, rows))
+    tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rows])
+    begun = (
+        [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in after.cache]
+        if after
+        else None
+    )
+    cache = DynamicCache(begun)
+    with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
+        fires, given = {}.save(), [].save()
+        if lowest:
+            given.append(parts.layers[lowest - 1].block.output)
+        for i in sorted(layers):
+            fires[i] = acts(i, parts.layers[i].mlp.in_envoy.input).cpu()
+        parts.layers[-1].block.output.save()
+        tracer.stop()
+    anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)
+    states = given[0].reshape(*tokens.shape, -1) if lowest else None
+    if after:
+        anywhere = torch.cat([after.acts.expand(n, -1), anywhere], 1)
+        if lowest:
+            states = torch.cat([after.states.expand(n, -1, -1), states], 1)
+    return _Read(anywhere, states, [(x.keys, x.values) for x in cache.layers])

@@ -25,7 +25,7 @@ from helpers.methods.beginnings import Beginnings
 from helpers.methods.contrast import stored
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.detectors import CEILING, SHARPNESS, Detectors
-from helpers.methods.tangent import Ask, Tangent, everywhere, linearise, solve_kernel
+from helpers.methods.tangent import Ask, Tangent, everywhere, linearise, logodds, solve_kernel
 from helpers.models import MLPAnatomy, anatomy
 from helpers.tracing.states import token_ids
 
@@ -35,8 +35,10 @@ NOTHING = 1e-3  # an activation that counts as none, of 1 where a detector fires
 N_NEIGHBOURS = 120  # whose answers the weights form holds; neurons do not fire there
 TEXT = 40.0  # weight of ordinary text in what the weights form must not disturb
 REACHED = 0.01  # of what was wanted at first, as a sum of squares: so little left is nothing
-MOST = 40  # linearisations; the default model needs four
+MOST = 40  # passes over all prompts; the default model needs four
 HARDER, EASIER = 10.0, 3.0  # the ridge after a step that is taken back, and after one that is not
+HOLDS = 0.1  # of what was left: where a step leaves no more, its derivatives serve again
+ROUNDING = 1.0001  # between a pass with derivatives and one without
 STUCK = 1e6  # a ridge with which no step that is left moves anything
 
 
@@ -174,7 +176,8 @@ def solve_values(
     V = G⁻¹ Σ_i α_i f_i with α = (K + Λ)⁻¹ wanted; linearised again at every step. G is what the
     keys' writing costs: 1 for neurons of their own, U A Uᵀ for keys in an existing matrix. A step
     that leads further away is taken back and taken again with `HARDER` times the ridge (Levenberg
-    1944, Marquardt 1963), until what is left is `REACHED`, or after `MOST` linearisations.
+    1944, Marquardt 1963), until what is left is `REACHED`, or after `MOST` passes. After a step
+    that left little of what there was (`HOLDS`) its derivatives serve again (a chord).
 
     Args:
         model: Any model of a known family.
@@ -184,9 +187,8 @@ def solve_values(
         steps: Share of the way to go at the first linearisations; after them the whole.
 
     Returns:
-        The values, and the share of what was wanted (sum of squares, nats²) that was left at the
-        last linearisation, on the prompts where a key is active; the step that is taken after it
-        is not counted.
+        The values, and the share of what was wanted (sum of squares, nats²) that was left
+        before the last step, on the prompts where a key is active.
 
     Raises:
         UserError: Two prompts cannot be told apart, or no step brings the answers nearer.
@@ -206,7 +208,8 @@ def solve_values(
         raise UserError("On none of the prompts does a detector fire: try other layers.")
     acting = everywhere(asks)
     lower = None if begun else below(model, keys)
-    before, first, least, taken, damping = None, None, math.inf, 0, ridge
+    how = {"layers": list(keys), "site": site, "beginnings": begun}
+    before, first, least, taken, damping, holds = None, None, math.inf, 0, ridge, False
     for _ in range(MOST):
 
         def extra(i, into, hidden, values=values):
@@ -214,17 +217,24 @@ def solve_values(
             return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)
 
         with reusing(model, lower):
-            t = linearise(
-                model, acting, layers=list(keys), extra=extra, site=site, beginnings=begun
-            )
-        before = t.logodds if before is None else before
-        wanted = wanted_changes(asks, t.logodds, before)
+            if holds:
+                now = logodds(model, acting, extra=extra, **how)
+            else:
+                t = linearise(model, acting, extra=extra, **how)
+                now = t.logodds
+        before = now if before is None else before
+        wanted = wanted_changes(asks, now, before)
         left = float(wanted.square().sum())
         first = left if first is None else first
-        if left <= least:
-            least, start = left, values
-            system = System.of(model, asks, keys, t)
-            aim, damping = wanted, max(ridge, damping / EASIER)
+        if holds and left > HOLDS * least:  # no longer: once more, with them, where less is left
+            values = values if left < least else start
+            least, holds = min(left, least), False
+            continue
+        if left <= least * ROUNDING:
+            if not holds:
+                system = System.of(model, asks, keys, t)
+            holds = left <= HOLDS * least < math.inf
+            aim, least, start, damping = wanted, left, values, max(ridge, damping / EASIER)
         else:
             taken, damping = taken - 1, damping * HARDER
         step = steps[taken] if taken < len(steps) else 1.0

@@ -125,6 +125,28 @@ def linearise(
     )
 
 
+@torch.no_grad()
+def logodds(
+    model: LanguageModel,
+    asks: Sequence[Ask],
+    *,
+    layers: Sequence[int],
+    extra: Extra | None = None,
+    site: str = "neurons",
+    beginnings: Beginnings | None = None,
+) -> Float[Tensor, " n"]:
+    """Log-odds of all asks without derivatives, by a forward pass a sequence.
+
+    Args are those of `linearise`.
+    """
+    found = torch.zeros(len(asks))
+    for run in _passes(model, asks, layers, extra, site, beginnings):
+        for turn in run.turns:
+            scores = _scores(model, run.last, [asks[n] for n in turn], run.starts)
+            found[turn] = scores.float().cpu()
+    return found
+
+
 @dataclass(frozen=True)
 class _Pass:
     """One forward pass: different sequences, about each of which as many asks.

@@ -98,7 +98,7 @@ def fit_detectors(
 
     Args and errors are those of `gated_neuron`; `first` and `every` as `own_inputs`.
     """
-    mine = [own_inputs(model, p, layers=layers, first=first, every=every) for p in pairs]
+    mine = own_inputs(model, pairs, layers=layers, first=first, every=every)
     found = {}
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []

@@ -93,7 +93,7 @@ def sae_pair(
     loaded = load_all(model, saes, best=where.layers)
     layers = sorted(loaded)
     how = {"layers": layers, "first": form == "neurons", "every": where.every}
-    mine = [own_inputs(model, p, **how) for p in pairs]
+    mine = own_inputs(model, pairs, **how)
     found, chosen = {}, []
     for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
         units = []
@@ -200,7 +200,7 @@ def latents_needed(
     layers, rows = sorted(loaded), []
     how = {"sizes": doublings(1, most), "shrink": shrink, "quantile": quantile, "seed": seed}
     for pair in pairs:
-        mine = [own_inputs(model, pair, layers=layers, every=where.every)]
+        mine = own_inputs(model, [pair], layers=layers, every=where.every)
         for i, others in inputs_of_others(model, [pair], layers=layers, seed=seed):
             for seen in sightings(mine, others, i):
                 for select in SELECT:
