@@ -12,7 +12,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
 from helpers.methods import METHODS, solved, unlearn
-from helpers.methods.asks import OPENINGS, kept, retain_asks
+from helpers.methods.asks import OPENINGS, firmness, kept, retain_asks
 from helpers.methods.beginnings import Beginnings
 from helpers.methods.detectors import Detectors
 from helpers.methods.solved import LinearKeys, regressed
@@ -234,6 +234,30 @@ def test_least_change_reaches_what_is_wanted_and_is_the_least():
     least = torch.linalg.pinv(torch.stack(rows)) @ wanted
     ours = torch.cat([(change[i] @ root[i]).flatten() for i in (0, 3)])
     torch.testing.assert_close(ours, least, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_model_is_not_sure_of_is_held_less_firmly(tiny_model):
+    assert [firmness(p) for p in (0.9, 0.5, 0.25, 0.01)] == [1.0, 1.0, 0.25, 0.02]
+    model = tiny_model()
+    prompts = [Prompt(f"w1 w{n} w3", answers=(" w7",)) for n in (2, 9, 20)]
+    for ask in kept(model, prompts):
+        p = float(linearise(model, [ask], layers=[0]).logodds.sigmoid())
+        assert ask.weight == pytest.approx(firmness(p), rel=1e-3) and ask.weight < 1
+    stay = Prompt("w1 w2 w3", answers=(" w7",))
+    pair = ConceptPair("w40", "w20", "own", templates=TEMPLATES, must_stay=(stay,))
+    asked = retain_asks(model, [pair], n_neighbours=0, seed=0)
+    assert asked and {a.weight for a in asked} == {1.0}  # the user says so
+
+
+def test_a_ridge_of_its_own_lets_an_ask_move():
+    root = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double()
+    kernel, wanted = root @ root.T, torch.tensor([1.0, -2.0, 0.5]).double()
+    ridge = torch.tensor([0.01, 0.5, 0.01]).double()
+    alpha = solve_kernel(kernel, wanted, ridge=ridge, asks=asks_of())
+    expected = torch.linalg.solve(kernel + torch.diag(ridge * kernel.diagonal()), wanted)
+    torch.testing.assert_close(alpha, expected)
+    missed = (kernel @ alpha - wanted).abs()
+    assert missed[1] > 5 * missed[[0, 2]].max()
 
 
 def test_coinciding_prompts_are_named():

@@ -1,6 +1,7 @@
 """What a closed-form edit asks: prompts whose answer must go, and answers that must stay."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 
 import numpy as np
@@ -15,6 +16,8 @@ from helpers.scoring import answer_span, first_token, next_token_and_answer
 from helpers.tracing.states import token_ids
 
 LIKELY = 0.02  # a fact's answer is kept when it is at least so likely
+FIRM = 0.5  # and as firmly as any from this probability on
+LOOSE = 0.02  # the least weight
 ABOUT = (  # what may be said of any country: its own likeliest words are kept
     "{} is famous for",
     "People from {} are",
@@ -75,7 +78,7 @@ def retain_asks(
     that is not unlikely; of openings that go with any country (`ABOUT`) the likeliest few. What is
     asked about the subject and the target is asked once more after one of `OPENINGS`: what holds
     in so few wordings alone does not hold in others. What another of the pairs is to forget is not
-    held.
+    held. What the model is not sure of is held less firmly (`firmness`), but for `must_stay`.
 
     Args:
         model: Any model of a known family.
@@ -86,20 +89,22 @@ def retain_asks(
         first: Also the subjects' other facts in prompts that begin with them.
     """
     gone = {(p.subject, p.relation) for p in pairs}
-    asked, about = [], []
+    asked, must, about = [], [], []
     for pair in pairs:
         both = (*pair.same_subject(), *pair.same_target())
         others = [p for p in both if (p.subject, p.relation) not in gone]
-        mine = [*(p for other in others for p in other.prompts("train")), *pair.must_stay]
+        mine = [p for other in others for p in other.prompts("train")]
         if first:
             mine += [p for other in others for p in other.first()]
         asked += [*mine, *after_openings(mine)]
+        must += [*pair.must_stay, *after_openings(pair.must_stay)]
         near = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
         asked += [p for p in near if (p.subject, pair.relation) not in gone]
         if pair.relation in RELATIONS:  # the subject is a country
             name = with_article(pair.subject)
             about += [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
-    return kept(model, asked) + kept(model, about, words=WORDS)
+    firm = [replace(ask, weight=1.0) for ask in kept(model, must)]
+    return firm + kept(model, asked) + kept(model, about, words=WORDS)
 
 
 def after_openings(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -133,14 +138,31 @@ def kept(model: LanguageModel, prompts: Sequence[Prompt], *, words: int = 1) -> 
     found = []
     for prompt, row, sure in zip(prompts, logprobs, told, strict=True):
         ids = token_ids(model, prompt)
-        scored = [((len(ids) - 1, (t,)),) for t in row.topk(words).indices.tolist()]
+        best = row.topk(words)
+        likely = best.values.exp().tolist()
+        scored = {
+            ((len(ids) - 1, (t,)),): p for t, p in zip(best.indices.tolist(), likely, strict=True)
+        }
         if sure > LIKELY:
             start, whole = answer_span(model, prompt, prompt.answers[0])
-            scored.append(tuple((n - 1, (whole[n],)) for n in range(start, len(whole))))
+            scored.setdefault(tuple((n - 1, (whole[n],)) for n in range(start, len(whole))), sure)
             ids = whole[:-1]
         acts = tuple(range(len(ids)))
-        found += [Ask(tuple(ids), one, acts, name=str(prompt)) for one in dict.fromkeys(scored)]
+        found += [
+            Ask(tuple(ids), one, acts, name=str(prompt), weight=firmness(p))
+            for one, p in scored.items()
+        ]
     return found
+
+
+def firmness(probability: float) -> float:
+    """How firmly an answer is held, from `LOOSE` to 1 (from `FIRM` on): (P / `FIRM`)².
+
+    The log-odds of what a model hardly says swing with every change, and cost little: a shift by δ
+    of an answer's log-odds changes what is said by P(1 − P)δ²/2 nats of KL. The square was chosen
+    on development facts.
+    """
+    return max(LOOSE, min(1.0, probability / FIRM) ** 2)
 
 
 def wanted_changes(asks: Sequence[Ask], now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

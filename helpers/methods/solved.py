@@ -183,12 +183,13 @@ def solve_values(
         model: Any model of a known family.
         asks: What is forgotten and what is kept.
         keys: Layer → detectors or linear keys.
-        ridge: The least Λ, relative to K's diagonal.
+        ridge: The least Λ of what is held most firmly, relative to K's diagonal; of others it is
+            divided by their weight.
         steps: Share of the way to go at the first linearisations; after them the whole.
 
     Returns:
-        The values, and the share of what was wanted (sum of squares, nats²) that was left
-        before the last step, on the prompts where a key is active.
+        The values, and the share of what was wanted (weighted sum of squares, nats²) that was
+        left before the last step, on the prompts where a key is active.
 
     Raises:
         UserError: Two prompts cannot be told apart, or no step brings the answers nearer.
@@ -206,7 +207,7 @@ def solve_values(
         asks = [a for a in asks if begun.start[a.ids] is not None]  # no other can be changed
     if not asks:
         raise UserError("On none of the prompts does a detector fire: try other layers.")
-    acting = everywhere(asks)
+    acting, weight = everywhere(asks), torch.tensor([a.weight for a in asks])
     lower = None if begun else below(model, keys)
     how = {"layers": list(keys), "site": site, "beginnings": begun}
     before, first, least, taken, damping, holds = None, None, math.inf, 0, ridge, False
@@ -224,7 +225,7 @@ def solve_values(
                 now = t.logodds
         before = now if before is None else before
         wanted = wanted_changes(asks, now, before)
-        left = float(wanted.square().sum())
+        left = float((weight * wanted.square()).sum())
         first = left if first is None else first
         if holds and left > HOLDS * least:  # no longer: once more, with them, where less is left
             values = values if left < least else start
@@ -238,7 +239,7 @@ def solve_values(
         else:
             taken, damping = taken - 1, damping * HARDER
         step = steps[taken] if taken < len(steps) else 1.0
-        values = system.moved(start, step * aim, asks, ridge=damping)
+        values = system.moved(start, step * aim, asks, ridge=damping / weight)
         taken += 1
         if least <= REACHED * first and taken >= len(steps):
             return values, least / first if first else 0.0
@@ -280,7 +281,12 @@ class System:
         return cls(kernel, spread)
 
     def moved(
-        self, values: Values, wanted: Float[Tensor, " asks"], asks: Sequence[Ask], *, ridge: float
+        self,
+        values: Values,
+        wanted: Float[Tensor, " asks"],
+        asks: Sequence[Ask],
+        *,
+        ridge: Float[Tensor, " asks"],
     ) -> Values:
         """The values after the least change that moves the log-odds as wanted.
 

@@ -36,6 +36,7 @@ class Ask:
         acts: Positions at which the edit counts as acting; all others' derivatives are dropped.
         goal: Log-odds to come down to; None to stay at what they were.
         name: For messages.
+        weight: How firmly it is held, up to 1.
     """
 
     ids: tuple[int, ...]
@@ -43,6 +44,7 @@ class Ask:
     acts: tuple[int, ...]
     goal: float | None = None
     name: str = ""
+    weight: float = 1.0
 
 
 def everywhere(asks: Sequence[Ask]) -> list[Ask]:
@@ -295,10 +297,10 @@ def solve_kernel(
     kernel: Float[Tensor, "n n"],
     wanted: Float[Tensor, " n"],
     *,
-    ridge: float,
+    ridge: float | Float[Tensor, " n"],
     asks: Sequence[Ask],
 ) -> Float[Tensor, " n"]:
-    """α = (K + Λ)⁻¹ wanted in float64, Λ = `ridge` times K's diagonal.
+    """α = (K + Λ)⁻¹ wanted in float64, Λ = `ridge` (one, or one an ask) times K's diagonal.
 
     Raises:
         UserError: K + Λ is singular; names the two prompts that are most alike. Or the steps
@@ -313,7 +315,7 @@ def solve_kernel(
     moves = diagonal > 1e-12 * diagonal.max()  # what no change reaches is left out
     index = moves.nonzero()[:, 0]
     rest = kernel[index][:, index]
-    factor, failed = torch.linalg.cholesky_ex(rest + torch.diag(ridge * diagonal[index]))
+    factor, failed = torch.linalg.cholesky_ex(rest + torch.diag((ridge * diagonal)[index]))
     if failed or factor.diagonal().min() ** 2 < 1e-12 * diagonal[index].min():
         scale = diagonal[index].rsqrt()
         alike = (rest * scale[:, None] * scale).abs().fill_diagonal_(0)
