@@ -53,9 +53,7 @@ def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, l
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     lengths = [len(sequences[i]) for i in order]
     alike = [0, *(common_beginning(sequences[a], sequences[b]) for a, b in pairwise(order))]
-    best = [
-        (0, 0, 0)
-    ]  # of the first so many: the least cost, where their last group begins, shared
+    best = [(0, 0, 0)]  # of the first so many: least cost, where their last group begins, shared
     for end in range(1, len(order) + 1):
         tokens, shared = lengths[end - 1], lengths[end - 1] - 1
         least = (best[-1][0] + tokens, end - 1, 0)

@@ -104,7 +104,8 @@ def retain_asks(
             name = with_article(pair.subject)
             about += [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
     firm = [replace(ask, weight=1.0) for ask in kept(model, must)]
-    return firm + kept(model, asked) + kept(model, about, words=WORDS)
+    rest = [p for p in asked if p not in must]
+    return firm + kept(model, rest) + kept(model, about, words=WORDS)
 
 
 def after_openings(prompts: Sequence[Prompt]) -> list[Prompt]:

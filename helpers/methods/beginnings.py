@@ -152,12 +152,8 @@ def _read(
     parts, lowest, n = anatomy(model), min(layers), len(rows)
     width = max(map(len, rows))
     tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rows])
-    begun = (
-        [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in after.cache]
-        if after
-        else None
-    )
-    cache = DynamicCache(begun)
+    begun = after.cache if after else []
+    cache = DynamicCache([(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in begun])
     with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
         fires, given = {}.save(), [].save()
         if lowest:
