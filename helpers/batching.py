@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
-PASS = 16  # a pass takes so much longer, in tokens: it reads all the weights
-SAVED = 64  # tokens that a common beginning has to save for its group to be run by itself
+PASS = 32  # a pass takes so much longer, in tokens: it reads all the weights
+SAVED = 96  # tokens that a common beginning has to save for its group to be run by itself
 
 
 def length_batches(
