@@ -3,6 +3,10 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
 PASS = 32  # a pass takes so much longer, in tokens: it reads all the weights
 SAVED = 96  # tokens that a common beginning has to save for its group to be run by itself
@@ -33,6 +37,12 @@ def length_batches(
         batches.append(order[cut[end] : end])
         end = cut[end]
     yield from reversed(batches)
+
+
+def right_padded(rows: Sequence[tuple[int, ...]]) -> Int[Tensor, "b t"]:
+    """Token sequences as one batch, shorter ones filled up with zeros."""
+    width = max(map(len, rows))
+    return torch.tensor([row + (0,) * (width - len(row)) for row in rows])
 
 
 def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[int]]]:

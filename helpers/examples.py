@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
+from helpers.batching import right_padded
 from helpers.errors import UserError
 from helpers.models import unembed
 from helpers.scoring import answer_span
@@ -86,10 +87,9 @@ def collate(examples: Sequence[Example], index: Sequence[int] | None = None) -> 
     if not chosen:
         raise UserError("There is no example to make a batch of.")
     mine = [examples[i] for i in chosen]
-    width = max(len(e.ids) for e in mine)
     counted = [(r, p) for r, e in enumerate(mine) for p in range(e.start, len(e.ids))]
     return Batch(
-        ids=torch.tensor([e.ids + (0,) * (width - len(e.ids)) for e in mine]),
+        ids=right_padded([e.ids for e in mine]),
         index=torch.tensor(chosen),
         row=torch.tensor([r for r, _ in counted]),
         position=torch.tensor([p - 1 for _, p in counted]),

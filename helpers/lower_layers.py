@@ -15,12 +15,20 @@ from typing import Any
 
 from nnsight import LanguageModel
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from helpers.errors import UserError
 from helpers.hooks import marks
 from helpers.models import anatomy
 
 KeysAndValues = list[tuple[Tensor, Tensor]]
+"""Each layer's attention keys and values, (rows, heads, tokens, d_head)."""
+
+
+def followed(cache: KeysAndValues, n: int) -> DynamicCache:
+    """One beginning's keys and values as what each of `n` rows goes on after."""
+    wide = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in cache]
+    return DynamicCache(wide)
 
 
 @dataclass

@@ -14,12 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
-from transformers import DynamicCache
 
-from helpers.batching import BATCH_TOKENS, common_beginning, length_batches, prefix_groups
+from helpers.batching import (
+    BATCH_TOKENS,
+    common_beginning,
+    length_batches,
+    prefix_groups,
+    right_padded,
+)
 from helpers.errors import UserError
 from helpers.hooks import marks
-from helpers.lower_layers import KeysAndValues, half_pass
+from helpers.lower_layers import KeysAndValues, followed, half_pass
 from helpers.models import unembed
 
 Rows = list[tuple[tuple[int, ...], range]]
@@ -313,8 +318,7 @@ def _states(
     module = model._module
     past = {}
     if cache is not None:  # each layer's keys and values of the beginning, for every row
-        wide = [(k.expand(len(ids), -1, -1, -1), v.expand(len(ids), -1, -1, -1)) for k, v in cache]
-        past = {"past_key_values": DynamicCache(wide)}
+        past = {"past_key_values": followed(cache, len(ids))}
     body, tokens = module.base_model, ids.to(module.device)
     with half_pass(module, (begin, ids.shape, ids.numpy().tobytes())):
         return body(input_ids=tokens, use_cache=bool(past), **past).last_hidden_state
@@ -364,9 +368,8 @@ def _states_at(
         head, cache = _states_and_cache(model, begin) if shared else (None, None)
         for batch in length_batches([len(run[i]) - shared for i in group]):
             members = [group[k] for k in batch]
-            width = max(len(run[i]) for i in members)
-            padded = [run[i][shared:] + (0,) * (width - len(run[i])) for i in members]
-            states = _states(model, torch.tensor(padded), begin, cache)  # (B, T - shared, d_model)
+            tokens = right_padded([run[i][shared:] for i in members])
+            states = _states(model, tokens, begin, cache)  # (B, T - shared, d_model)
             for row, i in enumerate(members):
                 for p in wanted[i]:
                     kept[i, p] = states[row, p - shared] if p >= shared else head[p]

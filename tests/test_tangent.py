@@ -20,9 +20,9 @@ from helpers.methods.surgery.gated_neuron import fit_detectors
 from helpers.methods.tangent import (
     Ask,
     Tangent,
+    answer_logodds,
     least_change,
     linearise,
-    logodds,
     moved,
     solve_kernel,
 )
@@ -152,7 +152,7 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
         whole = linearise(model, kept, **how)
         rest = linearise(model, kept, **how, beginnings=found)
         torch.testing.assert_close(rest.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
-        alone = logodds(model, kept, **how, beginnings=found)
+        alone = answer_logodds(model, kept, **how, beginnings=found)
         torch.testing.assert_close(alone, rest.logodds, rtol=1e-4, atol=1e-4)
         later = torch.tensor([p >= found.start[a.ids] for a in kept for p in a.acts])
         rows = [(n, p) for n, a in enumerate(kept) for p in a.acts]
@@ -391,7 +391,7 @@ def test_a_step_that_leads_away_is_taken_back(grown_model, own_pair):
 
 def test_derivatives_serve_again_where_a_step_left_little(grown_model, own_pair, monkeypatch):
     """And are taken anew where that does not hold; it ends as near to what is wanted."""
-    passes = {"linearise": linearise, "logodds": logodds}
+    passes = {"linearise": linearise, "answer_logodds": answer_logodds}
     model, taken = grown_model(), []
     for name, function in passes.items():
 

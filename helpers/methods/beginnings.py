@@ -17,8 +17,8 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from helpers.batching import length_batches, prefix_groups
-from helpers.lower_layers import KeysAndValues, skipped
+from helpers.batching import length_batches, prefix_groups, right_padded
+from helpers.lower_layers import KeysAndValues, followed, skipped
 from helpers.models import anatomy
 
 Ids = tuple[int, ...]
@@ -150,10 +150,8 @@ def _read(
 ) -> _Read:
     """Run rows, padded on the right, each after the one row of `after`."""
     parts, lowest, n = anatomy(model), min(layers), len(rows)
-    width = max(map(len, rows))
-    tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rows])
-    begun = after.cache if after else []
-    cache = DynamicCache([(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in begun])
+    tokens = right_padded(rows)
+    cache = followed(after.cache if after else [], n)
     with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
         fires, given = {}.save(), [].save()
         if lowest:

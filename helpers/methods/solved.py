@@ -25,7 +25,14 @@ from helpers.methods.beginnings import Beginnings
 from helpers.methods.contrast import stored
 from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.detectors import CEILING, SHARPNESS, Detectors
-from helpers.methods.tangent import Ask, Tangent, everywhere, linearise, logodds, solve_kernel
+from helpers.methods.tangent import (
+    Ask,
+    Tangent,
+    answer_logodds,
+    everywhere,
+    linearise,
+    solve_kernel,
+)
 from helpers.models import MLPAnatomy, anatomy
 from helpers.tracing.states import token_ids
 
@@ -219,7 +226,7 @@ def solve_values(
 
         with reusing(model, lower):
             if holds:
-                now = logodds(model, acting, extra=extra, **how)
+                now = answer_logodds(model, acting, extra=extra, **how)
             else:
                 t = linearise(model, acting, extra=extra, **how)
                 now = t.logodds
@@ -228,8 +235,9 @@ def solve_values(
         left = float((weight * wanted.square()).sum())
         first = left if first is None else first
         if holds and left > HOLDS * least:  # no longer: once more, with them, where less is left
-            values = values if left < least else start
-            least, holds = min(left, least), False
+            if left < least:
+                start, least = values, left
+            values, holds = start, False
             continue
         if left <= least * ROUNDING:
             if not holds:

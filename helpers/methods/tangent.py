@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.batching import length_batches
+from helpers.batching import length_batches, right_padded
 from helpers.errors import UserError
 from helpers.lower_layers import half_pass
 from helpers.methods.beginnings import Beginnings
@@ -36,7 +36,7 @@ class Ask:
         acts: Positions at which the edit counts as acting; all others' derivatives are dropped.
         goal: Log-odds to come down to; None to stay at what they were.
         name: For messages.
-        weight: How firmly it is held, up to 1.
+        weight: How firmly `solve_values` holds it, up to 1.
     """
 
     ids: tuple[int, ...]
@@ -128,7 +128,7 @@ def linearise(
 
 
 @torch.no_grad()
-def logodds(
+def answer_logodds(
     model: LanguageModel,
     asks: Sequence[Ask],
     *,
@@ -180,8 +180,8 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
         for batch in length_batches([len(ids) - start[ids] for ids in group], budget=BATCH):
             whole = [group[i] for i in batch]
             rest = [ids[start[ids] :] for ids in whole]
-            width = max(map(len, rest))
-            tokens = torch.tensor([ids + (0,) * (width - len(ids)) for ids in rest])
+            tokens = right_padded(rest)
+            width = tokens.shape[1]
             if beginnings:
                 before = beginnings.before(whole, width)
                 shortened = beginnings.above(whole, width)
