@@ -271,6 +271,40 @@ def test_a_blind_attack_has_an_auc_of_one_half():
     assert found.loc["lens", "edited"] == 1.0  # the mean of absent and present is above absent
 
 
+def leaking(found: Evidence, by: float) -> Evidence:
+    """The same evidence beside two never-known subjects, one above their mean by so much."""
+    absent = found.table.query("state == 'absent'")
+    both = [absent.assign(subject=n, score=absent["score"] + d) for n, d in (("a", by), ("b", -by))]
+    return Evidence(pd.concat([found.table.query("state != 'absent'"), *both], ignore_index=True))
+
+
+def test_a_share_is_tested_against_the_margin_wording_by_wording():
+    known = np.array([0.2, 0.9, 0.6, 0.5, 0.3])
+    original = [*(np.array(ABSENT[:5]) + known), 0.01]  # the last wording is not known
+    edited = like(ABSENT, 0.1)
+    rows = evidence({"paraphrases": {0: edited}}).table
+    rows.loc[rows["state"] == "present", "score"] = original
+    found = leaking(Evidence(rows), 0.1)  # 0.2 of the mean of what is known, 0.5
+    margin = 0.1 + 0.1 / known.mean()
+    row = verdict(found, required=["paraphrases"]).attacks.iloc[0]
+    by_hand = stats.ttest_1samp(0.1 - margin * known, 0, alternative="less").pvalue
+    assert row["p_gone"] == pytest.approx(by_hand)
+    assert row["share"] == pytest.approx(0.2) and row["leak"] == pytest.approx(0.2)
+
+
+def test_what_differs_between_wordings_in_both_models_is_no_noise():
+    known = np.array([0.2, 0.9, 0.6, 0.5, 0.3])
+    rows = evidence({"paraphrases": {0: ABSENT}}).table
+    there = rows["state"] != "absent"  # the edited model is the original
+    rows.loc[there, "score"] += [*known, 0, *known, 0] - rows.loc[there, "score"] + 0.01
+    found = verdict(leaking(Evidence(rows), 0.22), required=["paraphrases"])
+    low, high = found.attacks[["low", "high"]].iloc[0]
+    assert found.word == "present"
+    assert low == pytest.approx(1.0, abs=0.02) and high == pytest.approx(1.0, abs=0.02)
+    share = known / known.mean()  # as if what there was to find were known exactly
+    assert tost(share, low=-np.inf, high=Margins().hidden)[1] > 0.05
+
+
 def test_the_margin_is_above_the_leakiest_never_known_subject():
     found = case(lens=like(ABSENT, 0.2))
     rows = found.table.query("attack == 'lens' and state == 'absent'")

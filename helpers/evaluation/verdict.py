@@ -135,19 +135,21 @@ class Recovered(NamedTuple):
     Attributes:
         budget: Of the attack; for a pooled one, which has them all, where the original shows most.
         share: Of each prompt.
+        known: What the original has of each prompt, in the same unit; its mean is 1.
         strangers: Of each never-known subject, mean over prompts; their mean is 0.
     """
 
     budget: float
     share: Float[np.ndarray, " n"]
+    known: Float[np.ndarray, " n"]
     strangers: Float[np.ndarray, " k"]
 
 
 def recovered(evidence: Evidence, name: str, margins: Margins | None = None) -> list[Recovered]:
     """The share of the knowledge that an attack gets back, one a budget.
 
-    share = (edited − never known) / (original − never known); numerators are each prompt's own, the
-    denominator is the mean over prompts; prompts that the original doesn't know at that budget are
+    share = (edited − never known) / (original − never known), each prompt's own in units of the
+    denominator's mean over prompts; prompts that the original doesn't know at that budget are
     left out, and so are budgets at which it knows fewer than `FEWEST`. A pooled attack has one
     share, over its whole curve: one that trains over all its steps (the head start
     over a never-known fact that is taught in the same way, in units of what the original knew
@@ -172,31 +174,31 @@ def recovered(evidence: Evidence, name: str, margins: Margins | None = None) -> 
         above = (_grid(plain, PRESENT) - _grid(plain, ABSENT))[0.0]
         kept = above.index[above >= margins.known]
         budgets = [b for b in edited if b > 0]
-        return [_share(rows, max(budgets), budgets, kept, above[kept].mean(), name)]
+        return [_share(rows, max(budgets), budgets, above[kept], name)]
     above = _grid(rows, PRESENT) - absent
     if ATTACKS[name].pooled:
         shown = above.mean()
         kept = above.index if shown.max() >= margins.known else above.index[:0]
         budgets = shown.index[shown >= shown.max() / 2]
-        return [_share(rows, shown.idxmax(), budgets, kept, shown[budgets].mean(), name)]
+        original = above.loc[kept, budgets].mean(axis=1)
+        return [_share(rows, shown.idxmax(), budgets, original, name)]
     found = []
     for budget in edited:
         kept = above.index[above[budget] >= margins.known]
         if len(kept) >= FEWEST:
-            scale = above.loc[kept, budget].mean()
-            found.append(_share(rows, budget, [budget], kept, scale, name))
+            found.append(_share(rows, budget, [budget], above.loc[kept, budget], name))
     if not found:
         raise NothingKnownError(name)
     return found
 
 
 def _share(
-    rows: pd.DataFrame, budget: float, budgets: Sequence, kept: Sequence, scale: float, name: str
+    rows: pd.DataFrame, budget: float, budgets: Sequence, original: pd.Series, name: str
 ) -> Recovered:
-    """Edited less never-known over some budgets and prompts, in units of `scale`."""
-    if len(kept) < FEWEST:
+    """Edited less never-known over some budgets, where `original` less never-known is the whole."""
+    if len(original) < FEWEST:
         raise NothingKnownError(name)
-    budgets = list(budgets)
+    budgets, kept, scale = list(budgets), original.index, original.mean()
     absent = _grid(rows, ABSENT)[budgets].loc[kept].mean(axis=1)
     edited = _grid(rows, EDITED)[budgets].loc[kept].mean(axis=1)
     each = rows[rows["state"] == ABSENT].groupby("subject", sort=False)
@@ -204,8 +206,8 @@ def _share(
         _grid(part, ABSENT)[budgets].loc[kept].mean(axis=1).mean() - absent.mean()
         for _, part in each
     ]
-    share = ((edited - absent) / scale).to_numpy()
-    return Recovered(float(budget), share, np.array(strangers) / scale)
+    share, known = ((x / scale).to_numpy() for x in (edited - absent, original))
+    return Recovered(float(budget), share, known, np.array(strangers) / scale)
 
 
 class NothingKnownError(UserError):
@@ -355,7 +357,7 @@ def _weighed(
         else:
             tests = [_tested(here, margins, one=len(cases) == 1) for here in found]
             most = max(found, key=lambda r: r.share.mean())
-            m = bootstrap(most.share, seed=seed)
+            m = bootstrap(most.share, of=most.known, seed=seed)
             measured = {"share": m.value, "low": m.low, "high": m.high, "n": m.n}
             measured |= {"budget": most.budget, "leak": float(most.strangers.max(initial=0.0))}
             gone = max(gone for gone, _ in tests)
@@ -399,6 +401,7 @@ def _over_facts(each: Sequence[list[Recovered]]) -> list[Recovered]:
         Recovered(
             found[0].budget if len({r.budget for r in found}) == 1 else float("nan"),
             np.array([r.share.mean() for r in found]),
+            np.ones(len(found)),
             np.array([r.strangers.max(initial=0.0) for r in found]),
         )
         for found in enough
@@ -406,12 +409,18 @@ def _over_facts(each: Sequence[list[Recovered]]) -> list[Recovered]:
 
 
 def _tested(found: Recovered, margins: Margins, *, one: bool) -> tuple[float, float]:
-    """(p of less than the margin, p of more); 1 and 1 where there are too few units."""
+    """(p of less than the margin, p of more); 1 and 1 where there are too few units.
+
+    A share is a ratio of two means over the same prompts, mean(edited) / mean(known). That it is
+    below a margin m is the same as that mean(edited − m · known) is below 0 (Fieller 1954), and
+    what differs from wording to wording in both is no noise.
+    """
     if len(found.share) < FEWEST:
         return 1.0, 1.0
     # how far below a never-known fact is the scar's test, not this one
     high = margins.recovered + (found.strangers.max(initial=0.0) if one else 0.0)
-    gone, back, _ = tost(found.share, low=-np.inf, high=min(high, margins.hidden))
+    over = found.share - min(high, margins.hidden) * found.known
+    gone, back, _ = tost(over, low=-np.inf, high=0.0)
     return gone, back
 
 
