@@ -8,6 +8,8 @@ applied only at the positions asked for.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -206,13 +208,19 @@ def next_token_logprobs(model: LanguageModel, prompts: Sequence[str]) -> Float[T
 
 @torch.inference_mode()
 def next_token_and_answer(
-    model: LanguageModel, prompts: Sequence
+    model: LanguageModel, prompts: Sequence, *, reader: "Reader | None" = None
 ) -> tuple[Float[Tensor, "n vocab"], Float[np.ndarray, " n"]]:
-    """`next_token_logprobs` and `answer_probability` of the same prompts, in one pass."""
+    """`next_token_logprobs` and `answer_probability` of the same prompts, in one pass.
+
+    Args:
+        model: Any causal model.
+        prompts: `Prompt`s, which carry their `answers`.
+        reader: Runs the sequences, and may look at more.
+    """
     index, texts, answers = _asked(prompts)
     rows, targets, owner, _ = _answer_rows(model, texts, answers)
     n = len(prompts)
-    states, row = _states_at(model, [*_prompt_rows(model, prompts), *rows])
+    states, row = _states_at(model, [*_prompt_rows(model, prompts), *rows], reader)
     each, _ = _read(model, states, row[n:], targets)
     told = _over_aliases(prompts, index, answers, _summed(each, owner, len(texts)))
     return _next(model, states)[row[:n]], told
@@ -337,14 +345,78 @@ def _states_and_cache(
     return out.last_hidden_state[0], completed([(x.keys, x.values) for x in layers])
 
 
+class Begun(Protocol):
+    """A beginning that was run, and whatever its reader needs to go on after it."""
+
+    ids: tuple[int, ...]
+    states: Float[Tensor, "t d_model"]
+
+
+class Reader(Protocol):
+    """Runs what `passes` asks for; states are those after the final norm."""
+
+    def beginning(self, ids: tuple[int, ...]) -> Begun:
+        """Run what several sequences begin with."""
+
+    def following(
+        self, rows: Sequence[tuple[int, ...]], after: Begun | None
+    ) -> Float[Tensor, "b t d_model"]:
+        """States of rows, padded on the right, that follow a beginning, or none."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    ids: tuple[int, ...]
+    states: Float[Tensor, "t d_model"]
+    cache: KeysAndValues
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The `Reader` that looks at nothing else."""
+
+    model: LanguageModel
+
+    def beginning(self, ids: tuple[int, ...]) -> _Head:
+        return _Head(ids, *_states_and_cache(self.model, ids))
+
+    def following(
+        self, rows: Sequence[tuple[int, ...]], after: _Head | None
+    ) -> Float[Tensor, "b t d_model"]:
+        begin, cache = (after.ids, after.cache) if after else ((), None)
+        return _states(self.model, right_padded(rows), begin, cache)
+
+
+def passes(
+    sequences: Sequence[tuple[int, ...]], reader: Reader, *, whole: bool = False
+) -> Iterator[tuple[list[int], Begun | None, Float[Tensor, "b t d_model"]]]:
+    """Run every sequence, those that begin alike after one pass over their beginning.
+
+    Args:
+        sequences: Distinct token ids.
+        reader: Runs them.
+        whole: From the start, each by itself.
+
+    Yields:
+        (indices of the sequences of a batch, what they follow, states of what follows).
+    """
+    groups = [(0, list(range(len(sequences))))] if whole else prefix_groups(sequences)
+    for shared, group in groups:
+        head = reader.beginning(sequences[group[0]][:shared]) if shared else None
+        for batch in length_batches([len(sequences[i]) - shared for i in group]):
+            members = [group[k] for k in batch]
+            yield members, head, reader.following([sequences[i][shared:] for i in members], head)
+
+
 def _states_at(
-    model: LanguageModel, rows: Rows
+    model: LanguageModel, rows: Rows, reader: Reader | None = None
 ) -> tuple[Float[Tensor, "m d_model"], Int[Tensor, " k"]]:
     """States after the final norm at the positions asked for, each computed once.
 
     Args:
         model: Any causal model.
         rows: For each request its token ids and the positions wanted.
+        reader: Runs the model.
 
     Returns:
         The distinct states, and for each wanted position, in order, which of them it is.
@@ -362,17 +434,12 @@ def _states_at(
     wanted = [sorted(set(w)) for w in wanted]
 
     kept: dict[tuple[int, int], Tensor] = {}
-    whole = [(0, list(range(len(run))))]  # an intervention may look at more than a part
-    for shared, group in whole if marks(model._module) else prefix_groups(run):
-        begin = run[group[0]][:shared]
-        head, cache = _states_and_cache(model, begin) if shared else (None, None)
-        for batch in length_batches([len(run[i]) - shared for i in group]):
-            members = [group[k] for k in batch]
-            tokens = right_padded([run[i][shared:] for i in members])
-            states = _states(model, tokens, begin, cache)  # (B, T - shared, d_model)
-            for row, i in enumerate(members):
-                for p in wanted[i]:
-                    kept[i, p] = states[row, p - shared] if p >= shared else head[p]
+    whole = bool(marks(model._module))  # an intervention may look at more than a part
+    for members, head, states in passes(run, reader or _Plain(model), whole=whole):
+        shared = len(head.ids) if head else 0
+        for row, i in enumerate(members):
+            for p in wanted[i]:
+                kept[i, p] = states[row, p - shared] if p >= shared else head.states[p]
     wanted_keys = [(unique[ids], p) for ids, positions in rows for p in positions]
     place = {key: i for i, key in enumerate(dict.fromkeys(wanted_keys))}
     return torch.stack([kept[k] for k in place]), torch.tensor([place[k] for k in wanted_keys])

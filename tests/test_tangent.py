@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -11,7 +12,8 @@ from helpers.covariance import key_covariance, keys_by_layer, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
-from helpers.methods import METHODS, solved, unlearn
+from helpers.methods import METHODS, beginnings, solved, unlearn
+from helpers.methods import asks as asks_module
 from helpers.methods.asks import OPENINGS, firmness, kept, retain_asks
 from helpers.methods.beginnings import Beginnings
 from helpers.methods.detectors import Detectors
@@ -27,7 +29,7 @@ from helpers.methods.tangent import (
     solve_kernel,
 )
 from helpers.models import anatomy, model_hash
-from helpers.scoring import answer_logprobs, answer_probability
+from helpers.scoring import answer_logprobs, answer_probability, next_token_and_answer
 from tests.conftest import FAMILIES
 
 TEMPLATES = {
@@ -141,12 +143,13 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
     def extra(i, x, hidden):
         return acts(i, x)[..., None] * write.to(x)
 
-    found = Beginnings(model, [a.ids for a in asks], layers=layers, acts=acts)
-    kept = [a for a in asks if found.start[a.ids] is not None]
-    assert len({found.start[a.ids] for a in kept}) > 1  # beginnings of several lengths in one pass
+    found = Beginnings(model, layers=layers, acts=acts)
+    found.cover(a.ids for a in asks)
+    kept = [a for a in asks if found.start(a.ids) is not None]
+    assert len({found.start(a.ids) for a in kept}) > 1  # beginnings of several lengths in one pass
     for a, read in zip(asks, reads, strict=True):
         where = torch.stack([acts(i, read[i]) for i in layers]).any(0).nonzero().flatten().tolist()
-        assert found.start[a.ids] == (where[0] if where else None)
+        assert found.start(a.ids) == (where[0] if where else None)
     for more in (None, extra):
         how = {"layers": layers, "extra": more, "site": "mlp_in"}
         whole = linearise(model, kept, **how)
@@ -154,7 +157,7 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
         torch.testing.assert_close(rest.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
         alone = answer_logodds(model, kept, **how, beginnings=found)
         torch.testing.assert_close(alone, rest.logodds, rtol=1e-4, atol=1e-4)
-        later = torch.tensor([p >= found.start[a.ids] for a in kept for p in a.acts])
+        later = torch.tensor([p >= found.start(a.ids) for a in kept for p in a.acts])
         rows = [(n, p) for n, a in enumerate(kept) for p in a.acts]
         order = {key: r for r, key in enumerate(ordered(whole, rows))}
         mine = [key for key, late in zip(rows, later, strict=True) if late]
@@ -183,10 +186,12 @@ def test_beginnings_that_sequences_share_are_run_once(tiny_model, monkeypatch, f
 
         for saved in (1, 10**6):
             monkeypatch.setattr(batching, "SAVED", saved)
-            begun = Beginnings(model, [a.ids for a in asks], layers=(1, 2), acts=acts)
-            kept = [a for a in asks if begun.start[a.ids] is not None]
+            begun = Beginnings(model, layers=(1, 2), acts=acts)
+            begun.cover(a.ids for a in asks)
+            starts_here = {a.ids: begun.start(a.ids) for a in asks}
+            kept = [a for a in asks if starts_here[a.ids] is not None]
             how = {"layers": (1, 2), "site": "mlp_in", "beginnings": begun}
-            found[saved] = begun.start, linearise(model, kept, **how) if kept else None
+            found[saved] = starts_here, linearise(model, kept, **how) if kept else None
         (once, mine), (apart, whole) = found.values()
         assert once == apart
         starts |= set(once.values())
@@ -199,6 +204,36 @@ def test_beginnings_that_sequences_share_are_run_once(tiny_model, monkeypatch, f
                 torch.testing.assert_close(mine.gradients[i], whole.gradients[i], **same)
     assert {0, None} < starts
     assert {1, 2, 3} & starts and {4, 5, 6} & starts
+
+
+def test_what_is_asked_anyway_is_not_run_again_for_what_stands_before(tiny_model, monkeypatch):
+    model, draw = tiny_model(), torch.Generator().manual_seed(0)
+    texts = [
+        " ".join(f"w{torch.randint(9, (), generator=draw)}" for _ in range(n))
+        for n in (3, 9, 4, 9, 7, 5) * 4
+    ]
+    prompts = [Prompt(t, subject=t[:2], answers=(" w5 w6 w7",)) for t in texts]
+    likely = next_token_and_answer(model, prompts)[1]
+    monkeypatch.setattr(asks_module, "LIKELY", float(np.median(likely)))  # some with their answer
+    key = torch.randn(anatomy(model).d_model, generator=draw)
+
+    def acts(i, x):
+        return x @ key.to(x) > key.norm() / 2
+
+    seen, alone = (Beginnings(model, layers=(1, 2), acts=acts) for _ in range(2))
+    asks = kept(model, prompts, reader=seen)
+    plain = kept(model, prompts)
+    assert [(a.ids, a.scored) for a in asks] == [(a.ids, a.scored) for a in plain]
+    alone.cover(a.ids for a in asks)
+    monkeypatch.setattr(beginnings, "_read", None)  # from here on nothing may be run
+    seen.cover(a.ids for a in asks)
+    assert [seen.start(a.ids) for a in asks] == [alone.start(a.ids) for a in asks]
+    asks = [a for a in asks if alone.start(a.ids) is not None]
+    assert len({alone.start(a.ids) for a in asks}) > 2
+    assert {len(a.scored) for a in asks} == {1, 3}
+    how = {"layers": (1, 2), "site": "mlp_in"}
+    mine, whole = (linearise(model, asks, **how, beginnings=b) for b in (seen, None))
+    torch.testing.assert_close(mine.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
 
 
 def ordered(t: Tangent, rows):

@@ -12,7 +12,7 @@ from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.methods.tangent import Ask
-from helpers.scoring import answer_span, first_token, next_token_and_answer
+from helpers.scoring import Reader, answer_span, first_token, next_token_and_answer
 from helpers.tracing.states import token_ids
 
 LIKELY = 0.02  # a fact's answer is kept when it is at least so likely
@@ -71,6 +71,7 @@ def retain_asks(
     n_neighbours: int,
     seed: int,
     first: bool = False,
+    reader: Reader | None = None,
 ) -> list[Ask]:
     """Other facts of the subjects and of the targets, what `must_stay`, and known neighbours.
 
@@ -87,6 +88,7 @@ def retain_asks(
             pairs each has its share.
         seed: Draws neighbours and completions.
         first: Also the subjects' other facts in prompts that begin with them.
+        reader: Runs the model, and may keep what it sees.
     """
     gone = {(p.subject, p.relation) for p in pairs}
     asked, must, about = [], [], []
@@ -103,9 +105,10 @@ def retain_asks(
         if pair.relation in RELATIONS:  # the subject is a country
             name = with_article(pair.subject)
             about += [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
-    firm = [replace(ask, weight=1.0) for ask in kept(model, must)]
+    firm = [replace(ask, weight=1.0) for ask in kept(model, must, reader=reader)]
     rest = [p for p in asked if p not in must]
-    return firm + kept(model, rest) + kept(model, about, words=WORDS)
+    held = kept(model, rest, reader=reader)
+    return firm + held + kept(model, about, words=WORDS, reader=reader)
 
 
 def after_openings(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -130,12 +133,18 @@ def neighbour_prompts(
     return found
 
 
-def kept(model: LanguageModel, prompts: Sequence[Prompt], *, words: int = 1) -> list[Ask]:
+def kept(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    words: int = 1,
+    reader: Reader | None = None,
+) -> list[Ask]:
     """Asks that hold the prompts' answers, whole, and the likeliest next tokens, where they are."""
     prompts = list({str(p): p for p in prompts}.values())
     if not prompts:
         return []
-    logprobs, told = next_token_and_answer(model, prompts)
+    logprobs, told = next_token_and_answer(model, prompts, reader=reader)
     found = []
     for prompt, row, sure in zip(prompts, logprobs, told, strict=True):
         ids = token_ids(model, prompt)

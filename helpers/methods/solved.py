@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
@@ -123,9 +123,10 @@ def solved_edit(
     floor = FLOOR[form] if floor is None else floor
     keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
     near = 0 if appends else N_NEIGHBOURS
+    begun = silence(model, detectors) if appends else None
     asks = [a for p in pairs for a in forget_asks(model, p, floor=floor, first=appends)]
-    asks += retain_asks(model, pairs, n_neighbours=near, seed=seed, first=appends)
-    values, left = solve_values(model, asks, keys, ridge=ridge, steps=steps)
+    asks += retain_asks(model, pairs, n_neighbours=near, seed=seed, first=appends, reader=begun)
+    values, left = solve_values(model, asks, keys, ridge=ridge, steps=steps, begun=begun)
     notes = {"left": round(left, 4), **(notes or {})}
     if appends:
         return appended(model, detectors, values, notes=notes)
@@ -134,6 +135,16 @@ def solved_edit(
         mlp = anatomy(model).layers[i].mlp
         changes[mlp.out_name] = stored(mlp, values[i].T, layer.keys)
     return WeightDelta.of(model._module, changes, notes=notes)
+
+
+def silence(model: LanguageModel, detectors: Mapping[int, Detectors]) -> Beginnings:
+    """What stands before the first token on which a detector fires; almost everywhere none does."""
+    parts = anatomy(model)
+
+    def acts(i: int, x: Float[Tensor, "b t d_model"]) -> Bool[Tensor, "b t"]:
+        return (detectors[i].fire(parts.layers[i].mlp, x) > NOTHING).any(-1)
+
+    return Beginnings(model, layers=list(detectors), acts=acts)
 
 
 def regressed(
@@ -175,6 +186,7 @@ def solve_values(
     *,
     ridge: float,
     steps: Sequence[float],
+    begun: Beginnings | None,
 ) -> tuple[Values, float]:
     """What each key writes: the least Σ tr(Vᵀ G V) that moves every answer's log-odds as wanted.
 
@@ -193,6 +205,7 @@ def solve_values(
         ridge: The least Λ of what is held most firmly, relative to K's diagonal; of others it is
             divided by their weight.
         steps: Share of the way to go at the first linearisations; after them the whole.
+        begun: Of detectors (`silence`); None for linear keys, which act everywhere.
 
     Returns:
         The values, and the share of what was wanted (weighted sum of squares, nats²) that was
@@ -204,14 +217,9 @@ def solve_values(
     parts = anatomy(model)
     values = {i: torch.zeros(len(d.keys), parts.d_model) for i, d in keys.items()}
     site = next(iter(keys.values())).reads
-
-    def acts(i, x):
-        return (keys[i].fire(parts.layers[i].mlp, x) > NOTHING).any(-1)
-
-    begun = None
-    if site == "mlp_in":  # detectors are silent almost everywhere
-        begun = Beginnings(model, [a.ids for a in asks], layers=list(keys), acts=acts)
-        asks = [a for a in asks if begun.start[a.ids] is not None]  # no other can be changed
+    if begun:
+        begun.cover(a.ids for a in asks)
+        asks = [a for a in asks if begun.start(a.ids) is not None]  # no other can be changed
     if not asks:
         raise UserError("On none of the prompts does a detector fire: try other layers.")
     acting, weight = everywhere(asks), torch.tensor([a.weight for a in asks])

@@ -172,7 +172,7 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
     about: dict[tuple[int, ...], list[int]] = {}
     for n, ask in enumerate(asks):
         about.setdefault(ask.ids, []).append(n)
-    start = {ids: beginnings.start[ids] or 0 if beginnings else 0 for ids in about}
+    start = {ids: beginnings.start(ids) or 0 if beginnings else 0 for ids in about}
     alike: dict[int, list[tuple[int, ...]]] = {}
     for ids, mine in about.items():
         alike.setdefault(len(mine), []).append(ids)
