@@ -49,17 +49,12 @@ def _quoted(value: float, low: float, high: float, digits: int) -> str:
 
 
 def bootstrap(
-    values: Float[np.ndarray, " n"],
-    *,
-    of: Float[np.ndarray, " n"] | None = None,
-    seed: int = 0,
-    repetitions: int = REPETITIONS,
+    values: Float[np.ndarray, " n"], *, seed: int = 0, repetitions: int = REPETITIONS
 ) -> Metric:
     """Mean and 95 % percentile interval (Efron & Tibshirani 1993, chapter 13).
 
     Args:
         values: One number per independent unit; average prompts of one fact first.
-        of: The same units' denominators: the mean of the one over the mean of the other.
         seed: Draws the resamples.
         repetitions: How many.
 
@@ -72,13 +67,12 @@ def bootstrap(
             f"An interval needs finite values, at least two for a width; there are {len(values)}, "
             f"of which {int(np.isfinite(values).sum())} are finite."
         )
-    whole = np.ones(len(values)) if of is None else np.asarray(of, dtype=np.float64).ravel()
-    mean = float(values.mean() / whole.mean())
+    mean = float(values.mean())
     if len(values) == 1:
         return Metric(mean, float("nan"), float("nan"), 1)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(values), size=(repetitions, len(values)))
-    low, high = np.percentile(values[drawn].mean(1) / whole[drawn].mean(1), [2.5, 97.5])
+    low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5])
     return Metric(mean, float(low), float(high), len(values))
 
 

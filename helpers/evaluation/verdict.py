@@ -144,6 +144,14 @@ class Recovered(NamedTuple):
     known: Float[np.ndarray, " n"]
     strangers: Float[np.ndarray, " k"]
 
+    def linear(self) -> Float[np.ndarray, " n"]:
+        """Values whose mean is r = mean(share) / mean(known), and varies as this ratio does.
+
+        r + share − r · known, to first order: what differs alike in both is no noise.
+        """
+        ratio = self.share.mean()
+        return ratio + self.share - ratio * self.known
+
 
 def recovered(evidence: Evidence, name: str, margins: Margins | None = None) -> list[Recovered]:
     """The share of the knowledge that an attack gets back, one a budget.
@@ -357,7 +365,7 @@ def _weighed(
         else:
             tests = [_tested(here, margins, one=len(cases) == 1) for here in found]
             most = max(found, key=lambda r: r.share.mean())
-            m = bootstrap(most.share, of=most.known, seed=seed)
+            m = bootstrap(most.linear(), seed=seed)
             measured = {"share": m.value, "low": m.low, "high": m.high, "n": m.n}
             measured |= {"budget": most.budget, "leak": float(most.strangers.max(initial=0.0))}
             gone = max(gone for gone, _ in tests)
@@ -412,8 +420,7 @@ def _tested(found: Recovered, margins: Margins, *, one: bool) -> tuple[float, fl
     """(p of less than the margin, p of more); 1 and 1 where there are too few units.
 
     A share is a ratio of two means over the same prompts, mean(edited) / mean(known). That it is
-    below a margin m is the same as that mean(edited − m · known) is below 0 (Fieller 1954), and
-    what differs from wording to wording in both is no noise.
+    below a margin m is the same as that mean(edited − m · known) is below 0 (Fieller 1954).
     """
     if len(found.share) < FEWEST:
         return 1.0, 1.0
