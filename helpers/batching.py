@@ -1,10 +1,11 @@
-"""Plan forward passes: batches of like length, and groups that share a beginning."""
+"""Forward passes: batches of like length, and groups that share a beginning."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
@@ -92,3 +93,43 @@ def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences have in common from the first on."""
     same = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(same, min(len(a), len(b)))
+
+
+class Begun(Protocol):
+    """A beginning that was run, and whatever its reader needs to go on after it."""
+
+    ids: tuple[int, ...]
+    states: Float[Tensor, "t d_model"]
+
+
+class Reader(Protocol):
+    """Runs what `read_batches` asks for; states are those after the final norm."""
+
+    def beginning(self, ids: tuple[int, ...]) -> Begun:
+        """Run what several sequences begin with."""
+
+    def following(
+        self, rows: Sequence[tuple[int, ...]], after: Begun | None
+    ) -> Float[Tensor, "b t d_model"]:
+        """States of rows, padded on the right, that follow a beginning, or none."""
+
+
+def read_batches(
+    sequences: Sequence[tuple[int, ...]], reader: Reader, *, whole: bool = False
+) -> Iterator[tuple[list[int], Begun | None, Float[Tensor, "b t d_model"]]]:
+    """Run every sequence, those that begin alike after one pass over their beginning.
+
+    Args:
+        sequences: Distinct token ids.
+        reader: Runs them.
+        whole: Each from its start, whatever it shares with others.
+
+    Yields:
+        (indices of the sequences of a batch, what they follow, states of what follows).
+    """
+    groups = [(0, list(range(len(sequences))))] if whole else prefix_groups(sequences)
+    for shared, group in groups:
+        head = reader.beginning(sequences[group[0]][:shared]) if shared else None
+        for batch in length_batches([len(sequences[i]) - shared for i in group]):
+            members = [group[k] for k in batch]
+            yield members, head, reader.following([sequences[i][shared:] for i in members], head)

@@ -9,7 +9,6 @@ applied only at the positions asked for.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from helpers.batching import (
     BATCH_TOKENS,
+    Reader,
     common_beginning,
     length_batches,
-    prefix_groups,
+    read_batches,
     right_padded,
 )
 from helpers.errors import UserError
@@ -208,7 +208,7 @@ def next_token_logprobs(model: LanguageModel, prompts: Sequence[str]) -> Float[T
 
 @torch.inference_mode()
 def next_token_and_answer(
-    model: LanguageModel, prompts: Sequence, *, reader: "Reader | None" = None
+    model: LanguageModel, prompts: Sequence, *, reader: Reader | None = None
 ) -> tuple[Float[Tensor, "n vocab"], Float[np.ndarray, " n"]]:
     """`next_token_logprobs` and `answer_probability` of the same prompts, in one pass.
 
@@ -345,25 +345,6 @@ def _states_and_cache(
     return out.last_hidden_state[0], completed([(x.keys, x.values) for x in layers])
 
 
-class Begun(Protocol):
-    """A beginning that was run, and whatever its reader needs to go on after it."""
-
-    ids: tuple[int, ...]
-    states: Float[Tensor, "t d_model"]
-
-
-class Reader(Protocol):
-    """Runs what `passes` asks for; states are those after the final norm."""
-
-    def beginning(self, ids: tuple[int, ...]) -> Begun:
-        """Run what several sequences begin with."""
-
-    def following(
-        self, rows: Sequence[tuple[int, ...]], after: Begun | None
-    ) -> Float[Tensor, "b t d_model"]:
-        """States of rows, padded on the right, that follow a beginning, or none."""
-
-
 @dataclass(frozen=True)
 class _Head:
     ids: tuple[int, ...]
@@ -385,27 +366,6 @@ class _Plain:
     ) -> Float[Tensor, "b t d_model"]:
         begin, cache = (after.ids, after.cache) if after else ((), None)
         return _states(self.model, right_padded(rows), begin, cache)
-
-
-def passes(
-    sequences: Sequence[tuple[int, ...]], reader: Reader, *, whole: bool = False
-) -> Iterator[tuple[list[int], Begun | None, Float[Tensor, "b t d_model"]]]:
-    """Run every sequence, those that begin alike after one pass over their beginning.
-
-    Args:
-        sequences: Distinct token ids.
-        reader: Runs them.
-        whole: From the start, each by itself.
-
-    Yields:
-        (indices of the sequences of a batch, what they follow, states of what follows).
-    """
-    groups = [(0, list(range(len(sequences))))] if whole else prefix_groups(sequences)
-    for shared, group in groups:
-        head = reader.beginning(sequences[group[0]][:shared]) if shared else None
-        for batch in length_batches([len(sequences[i]) - shared for i in group]):
-            members = [group[k] for k in batch]
-            yield members, head, reader.following([sequences[i][shared:] for i in members], head)
 
 
 def _states_at(
@@ -435,7 +395,7 @@ def _states_at(
 
     kept: dict[tuple[int, int], Tensor] = {}
     whole = bool(marks(model._module))  # an intervention may look at more than a part
-    for members, head, states in passes(run, reader or _Plain(model), whole=whole):
+    for members, head, states in read_batches(run, reader or _Plain(model), whole=whole):
         shared = len(head.ids) if head else 0
         for row, i in enumerate(members):
             for p in wanted[i]:

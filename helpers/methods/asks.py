@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from nnsight import LanguageModel
 
+from helpers.batching import Reader
 from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.methods.tangent import Ask
-from helpers.scoring import Reader, answer_span, first_token, next_token_and_answer
+from helpers.scoring import answer_span, first_token, next_token_and_answer
 from helpers.tracing.states import token_ids
 
 LIKELY = 0.02  # a fact's answer is kept when it is at least so likely

@@ -1,6 +1,6 @@
 """What stands before the first token on which an edit acts, and below it: run once, and kept.
 
-It is kept of the pass in which the model is asked what it says without the edit (`scoring.Reader`).
+It is kept of the pass in which the model is asked what it says without the edit: a `Reader`.
 
 A prompt up to its subject reads the same before and after an edit that only the subject fires, and
 no derivative by the edit is taken there; nor does the edit change anything below its first layer.
@@ -19,10 +19,9 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from helpers.batching import right_padded
+from helpers.batching import read_batches, right_padded
 from helpers.lower_layers import KeysAndValues, followed, skipped
 from helpers.models import anatomy, final_norm
-from helpers.scoring import passes
 
 Ids = tuple[int, ...]
 Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
@@ -32,7 +31,7 @@ Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
 class Beginnings:
     """For each sequence where an edit first acts, and what the model as it is computes around it.
 
-    A `Reader` of `helpers.scoring`. Kept are the keys and values of the edit's layers and of those
+    A `Reader` of `helpers.batching`. Kept are the keys and values of the edit's layers and of those
     above them before that token, and from it on what the block below the edit gives.
     """
 
@@ -55,7 +54,7 @@ class Beginnings:
     def cover(self, sequences: Iterable[Ids]) -> None:
         """Run those that nothing which was run begins with."""
         new = [ids for ids in dict.fromkeys(sequences) if ids not in self._run]
-        for _ in passes(new, self):
+        for _ in read_batches(new, self):
             pass
 
     def start(self, ids: Ids) -> int | None:
@@ -64,11 +63,11 @@ class Beginnings:
         return first if first is not None and first < len(ids) else None
 
     def beginning(self, ids: Ids) -> "_Read":
-        """As `scoring.Reader`."""
+        """As `Reader`."""
         return _read(self._model, [ids], self._layers, self._acts)
 
     def following(self, rows: Sequence[Ids], after: "_Read | None") -> Float[Tensor, "b t d_model"]:
-        """As `scoring.Reader`; what is needed later is kept."""
+        """As `Reader`; what is needed later is kept."""
         lowest = len(self._below)
         read = _read(self._model, rows, self._layers, self._acts, after=after)
         for row, rest in enumerate(rows):
