@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from helpers.errors import UserError
+from helpers.words import visible
 
 if TYPE_CHECKING:
     import torch  # imported where it is used: the pipeline's front door starts without it
@@ -141,7 +142,7 @@ def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, 
     """Read tensors and metadata of a safetensors file.
 
     Raises:
-        UserError: The file is missing or damaged.
+        UserError: The file is missing or damaged, or holds numbers that are not finite.
     """
     from safetensors import safe_open
 
@@ -149,7 +150,34 @@ def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, 
         _readable(path, (SafetensorError,)) as path,
         safe_open(path, framework="pt") as file,
     ):
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
+    check_finite(tensors, str(path))
+    return tensors, metadata
+
+
+def check_finite(tensors: "Mapping[str, torch.Tensor]", where: str) -> None:
+    """Refuse numbers that are not finite, and kinds of numbers that the suite does not reckon in.
+
+    Args:
+        tensors: Their names and they themselves.
+        where: What holds them, for the sentence.
+
+    Raises:
+        UserError: Names the first tensor that is not finite or is complex.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise UserError(f"{where}: '{visible(name)}' holds complex numbers; save real ones.")
+        # A sum is finite only if all are, and costs a tenth of asking each; it may overflow, so
+        # that only a sum that is not finite has each of them asked.
+        if tensor.is_floating_point() and tensor.numel():
+            whole = tensor if tensor.dtype.itemsize > 2 else tensor.float()
+            if not whole.sum().isfinite() and not whole.isfinite().all():
+                raise UserError(
+                    f"{where}: '{visible(name)}' holds numbers that are not finite (NaN or "
+                    "infinite): make it again."
+                )
 
 
 @contextlib.contextmanager

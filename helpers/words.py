@@ -1,0 +1,54 @@
+"""Words of users, files and models, shown as they are and never read as anything else.
+
+A name, a prompt or a token may hold what a terminal, a page's Markdown, a template engine or a
+drawing library takes for an instruction. Whatever shows such words passes them through here.
+"""
+
+import html
+import re
+import unicodedata
+
+# Marks that turn the direction of what follows: text could be shown in another order than it has.
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation: all that Markdown and MyST read
+
+
+def is_control(character: str) -> bool:
+    """Whether a terminal or a page would obey it instead of showing it."""
+    return character in TURNING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def visible(text: object, *, allowed: str = "") -> str:
+    r"""`text` with control characters written out: an escape becomes `\x1b`, a line's end `\n`.
+
+    Args:
+        text: What is to be shown; anything but text by its `str`.
+        allowed: Control characters that stay as they are.
+    """
+    return "".join(
+        c.encode("unicode_escape", "surrogatepass").decode()
+        if is_control(c)
+        else c
+        if c not in allowed
+        else c
+        for c in str(text)
+    )
+
+
+def markdown(text: object) -> str:
+    """`text` as Markdown, MyST's directives and Jinja included, that shows it as it is.
+
+    Punctuation becomes numeric entities, which no parser reads as markup: a backslash would not
+    do, as `{{` is a template's before Markdown sees it and `\\$` a formula's after.
+    """
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", visible(text))
+
+
+def code(text: object) -> str:
+    """`text` in a monospaced face, safe in Markdown and in its tables."""
+    return f"<code>{markdown(text)}</code>" if str(text) else ""
+
+
+def escaped_html(text: object) -> str:
+    """`text` for an HTML page, between tags or inside an attribute's quotes."""
+    return html.escape(visible(text, allowed="\n"))
