@@ -27,9 +27,7 @@ def visible(text: object, *, allowed: str = "") -> str:
     """
     return "".join(
         c.encode("unicode_escape", "surrogatepass").decode()
-        if is_control(c)
-        else c
-        if c not in allowed
+        if is_control(c) and c not in allowed
         else c
         for c in str(text)
     )
