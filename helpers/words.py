@@ -1,7 +1,8 @@
 """Words of users, files and models, shown as they are and never read as anything else.
 
 A name, a prompt or a token may hold what a terminal, a page's Markdown, a template engine or a
-drawing library takes for an instruction. Whatever shows such words passes them through here.
+drawing library takes for an instruction. Whatever shows such words passes them through here. Names
+are looked for in texts as words, not as letters: `mention`.
 """
 
 import html
@@ -50,3 +51,39 @@ def code(text: object) -> str:
 def escaped_html(text: object) -> str:
     """`text` for an HTML page, between tags or inside an attribute's quotes."""
     return html.escape(visible(text, allowed="\n"))
+
+
+# Scripts that set no spaces between words, by how Unicode's names of their characters begin.
+UNSPACED = (
+    "CJK",
+    "HIRAGANA",
+    "KATAKANA",
+    "THAI",
+    "LAO",
+    "KHMER",
+    "MYANMAR",
+    "TIBETAN",
+    "IDEOGRAPHIC",
+    "FULLWIDTH",
+)
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether it belongs to a script that sets no spaces between words."""
+    return unicodedata.name(character, "").startswith(UNSPACED)
+
+
+def mention(*names: str) -> re.Pattern:
+    """A pattern that finds any of the names as words of their own, the longest that fits.
+
+    "Japan" is in "Japan's" and not in "Japanese". In scripts without spaces letters are all there
+    is to go by.
+    """
+
+    def bounded(name: str) -> str:
+        before = "" if is_unspaced(name[0]) else r"(?<!\w)"
+        after = "" if is_unspaced(name[-1]) else r"(?!\w)"
+        return f"{before}{re.escape(name)}{after}"
+
+    longest_first = sorted((name for name in names if name), key=len, reverse=True)
+    return re.compile("|".join(map(bounded, longest_first)) or r"(?!)")

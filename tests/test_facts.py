@@ -22,6 +22,7 @@ from helpers.facts import known as known_module
 from helpers.facts.factbook import sovereign
 from helpers.scoring import encode
 from helpers.settings import ROOT
+from helpers.words import mention
 
 FRANCE = ConceptPair("France", "Paris")
 COMMON_KNOWLEDGE = {
@@ -403,3 +404,189 @@ def test_what_the_model_does_not_know_is_told_in_one_sentence(smollm):
     assert "\n" not in sentence
     best = known_facts(smollm).query("known").iloc[0]
     assert f"{best.subject} → {best.target}" in sentence
+
+
+OWN_PROMPTS = ["The capital of {} is", "The seat of government of {} is", "{}'s capital is"]
+FILE = {"subject": "France", "target": "Paris", "prompts": OWN_PROMPTS}
+
+
+def raw(**entries: str) -> str:
+    """A pair's file, with entries as YAML text in place of what it has or beside it."""
+    lines = {"subject": "France", "target": "Paris"} | entries
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def test_the_fact_to_forget_is_never_among_what_must_stay(written):
+    """Whatever its relation is called: it would be asked to go and to stay."""
+    own = ConceptPair.from_file(written(FILE))
+    kept = own.same_subject()
+    assert {p.relation for p in kept} == {"language", "currency", "continent", "nationality"}
+    assert not any(own.states(p.subject, p.answers) for p in kept)
+    alias = ConceptPair.from_file(written(FILE | {"target": "Lutetia", "aliases": ["paris"]}))
+    assert "capital" not in {p.relation for p in alias.same_subject()}
+    assert "capital" in {
+        p.relation for p in ConceptPair("France", "euro", "currency").same_subject()
+    }
+    # French is the language there and what people are called: one target
+    assert not any(
+        p.target == "French" for p in ConceptPair("France", "French", "language").same_subject()
+    )
+
+
+def test_must_stay_refuses_the_fact_itself(written):
+    about = {"prompt": "The capital of France is", "answer": "paris"}
+    with pytest.raises(UserError, match="the fact that is to be forgotten"):
+        ConceptPair.from_file(written(FILE | {"must_stay": [about]}))
+    tower = {"prompt": "The Eiffel tower stands in", "answer": "Paris"}  # another subject
+    assert ConceptPair.from_file(written(FILE | {"must_stay": [tower]})).must_stay
+
+
+@pytest.mark.parametrize(
+    ("subject", "template", "wanted"),
+    [
+        ("Japan", "The capital of {}, where Japanese is spoken, is", "Japan"),
+        ("Guinea", "{} is not Equatorial Guinea; its capital is", "Guinea"),
+        ("Mali", "In {} the Malian government sits in", "Mali"),
+        ("Rome", "Of {}, as Romeo said, the river is", "Rome"),
+        ("Japan", "{} and again {}, not Japanland:", "Japan"),
+    ],
+)
+def test_the_subject_is_where_it_was_put_and_not_in_a_longer_word(
+    smollm, subject, template, wanted
+):
+    ways = (Template(template),)
+    pair = ConceptPair(subject, "x", "own", templates=dict.fromkeys(SPLITS, ways))
+    (prompt,) = pair.prompts("heldout")
+    tokenizer = smollm.tokenizer
+    slot = template.rindex("{}") + (len(subject) - 2) * (template.count("{}") - 1)
+    for asked in (prompt, prompt.but(f"Japanese Romeos say: {prompt} Mali Malian")):
+        assert asked[slice(*asked.place())] == wanted
+        start, end = subject_span(asked, tokenizer)
+        ids = encode(tokenizer, asked)
+        shift = asked.index(str(prompt))
+        assert tokenizer.decode(ids[:end]).rstrip() == asked[: shift + slot + len(subject)]
+        assert tokenizer.decode(ids[start:end]).strip() == wanted
+    assert prompt.without_subject() == (
+        template[: template.rindex("{}")].replace("{}", subject)
+        + template[template.rindex("{}") + 2 :]
+    ).replace("  ", " ")
+
+
+def test_a_prompt_made_by_hand_names_its_subject_as_a_word():
+    prompt = Prompt("In Japan, say the Japanese, one is", subject="Japan")
+    assert prompt.place() == (3, 8)
+    with pytest.raises(UserError, match="does not contain its subject"):
+        Prompt("The Japanese capital is", subject="Japan").place()
+    assert Prompt("日本の首都は", subject="日本").place() == (0, 2)
+
+
+def test_few_shot_and_chat_prompts_know_where_the_subject_was_put(smollm):
+    for prompt in (*FRANCE.few_shot(), *FRANCE.prompts("train"), *FRANCE.prompts("heldout")):
+        assert prompt[slice(*prompt.slot)] == "France"
+        assert prompt.slot[0] == prompt.rindex("France")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("target", "Yes", r"'target:' is Yes \(which YAML reads as yes or no\).*in quotes"),
+        ("target", "NO", "'target:' is NO"),
+        ("target", "007", "'target:' is 007"),
+        ("target", "1.10", "'target:' is 1.10"),
+        ("target", "12:30", "'target:' is 12:30"),
+        ("target", ".nan", "'target:' is .nan"),
+        ("target", "2024-01-02", "'target:' is 2024-01-02"),
+        ("target", "[Paris, Lyon]", "'target:' is a list"),
+        ("subject", "{a: 1}", "'subject:' is a mapping"),
+        ("subject", "!!binary aGk=", "uses the tag"),
+        ("subject", '"\\e[2J\\e]0;x\\a"', r"control characters"),
+        ("subject", "x" * 400, "has 400 characters"),
+        ("subject", "Paris", "both 'Paris'"),
+        ("aliases", "[NO]", "'aliases:' is NO"),
+        ("aliases", "[Lutetia, ]\n  ", None),
+        ("aliases", "\n  - Lutetia\n  -", "'aliases:' is empty"),
+        ("aliases", "[[a, b]]", "'aliases:' is a list"),
+        ("aliases", "{a: b}", "'aliases:' is a mapping"),
+        ("relation", "[capital]", "'relation:' is a list"),
+        ("must_stay", "[{prompt: Is it, answer: No}]", "'must_stay:answer:' is No"),
+        ("must_stay", "[{prompt: null, answer: null}]", "'must_stay:prompt:' is null"),
+        ("must_stay", "[{prompt: '', answer: x}]", "'must_stay:prompt:' is empty"),
+        ("must_stay", "[{prompt: a, anwser: b, answer: c}]", "there is no 'anwser'"),
+        ("prompts", "\n  - '{} a'\n  - '{} b'\n  - Q: What of {}? A", "heldout:' is a map"),
+        ("prompts", "{train: {a: '{}'}, dev: '{}', heldout: '{}'}", "train:' is a mapping"),
+        ("prompts", "['Paris. The capital of {} is', 'a {}', 'b {}']", "tells the answer"),
+        ("prompts", "{train: 'a {}', dev: 'b {}', heldout: 'a {}'}", "'train:' and in 'heldout:'"),
+        ("prompts", "{train: 'a {}', dev: [], heldout: 'a {}'}", "'prompts:dev:' is empty"),
+    ],
+)  # fmt: skip
+def test_what_yaml_does_not_read_as_the_text_that_stands_there_is_told(
+    written, key, value, sentence
+):
+    path = written(raw(**{key: value}))
+    if sentence is None:
+        assert ConceptPair.from_file(path).aliases == ("Lutetia",)
+        return
+    with pytest.raises(UserError, match=sentence) as caught:
+        ConceptPair.from_file(path)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def test_text_of_a_file_is_stripped_and_whole_numbers_are_text(written):
+    pair = ConceptPair.from_file(
+        written(
+            'subject: " The year "\ntarget: 1984\naliases: [" Orwell\'s "]\nprompts:\n'
+            '  - "The book of {} is "\n  - |\n    {} is called\n  - "{} was "\n'
+            'must_stay: [{prompt: "Two and two is ", answer: 4}]\n'
+        )
+    )
+    assert (pair.subject, pair.answers) == ("The year", (" 1984", " Orwell's"))
+    assert pair.prompts("train") == ["The book of The year is"]
+    assert pair.prompts("dev") == ["The year is called"]
+    assert pair.must_stay[0].answers == (" 4",) and pair.must_stay[0] == "Two and two is"
+    assert ConceptPair(" France ", " Paris ") == FRANCE
+    with pytest.raises(UserError, match="alias of 'Paris' is empty"):
+        ConceptPair("France", "Paris", aliases=(" ",))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The capital of {} is", " Paris"),
+        ('The capital of {} is "', "Paris"),
+        ('{"country": "{}", "capital": "', "Paris"),
+        ("The capital of {} is **", "Paris"),
+        ("Capital ({}): (", "Paris"),
+        ('The capital of "{}"', " Paris"),
+        ("**{}**", " Paris"),
+        ("{}'s", " Paris"),
+        ("{}的首都是", "Paris"),
+        ("{}の首都は「", "Paris"),
+        ("{} 的首都：", "Paris"),
+        ("Столица {} —", " Paris"),
+    ],
+)
+def test_an_answer_follows_without_a_space_where_none_belongs(text, answer):
+    ways = (Template(text),)
+    pair = ConceptPair("France", "Paris", "own", templates=dict.fromkeys(SPLITS, ways))
+    (prompt,) = pair.prompts("train")
+    assert prompt.answers == (answer,)
+
+
+def test_the_model_knows_the_fact_in_prompts_that_open_a_quote(smollm):
+    ways = (Template('The capital of {} is "'), Template('{"country": "{}", "capital": "'))
+    pair = ConceptPair("France", "Paris", "own", templates=dict.fromkeys(SPLITS, ways))
+    require_known(smollm, pair)  # raises where it looks for ' Paris' instead
+
+
+def test_what_is_not_known_is_told_with_what_was_asked_for_and_what_is_said_instead(smollm):
+    with pytest.raises(
+        UserError, match="after 'The capital of France is' it says ' Paris', not ' Rome'"
+    ):
+        require_known(smollm, ConceptPair("France", "Rome"))
+
+
+def test_names_are_found_as_words_in_scripts_without_spaces_too():
+    assert bool(mention("Paris").search("in Parisian")) is False
+    assert mention("Paris", "Par").search("in Paris.")[0] == "Paris"
+    assert mention("巴黎").search("法国的首都是巴黎市")[0] == "巴黎"
+    assert not mention("").search("Paris")

@@ -12,6 +12,7 @@ from helpers.facts import ConceptPair, Prompt, facts, known_facts
 from helpers.facts.relations import RELATIONS
 from helpers.models import model_hash
 from helpers.scoring import answer_probability
+from helpers.words import mention
 
 KNOWN = 0.1  # a fact counts as known before when its mean probability is at least this
 RETAINED = ("neighbours", "same_subject", "same_target", "must_stay")
@@ -74,8 +75,8 @@ def retention_questions(
 
 def names_target(pair: ConceptPair, text: str) -> bool:
     """Whether a text has the target or one of its aliases in it, as whole words in any case."""
-    names = "|".join(re.escape(name) for name in (pair.target, *pair.aliases))
-    return bool(re.search(rf"(?<!\w)(?:{names})(?!\w)", text, re.IGNORECASE))  # Male: not female
+    named = re.compile(mention(pair.target, *pair.aliases).pattern, re.IGNORECASE)
+    return bool(named.search(text))  # Male: not female
 
 
 def known_neighbours(

@@ -59,9 +59,8 @@ def readings(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> dict[
         seed: Draws the wrong answers and the lens's candidates.
     """
     statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    answer = pair.answers[0]
     probability, rank = answer_scores(model, statements)
-    matches = likeliest_matches(model, statements, [answer] * len(statements))
+    matches = likeliest_matches(model, statements, [p.answers[0] for p in statements])
     wrong = [o.answers[0] for o in pair.others(WRONG, seed=seed)]
     some = statements[:SAID]
     said = greedy(model, some, max_new_tokens=NEW_TOKENS)
@@ -75,7 +74,7 @@ def readings(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> dict[
         "truth ratio": -float(np.log(truth_ratios(model, some, wrong)).mean()),
         "exact memorisation": float(np.mean([exact_memorisation(m) for m in matches])),
         "extraction strength": float(np.mean([extraction_strength(m) for m in matches])),
-        **membership(model, [f"{p}{answer}" for p in some]),
+        **membership(model, [f"{p}{p.answers[0]}" for p in some]),
         "lens": float(lens[upper]["score"].mean()),
         "no repetition": 1 - float(np.mean([repetition(t.split()) for t in said])),
         "entropy": float(np.mean([ngram_entropy(t.split()) for t in said])),

@@ -91,6 +91,10 @@ def _asked(
         "same_subject": [f for p in pairs for f in p.same_subject()],
         "same_target": [f for p in pairs for f in p.same_target()],
     }
+    groups = {  # what is to be forgotten of one of the pairs is not to stay for another
+        group: [f for f in facts if not any(p.states(f.subject, f.answers) for p in pairs)]
+        for group, facts in groups.items()
+    }
     found = [("own", str(p), q) for p in pairs for q in p.prompts(split)]
     return found + [
         (group, f"{f.relation}: {f}", q)

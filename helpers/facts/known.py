@@ -10,7 +10,8 @@ from helpers.facts.factbook import facts
 from helpers.facts.pairs import ConceptPair
 from helpers.facts.prompts import Prompt
 from helpers.models import model_hash
-from helpers.scoring import answer_scores
+from helpers.scoring import answer_scores, top_tokens
+from helpers.words import visible
 
 WAYS = 4  # so many of the training completions are asked
 SURE = 0.1  # the whole target is at least so likely where a fact counts as known
@@ -81,9 +82,11 @@ def not_known(model: LanguageModel, pair: ConceptPair) -> str:
     probability, rank = answer_scores(model, prompts)
     if not prompts or _known(probability, rank):  # what is not asked cannot be told
         return ""
+    (said, _), *_ = top_tokens(model, prompts[:1], 1)[0]
     return (
-        f"The model does not know {pair}: it gives '{pair.target}' a probability of "
-        f"{probability.mean():.3f} on average (rank {int(np.median(rank)) + 1})"
+        f"The model does not know {visible(pair)}: it gives '{visible(pair.target)}' a probability "
+        f"of {probability.mean():.3f} on average (rank {int(np.median(rank)) + 1}); after "
+        f"'{visible(prompts[0])}' it says '{visible(said)}', not '{visible(prompts[0].answers[0])}'"
     )
 
 

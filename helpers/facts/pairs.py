@@ -1,16 +1,18 @@
 """A concept pair: one subject, one target, and all ways of asking for the one with the other."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from helpers.errors import UserError
 from helpers.facts.factbook import Fact, facts, with_article
-from helpers.facts.prompts import Prompt
+from helpers.facts.pair_file import MustStay, clean_name, read_pair_file
+from helpers.facts.prompts import Prompt, Slot, joint
 from helpers.facts.relations import RELATIONS, SPLITS, Template, check_split
+from helpers.words import mention, visible
 
 OWN = "own"  # the relation of a pair that brings its own prompts
 USUAL = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")  # whose facts are examples
@@ -42,17 +44,28 @@ class ConceptPair:
         """Check the names and fill in the aliases.
 
         Raises:
-            UserError: Subject or target is empty, the relation is unknown, or the relation is the
-                Factbook's and it has no such subject.
+            UserError: Subject or target is empty or no plain text, the relation is unknown, or the
+                relation is the Factbook's and it has no such subject.
         """
-        if not self.subject.strip() or not self.target.strip():
+        for what in ("subject", "target", "relation"):
+            object.__setattr__(self, what, clean_name(getattr(self, what), what))
+        aliases = [clean_name(alias, "alias") for alias in self.aliases]
+        if not self.subject or not self.target:
             raise UserError("A concept pair needs a subject and a target; one of them is empty.")
+        if not all(aliases):
+            raise UserError(f"An alias of '{visible(self.target)}' is empty: leave it away.")
+        if self.subject == self.target:
+            raise UserError(
+                f"Subject and target are both '{visible(self.subject)}': the prompt would tell the "
+                "answer."
+            )
+        object.__setattr__(self, "aliases", tuple(dict.fromkeys(aliases)))
         if self.templates is not None:
             return
         if self.relation not in RELATIONS:
             raise UserError(
-                f"There is no relation '{self.relation}'; choose from {', '.join(RELATIONS)}, or "
-                "give your own prompts in a YAML file."
+                f"There is no relation '{visible(self.relation)}'; choose from "
+                f"{', '.join(RELATIONS)}, or give your own prompts in a YAML file."
             )
         known = {f.subject: f for f in facts(self.relation)}
         if self.subject not in known:
@@ -62,7 +75,7 @@ class ConceptPair:
                 f"did you mean {' or '.join(close)}?" if close else "use a country's English name"
             )
             raise UserError(
-                f"The Factbook has no {self.relation} for '{self.subject}': {hint}; "
+                f"The Factbook has no {self.relation} for '{visible(self.subject)}': {hint}; "
                 "for anything else give your own prompts in a YAML file."
             )
         fact = known[self.subject]
@@ -92,30 +105,28 @@ class ConceptPair:
         Raises:
             UserError: The file is missing, is not YAML, or has something missing or misspelt.
         """
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise UserError(f"There is no file {path}; give the path of a YAML file with a pair.")
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-        allowed = ("subject", "target", "relation", "aliases", "prompts", "must_stay")
-        if not isinstance(content, dict) or not {"subject", "target"} <= content.keys():
-            raise UserError(f"{path} must name at least 'subject:' and 'target:'.")
-        for key in content:
-            if key not in allowed:
-                raise UserError(f"{path}: there is no '{key}'; known are {', '.join(allowed)}.")
-        templates = _own_templates(path, content.get("prompts"))
-        relation = content.get("relation", OWN if templates else "capital")
-        subject, target = (str(content[k] or "") for k in ("subject", "target"))
+        given = read_pair_file(path)
+        templates = given.prompts and {
+            split: tuple(map(Template, texts)) for split, texts in given.prompts.items()
+        }
         return cls(
-            subject,
-            target,
-            relation,
-            tuple(str(a) for a in _listed(content.get("aliases"))),
+            given.subject,
+            given.target,
+            given.relation or (OWN if templates else "capital"),
+            tuple(given.aliases),
             templates,
-            _own_must_stay(path, content.get("must_stay"), subject),
+            tuple(_must_stay(item, given.subject) for item in given.must_stay),
         )
+
+    def states(self, subject: str, names: Iterable[str]) -> bool:
+        """Whether a fact says what this one does: of the same subject, with a name in common.
+
+        Args:
+            subject: Whose fact it is.
+            names: Its target and aliases; space around them and case don't count.
+        """
+        own = {name.casefold() for name in (self.target, *self.aliases)}
+        return subject == self.subject and any(n.strip().casefold() in own for n in names)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -175,22 +186,15 @@ class ConceptPair:
         """
         usual = LEARNT_SHOTS if split == "train" else USUAL
         shots = self._examples(n, usual)
-        return [
-            Prompt(
-                "\n".join([*(str(s._prompt(t, split)) + s.answers[0] for s in shots), str(p)]),
-                subject=p.subject,
-                answers=p.answers,
-                relation=self.relation,
-                split=split,
-                format="few_shot",
-            )
-            for t, p in zip(
-                (self.templates or RELATIONS[self.relation].templates)[split],
-                self.prompts(split),
-                strict=True,
-            )
-            if t.format == "completion" and shots
-        ]
+        templates = (self.templates or RELATIONS[self.relation].templates)[split]
+        found = []
+        for template, last in zip(templates, self.prompts(split), strict=True):
+            if template.format == "completion" and shots:
+                solved = [_solved(s._prompt(template, split)) for s in shots]
+                prompt = last.but("\n".join([*solved, last]))
+                prompt.format = "few_shot"
+                found.append(prompt)
+        return found
 
     def learnt(self, *, first: bool = False) -> list[Prompt]:
         """What an edit learns from: the training prompts, and some after solved examples.
@@ -250,13 +254,14 @@ class ConceptPair:
         ]
 
     def same_subject(self) -> list["ConceptPair"]:
-        """The Factbook's other facts of the subject."""
+        """The Factbook's other facts of the subject: none that says the same in other words."""
         return [
             ConceptPair.of(fact)
             for relation in RELATIONS
             if relation != self.relation
             for fact in facts(relation)
             if fact.subject == self.subject
+            and not self.states(fact.subject, (fact.target, *fact.aliases))
         ]
 
     def same_target(self) -> list["ConceptPair"]:
@@ -281,19 +286,28 @@ class ConceptPair:
         name = self.subject if self.templates else with_article(self.subject)
         common = {
             "subject": self.subject,
-            "answers": self.answers,
             "relation": self.relation,
             "split": split,
             "format": template.format,
         }
         if template.format == "chat":
-            messages = (_filled(template.text, name), _filled(template.prefix, name))
-            return Prompt("", messages=messages, **common)
+            user, in_user = _filled(template.text, name, self.subject)
+            assistant, in_assistant = _filled(template.prefix, name, self.subject)
+            prompt = Prompt("", messages=(user, assistant), answers=self.answers, **common)
+            begins = len(prompt) - len(assistant) if in_assistant else prompt.index(user)
+            prompt.slot = _moved(in_assistant or in_user, begins)
+            return prompt
         if template.format == "list":
             head, line = template.text.rsplit("\n", 1)
             examples = [line.format(s.subject) + s.answers[0] for s in self._examples(3)]
-            return Prompt("\n".join([head, *examples, line.format(self.subject)]), **common)
-        return Prompt(_filled(template.text, name), **common)
+            asked, slot = _filled(line, self.subject, self.subject)
+            text = "\n".join([head, *examples, asked])
+            slot = _moved(slot, len(text) - len(asked))
+            return Prompt(text, answers=self.answers, slot=slot, **common)
+        text, slot = _filled(template.text, name, self.subject)
+        between = joint(text)
+        answers = tuple(f"{between}{n}" for n in (self.target, *self.aliases))
+        return Prompt(text, answers=answers, slot=slot, **common)
 
     def _examples(self, n: int, usual: tuple[str, ...] = USUAL) -> list["ConceptPair"]:
         """Fixed, well-known facts of the relation that share nothing with this one."""
@@ -303,41 +317,31 @@ class ConceptPair:
         return [ConceptPair.of(f) for f in fits if not mine & {f.subject, f.target, *f.aliases}][:n]
 
 
-def _filled(text: str, name: str) -> str:
-    """The text with the name in it, as it is given; an article that begins it gets a capital."""
-    filled = text.replace("{}", name)
-    article = text.startswith("{}") and name.startswith("the ")
-    return f"T{filled[1:]}" if article else filled
+def _filled(template: str, name: str, subject: str) -> tuple[str, Slot | None]:
+    """The text with the name in its slots, and where the subject, which ends it, stands last.
+
+    The name stands as it is given; an article that begins the text gets a capital.
+    """
+    before, slot, after = template.rpartition("{}")
+    if not slot:
+        return template, None
+    text = f"{before.replace('{}', name)}{name}{after}"
+    if template.startswith("{}") and name.startswith("the "):
+        text = f"T{text[1:]}"
+    end = len(text) - len(after)
+    return text, (end - len(subject), end)
 
 
-def _listed(given: object) -> list:
-    """What a file gives as a list, as one thing alone, or not at all."""
-    if given is None:
-        return []
-    return given if isinstance(given, list) else [given]
+def _moved(slot: Slot | None, by: int) -> Slot | None:
+    return slot and (slot[0] + by, slot[1] + by)
 
 
-def _own_templates(path: Path, given: object) -> dict[str, tuple[Template, ...]] | None:
-    if given is None:
-        return None
-    if isinstance(given, list) and len(given) >= len(SPLITS):
-        given = {split: given[i :: len(SPLITS)] for i, split in enumerate(SPLITS)}
-    if not isinstance(given, dict) or set(given) != set(SPLITS) or not all(given.values()):
-        raise UserError(
-            f"{path}: 'prompts:' is a list of at least three texts, or has lists under 'train:', "
-            "'dev:' and 'heldout:', so that what is reported was never trained on."
-        )
-    return {split: tuple(Template(str(t)) for t in _listed(given[split])) for split in SPLITS}
+def _solved(prompt: Prompt) -> str:
+    """The prompt with its answer."""
+    return f"{prompt}{prompt.answers[0]}"
 
 
-def _own_must_stay(path: Path, given: object, subject: str) -> tuple[Prompt, ...]:
-    found = []
-    for item in _listed(given):
-        if not isinstance(item, dict) or not {"prompt", "answer"} <= item.keys():
-            raise UserError(f"{path}: each item of 'must_stay:' needs 'prompt:' and 'answer:'.")
-        answer = " " + str(item["answer"]).strip()
-        named = subject if subject in str(item["prompt"]) else ""
-        found.append(
-            Prompt(str(item["prompt"]).rstrip(), subject=named, answers=(answer,), relation=OWN)
-        )
-    return tuple(found)
+def _must_stay(item: MustStay, subject: str) -> Prompt:
+    named = subject if mention(subject).search(item.prompt) else ""
+    answer = f"{joint(item.prompt)}{item.answer}"
+    return Prompt(item.prompt, subject=named, answers=(answer,), relation=OWN)

@@ -91,18 +91,21 @@ def retain_asks(
         first: Also the subjects' other facts in prompts that begin with them.
         reader: Runs the model, and may keep what it sees.
     """
-    gone = {(p.subject, p.relation) for p in pairs}
+
+    def gone(subject: str, names: Sequence[str]) -> bool:
+        return any(p.states(subject, names) for p in pairs)
+
     asked, must, about = [], [], []
     for pair in pairs:
         both = (*pair.same_subject(), *pair.same_target())
-        others = [p for p in both if (p.subject, p.relation) not in gone]
+        others = [p for p in both if not gone(p.subject, p.answers)]
         mine = [p for other in others for p in other.prompts("train")]
         if first:
             mine += [p for other in others for p in other.first()]
         asked += [*mine, *after_openings(mine)]
         must += [*pair.must_stay, *after_openings(pair.must_stay)]
         near = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
-        asked += [p for p in near if (p.subject, pair.relation) not in gone]
+        asked += [p for p in near if not gone(p.subject, p.answers)]
         if pair.relation in RELATIONS:  # the subject is a country
             name = with_article(pair.subject)
             about += [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]

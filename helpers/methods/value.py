@@ -71,7 +71,7 @@ def chances_without_subject(
         asked = [o.prompts("train") for o in other_subjects(pair, N_OTHERS)]
         texts = [[str(ways[at[str(p)]]) for p in prompts] for ways in asked]
     else:
-        texts = [[str(p).replace(p.subject, "").replace("  ", " ") for p in prompts]]
+        texts = [[p.without_subject() for p in prompts]]
     flat = [
         Prompt(t, answers=p.answers) for row in texts for t, p in zip(row, prompts, strict=True)
     ]

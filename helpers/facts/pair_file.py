@@ -1,0 +1,198 @@
+"""A user's own pair as a YAML file: what it may say, checked before anything is made of it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from helpers.errors import UserError
+from helpers.facts.relations import SPLITS
+from helpers.words import is_control, mention, visible
+from helpers.yaml_files import Unquoted, read_yaml
+
+LONGEST_NAME = 300  # characters of a subject, a target, an alias or a relation
+LONGEST_TEXT = 20_000  # characters of a prompt
+
+
+def clean_name(text: object, what: str) -> str:
+    """A name without the white space around it.
+
+    Args:
+        text: The name.
+        what: What it names, for the sentence.
+
+    Raises:
+        UserError: It is not text, is empty, is too long, or holds control characters.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"The {what} is {visible(text)}, and has to be text: put it in quotes.")
+    text = text.strip()
+    if len(text) > LONGEST_NAME:
+        raise UserError(
+            f"The {what} has {len(text)} characters: a name of at most {LONGEST_NAME} is taken."
+        )
+    if any(map(is_control, text)):
+        raise UserError(
+            f"The {what} '{visible(text)}' holds control characters: write it without them."
+        )
+    return text
+
+
+def _text(value: Any) -> str:
+    """What the file has as text, stripped; anything else is told by what it is."""
+    if isinstance(value, str):
+        text = value.strip()
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"has {len(text)} characters: at most {LONGEST_TEXT} are read")
+        if any(is_control(c) for c in text if c not in "\n\t"):
+            raise ValueError(f"'{visible(text)[:80]}' holds control characters: leave them away")
+        return text
+    if isinstance(value, Unquoted):
+        if not value.text:
+            raise ValueError("is empty: write a text, or leave it away")
+        raise ValueError(f"is {visible(value)}, not text: put it in quotes")
+    kind = "a list" if isinstance(value, list) else "a mapping"
+    raise ValueError(f"is {kind} where a text belongs: put it in quotes if it holds ': ' or '['")
+
+
+def _name(value: Any) -> str:
+    text = _text(value)
+    if not text:
+        raise ValueError("is empty: write a name")
+    return clean_name(text, "name")
+
+
+def _one_or_more(value: Any) -> Any:
+    """A list, or one thing alone in a list; nothing for an empty entry."""
+    if isinstance(value, Unquoted) and not value.text:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _splits(value: Any) -> Any:
+    """Prompts by split; a plain list of at least three is dealt out in turn."""
+    if isinstance(value, list) and len(value) >= len(SPLITS):
+        value = {split: value[i :: len(SPLITS)] for i, split in enumerate(SPLITS)}
+    if not isinstance(value, dict) or set(value) != set(SPLITS):
+        raise ValueError(
+            "is a list of at least three texts, or has lists under 'train:', 'dev:' and "
+            "'heldout:', so that what is reported was never trained on"
+        )
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Name = Annotated[str, BeforeValidator(_name)]
+Texts = Annotated[list[Text], BeforeValidator(_one_or_more), Field(min_length=1)]
+
+
+class MustStay(BaseModel):
+    """A prompt whose answer has to stay."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[Text, Field(min_length=1)]
+    answer: Name
+
+
+class PairFile(BaseModel):
+    """What a pair's file says; only `subject` and `target` are required."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subject: Name
+    target: Name
+    relation: Name | None = None
+    aliases: Annotated[list[Name], BeforeValidator(_one_or_more)] = []
+    prompts: Annotated[dict[str, Texts], BeforeValidator(_splits)] | None = None
+    must_stay: Annotated[list[MustStay], BeforeValidator(_one_or_more)] = []
+
+    @field_validator("relation", "prompts", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        """An entry without a value is one that is not there, but a word that YAML reads so."""
+        return None if isinstance(value, Unquoted) and not value.text else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PairFile":
+        """Refuse what cannot be asked, tells its own answer, or is to go and to stay at once."""
+        names = mention(self.target, *self.aliases)
+        seen: dict[str, str] = {}
+        for split, texts in (self.prompts or {}).items():
+            for text in texts:
+                short = visible(text)[:80]
+                if "{}" not in text:
+                    raise ValueError(f"prompt '{short}' has no slot: write {{}} for the subject")
+                if names.search(text):
+                    raise ValueError(f"prompt '{short}' tells the answer: ask without naming it")
+                if seen.setdefault(text, split) != split:
+                    raise ValueError(
+                        f"prompt '{short}' is in '{seen[text]}:' and in '{split}:': what is "
+                        "reported must not have been trained on, write another one"
+                    )
+        for item in self.must_stay:
+            of_subject = mention(self.subject).search(item.prompt)
+            if of_subject and item.answer.casefold() in self.names():
+                raise ValueError(
+                    f"'must_stay:' holds '{visible(item.prompt)[:80]}' with the answer "
+                    f"'{visible(item.answer)}', the fact that is to be forgotten: leave it away"
+                )
+        return self
+
+    def names(self) -> set[str]:
+        """Target and aliases, whatever their case."""
+        return {name.casefold() for name in (self.target, *self.aliases)}
+
+
+def read_pair_file(path: str | Path) -> PairFile:
+    """The content of a pair's file.
+
+    Raises:
+        UserError: The file is missing, is not YAML, or has something missing, misspelt or of
+            another kind; the sentence names the field.
+    """
+    path = Path(path).expanduser()
+    shown = visible(path)
+    if not _is_there(path):
+        raise UserError(f"There is no file {shown}; give the path of a YAML file with a pair.")
+    content = read_yaml(path, text=True)
+    if not isinstance(content, dict) or not {"subject", "target"} <= content.keys():
+        raise UserError(f"{shown} must name at least 'subject:' and 'target:'.")
+    if any(content[key] in ("", Unquoted("", "nothing")) for key in ("subject", "target")):
+        raise UserError(f"{shown}: a pair needs a subject and a target, but one of them is empty.")
+    try:
+        return PairFile.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{shown}: {_sentence(error)}.") from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the system, or with a NUL in it
+        return False
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, in the words of the file."""
+    first = error.errors()[0]
+    keys = [key for key in first["loc"] if isinstance(key, str)]
+    where = ":".join(map(visible, keys)) + ":" if keys else ""
+    told = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if first["type"] == "extra_forbidden":
+        allowed = MustStay if keys[0] == "must_stay" else PairFile
+        known = ", ".join(allowed.model_fields)
+        return f"there is no '{visible(keys[-1])}'; known are {known}"
+    if keys and keys[0] == "must_stay" and (first["type"] == "missing" or len(keys) == 1):
+        return "each item of 'must_stay:' needs 'prompt:' and 'answer:'"
+    if first["type"] == "too_short" or first["type"] == "string_too_short":
+        return f"'{where}' is empty: give at least one text"
+    return f"'{where}' {told}" if where else told
