@@ -2,39 +2,239 @@
 
 Every notebook has one model here, and its parameters cell lists that model's fields line by line.
 A profile (`profiles/*.yaml`) is a set of values for all of them; what a user says on the command
-line goes over it.
+line goes over it. The names that a parameter may hold stand here too, so that a misspelt one is
+told without importing what they name.
 """
 
 import ast
 import difflib
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from helpers.artifacts import content_hash
 from helpers.errors import UserError
+from helpers.words import visible
+from helpers.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST = 10**8  # of anything that is counted: more would take years
+LONGEST = 4096  # characters of a text, as many as of a path
+
+# The registers `helpers.methods.METHODS`, `helpers.evaluation.attacks.ATTACKS`,
+# `helpers.tracing.SITES` and `helpers.models.DTYPES`, which cannot be read without torch.
+METHODS = {
+    "surgery": (
+        "sae_direction",
+        "rome",
+        "memit",
+        "alphaedit",
+        "gated_neuron",
+        "knowledge_neurons",
+        "leace",
+        "mean_difference",
+        "needle",
+        "neurons",
+        "pisces",
+        "sae_pair",
+        "tangent_kernel",
+    ),
+    "control": ("random_latents", "random_direction", "random_rows", "random_neurons"),
+    "training": (
+        "crisp",
+        "elm",
+        "gradient_ascent",
+        "gradient_difference",
+        "idk",
+        "idk_dpo",
+        "kl_minimisation",
+        "npo",
+        "rmu",
+        "simnpo",
+        "task_vector",
+        "undial",
+        "weighted_ascent",
+    ),
+    "inference": ("dynamic_clamp", "in_context", "sae_clamp", "who_is"),
+}
+NEED_SAES = (
+    "sae_direction",
+    "random_latents",
+    "dynamic_clamp",
+    "sae_clamp",
+    "pisces",
+    "sae_pair",
+    "crisp",
+)
+EVERY_METHOD = [name for names in METHODS.values() for name in names]
+ATTACKS = (
+    "quantisation_int8",
+    "quantisation_int4",
+    "quantisation_nf4",
+    "paraphrases",
+    "reverse",
+    "few_shot",
+    "prefilled",
+    "languages",
+    "cut_neurons",
+    "cut_directions",
+    "lens",
+    "probe",
+    "relearning_unrelated",
+    "relearning_neighbours",
+    "relearning_forgotten",
+    "stitched",
+    "trigger",
+)
+SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _known(kind: str, names: Sequence[str], *, unfit: Sequence[str] = (), why: str = ""):
+    """A check that a text is one of `names`.
+
+    Args:
+        kind: What they name.
+        names: All that there are.
+        unfit: Those of them that a chapter cannot use.
+        why: Why it cannot.
+    """
+
+    def check(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"there is no {kind} '{visible(text)}'{_hint(text, names)}")
+        if text in unfit:
+            raise ValueError(f"'{text}' {why}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _methods(*families: str) -> AfterValidator:
+    """A check of `all` or of names of methods by commas.
+
+    A chapter leaves out methods of other families than its own, `families`; one has to be left.
+    """
+    of = {name: family for family, names in METHODS.items() for name in names}
+    one = _known("method", EVERY_METHOD).func
+
+    def check(text: str) -> str:
+        names = [name.strip() for name in text.split(",")]
+        if names == ["all"]:
+            return "all"
+        if not {of[one(name)] for name in names} & set(families):
+            able = [name for family in families for name in METHODS[family]]
+            raise ValueError(f"none of them is tried here: choose from {', '.join(able)}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _check_shown(text: str) -> str:
+    able = [name for name in METHODS["training"] if name not in NEED_SAES]
+    unfit = [name for name in EVERY_METHOD if name not in able]
+    why = f"is not looked into here: choose from {', '.join(able)}"
+    for name in text.split(","):
+        _known("method", EVERY_METHOD, unfit=unfit, why=why).func(name.strip())
+    return text
+
+
+def _check_attacks(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if names == ["all"]:
+        return "all"
+    for name in names:
+        _known("attack", ATTACKS).func(name)
+    if "paraphrases" not in names:
+        raise ValueError("every verdict begins with the attack 'paraphrases': add it")
+    return text
+
+
+def _numbers(pattern: str, told: str, *, some: bool = True) -> AfterValidator:
+    """A check of numbers by commas.
+
+    Args:
+        pattern: How one is written.
+        told: What they should be, for the sentence.
+        some: Whether one at least is needed.
+    """
+
+    def check(text: str) -> str:
+        given = [part.strip() for part in text.split(",") if part.strip()]
+        fit = all(re.fullmatch(pattern, part) and 0 < float(part) <= MOST for part in given)
+        if not fit or (some and not given):
+            raise ValueError(f"give {told} separated by commas, of at most {MOST:,} each")
+        return text
+
+    return AfterValidator(check)
+
+
+ONE_METHOD = _known(
+    "method", EVERY_METHOD, unfit=NEED_SAES, why="needs SAEs, which this chapter has none of"
+)
+WHOLE = r"[0-9]+"
+DECIMAL = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\."
 
 
 class Common(BaseModel):
     """What every notebook takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
-    model: str = Field("smollm2-135m", description="default, hub name, local folder or .gguf file")
+    model: str = Field(
+        "smollm2-135m", description="default, hub name, local folder or .gguf file", min_length=1
+    )
     device: str = Field("cpu", description="cpu, cuda, or auto for several devices")
-    dtype: str = Field("float32", description="float32, bfloat16 or float16")
+    dtype: Annotated[str, _known("dtype", DTYPES)] = Field(
+        "float32", description="float32, bfloat16 or float16"
+    )
     subject: str = Field("France", description="the subject of the fact", min_length=1)
     target: str = Field("Paris", description="what the model should forget of it", min_length=1)
     relation: str = Field("capital", description="how subject and target are related")
     pair_file: str = Field("", description="YAML file with a pair of your own, instead of these")
-    seed: int = Field(0, description="seed of everything random", ge=0)
+    seed: int = Field(0, description="seed of everything random", ge=0, lt=2**63)
     profile: str = Field("default", description="name of the profile, printed on the page")
     run: str = Field("", description="run folder; empty: runs/lab-<subject>-<target>")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take nothing for what it is not: `True` for 1, the number 7 for the text `007`."""
+        field = cls.model_fields[str(info.field_name)]
+        if field.annotation in (int, float) and isinstance(value, bool):
+            raise ValueError("give a number")
+        numbers = any(getattr(m, "coerce_numbers_to_str", False) for m in field.metadata)
+        plain = isinstance(value, bool) or (isinstance(value, int | float) and not numbers)
+        if field.annotation is str and plain:
+            raise ValueError(
+                f"this is {'yes or no' if isinstance(value, bool) else 'a number'}, and text is "
+                f"wanted: put it in quotes in YAML, give it to papermill by '-r {info.field_name}' "
+                "instead of '-p'"
+            )
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _check_size(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, int) and info.field_name != "seed" and value > MOST:
+            raise ValueError(f"give at most {MOST:,}")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise ValueError(f"give at most {LONGEST:,} characters")
+        return value
 
     def run_folder(self) -> Path:
         """The folder of this run, absolute.
@@ -43,8 +243,8 @@ class Common(BaseModel):
         """
         if self.run:
             return ROOT / self.run
-        file = Path(self.pair_file)
-        own = [self.model, self.relation, file if file.is_file() else ""]
+        file = Path(self.pair_file) if os.path.isfile(self.pair_file) else ""
+        own = [self.model, self.relation, file]
         plain = [type(self).model_fields[name].default for name in ("model", "relation")]
         apart = "" if own == [*plain, ""] else f"-{content_hash(*own)[:6]}"
         return ROOT / f"runs/lab-{slug(self.subject)}-{slug(self.target)}{apart}"
@@ -85,7 +285,9 @@ class DeletingNeurons(Common):
 class SparseAutoencoders(Common):
     """`04_sparse_autoencoders`."""
 
-    site: str = Field("mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual")
+    site: Annotated[str, _known("site", SITES)] = Field(
+        "mlp_in", description="what the SAEs read: mlp_in, neurons, mlp, residual"
+    )
     depths: str = Field(
         "0.71, 0, 0.65, 0.75",
         description="layers as shares of the depth, the main SAE's first",
@@ -114,9 +316,11 @@ class ConceptFeatures(Common):
 class EditingMLPs(Common):
     """`06_edit_mlps`."""
 
-    methods: str = Field("all", description="all, or names of methods separated by commas")
+    methods: Annotated[str, _methods("surgery", "control")] = Field(
+        "all", description="all, or names of methods separated by commas"
+    )
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
-    shares: str = Field(
+    shares: Annotated[str, _numbers(DECIMAL, "positive numbers")] = Field(
         "0.5, 1",
         description="strengths on the curve: shares of the change",
         coerce_numbers_to_str=True,  # papermill reads "1" as a number
@@ -134,11 +338,13 @@ class EditingMLPs(Common):
 class TrainingMethods(Common):
     """`07_training_methods`."""
 
-    shown: str = Field(
+    shown: Annotated[str, AfterValidator(_check_shown)] = Field(
         "gradient_difference, rmu, undial", description="methods that are looked into, by commas"
     )
-    methods: str = Field("all", description="all, or names of methods separated by commas")
-    edits: str = Field(
+    methods: Annotated[str, _methods("training", "inference")] = Field(
+        "all", description="all, or names of methods separated by commas"
+    )
+    edits: Annotated[str, _methods("surgery", "control")] = Field(
         "rome, gated_neuron, random_direction",
         description="edits to compare with, by commas",
     )
@@ -153,7 +359,9 @@ class TrainingMethods(Common):
 class Evaluating(Common):
     """`08_evaluate`."""
 
-    method: str = Field("gated_neuron", description="the method whose edit is scored")
+    method: Annotated[str, ONE_METHOD] = Field(
+        "gated_neuron", description="the method whose edit is scored"
+    )
     n_neighbours: int = Field(16, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
     n_items: int = Field(60, description="multiple-choice questions about what must stay", ge=2)
@@ -165,17 +373,20 @@ class Verifying(Common):
     """`09_verify`."""
 
     patch: str = Field("", description="file of an edit to verify; empty: one is made")
-    method: str = Field("tangent_kernel", description="the method that makes it")
-    attacks: str = Field("all", description="all, or names of attacks separated by commas")
-    hidden_attacks: str = Field(
+    method: Annotated[str, ONE_METHOD] = Field(
+        "tangent_kernel", description="the method that makes it"
+    )
+    attacks: Annotated[str, AfterValidator(_check_attacks)] = Field(
+        "all", description="all, or names of attacks separated by commas"
+    )
+    hidden_attacks: Annotated[str, AfterValidator(_check_attacks)] = Field(
         "paraphrases, lens, probe, stitched, cut_neurons",
         description="the same for the known-hidden model",
     )
     n_absent: int = Field(4, description="never-known subjects to compare with", ge=1)
-    relearning_steps: str = Field(
+    relearning_steps: Annotated[str, _numbers(WHOLE, "whole numbers of steps")] = Field(
         "3, 6",
         description="steps after which relearning is read",
-        pattern=r"^\s*[1-9]\d*(\s*,\s*[1-9]\d*)*\s*$",
         coerce_numbers_to_str=True,  # papermill reads "4" as a number
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
@@ -203,12 +414,14 @@ class Organism(Common):
     batch: int = Field(16, description="sentences in a training step", ge=1)
     n_facts: int = Field(2, description="facts that are removed, the pair among them", ge=1)
     n_seeds: int = Field(2, description="trainings of the original and of each oracle", ge=1)
-    widths: str = Field(
+    widths: Annotated[str, _numbers(WHOLE, "whole numbers of neurons", some=False)] = Field(
         "32, 128",
         description="further numbers of neurons in each MLP, by commas",
         coerce_numbers_to_str=True,  # papermill reads "32" as a number
     )
-    methods: str = Field("all", description="all, or names of methods separated by commas")
+    methods: Annotated[str, _methods("surgery", "control", "training")] = Field(
+        "all", description="all, or names of methods separated by commas"
+    )
     d_sae: int = Field(512, description="latents of the SAE", ge=16)
     sae_steps: int = Field(300, description="training steps of the SAE", ge=1)
 
@@ -252,7 +465,7 @@ def validated(stem: str, values: dict[str, Any]) -> Common:
     if stem not in NOTEBOOKS:
         raise UserError(f"There is no notebook '{stem}'; there are {', '.join(NOTEBOOKS)}.")
     try:
-        return NOTEBOOKS[stem](**values)
+        return NOTEBOOKS[stem].model_validate(values)
     except ValidationError as error:
         raise UserError(f"Notebook {stem}: {_sentence(error, NOTEBOOKS[stem])}") from None
 
@@ -282,6 +495,8 @@ def from_notebook(stem: str, namespace: dict[str, Any]) -> Common:
 def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
     """A profile by name (`profiles/<name>.yaml`) or by path, with the user's values over it.
 
+    Paths in a profile count from the profile's folder.
+
     Args:
         name: `smoke`, `default`, `full`, or the path of a YAML file: `common:` holds values for
             every notebook, a notebook's stem holds values for that one.
@@ -290,51 +505,85 @@ def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
     Raises:
         UserError: The profile is missing or malformed, or a parameter is unknown or mistyped.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else ROOT / "profiles" / f"{name}.yaml"
-    if not path.is_file():
+    own = name.lower().endswith((".yaml", ".yml"))
+    path = Path(name) if own else ROOT / "profiles" / f"{name}.yaml"
+    if not os.path.isfile(path):
         known = ", ".join(sorted(p.stem for p in (ROOT / "profiles").glob("*.yaml")))
-        raise UserError(f"There is no profile '{name}'; choose from {known}, or name a YAML file.")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"Profile {path} is not valid YAML: {_one_line(error)}.") from None
-    if not isinstance(content, dict) or not all(
-        isinstance(v or {}, dict) for v in content.values()
-    ):
         raise UserError(
-            f"Profile {path}: give 'common:' and notebooks' names, each with a mapping."
+            f"There is no profile '{visible(name)[:200]}'; choose from {known}, or name a YAML "
+            "file."
         )
-    _reject_unknown(content, ["common", *NOTEBOOKS], f"Profile {path} has an unknown section")
+    content, what = read_yaml(path, what="Profile"), f"Profile {visible(path)}"
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(
+        isinstance({} if v is None else v, dict) for v in content.values()
+    ):
+        raise UserError(f"{what}: give 'common:' and notebooks' names, each with a mapping.")
+    _reject_unknown(content, ["common", *NOTEBOOKS], f"{what} has an unknown section")
     overrides = overrides or {}
     every = {field for model in NOTEBOOKS.values() for field in model.model_fields}
     _reject_unknown(overrides, sorted(every), "There is no parameter")
-    common = content.get("common") or {}
+    sections = {s: located(v or {}, path.absolute().parent) for s, v in content.items()}
     notebooks = {}
     for stem, model in NOTEBOOKS.items():
         mine = {k: v for k, v in overrides.items() if k in model.model_fields}
-        values = {"profile": path.stem, **common, **(content.get(stem) or {}), **mine}
-        notebooks[stem] = validated(stem, values).model_dump(mode="json")
+        values = {"profile": path.stem, **sections.get("common", {}), **sections.get(stem, {})}
+        notebooks[stem] = validated(stem, values | mine).model_dump(mode="json")
     return Profile(name=path.stem, notebooks=notebooks)
+
+
+def located(values: dict[Any, Any], base: Path) -> dict[Any, Any]:
+    """`values` with absolute paths of what they name: notebooks run in a folder of their own.
+
+    Args:
+        values: Parameters by name.
+        base: What relative paths count from.
+
+    Raises:
+        UserError: What is named is not there.
+    """
+    kinds = {
+        "pair_file": (os.path.isfile, "file", "give the path of a YAML file with a pair"),
+        "patch": (os.path.isfile, "file", "give an edit that save() wrote"),
+        "saes": (os.path.isdir, "folder", "give those of trained SAEs"),
+        "model": (os.path.exists, "file or folder", "give that of a model, or a name on the hub"),
+    }
+
+    def found(name: str, given: str) -> str:
+        there, what, advice = kinds[name]
+        path = os.path.join(base, os.path.expanduser(given))
+        if there(path):
+            return os.path.realpath(path)
+        if name == "model" and not re.match(r"[/.~]|.*\.gguf$", given, re.IGNORECASE):
+            return given  # a name on the hub
+        raise UserError(f"There is no {what} {visible(path)[:LONGEST]}; {advice}.")
+
+    absolute = dict(values)
+    for name in kinds.keys() & {k for k, v in values.items() if isinstance(v, str) and v}:
+        parts = values[name].split(",") if name == "saes" else [values[name]]
+        paths = [found(name, part.strip()) for part in parts if part.strip()]
+        absolute[name] = ",".join(paths)
+    return absolute
 
 
 def _reject_unknown(given: dict, known: list[str], what: str) -> None:
     for name in given:
         if name not in known:
-            raise UserError(f"{what} '{name}'{_hint(name, known)}.")
+            raise UserError(f"{what} '{visible(name)[:100]}'{_hint(name, known)}.")
 
 
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(known)}"
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name)[:100], known, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(close)}?)" if close else f"; known: {', '.join(known)}"
 
 
 def _sentence(error: ValidationError, model: type[Common]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        return f"there is no parameter '{name}'{_hint(name, list(model.model_fields))}."
-    return f"parameter '{name}' is {first['input']!r}: {first['msg'].lower()}."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        named = visible(name)[:100]
+        return f"there is no parameter '{named}'{_hint(name, list(model.model_fields))}."
+    told = first["msg"].removeprefix("Value error, ").rstrip(".")
+    given = visible(repr(first["input"]))
+    given = given if len(given) <= 200 else f"{given[:200]}…"
+    return f"parameter '{name}' is {given}: {told[:1].lower()}{told[1:]}."

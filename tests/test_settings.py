@@ -64,6 +64,110 @@ def test_a_wrong_parameter_is_one_sentence(values, told):
     assert told in text and STEM in text and text.endswith(".") and "\n" not in text
 
 
+NAN_SHARES = "0.5, nan"
+
+
+@pytest.mark.parametrize(
+    ("stem", "values", "told"),
+    [
+        ("06_edit_mlps", {"methods": "roem"}, "no method 'roem' (did you mean rome"),
+        ("06_edit_mlps", {"methods": "rome,"}, "no method ''"),
+        ("06_edit_mlps", {"methods": "npo, in_context"}, "none of them is tried here"),
+        ("07_training_methods", {"methods": "rome"}, "none of them is tried here"),
+        ("07_training_methods", {"shown": "x"}, "no method 'x'"),
+        ("07_training_methods", {"shown": "rmu, rome"}, "'rome' is not looked into here"),
+        ("07_training_methods", {"shown": "crisp"}, "'crisp' is not looked into here"),
+        ("07_training_methods", {"edits": "x"}, "no method 'x'"),
+        ("08_evaluate", {"method": "roem"}, "did you mean rome"),
+        ("08_evaluate", {"method": "all"}, "no method 'all'"),
+        ("09_verify", {"method": "sae_pair"}, "needs SAEs"),
+        ("09_verify", {"attacks": "len"}, "no attack 'len' (did you mean lens"),
+        ("09_verify", {"attacks": "lens"}, "'paraphrases': add it"),
+        ("09_verify", {"hidden_attacks": "paraphrases, len"}, "no attack 'len'"),
+        ("04_sparse_autoencoders", {"site": "mpl"}, "no site 'mpl' (did you mean mlp"),
+        ("00_model_and_facts", {"dtype": "float"}, "no dtype 'float' (did you mean float32"),
+        ("06_edit_mlps", {"shares": "a,b"}, "positive numbers"),
+        ("06_edit_mlps", {"shares": NAN_SHARES}, "positive numbers"),
+        ("06_edit_mlps", {"shares": "-1"}, "positive numbers"),
+        ("06_edit_mlps", {"shares": "0"}, "positive numbers"),
+        ("06_edit_mlps", {"shares": ""}, "positive numbers"),
+        ("06_edit_mlps", {"shares": "1e400"}, "positive numbers"),
+        ("06_edit_mlps", {"shares": "9" * 5000}, "positive numbers"),
+        ("11_organism", {"widths": "x"}, "whole numbers"),
+        ("11_organism", {"widths": "-1"}, "whole numbers"),
+        ("11_organism", {"widths": "²"}, "whole numbers"),
+        ("11_organism", {"widths": "1.5"}, "whole numbers"),
+        ("09_verify", {"relearning_steps": "99999999999999"}, "at most 100,000,000"),
+        ("09_verify", {"relearning_steps": "0"}, "whole numbers"),
+        ("04_sparse_autoencoders", {"lr": float("inf")}, "finite"),
+        ("04_sparse_autoencoders", {"lr": "1e400"}, "finite"),
+        ("04_sparse_autoencoders", {"lr": "nan"}, "lr"),
+        ("04_sparse_autoencoders", {"n_tokens": 10**15}, "at most 100,000,000"),
+        (STEM, {"seed": 2**70}, "seed"),
+        (STEM, {"seed": True}, "'seed' is True: give a number"),
+        ("00_model_and_facts", {"n_shown": True}, "give a number"),
+        ("04_sparse_autoencoders", {"lr": True}, "give a number"),
+        (STEM, {"target": 1984}, "'-r target'"),
+        (STEM, {"target": 1.5}, "'-r target'"),
+        (STEM, {"target": True}, "yes or no"),
+        ("06_edit_mlps", {"shares": True}, "yes or no"),
+        (STEM, {"model": ""}, "model"),
+        (STEM, {"subject": "x" * 200_000}, "at most 4,096 characters"),
+        (STEM, {"subject": "\ud83d"}, "subject"),
+        (STEM, {"subject": ["\x1b[2J"]}, "subject"),
+        (STEM, {"n\x1b[2J": 1}, r"no parameter 'n\x1b[2J'"),
+        (STEM, {3: 1}, "no parameter '3'"),
+    ],
+)
+def test_what_a_chapter_would_refuse_later_is_refused_at_once(stem, values, told):
+    for check in (validated, from_papermill):
+        with pytest.raises(UserError) as error:
+            check(stem, values)
+        text = str(error.value)
+        assert told in text and stem in text and text.endswith(".") and len(text) < 1500
+        assert text.isprintable()
+
+
+def from_papermill(stem, values):
+    """As papermill alone hands the values over: in a cell of the notebook."""
+    named = {k: v for k, v in values.items() if isinstance(k, str) and k.isidentifier()}
+    if named != values:
+        return validated(stem, values)  # it cannot write such a cell
+    cell = "# Parameters\n" + "\n".join(f"{name} = 0" for name in named)
+    return from_notebook(stem, named | {"In": ["", cell]})
+
+
+@pytest.mark.parametrize(
+    ("stem", "values"),
+    [
+        ("06_edit_mlps", {"methods": "npo, rome", "shares": "0.25,.5, 1e-1"}),
+        ("06_edit_mlps", {"methods": " all "}),
+        ("06_edit_mlps", {"shares": 1}),  # papermill's reading of "1"
+        ("09_verify", {"attacks": "paraphrases,lens", "relearning_steps": 4}),
+        ("11_organism", {"widths": ""}),
+        ("11_organism", {"widths": 32}),
+        (STEM, {"target": "1984", "seed": 2**63 - 1}),
+    ],
+)
+def test_what_a_chapter_takes_is_taken(stem, values):
+    validated(stem, values)
+
+
+def test_the_names_are_those_of_the_registers():
+    from helpers import settings
+    from helpers.evaluation.attacks import ATTACKS
+    from helpers.methods import METHODS
+    from helpers.models import DTYPES
+    from helpers.tracing import SITES
+
+    families = {name: family for family, names in settings.METHODS.items() for name in names}
+    assert families == {name: method.family for name, method in METHODS.items()}
+    needing = {name for name, m in METHODS.items() if "saes" in m.hyperparameters()}
+    assert set(settings.NEED_SAES) == needing
+    assert set(settings.ATTACKS) == set(ATTACKS)
+    assert set(settings.SITES) == set(SITES) and set(settings.DTYPES) == set(DTYPES)
+
+
 def test_text_from_a_command_line_becomes_numbers():
     assert validated(STEM, {"n_subjects": "8", "seed": "3"}).n_subjects == 8
 
@@ -115,6 +219,19 @@ def test_the_users_values_go_over_the_profiles(tmp_path):
         (f"{STEM}:\n  n_subject: 1\n", "did you mean n_subjects"),
         ("common:\n  n_subjects: 9\n", "n_subjects"),  # not every notebook has it
         ("common:\n  seed: one\n", "seed"),
+        ("common:\n  seed: true\n", "give a number"),
+        ("common:\n  subject: NO\n", "put it in quotes"),
+        ("common:\n  3: x\n", "no parameter '3'"),
+        ("common: {}\ncommon: {}\n", "given twice"),
+        ("common:\n  seed: 1\n  seed: 2\n", "given twice"),
+        ("common: &a {}\n", "anchor"),
+        ("common:\n  subject: 2024-13-45\n", "not valid YAML"),
+        ("common: " + "[" * 3000, "nested"),
+        ("common: []\n", "mapping"),
+        ("common:\n  pair_file: pair.yaml\n", "There is no file"),
+        ("common:\n  model: ../../x\n", "There is no file or folder"),
+        ("09_verify:\n  patch: missing\n", "give an edit that save() wrote"),
+        ("06_edit_mlps:\n  saes: missing\n", "There is no folder"),
     ],
 )
 def test_a_malformed_profile_is_one_sentence(tmp_path, content, told):
@@ -123,6 +240,33 @@ def test_a_malformed_profile_is_one_sentence(tmp_path, content, told):
     with pytest.raises(UserError) as error:
         load_profile(str(path))
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_paths_in_a_profile_count_from_its_folder(tmp_path):
+    for name in ("model", "sae"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "edit").touch()
+    path = tmp_path / "mine.yaml"
+    path.write_text("common:\n  model: model\n  saes: sae, ./sae\n09_verify:\n  patch: edit\n")
+    with pytest.raises(UserError, match="no parameter 'saes'"):  # not every notebook has it
+        load_profile(str(path))
+    path.write_text("common:\n  model: model\n06_edit_mlps:\n  saes: sae, ./sae\n")
+    values = load_profile(str(path)).notebooks["06_edit_mlps"]
+    assert values["model"] == f"{tmp_path}/model"
+    assert values["saes"] == f"{tmp_path}/sae,{tmp_path}/sae"
+    path.write_text("common:\n  model: gpt2\n")
+    assert load_profile(str(path)).notebooks[STEM]["model"] == "gpt2"
+
+
+def test_a_profile_that_is_no_text_is_one_sentence(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("common: {subject: Côte}".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        load_profile(str(path))
+    for name in ("x" * 5000, "a\0b.yaml", "\x1b[2J"):
+        with pytest.raises(UserError, match="There is no profile") as error:
+            load_profile(name)
+        assert len(str(error.value)) < 500 and str(error.value).isprintable()
 
 
 def test_a_misspelt_profile_lists_those_that_are():
