@@ -2,37 +2,73 @@
 
 The forward pass stops after the last site needed, so the blocks above and the unembedding cost
 nothing. A harvest is one folder: a raw float16 file per (site, layer), the tokens, and
-`shards.json`, which says for what model and how far it is; a harvest that was killed goes on where
-it stopped.
+`shards.json`, which says for what model, how far it is and with what checksums; a harvest that was
+killed goes on where it stopped.
 """
 
 import errno
+import logging
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from nnsight import LanguageModel
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from helpers.artifacts import (
-    FULL,
-    alone,
-    cache_dir,
-    content_hash,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from helpers.artifacts import FULL, alone, cache_dir, content_hash, write_json, write_tensors
 from helpers.errors import UserError
 from helpers.models import anatomy, model_hash
-from helpers.tracing.states import check_sites, site_value
+from helpers.readers import Reading
+from helpers.sealed import DamagedError, delete, read_checked, read_sealed
+from helpers.tracing.states import SITES, check_sites, site_value
+from helpers.words import visible
+
+log = logging.getLogger(__name__)
 
 PASS_TOKENS = 1024  # tokens in one forward pass
-INDEX = "shards.json"
+INDEX, TOKENS = "shards.json", "tokens.safetensors"
+BLOCK = 2**24  # bytes that are read at a time for a checksum
+
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+class _Index(BaseModel):
+    """What `shards.json` says.
+
+    Attributes:
+        model_hash: Of the model.
+        tokenizer_hash: Of its tokenizer's vocabulary.
+        tokens: `content_hash` of the tokens and of which were wanted.
+        keys: (site, layer) of each file.
+        widths: Of each file; none before the first pass.
+        checksums: CRC-32 of each file's good part.
+        done: Sequences that are in the files.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    model_hash: str
+    tokenizer_hash: str
+    tokens: str
+    keys: list[tuple[str, Count]]
+    widths: list[Count] = []
+    checksums: list[Count] = []
+    done: Count = 0
+
+    @property
+    def of(self) -> dict:
+        """What it depends on, without how far it is."""
+        return self.model_dump(include={"model_hash", "tokenizer_hash", "tokens", "keys"})
+
+    def widths_of(self) -> dict[tuple[str, int], int]:
+        """Width of each (site, layer)."""
+        return dict(zip(self.keys, self.widths, strict=True))
 
 
 @dataclass(frozen=True)
@@ -46,6 +82,7 @@ class Shards:
         tokens: (sequences, T) what the model read.
         rows: (n,) which token each row belongs to, as an index into `tokens.flatten()`.
         widths: Width of each (site, layer).
+        reading: As long as it lives, others that use the folder too leave it there.
     """
 
     folder: Path
@@ -54,6 +91,7 @@ class Shards:
     tokens: Int[Tensor, "sequences t"]
     rows: Int[np.ndarray, " n"]
     widths: dict[tuple[str, int], int]
+    reading: Reading | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, key: tuple[str, int]) -> Float[np.ndarray, "n width"]:
         """The activations of one (site, layer), float16, mapped from disk.
@@ -68,10 +106,7 @@ class Shards:
         path = _file(self.folder, key)
         shape = (len(self), self.widths[key])
         if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:
-            raise UserError(
-                f"{path} is truncated or missing: delete the folder {self.folder} and harvest "
-                "again."
-            )
+            raise UserError(_again(self.folder, f"{path.name} is truncated or missing"))
         return np.memmap(path, np.float16, "r", shape=shape)
 
     def __len__(self) -> int:
@@ -136,19 +171,25 @@ def harvest(
     keep[:, :first] = False
     if not keep.any():
         raise UserError("No token is left to harvest: all are special, padding or left out.")
-    index = {
-        "model_hash": model_hash(model),
-        "tokenizer_hash": _tokenizer_hash(model),
-        "tokens": content_hash(tokens, keep),
-        "keys": [list(k) for k in keys],
-    }
-    folder = Path(folder or cache_dir() / "activations" / content_hash(index))
+    wanted = _Index(
+        model_hash=model_hash(model),
+        tokenizer_hash=_tokenizer_hash(model),
+        tokens=content_hash(tokens, keep),
+        keys=keys,
+    )
+    cached = folder is None
+    folder = Path(folder or cache_dir() / "activations" / content_hash(wanted.of))
     with alone(folder):
-        done, widths = _resumed(folder, index)
-        if done < len(tokens):
-            _write(model, tokens, keep, keys, folder, index, done)
-            widths = read_json(folder / INDEX)["widths"]
-    return _opened(folder, index, tokens, keep, dict(zip(keys, widths, strict=True)))
+        try:
+            index = _resumed(folder, wanted)
+        except DamagedError as error:
+            if not cached:
+                raise UserError(_again(folder, error.cause)) from None
+            log.warning("The harvest in %s is made again: %s", visible(folder), error)
+            index = _cleared(folder, wanted)
+        if index.done < len(tokens):
+            index = _write(model, tokens, keep, folder, index)
+        return _opened(folder, index, tokens, keep)
 
 
 def open_shards(folder: str | Path) -> Shards:
@@ -158,39 +199,103 @@ def open_shards(folder: str | Path) -> Shards:
         UserError: It is missing, damaged or not finished.
     """
     folder = Path(folder)
-    index = read_json(folder / INDEX)
-    tensors, _ = read_tensors(folder / "tokens.safetensors")
-    if index["done"] < len(tensors["tokens"]):
+    try:
+        index = read_checked(folder / INDEX, _Index)
+        tokens, keep = _read_tokens(folder, index)
+        _check_files(folder, index, keep)
+    except DamagedError as error:
+        raise UserError(_again(folder, error.cause)) from None
+    if index.done < len(tokens):
         raise UserError(
-            f"The harvest in {folder} stopped at sequence {index['done']} of "
-            f"{len(tensors['tokens'])}: call harvest again with the same arguments to finish it."
+            f"The harvest in {folder} stopped at sequence {index.done} of {len(tokens)}: call "
+            "harvest again with the same arguments to finish it."
         )
-    keys = [(site, layer) for site, layer in index["keys"]]
-    widths = dict(zip(keys, index["widths"], strict=True))
-    return _opened(folder, index, tensors["tokens"], tensors["keep"], widths)
+    return _opened(folder, index, tokens, keep)
 
 
-def _opened(folder: Path, index: dict, tokens: Tensor, keep: Tensor, widths: dict) -> Shards:
+def _opened(folder: Path, index: _Index, tokens: Tensor, keep: Tensor) -> Shards:
     rows = keep.flatten().nonzero()[:, 0].numpy()
-    shards = Shards(folder, index["model_hash"], index["tokenizer_hash"], tokens, rows, widths)
-    for key in widths:
-        shards[key]  # a truncated file is told now, not in the middle of training
-    return shards
+    hashes = index.model_hash, index.tokenizer_hash
+    return Shards(folder, *hashes, tokens, rows, index.widths_of(), Reading(folder))
+
+
+def _again(folder: Path, cause: str) -> str:
+    cause = cause.removeprefix(f"{visible(folder)}/")
+    return (
+        f"The harvest in {visible(folder)} cannot be read ({cause}): delete that folder and "
+        "harvest again."
+    )
 
 
 def _file(folder: Path, key: tuple[str, int]) -> Path:
     return folder / f"{key[0]}.{key[1]}.f16"
 
 
-def _resumed(folder: Path, index: dict) -> tuple[int, list[int]]:
-    """How many sequences of this harvest are already there, and the widths."""
+def _resumed(folder: Path, wanted: _Index) -> _Index:
+    """How far this harvest is.
+
+    Raises:
+        DamagedError: What is there is not what was written.
+        UserError: It is another harvest.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DamagedError("it is no folder")
     if not (folder / INDEX).exists():
-        return 0, []
-    there = read_json(folder / INDEX)
-    _same_model(folder, there, index)
-    if {k: there[k] for k in index} != index:
+        return wanted
+    index = read_checked(folder / INDEX, _Index)
+    _check_files(folder, index, _read_tokens(folder, index)[1])
+    _same_model(folder, index.of, wanted.of)
+    if index.of != wanted.of:
         raise UserError(f"{folder} holds another harvest: name another folder or delete it.")
-    return there["done"], there["widths"]
+    return index
+
+
+def _cleared(folder: Path, wanted: _Index) -> _Index:
+    """Forget what is there; the lock of those who still read it stays."""
+    delete(folder / INDEX if folder.is_dir() else folder)
+    return wanted
+
+
+def _read_tokens(folder: Path, index: _Index) -> tuple[Tensor, Tensor]:
+    """Tokens and which of them were wanted, (sequences, T) each."""
+    tensors, _ = read_sealed(folder / TOKENS, foreign=True)
+    if content_hash(*(tensors.get(name, "") for name in ("tokens", "keep"))) != index.tokens:
+        raise DamagedError(f"{TOKENS} is not what {INDEX} names")
+    tokens, keep = tensors["tokens"], tensors["keep"]
+    if tokens.ndim != 2 or keep.shape != tokens.shape or keep.dtype != torch.bool:
+        raise DamagedError(f"{TOKENS} does not hold sequences of tokens")
+    return tokens, keep
+
+
+def _check_files(folder: Path, index: _Index, keep: Bool[Tensor, "sequences t"]) -> None:
+    """Compare the good part of every file with its checksum.
+
+    Raises:
+        DamagedError: One differs, or the index contradicts itself.
+    """
+    if not all(site in SITES for site, _ in index.keys):  # they become names of files
+        raise DamagedError(f"{INDEX} names a site that there is not")
+    if not len(index.keys) == len(index.widths) == len(index.checksums):
+        raise DamagedError(f"{INDEX} lacks widths or checksums")
+    if index.done > len(keep):
+        raise DamagedError(f"{INDEX} names more sequences than {TOKENS} holds")
+    rows = int(keep[: index.done].sum())
+    for key, width, checksum in zip(index.keys, index.widths, index.checksums, strict=True):
+        path, size = _file(folder, key), 2 * rows * width
+        there = path.stat().st_size if path.is_file() else -1
+        if there < size or (index.done == len(keep) and there != size):
+            raise DamagedError(f"{path.name} is truncated or missing")
+        if _checksum(path, size) != checksum:
+            raise DamagedError(f"{path.name} is damaged (its checksum differs)")
+
+
+def _checksum(path: Path, size: int) -> int:
+    """CRC-32 of a file's first `size` bytes."""
+    value = 0
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, BLOCK))):
+            value, size = zlib.crc32(block, value), size - len(block)
+    return value
 
 
 def _same_model(folder: Path, there: dict, wanted: dict) -> None:
@@ -206,18 +311,24 @@ def _tokenizer_hash(model: LanguageModel) -> str:
     return content_hash(model.tokenizer.get_vocab())
 
 
-def _write(model, tokens, keep, keys, folder: Path, index: dict, done: int) -> None:
+def _write(
+    model: LanguageModel, tokens: Tensor, keep: Tensor, folder: Path, index: _Index
+) -> _Index:
     """Append what is missing; after every pass the index says how far the files are good."""
-    if done == 0:
-        write_tensors(folder / "tokens.safetensors", {"tokens": tokens, "keep": keep})
-    before = int(keep[:done].sum())
+    if not index.done:
+        delete(folder / TOKENS)
+        write_tensors(folder / TOKENS, {"tokens": tokens, "keep": keep})
+        for key in index.keys:
+            delete(_file(folder, key))  # who has mapped one keeps what it read
+    before = int(keep[: index.done].sum())
+    checksums = list(index.checksums) or [0] * len(index.keys)
     files = {}
     try:
-        for key in keys:
-            files[key] = _file(folder, key).open("r+b" if done else "wb")
-        for sequences, values in passes(model, tokens, keep, keys, start=done):
+        for key in index.keys:
+            files[key] = _file(folder, key).open("r+b" if index.done else "xb")
+        for sequences, values in passes(model, tokens, keep, index.keys, start=index.done):
             widths = []
-            for key, file in files.items():
+            for i, (key, file) in enumerate(files.items()):
                 rows = values[key].cpu()
                 if not _finite(rows):
                     raise UserError(
@@ -229,8 +340,11 @@ def _write(model, tokens, keep, keys, folder: Path, index: dict, done: int) -> N
                 file.write(rows.numpy())
                 file.truncate()
                 file.flush()
+                checksums[i] = zlib.crc32(rows.contiguous().numpy(), checksums[i])
             before += int(keep[sequences].sum())
-            write_json(folder / INDEX, index | {"widths": widths, "done": sequences.stop})
+            how_far = {"widths": widths, "checksums": checksums, "done": sequences.stop}
+            index = index.model_copy(update=how_far)
+            write_json(folder / INDEX, index.model_dump())
     except OSError as error:
         if error.errno in FULL or error.errno == errno.EFBIG:
             raise UserError(
@@ -241,6 +355,7 @@ def _write(model, tokens, keep, keys, folder: Path, index: dict, done: int) -> N
     finally:
         for file in files.values():
             file.close()
+    return index
 
 
 def _finite(rows: Float[Tensor, "m width"]) -> bool:
