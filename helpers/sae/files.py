@@ -5,51 +5,45 @@ was; a folder that SAELens wrote has none and is translated. BatchTopK and Matry
 the JumpReLU SAEs that they are at inference, as SAELens does it too.
 """
 
-import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from helpers.artifacts import read_json, read_tensors, write_json, write_tensors
+import torch
+from torch import Tensor
+
+from helpers.artifacts import check_finite, content_hash, write_json
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
+from helpers.sae.lens import OURS, Lens, kind_of
 from helpers.sae.registry import build
+from helpers.sealed import read_checked, read_sealed, write_sealed
+from helpers.words import visible
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-OURS = "llm_unlearning"  # where our own numbers are kept in the metadata
-TO_SAELENS = {
-    "relu": "standard",
-    "gated": "gated",
-    "topk": "topk",
-    "batch_topk": "jumprelu",
-    "jumprelu": "jumprelu",
-    "matryoshka": "jumprelu",
+NUMBERS = "numbers"  # of which numbers the weights are, among their file's notes
+SCALES = ("scaling_factor", "finetuning_scaling_factor")  # SAELens's names before version 6
+VECTORS = {
+    "relu": ("b_enc",),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+    "topk": ("b_enc",),
+    "batch_topk": ("b_enc", "threshold"),
+    "jumprelu": ("b_enc", "threshold"),
+    "matryoshka": ("b_enc", "threshold"),
 }
-TRANSCODERS = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}  # all it has of these
-FROM_SAELENS = {
-    "standard": "relu",
-    "gated": "gated",
-    "topk": "topk",
-    "jumprelu": "jumprelu",
-    "transcoder": "relu",
-    "jumprelu_transcoder": "jumprelu",
-}
-HOOK = re.compile(r"blocks\.(\d+)\.hook_(mlp_out|resid_post|resid_pre|attn_out)$")
-SITES = {
-    "mlp_out": "mlp",
-    "resid_post": "residual",
-    "resid_pre": "residual",
-    "attn_out": "attention",
-}
+"""What a file holds of each latent, beside the matrices."""
 
 
 def save_sae(sae: SAE, folder: str | Path) -> None:
-    """Write an SAE as a folder in SAELens's format."""
+    """Write an SAE as a folder in SAELens's format.
+
+    Raises:
+        UserError: A weight is not finite, or the disk is full.
+    """
     folder, cfg = Path(folder), sae.cfg
-    write_tensors(folder / WEIGHTS, sae.tensors())
-    kind = TO_SAELENS[cfg.architecture]
-    if cfg.transcoder:
-        kind = TRANSCODERS.get(kind, f"{kind}_transcoder")
+    tensors = sae.tensors()
+    check_finite(tensors, f"The {cfg.architecture} SAE on {cfg.site} {cfg.layer}")
+    write_sealed(folder / WEIGHTS, tensors, {NUMBERS: content_hash(cfg.to_dict())})
+    kind = kind_of(cfg)
     config = {
         "architecture": kind,
         "d_in": cfg.d_in,
@@ -71,58 +65,80 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
 def load_sae(folder: str | Path) -> SAE:
     """Read an SAE that `save_sae` or SAELens wrote.
 
+    Latents and reconstruction are those of whoever wrote it.
+
     Raises:
-        UserError: A file is missing, damaged, or of an architecture that is not known here.
+        UserError: A file is missing, damaged, not finite, or something in it is not supported.
     """
     folder = Path(folder)
-    config = read_json(folder / CONFIG)
-    tensors, _ = read_tensors(folder / WEIGHTS)
     try:
-        ours = (config.get("metadata") or {}).get(OURS)
-        sae = build(SAEConfig.from_dict(ours) if ours else _translated(config))
-        sae.set_tensors(tensors)
-        if config.get("rescale_acts_by_decoder_norm"):
-            sae.fold_norms()
-        if (
-            config.get("apply_b_dec_to_input") and not sae.cfg.transcoder
-        ):  # x - b_dec is read there: fold it into b_enc
-            sae.shift(sae.b_dec)
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        lens = read_checked(folder / CONFIG, Lens)
+        tensors, notes = read_sealed(folder / WEIGHTS, foreign=True)
+        sae = _built(lens, tensors, notes)
+    except UserError as error:
+        cause = str(error).removeprefix(f"{visible(folder)}/").rstrip(".")
         raise UserError(
-            f"{folder} does not hold an SAE of the kind that its {CONFIG} names ({error}): save "
-            "it again."
-        ) from error
+            f"{visible(folder)} does not hold an SAE that can be read here ({cause}): give another "
+            "folder, or delete this one and train or save the SAE again."
+        ) from None
     return sae.requires_grad_(False).eval()
 
 
-def _translated(config: dict[str, Any]) -> SAEConfig:
-    """Our numbers for an SAE that SAELens wrote."""
-    kind = config["architecture"]
-    if kind not in FROM_SAELENS:
-        raise UserError(
-            f"SAELens's architecture '{kind}' is not known here; known are "
-            f"{', '.join(FROM_SAELENS)}."
-        )
-    if config.get("normalize_activations", "none") != "none":
-        raise UserError(
-            f"This SAE normalises its input ('{config['normalize_activations']}'): fold that into "
-            "its weights with SAELens and save it again."
-        )
-    metadata = config.get("metadata") or {}
-    hook = HOOK.search(metadata.get("hook_name") or "")
-    layer = int(hook[1]) - (hook[2] == "resid_pre") if hook else 0
-    site = SITES[hook[2]] if hook else ""
-    return SAEConfig(
-        architecture=FROM_SAELENS[kind],
-        d_in=config["d_in"],
-        d_sae=config["d_sae"],
-        d_out=config.get("d_out") or 0,
-        k=int(config.get("k") or 0),
-        site="mlp_in" if kind.endswith("transcoder") else site,
-        target="mlp" if kind.endswith("transcoder") else "",
-        layer=layer,
-        model=metadata.get("model_name") or "",
-    )
+@torch.no_grad()
+def _built(lens: Lens, tensors: dict[str, Tensor], notes: dict[str, str]) -> SAE:
+    """The SAE; raises `UserError` that says what is wrong, without advice."""
+    cfg = lens.config()
+    if notes.get(NUMBERS, content_hash(cfg.to_dict())) != content_hash(cfg.to_dict()):
+        raise UserError(f"its {CONFIG} is not the one that its weights were saved with")
+    scale = _scale(tensors, expected=lens.finetuning_scaling_factor)
+    _check_shapes(cfg, tensors)  # before anything of these sizes is made
+    sae = build(cfg)
+    sae.set_tensors(tensors)
+    if scale is not None:
+        if scale.shape != (cfg.d_sae,):
+            raise UserError(f"its scaling factor is {_shape(scale)} and should be ({cfg.d_sae},)")
+        sae.W_dec *= scale.float()[:, None]
+    if lens.by_norm:
+        sae.fold_norms()
+    if lens.subtracts_bias:
+        sae.shift(sae.b_dec)
+    return sae
+
+
+def _scale(tensors: dict[str, Tensor], *, expected: bool) -> Tensor | None:
+    """By what latents are multiplied before they are decoded; taken out of `tensors`.
+
+    Old versions wrote a tensor of ones where there was nothing to scale.
+    """
+    found = [tensors.pop(name) for name in SCALES if name in tensors]
+    scales = [s for s in found if not torch.allclose(s.float(), torch.ones(()))]
+    if len(scales) > 1 or (scales and not expected):
+        raise UserError("its weights hold a scaling factor that its numbers do not speak of")
+    return scales[0] if scales else None
+
+
+def _check_shapes(cfg: SAEConfig, tensors: dict[str, Tensor]) -> None:
+    shapes = {
+        "W_enc": (cfg.d_in, cfg.d_sae),
+        "W_dec": (cfg.d_sae, cfg.d_out),
+        "b_dec": (cfg.d_out,),
+        **dict.fromkeys(VECTORS[cfg.architecture], (cfg.d_sae,)),
+    }
+    if more := sorted(set(tensors) - set(shapes)):
+        raise UserError(f"its weights hold '{visible(more[0])}', which is not supported")
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise UserError(f"its weights lack '{name}'")
+        if tensors[name].shape != shape:
+            raise UserError(f"{name} is {_shape(tensors[name])} and should be {shape}")
+    if cfg.architecture in ("batch_topk", "matryoshka"):  # one threshold, written once a latent
+        low, high = tensors["threshold"].aminmax()
+        if low != high:
+            raise UserError(f"a {cfg.architecture} SAE has one threshold, and its latents differ")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
 
 
 def load_pretrained(release: str, sae_id: str) -> SAE:
@@ -147,8 +163,8 @@ def load_pretrained(release: str, sae_id: str) -> SAE:
         published = sae_lens.SAE.from_pretrained(release, sae_id)
     except Exception as error:  # whatever its downloads raise
         raise UserError(
-            f"SAELens has no SAE '{sae_id}' in release '{release}', or could not fetch it "
-            f"({str(error).splitlines()[0][:160] if str(error) else type(error).__name__})."
+            f"SAELens has no SAE '{visible(sae_id)}' in release '{visible(release)}', or could not "
+            f"fetch it ({visible(error)[:160] or type(error).__name__})."
         ) from error
     with tempfile.TemporaryDirectory() as folder:
         published.save_model(folder)
