@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.artifacts import content_hash, read_tensors, write_tensors
+from helpers.artifacts import content_hash
 from helpers.errors import UserError
 from helpers.parameters import choose_parameters, trainable
 from helpers.progress import bar
+from helpers.sealed import DamagedError, delete, read_sealed, write_sealed
+from helpers.words import visible
 
 __all__ = ["History", "choose_parameters", "train", "trainable"]
 
@@ -98,7 +100,8 @@ def train(
         on_step: Called after each step with the steps done and the loss.
         stop: Called after each step with the steps done; true ends the training.
         checkpoint: A file from which a stopped training goes on, and which is gone when it is done.
-            Written every `CHECKPOINT_SECONDS`, or so many times as long as writing takes.
+            Written every `CHECKPOINT_SECONDS`, or so many times as long as writing takes. One that
+            is damaged is deleted, and the training starts anew.
         identity: Plain data that says which data and loss these are; another training's checkpoint
             is refused.
 
@@ -223,15 +226,29 @@ class _State:
         for name, m in zip(self.names, self.masters, strict=True):
             kept = self.optimiser.state[m]
             tensors |= {f"{k}.{name}": kept[k] for k in MOMENTS if k in kept}
-        notes = {"about": about, "history": json.dumps(vars(history))}
-        write_tensors(path, tensors, notes)
+        write_sealed(path, tensors, {"about": about, "history": json.dumps(vars(history))})
 
     def resume(self, path: Path, about: str) -> History:
+        """Go on from a checkpoint.
+
+        One that is damaged holds nothing that the training does not make again: it is deleted, with
+        a line in the log.
+
+        Raises:
+            UserError: It is of another training.
+        """
         if not path.exists():
             return History()
-        tensors, notes = read_tensors(path)
+        try:
+            tensors, notes = read_sealed(path)
+        except DamagedError as error:
+            log.warning("The training starts anew, as its checkpoint is of no use: %s", error)
+            delete(path)
+            return History()
         if notes.get("about") != about:
-            raise UserError(f"{path} is of another training: name another file or delete it.")
+            raise UserError(
+                f"{visible(path)} is of another training: name another file or delete it."
+            )
         history = History(**json.loads(notes["history"]))
         with torch.no_grad():
             for name, m in zip(self.names, self.masters, strict=True):

@@ -18,6 +18,11 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
 
 
+def harvests() -> list:
+    """Folders of activations that are in the cache."""
+    return [path for path in cache_dir().glob("activations/*") if path.is_dir()]
+
+
 def config(**numbers) -> SAEConfig:
     return SAEConfig("topk", 16, 24, **{"k": 3, "site": "mlp_in", "layer": 1} | numbers)
 
@@ -29,7 +34,7 @@ def test_what_was_trained_is_found_again_and_harvests_are_deleted(cache, tiny_mo
     first = trained_saes(model, TEXT, jobs, watch=lambda lines: seen.append(len(lines)))
     assert [s.sae.cfg.layer for s in first] == [1, 2] and seen
     assert [line["step"] for line in first[0].metrics] == [2, 4, 6]
-    assert not list(cache_dir().glob("activations/*"))
+    assert not harvests()
     monkeypatch.setattr(store, "_harvest", lambda *_: pytest.fail("it was harvested again"))
     again = trained_saes(model, TEXT, jobs)
     for a, b in zip(first, again, strict=True):

@@ -4,7 +4,7 @@ A fact does not change an SAE, so another fact finds it there. A run keeps only 
 """
 
 import inspect
-import shutil
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,19 +12,29 @@ from typing import Any
 
 from jaxtyping import Int
 from nnsight import LanguageModel
+from pydantic import RootModel
 from torch import Tensor
 
 from helpers.activations import Shards, harvest
-from helpers.artifacts import Run, alone, cache_dir, content_hash
+from helpers.artifacts import RECORD, Run, alone, cache_dir, content_hash, write_json
 from helpers.errors import UserError
 from helpers.models import model_hash
 from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.files import load_sae
-from helpers.sae.registry import architecture
+from helpers.sae.checkpoints import CHECKPOINT, METRICS
+from helpers.sae.files import CONFIG, WEIGHTS, load_sae
+from helpers.sae.registry import architecture, build
 from helpers.sae.trainer import TrainSettings, read_metrics, train
+from helpers.sealed import DamagedError, delete, read_checked
+
+log = logging.getLogger(__name__)
 
 KIND = "saes"  # folder of the cache
+FILES = (METRICS, f"sae-0/{CONFIG}", f"sae-0/{WEIGHTS}")  # of a training that is done
 CODE = ("kernels", "losses", "pupil", "selection", "start", "stream", "trainer")  # and its class
+
+
+class _Record(RootModel[dict[str, str]]):
+    """Content hashes of the files of a training that is done."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,9 @@ def trained_saes(
 ) -> list[Stored]:
     """Train SAEs on a text, one after the other, or take them from the cache.
 
-    What is missing is harvested in one pass and deleted when all are trained: activations are large
-    and an SAE is not trained twice. A training that was stopped goes on where it was.
+    What is missing is harvested in one pass; activations are large and an SAE is not trained twice,
+    so the last who reads the harvest deletes it. A training that was stopped goes on where it was,
+    one that another process has begun is waited for, and an SAE that is damaged is trained again.
 
     Args:
         model: Any model of a known family.
@@ -65,32 +76,39 @@ def trained_saes(
     """
     stamp = model_hash(model)
     jobs = [(c.but(model_hash=stamp), settings) for c, settings in jobs]
-    keys = [_key(c, settings, tokens) for c, settings in jobs]
-    folders = [cache_dir() / KIND / key for key in keys]
-    with alone(cache_dir() / KIND / content_hash(keys)):
-        todo = [i for i, folder in enumerate(folders) if not _done(folder)]
-        shards = _harvest(model, tokens, [jobs[i][0] for i in todo]) if todo else None
-        for i in todo:
-            config, settings = jobs[i]
-            train(shards, [config], settings, folder=folders[i], watch=watch)
-        if shards is not None:
-            shutil.rmtree(shards.folder, ignore_errors=True)
-    return [
-        Stored(load_sae(folder / "sae-0"), key, read_metrics(folder))
-        for key, folder in zip(keys, folders, strict=True)
-    ]
+    shards, found = None, []
+    for config, settings in jobs:
+        key = _key(config, settings, tokens)
+        with alone(cache_dir() / KIND / key):
+            stored = _stored(key, config, settings)
+            if stored is None:
+                if shards is None:  # of all jobs: who goes on later finds the same harvest
+                    shards = _harvest(model, tokens, [c for c, _ in jobs])
+                _train(shards, key, config, settings, watch)
+                stored = _stored(key, config, settings)
+            found.append(stored)
+    if shards is not None and shards.reading:
+        shards.reading.end()
+    return found
 
 
 def stored_folder(key: str) -> Path:
     """Where a trained SAE lies, by its key.
 
     Raises:
-        UserError: It is no longer in the cache.
+        UserError: It is not in the cache, or not as it was trained.
     """
-    folder = cache_dir() / KIND / key
+    folder, fault = cache_dir() / KIND / key, ""
     if not _done(folder):
+        fault = "is not in the cache"
+    elif (folder / RECORD).exists():
+        try:
+            _check_record(folder)
+        except DamagedError as error:
+            fault = f"is damaged in the cache ({error.cause})"
+    if fault:
         raise UserError(
-            f"The SAE {key} is not in the cache: run notebooks/04_sparse_autoencoders.ipynb again, "
+            f"The SAE {key} {fault}: run notebooks/04_sparse_autoencoders.ipynb again, "
             "which trains it."
         )
     return folder / "sae-0"
@@ -118,7 +136,70 @@ def stored_sae(key: str) -> SAE:
 
 
 def _done(folder: Path) -> bool:
-    return (folder / "sae-0" / "cfg.json").exists()
+    """Whether a training came to its end here."""
+    return (folder / "sae-0" / CONFIG).exists() or (folder / RECORD).exists()
+
+
+def _stored(key: str, config: SAEConfig, settings: TrainSettings) -> Stored | None:
+    """What is in the cache; what is damaged there is deleted, with a line in the log."""
+    folder = cache_dir() / KIND / key
+    if not _done(folder):
+        delete(folder / "sae-0" if folder.is_dir() else folder)  # half of an SAE
+        return None
+    try:
+        if (folder / RECORD).exists():
+            _check_record(folder)
+        stored = Stored(load_sae(folder / "sae-0"), key, read_metrics(folder))
+        steps = [line["step"] for line in stored.metrics]
+        if steps != _logged(settings) or stored.sae.cfg != build(config).cfg:
+            raise DamagedError("it is not what was asked for")
+    except UserError as error:
+        log.warning("The SAE %s of the cache is trained again: %s", key, error)
+        delete(folder)
+        return None
+    if not (folder / RECORD).exists():
+        write_json(folder / RECORD, _hashes(folder))
+    return stored
+
+
+def _logged(settings: TrainSettings) -> list[int]:
+    """Steps of a whole training's lines of metrics."""
+    every = range(settings.log_every, settings.steps, settings.log_every)
+    return [*every, settings.steps]
+
+
+def _check_record(folder: Path) -> None:
+    """Compare the files with what they were when the training ended.
+
+    Raises:
+        DamagedError: One is missing or another.
+    """
+    recorded = read_checked(folder / RECORD, _Record).root
+    for name, found in _hashes(folder).items():
+        if found != recorded.get(name):
+            raise DamagedError(f"{name} is missing or damaged")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    paths = {name: folder / name for name in FILES}
+    return {name: content_hash(path) if path.is_file() else "" for name, path in paths.items()}
+
+
+def _train(
+    shards: Shards,
+    key: str,
+    config: SAEConfig,
+    settings: TrainSettings,
+    watch: Callable[[list[dict[str, Any]]], None] | None,
+) -> None:
+    """Train an SAE; from the start where the checkpoint is damaged, with a line in the log."""
+    folder = cache_dir() / KIND / key
+    try:
+        train(shards, [config], settings, folder=folder, watch=watch)
+    except DamagedError as error:
+        log.warning("The training of the SAE %s starts anew: %s", key, error)
+        delete(folder / CHECKPOINT)
+        train(shards, [config], settings, folder=folder, watch=watch)
 
 
 def _harvest(model: LanguageModel, tokens: Tensor, configs: Sequence[SAEConfig]) -> Shards:
