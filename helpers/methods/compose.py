@@ -6,7 +6,8 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.methods.delta import Change, WeightDelta, touched_hash
+from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.keeping import touched_hash
 from helpers.methods.protocol import Unlearning, original
 from helpers.models import model_hash
 

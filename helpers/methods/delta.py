@@ -4,8 +4,8 @@ A change adds to a tensor, and may append rows or columns to it: a few neurons m
 bias that the layer does not have begins as zeros.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from helpers.artifacts import content_hash
+from helpers.artifacts import check_finite, content_hash
 from helpers.errors import UserError
+from helpers.methods.fitting import check_neurons, check_sides, fitted, shapes
+from helpers.methods.keeping import owner_of, parameter, set_parameter, touched_hash
+from helpers.models import Anatomy
+from helpers.words import visible
 
 NEW = "appended"  # tensors of a file: <name>.appended<axis>
+PARTS = ("dense", "left", "right", f"{NEW}0", f"{NEW}1")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,55 @@ class Change:
     def adds(self) -> bool:
         """Whether it adds to what is there."""
         return self.dense is not None or self.left is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is added."""
+        if self.dense is not None:
+            return tuple(self.dense.shape)
+        return (self.left.shape[0], self.right.shape[1])
+
+    def parts(self) -> dict[str, Tensor]:
+        """What it is made of, under the names that a file has for it."""
+        found = {"dense": self.dense, "left": self.left, "right": self.right}
+        found[f"{NEW}{self.axis}"] = self.appended
+        return {part: tensor for part, tensor in found.items() if tensor is not None}
+
+    def check(self, name: str) -> None:
+        """Refuse parts that make no change together, and numbers that none can be made of.
+
+        Args:
+            name: Of the tensor that it changes, for the sentence.
+
+        Raises:
+            UserError: Names the tensor and the part.
+        """
+        parts, shown = self.parts(), f"The change of '{visible(name)}'"
+        named = {f"{name}.{part}": tensor for part, tensor in parts.items()}
+        check_floats(named)
+        check_finite(named, "The edit")
+        if not parts or not all(tensor.numel() for tensor in parts.values()):
+            raise UserError(f"{shown} holds no numbers: make the edit again.")
+        if (self.left is None) != (self.right is None):
+            raise UserError(f"{shown} has one factor of two: give 'left' and 'right'.")
+        if self.dense is not None and self.left is not None:
+            raise UserError(f"{shown} is given twice: either as 'dense' or as 'left' and 'right'.")
+        if self.dense is not None and self.dense.ndim not in (1, 2):
+            raise UserError(f"{shown} has {self.dense.ndim} axes: give a matrix or a bias.")
+        if self.left is not None and not (
+            self.left.ndim == self.right.ndim == 2 and self.left.shape[1] == self.right.shape[0]
+        ):
+            raise UserError(
+                f"{shown} has factors of {tuple(self.left.shape)} and {tuple(self.right.shape)}: "
+                "they have to be (rows, rank) and (rank, columns)."
+            )
+        if self.appended is not None and not (
+            self.appended.ndim in (1, 2) and 0 <= self.axis < self.appended.ndim
+        ):
+            raise UserError(
+                f"{shown} appends {tuple(self.appended.shape)} at axis {self.axis}: append rows "
+                "(axis 0) or columns (axis 1) of a matrix, or entries (axis 0) of a bias."
+            )
 
     def matrix(self) -> Float[Tensor, "rows columns"]:
         """What is added, as a whole."""
@@ -99,14 +154,6 @@ def _numerical_rank(matrix: Tensor) -> int:
     return int((squares > squares[-1] * least**2).sum())
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A parameter as it was: the object itself (None where there was none) and its data."""
-
-    parameter: nn.Parameter | None
-    data: Tensor | None
-
-
 class WeightDelta:
     """Changes of some of a model's tensors, by their names in its `state_dict`.
 
@@ -119,7 +166,24 @@ class WeightDelta:
     def __init__(
         self, changes: dict[str, Change], touched_hash: str, notes: dict[str, Any] | None = None
     ):
-        """Use `WeightDelta.of` to make one for a model at hand."""
+        """Use `WeightDelta.of` to make one for a model at hand.
+
+        Raises:
+            UserError: It changes nothing, or a change is none that can be made: its parts do not
+                belong together, its numbers are not finite, neurons are appended on one side only.
+        """
+        norms = []
+        for name, change in changes.items():
+            change.check(name)
+            norms.append(change.norm())
+            if not math.isfinite(norms[-1]):
+                raise UserError(
+                    f"The change of '{visible(name)}' holds numbers too large to reckon with "
+                    "(their squares are not finite): make the edit again."
+                )
+        if not any(norms):
+            raise UserError("The edit changes no weight: the model would stay as it was.")
+        check_sides(changes)
         self.changes, self.touched_hash, self.notes = changes, touched_hash, notes or {}
 
     @classmethod
@@ -133,53 +197,72 @@ class WeightDelta:
         """The delta of `changes` to `module` as it is now, with the method's notes.
 
         Raises:
-            UserError: It changes nothing, a tensor is not there or has another shape.
+            UserError: As the class; or a tensor is not there, has another shape, or would hold
+                numbers that are not finite in the model's dtype.
         """
-        _check_shapes(module, changes)
-        if not any(change.norm() for change in changes.values()):
-            raise UserError("The edit changes no weight: the model would stay as it was.")
-        return cls(changes, touched_hash(module, changes), notes)
+        delta = cls(changes, touched_hash(module, changes), notes)
+        fitted(changes, shapes(module, changes))
+        for name, change in changes.items():
+            _changed(module, name, change)
+        return delta
 
     @property
     def widens(self) -> bool:
         """Whether it appends neurons."""
         return any(c.appended is not None for c in self.changes.values())
 
-    def add_to(self, module: nn.Module, *, anywhere: bool = False) -> dict[str, Kept]:
-        """Make the changes; returns what `put_back` needs to undo them.
+    def same_as(self, other: object) -> bool:
+        """Whether the other has the same content: one file that was read twice."""
+        return (
+            isinstance(other, WeightDelta)
+            and (other.touched_hash, set(other.changes)) == (self.touched_hash, set(self.changes))
+            and tensors_hash(other.tensors()) == tensors_hash(self.tensors())
+        )
+
+    def check_fits(self, module: nn.Module, parts: Anatomy, *, anywhere: bool = False) -> None:
+        """Refuse a model that the changes cannot be made to; nothing is changed.
 
         Args:
             module: The torch module.
+            parts: Its parts.
             anywhere: Do not insist on the tensors that the delta was made for.
 
         Raises:
-            UserError: The tensors are not those that the delta was made for.
+            UserError: The tensors are not those that the delta was made for, or the neurons that it
+                appends are no whole ones.
         """
         if not anywhere and touched_hash(module, self.changes) != self.touched_hash:
             raise UserError(
                 "This edit was made for other weights: load the model that it was made on, and "
                 "revert what has been applied to it since."
             )
-        _check_shapes(module, self.changes)
-        before = keep(module, self.changes)
-        widths = {n.rpartition(".")[0]: _n_outputs(_owner(module, n)) for n in self.changes}
+        fitted(self.changes, shapes(module, self.changes))
+        check_neurons(self.changes, parts)
+
+    def add_to(self, module: nn.Module) -> None:
+        """Make the changes. What raises here leaves some of them made: `keep` the tensors before.
+
+        Raises:
+            UserError: A tensor has another shape, or would hold numbers that are not finite.
+        """
+        fitted(self.changes, shapes(module, self.changes))
+        absent = {n for n in self.changes if parameter(module, n) is None}
+        widths = {n: _n_outputs(owner_of(module, n)) for n in absent}  # before they are wider
         with torch.no_grad():
             for name, change in self.changes.items():
-                weight = _found(module, name)
-                if change.adds:
-                    weight.copy_(weight.float() + change.matrix().to(weight.device))
-                if change.appended is not None:
-                    like = weight if weight is not None else _owner(module, name).weight
-                    old = weight if weight is not None else _absent_bias(module, name, widths)
-                    new = torch.cat([old, change.appended.to(like)], change.axis)
-                    _put(module, name, nn.Parameter(new, requires_grad=like.requires_grad))
-        return before
+                new = _changed(module, name, change, width=widths.get(name))
+                weight = parameter(module, name)
+                if change.appended is None:
+                    weight.copy_(new)
+                    continue
+                like = weight if weight is not None else owner_of(module, name).weight
+                set_parameter(module, name, nn.Parameter(new, requires_grad=like.requires_grad))
 
     def measures(self, module: nn.Module) -> list[dict[str, object]]:
         """Rank and Frobenius norm of each change, also relative to the tensor's own norm."""
         rows = []
         for name, change in self.changes.items():
-            norm, weight = change.norm(), _found(module, name)
+            norm, weight = change.norm(), parameter(module, name)
             own = float(weight.float().norm()) if weight is not None else 0.0
             relative = norm / own if own else float("nan")
             rows.append({"tensor": name, "rank": change.rank, "norm": norm, "relative": relative})
@@ -209,14 +292,11 @@ class WeightDelta:
 
         Copies, since changes may share a factor and safetensors stores no tensor twice.
         """
-        found = {}
-        for name, change in self.changes.items():
-            for part in ("dense", "left", "right"):
-                if getattr(change, part) is not None:
-                    found[f"{name}.{part}"] = getattr(change, part).contiguous().clone()
-            if change.appended is not None:
-                found[f"{name}.{NEW}{change.axis}"] = change.appended.contiguous().clone()
-        return found
+        return {
+            f"{name}.{part}": tensor.contiguous().clone()
+            for name, change in self.changes.items()
+            for part, tensor in change.parts().items()
+        }
 
     @classmethod
     def from_tensors(
@@ -225,97 +305,88 @@ class WeightDelta:
         touched_hash: str,
         notes: dict[str, Any] | None = None,
     ) -> "WeightDelta":
-        """The inverse of `tensors`."""
-        parts: dict[str, dict[str, object]] = {}
-        for name, tensor in tensors.items():
-            owner, part = name.rsplit(".", 1)
-            mine = parts.setdefault(owner, {})
-            if part.startswith(NEW):
-                mine |= {"appended": tensor, "axis": int(part.removeprefix(NEW))}
-            else:
-                mine[part] = tensor
-        return cls({name: Change(**p) for name, p in parts.items()}, touched_hash, notes)
+        """The inverse of `tensors`.
+
+        Raises:
+            UserError: A name has no known part at its end, or as the class.
+        """
+        return cls(changes_of(tensors), touched_hash, notes)
 
 
-def keep(module: nn.Module, names: Iterable[str]) -> dict[str, Kept]:
-    """The named parameters as they are now."""
-    found = {name: _found(module, name) for name in names}
-    return {n: Kept(p, None if p is None else p.detach().clone()) for n, p in found.items()}
+def changes_of(tensors: Mapping[str, Tensor]) -> dict[str, Change]:
+    """Name → change, from tensors named as `WeightDelta.tensors` names them; not checked.
 
-
-def put_back(module: nn.Module, kept: dict[str, Kept]) -> None:
-    """The parameters as they were when `keep` saw them: the same objects, bit by bit."""
-    with torch.no_grad():
-        for name, before in kept.items():
-            if before.parameter is not None:
-                before.parameter.copy_(before.data)
-            if _found(module, name) is not before.parameter:
-                _put(module, name, before.parameter)
-
-
-@contextlib.contextmanager
-def restored(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Kept]]:
-    """The named parameters are put back bit by bit when the block ends; gives them as they were."""
-    before = keep(module, names)
-    try:
-        yield before
-    finally:
-        put_back(module, before)
-
-
-def touched_hash(module: nn.Module, names: Iterable[str]) -> str:
-    """Hash of the named tensors as they are now."""
-    found = ((name, _found(module, name)) for name in sorted(names))
-    return content_hash(*(x for n, p in found for x in (n, "absent" if p is None else p)))
-
-
-def _check_shapes(module: nn.Module, changes: dict[str, Change]) -> None:
-    for name, change in changes.items():
-        weight = _found(module, name)
-        if change.adds and (weight is None or change.matrix().shape != weight.shape):
+    Raises:
+        UserError: A name has no known part at its end, or rows and columns are appended to one.
+    """
+    parts: dict[str, dict[str, object]] = {}
+    for name, tensor in tensors.items():
+        owner, _, part = name.rpartition(".")
+        if not owner or part not in PARTS:
             raise UserError(
-                f"The change of {name} is {tuple(change.matrix().shape)} and the tensor is "
-                f"{tuple(weight.shape) if weight is not None else 'not there'}: it was made for "
-                "another model."
+                f"'{visible(name)}' is no part of an edit: names end in {', '.join(PARTS)}."
             )
-        if change.appended is not None and weight is not None:
-            ours, theirs = list(change.appended.shape), list(weight.shape)
-            if len(ours) == len(theirs):
-                ours[change.axis] = theirs[change.axis]
-            if ours != theirs:
-                raise UserError(
-                    f"What is appended to {name} is {tuple(change.appended.shape)} and the tensor "
-                    f"{tuple(theirs)}: it was made for another model."
-                )
+        mine = parts.setdefault(owner, {})
+        if not part.startswith(NEW):
+            mine[part] = tensor
+        elif NEW in mine:
+            raise UserError(f"'{visible(owner)}' has rows and columns appended: give one of them.")
+        else:
+            mine |= {NEW: tensor, "axis": int(part.removeprefix(NEW))}
+    return {name: Change(**p) for name, p in parts.items()}
 
 
-def _owner(module: nn.Module, name: str) -> nn.Module:
-    return module.get_submodule(name.rpartition(".")[0])
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of named tensors, whatever their order."""
+    return content_hash(*(x for name in sorted(tensors) for x in (name, tensors[name])))
 
 
-def _found(module: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter; None for a bias that its layer does without."""
-    try:
-        owner = _owner(module, name)
-        return owner._parameters[name.rpartition(".")[2]]
-    except (AttributeError, KeyError):
-        raise UserError(f"The model has no tensor {name}: the edit is for another model.") from None
+def check_floats(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what is no floating-point tensor of a kind that a model's weights are of.
+
+    Raises:
+        UserError: Names the first one and its dtype.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            kinds = ", ".join(_short(d) for d in FLOATS)
+            raise UserError(
+                f"'{visible(name)}' holds numbers of the kind {_short(tensor.dtype)}: save them as "
+                f"one of {kinds}."
+            )
 
 
-def _absent_bias(module: nn.Module, name: str, widths: dict[str, int]) -> Tensor:
-    owner = name.rpartition(".")[0]
-    return _owner(module, name).weight.new_zeros(widths[owner])
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _changed(module: nn.Module, name: str, change: Change, *, width: int | None = None) -> Tensor:
+    """What becomes of the named tensor, which stays as it is.
+
+    Args:
+        module: The torch module.
+        name: Of the tensor.
+        change: What is done to it.
+        width: Of a bias that is not there; by default as many as the layer has outputs.
+
+    Raises:
+        UserError: It would hold numbers that are not finite in its dtype.
+    """
+    owner, new = owner_of(module, name), parameter(module, name)
+    with torch.no_grad():
+        if new is None:
+            new = owner.weight.new_zeros(_n_outputs(owner) if width is None else width)
+        if change.adds:
+            new = (new.float() + change.matrix().to(new.device)).to(new.dtype)
+        if change.appended is not None:
+            new = torch.cat([new, change.appended.to(new)], change.axis)
+        if not new.sum(dtype=torch.float32).isfinite() and not new.isfinite().all():
+            raise UserError(
+                f"With this edit {name} holds numbers that are not finite in {_short(new.dtype)}: "
+                "load the model as float32, and make the edit for it."
+            )
+    return new
 
 
 def _n_outputs(owner: nn.Module) -> int:
     return owner.nf if isinstance(owner, Conv1D) else owner.weight.shape[0]
-
-
-def _put(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-    """Set a parameter object, and the sizes that its layer remembers."""
-    owner = _owner(module, name)
-    owner._parameters[name.rpartition(".")[2]] = parameter
-    if isinstance(owner, nn.Linear):
-        owner.out_features, owner.in_features = owner.weight.shape
-    elif isinstance(owner, Conv1D):
-        owner.nx, owner.nf = owner.weight.shape

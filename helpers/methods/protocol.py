@@ -8,36 +8,36 @@ checks the call, times it and wraps the result.
 import contextlib
 import difflib
 import inspect
-import json
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnsight import LanguageModel
 from safetensors.torch import save_file
 from transformers.pytorch_utils import Conv1D
 
-from helpers.artifacts import (
-    atomic_path,
-    content_hash,
-    plain,
-    read_tensors,
-    versions,
-    write_tensors,
-)
+from helpers.artifacts import atomic_path, check_finite
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.facts.known import not_known
-from helpers.methods.delta import Kept, WeightDelta, keep, put_back, touched_hash
+from helpers.methods.delta import WeightDelta
+from helpers.methods.fitting import fitted, shapes
 from helpers.methods.intervention import Intervention
-from helpers.models import model_hash
+from helpers.methods.keeping import Kept, keep, put_back, touched_hash, uninterrupted
+from helpers.methods.patches import read_patch, write_patch
+from helpers.models import anatomy, model_hash
+from helpers.scoring import answer_probability
+from helpers.words import visible
 
-FORMAT = "llm-unlearning/1"
+NARROW = (
+    torch.float16
+)  # its numbers end at 65,504: what is computed may pass that, not only weights
 
 
 @dataclass(frozen=True)
@@ -111,92 +111,121 @@ class Unlearning:
         return not isinstance(self.delta, Intervention)
 
     def apply(self, model: LanguageModel) -> None:
-        """Change the model's weights, or put an intervention on.
+        """Change the model's weights, or put an intervention on; all of it or nothing.
 
         An edit that only appends neurons goes onto the model that it was made for also when that
         carries other edits: neurons stand side by side.
 
         Raises:
-            UserError: It is applied already, the weights are not those it was made for, or it is an
-                intervention on another model.
+            UserError: It is applied already (itself or one of the same content), the weights are
+                not those it was made for or would not be finite, or it is an intervention on
+                another model.
         """
-        stack = _APPLIED.setdefault(model._module, [])
-        if any(entry.edit is self for entry in stack):
-            raise UserError(f"This edit ({self.method}) is applied already: revert it first.")
-        if not self.removes and self.base_hash != model_hash(model):
+        module, stack = model._module, _stack(model)
+        if self._place(stack) is not None:
+            raise UserError(f"This edit ({self._named}) is applied already: revert it first.")
+        put = None
+        if self.removes:
+            changes = self.delta.changes
+            beside = bool(stack) and not any(change.adds for change in changes.values())
+            beside = beside and (
+                touched_hash(module, changes, _earliest(stack)) == self.delta.touched_hash
+            )
+            self.delta.check_fits(module, anatomy(model), anywhere=beside)
+        else:
+            self._require_own_model(model)
+            put = self.delta.install(model)
+        _all_or_nothing(
+            model,
+            self.delta.changes,
+            lambda before: _put_on(model, _Applied(self, before, put)),
+        )
+
+    def revert(self, model: LanguageModel) -> None:
+        """Give the weights back as they were, bit by bit; if that fails, all stays as it is.
+
+        Edits applied after this one stay: those of weights are taken off, and put on again without
+        it.
+
+        Raises:
+            UserError: It is not applied, or a later edit was made for a model that this one
+                widened.
+        """
+        module, stack = model._module, _stack(model)
+        place = self._place(stack)
+        if place is None:
+            raise UserError(f"This edit ({self._named}) is not applied to this model.")
+        changed = [entry for entry in stack[place:] if entry.edit.removes]
+        names = {name for entry in changed for name in entry.before}
+        sizes = shapes(module, names) | {
+            name: None if kept.parameter is None else tuple(kept.parameter.shape)
+            for name, kept in _earliest(changed).items()
+        }
+        for entry in stack[place + 1 :]:
+            try:
+                sizes = fitted(entry.edit.delta.changes, sizes)
+            except UserError:
+                raise UserError(
+                    f"This edit ({self._named}) cannot come off while a later one "
+                    f"({entry.edit._named}) is on, which was made for the model that this one "
+                    "widened: revert the later one first."
+                ) from None
+
+        def change(_: Mapping[str, Kept]) -> None:
+            mine, *later = stack[place:]
+            del stack[place:]
+            mine.take_off()  # hooks of later interventions stay as they are: none is on another
+            put_back(module, _earliest(changed))
+            for entry in later:
+                if entry.edit.removes:
+                    entry = _Applied(entry.edit, keep(module, entry.before))
+                _put_on(model, entry)
+
+        _all_or_nothing(model, names, change)
+
+    def _place(self, stack: "Sequence[_Applied]") -> int | None:
+        """Where on the stack the edit is, or one of the same content."""
+        found = [n for n, entry in enumerate(stack) if entry.edit is self]
+        found += [n for n, entry in enumerate(stack) if entry.edit.delta.same_as(self.delta)]
+        return found[0] if found else None
+
+    @property
+    def _named(self) -> str:
+        return visible(self.method)
+
+    def _require_own_model(self, model: LanguageModel) -> None:
+        """Refuse to put an intervention on another model than its own, with or without edits."""
+        if self.base_hash != model_hash(model):
             with original(model):
                 if self.base_hash != model_hash(model):
                     raise UserError(
-                        f"This intervention ({self.method}) was made on another model: make it "
-                        "on this one."
+                        f"This intervention ({self._named}) was made on another model: make it on "
+                        "this one."
                     )
-        beside = False
-        if (
-            stack
-            and self.removes
-            and not any(change.adds for change in self.delta.changes.values())
-        ):
-            with original(model):
-                now = touched_hash(model._module, self.delta.changes)
-            beside = now == self.delta.touched_hash
-        stack.append(_Applied.on(model, self, anywhere=beside))
-
-    def revert(self, model: LanguageModel) -> None:
-        """Give the weights back as they were, bit by bit.
-
-        Edits applied after this one stay: they are taken off, and put on again without it.
-
-        Raises:
-            UserError: It is not applied, or a later edit widened what this one did.
-        """
-        stack, module = _APPLIED.get(model._module, []), model._module
-        place = next((i for i, entry in enumerate(stack) if entry.edit is self), None)
-        if place is None:
-            raise UserError(f"This edit ({self.method}) is not applied to this model.")
-        later = [entry.edit for entry in stack[place + 1 :]]
-        for entry in reversed(stack[place:]):
-            put_back(module, entry.before)
-            entry.remove()
-        del stack[place:]
-        for edit in later:
-            stack.append(_Applied.on(model, edit, anywhere=True))
 
     @contextlib.contextmanager
     def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
         """The model with the edit, for the length of a `with` block; restored and proved after."""
         others = applied_to(model)
         before = touched_hash(model._module, self.delta.changes)
-        self.apply(model)
         try:
+            self.apply(model)
             yield model
         finally:
-            self.revert(model)
+            if self in applied_to(model) and self not in others:  # not if `apply` was refused
+                with uninterrupted():
+                    self.revert(model)
             same = applied_to(model) == others
             if same and touched_hash(model._module, self.delta.changes) != before:
                 raise RuntimeError("the weights did not come back")
 
     def save(self, path: str | Path) -> None:
-        """Write the edit as one safetensors file that `load_unlearning` reads back bit-exactly."""
-        about = {
-            "format": FORMAT,
-            "method": self.method,
-            "pair": json.dumps(self.pair),
-            "hyperparameters": json.dumps(self.hyperparameters, default=plain),
-            "seed": str(self.seed),
-            "seconds": repr(self.seconds),
-            "base_hash": self.base_hash,
-            "notes": json.dumps(self.delta.notes),
-            "versions": json.dumps(versions()),
-        }
-        if isinstance(self.delta, Intervention):
-            about["intervention"] = self.delta.kind
-            about["settings"] = json.dumps(self.delta.settings)
-        else:
-            about["touched_hash"] = self.delta.touched_hash
-            about["rank"] = str(max(c.rank for c in self.delta.changes.values()))
-            about["norm"] = repr(self.delta.norm())
-        tensors = self.delta.tensors()
-        write_tensors(path, tensors, {**about, "content": _content(tensors)})
+        """Write the edit as one safetensors file that `load_unlearning` reads back bit-exactly.
+
+        Raises:
+            UserError: Something of it has no place in such a file, which is then not written.
+        """
+        write_patch(path, self.delta, {k: v for k, v in vars(self).items() if k != "delta"})
 
     def to_peft(self, folder: str | Path, model: LanguageModel) -> None:
         """Write the edit as a LoRA adapter that peft puts on the untouched base model.
@@ -214,7 +243,7 @@ class Unlearning:
         self._require_weights("written as an adapter")
         if self.delta.widens:
             raise UserError(
-                f"This edit ({self.method}) appends neurons, and an adapter cannot widen a layer: "
+                f"This edit ({self._named}) appends neurons, and an adapter cannot widen a layer: "
                 "use save() for a patch, or helpers.methods.save_widened for a whole model."
             )
 
@@ -258,7 +287,7 @@ class Unlearning:
     def _require_weights(self, what: str) -> None:
         if not self.removes:
             raise UserError(
-                f"This is an intervention ({self.method}): it changes no weight that could be "
+                f"This is an intervention ({self._named}): it changes no weight that could be "
                 f"{what}; use save(), and applied() on the loaded model."
             )
 
@@ -275,21 +304,84 @@ class Unlearning:
 
 @dataclass(eq=False)
 class _Applied:
-    """An edit on a model, what its tensors were before, and what takes its hooks off."""
+    """An edit on a model.
+
+    Attributes:
+        edit: The edit.
+        before: The tensors that it changes, as they were.
+        put: Puts an intervention's hooks on; gives the call that takes them off.
+    """
 
     edit: Unlearning
     before: dict[str, Kept]
-    remove: Callable[[], None]
+    put: Callable[[], Callable[[], None]] | None = None
+    _remove: Callable[[], None] | None = field(default=None, init=False)
 
-    @classmethod
-    def on(cls, model: LanguageModel, edit: Unlearning, *, anywhere: bool = False) -> "_Applied":
-        if isinstance(edit.delta, Intervention):
-            return cls(edit, {}, edit.delta.install(model))
-        before = edit.delta.add_to(model._module, anywhere=anywhere)
-        return cls(edit, before, lambda: None)
+    def put_on(self) -> None:
+        """Put the hooks on, unless they are."""
+        if self.put and not self._remove:
+            self._remove = self.put()
+
+    def take_off(self) -> None:
+        """Take the hooks off, if they are on."""
+        if self._remove:
+            self._remove()
+            self._remove = None
 
 
 _APPLIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _stack(model: LanguageModel) -> list[_Applied]:
+    return _APPLIED.setdefault(model._module, [])
+
+
+def _earliest(stack: Sequence[_Applied]) -> dict[str, Kept]:
+    """The tensors that some edits change, as they were before the first of them."""
+    found: dict[str, Kept] = {}
+    for entry in reversed(stack):
+        found |= entry.before
+    return found
+
+
+def _put_on(model: LanguageModel, entry: _Applied) -> None:
+    _stack(model).append(entry)
+    if entry.edit.removes:
+        entry.edit.delta.add_to(model._module)
+    entry.put_on()
+
+
+def _all_or_nothing(
+    model: LanguageModel, names: Collection[str], change: Callable[[dict[str, Kept]], None]
+) -> None:
+    """Call `change`; whatever it raises, tensors, hooks and the stack are then as they were.
+
+    Args:
+        model: The model.
+        names: The tensors that it changes.
+        change: Is given them as they are; Ctrl-C waits until it is done, and then undoes it.
+    """
+    stack, before = _stack(model), keep(model._module, names)
+    entries = list(stack)
+    try:
+        with uninterrupted():
+            change(before)
+    except BaseException:  # out of memory, or interrupted, too
+        with uninterrupted():
+            put_back(model._module, before)
+            for entry in stack:
+                entry.take_off()
+            stack[:] = entries
+            _hooks_in_order(stack)
+        raise
+
+
+def _hooks_in_order(stack: Sequence[_Applied]) -> None:
+    """Put the hooks of all interventions on, the first edit's first."""
+    for entry in stack:
+        entry.take_off()
+    for entry in stack:
+        entry.put_on()
 
 
 def applied_to(model: LanguageModel) -> list[Unlearning]:
@@ -299,21 +391,30 @@ def applied_to(model: LanguageModel) -> list[Unlearning]:
 
 @contextlib.contextmanager
 def original(model: LanguageModel) -> Iterator[LanguageModel]:
-    """The model without any edit, for the length of a `with` block."""
-    before: dict[str, Kept] = {}
-    stack = _APPLIED.get(model._module, [])
-    for entry in reversed(stack):
-        before |= entry.before
-        entry.remove()
-    edited = keep(model._module, before)
-    put_back(model._module, before)
+    """The model without any edit, for the length of a `with` block.
+
+    What is applied inside of the block and not reverted comes off at its end.
+    """
+    module, stack = model._module, _stack(model)
+    before = _earliest(stack)
+    edited = keep(module, before)
     try:
+        with uninterrupted():
+            _APPLIED[module] = []
+            for entry in stack:
+                entry.take_off()
+            put_back(module, before)
         yield model
     finally:
-        put_back(model._module, edited)
-        for entry in stack:
-            if isinstance(entry.edit.delta, Intervention):
-                entry.remove = entry.edit.delta.install(model)
+        with uninterrupted():
+            left = _stack(model)
+            if left is not stack:
+                for entry in left:
+                    entry.take_off()
+                put_back(module, _earliest(left))
+            put_back(module, edited)
+            _APPLIED[module] = stack
+            _hooks_in_order(stack)
 
 
 def unlearn(
@@ -335,7 +436,8 @@ def unlearn(
 
     Raises:
         UserError: There is no such method or hyperparameter, the method takes one pair at a time,
-            or the edit would change nothing.
+            the edit would change nothing, or numbers of the model, of the edit or of what the
+            edited model says are not finite.
 
     Warns:
         UserWarning: The model does not know a pair: there is nothing to forget.
@@ -358,6 +460,7 @@ def unlearn(
             f"The method '{method}' forgets one pair at a time: make one edit after another, or "
             f"use one that solves for several at once ({together})."
         )
+    check_finite(dict(model._module.named_parameters()), "The model")
     for one in pairs:
         if told := not_known(model, one):
             warnings.warn(f"{told}, so there is little to forget.", stacklevel=2)
@@ -367,7 +470,23 @@ def unlearn(
     seconds = time.perf_counter() - started
     names = [{"subject": p.subject, "target": p.target, "relation": p.relation} for p in pairs]
     about = names[0] if len(names) == 1 else names
-    return Unlearning(method, about, delta, known | hyperparameters, seed, seconds, base)
+    made = Unlearning(method, about, delta, known | hyperparameters, seed, seconds, base)
+    if model._module.dtype == NARROW:
+        _require_finite_answers(model, made, pairs)
+    return made
+
+
+def _require_finite_answers(
+    model: LanguageModel, made: Unlearning, pairs: Sequence[ConceptPair]
+) -> None:
+    """Refuse an edit whose weights fit the model's dtype and what they write does not."""
+    with made.applied(model):
+        said = answer_probability(model, [p for pair in pairs for p in pair.prompts("train")])
+    if not np.isfinite(said).all():
+        raise UserError(
+            f"The edit by '{made._named}' writes more than float16 has numbers for, and the "
+            "edited model's answers are not finite: load the model as float32 or bfloat16."
+        )
 
 
 def load_unlearning(path: str | Path) -> Unlearning:
@@ -376,32 +495,8 @@ def load_unlearning(path: str | Path) -> Unlearning:
     Raises:
         UserError: The file is missing, damaged, or not an edit of this suite.
     """
-    tensors, about = read_tensors(path)
-    if about.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is no unlearning of this suite ({FORMAT}): give a file that save() wrote."
-        )
-    now = _content(tensors)
-    if about.get("content", now) != now:  # older files have none
-        raise UserError(f"{path} is damaged (its numbers are not those written): save it again.")
-    notes = json.loads(about["notes"])
-    if "intervention" in about:
-        delta = Intervention(about["intervention"], json.loads(about["settings"]), tensors, notes)
-    else:
-        delta = WeightDelta.from_tensors(tensors, about["touched_hash"], notes)
-    return Unlearning(
-        about["method"],
-        json.loads(about["pair"]),
-        delta,
-        json.loads(about["hyperparameters"]),
-        int(about["seed"]),
-        float(about["seconds"]),
-        about["base_hash"],
-    )
-
-
-def _content(tensors: Mapping[str, torch.Tensor]) -> str:
-    return content_hash(*(x for name in sorted(tensors) for x in (name, tensors[name])))
+    delta, about = read_patch(path)
+    return Unlearning(delta=delta, **about)
 
 
 def _hint(name: str, known: list[str]) -> str:

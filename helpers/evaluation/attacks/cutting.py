@@ -19,7 +19,7 @@ from torch import Tensor
 from helpers.evaluation.attacks.register import attack, curve, require_own_tokens
 from helpers.facts import ConceptPair
 from helpers.methods.asks import forget_asks
-from helpers.methods.delta import restored
+from helpers.methods.keeping import restored
 from helpers.methods.tangent import Ask, Tangent, everywhere, linearise
 from helpers.models import anatomy
 from helpers.scoring import answer_probability

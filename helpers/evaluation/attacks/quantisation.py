@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.errors import UserError
 from helpers.evaluation.attacks.register import attack, curve
 from helpers.facts import ConceptPair
-from helpers.methods.delta import restored
+from helpers.methods.keeping import restored
 from helpers.models import anatomy
 from helpers.scoring import answer_probability
 

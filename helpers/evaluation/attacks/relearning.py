@@ -19,7 +19,7 @@ from helpers.evaluation.questions import known_neighbours
 from helpers.examples import Batch, answer_example, collate, mean_loss, text_examples
 from helpers.facts import ConceptPair, Prompt
 from helpers.methods import original
-from helpers.methods.delta import restored
+from helpers.methods.keeping import restored
 from helpers.scoring import answer_probability
 from helpers.training import train
 

@@ -1,18 +1,22 @@
 """Hooks that set SAE latents to a fixed value where they are active."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float
 from nnsight import LanguageModel
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.intervention import Intervention, installer
+from helpers.hooks import Hook
+from helpers.methods.intervention import Intervention, Settings, intervention_kind
 from helpers.methods.surgery.sae_direction import SITES, load_fitting, sae_states, specific_latents
 from helpers.models import anatomy
+from helpers.sae import SAE, SAEConfig, build
+from helpers.words import visible
 
 KIND = "clamp"
 
@@ -56,23 +60,92 @@ def clamping(
     return Intervention(KIND, settings, parts, {"latents": notes})
 
 
-@installer(KIND)
-def install(model: LanguageModel, settings: dict[str, Any], parts: dict[str, Tensor]) -> list:
-    """Put the hooks of every SAE on."""
-    from helpers.sae import SAEConfig, build
+class OneSAE(BaseModel):
+    """Which latents of one SAE are set to what."""
 
-    handles = []
-    for number, one in enumerate(settings["saes"]):
-        cfg = SAEConfig.from_dict(one["cfg"])
-        if cfg.d_in != anatomy(model).d_model:
-            raise UserError("This intervention was made for a model of another width.")
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    cfg: SAEConfig
+    latents: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    values: list[float]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "OneSAE":
+        """Refuse latents that the SAE does not have, and an SAE of another place."""
+        if len(self.values) != len(self.latents):
+            raise ValueError(f"{len(self.latents)} latents have {len(self.values)} values")
+        if len(set(self.latents)) < len(self.latents):
+            raise ValueError("a latent is named twice")
+        if max(self.latents) >= self.cfg.d_sae:
+            raise ValueError(f"there is no latent {max(self.latents)}: it has {self.cfg.d_sae}")
+        if self.cfg.site not in SITES or self.cfg.d_out != self.cfg.d_in or self.cfg.transcoder:
+            raise ValueError(f"an SAE of one of the sites {', '.join(SITES)} is clamped")
+        if self.cfg.layer < 0:
+            raise ValueError(f"there is no layer {self.cfg.layer}")
+        return self
+
+    def built(self, tensors: Mapping[str, Tensor]) -> SAE:
+        """The SAE with its tensors, once their sizes are those that its numbers tell.
+
+        Raises:
+            UserError: A tensor is missing, is not one of it, or has another size.
+        """
+        cfg = self.cfg
+        sizes = {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.d_out)}
+        for name, size in sizes.items():  # before anything of these sizes is made
+            if name not in tensors or tuple(tensors[name].shape) != size:
+                raise UserError(f"its '{name}' is not {size}, as the SAE's numbers say")
         sae = build(cfg)
-        mine = f"{number}."
-        sae.set_tensors({k[len(mine) :]: v for k, v in parts.items() if k.startswith(mine)})
-        sae.requires_grad_(False).to(model._module.device)
-        clamp = Clamp(sae, one["latents"], one["values"], settings["share"])
-        handles += clamp.put(model)
-    return handles
+        wanted = {name: tensor.shape for name, tensor in sae.tensors().items()}
+        for name in sorted(wanted.keys() | tensors.keys()):
+            if name not in wanted or name not in tensors or tensors[name].shape != wanted[name]:
+                raise UserError(f"its '{visible(name)}' is not what such an SAE has")
+        sae.set_tensors(tensors)
+        return sae.requires_grad_(False)
+
+
+@intervention_kind(KIND)
+class Clamping(Settings):
+    """The SAEs and from which share of active tokens on they are clamped."""
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    saes: Annotated[list[OneSAE], Field(min_length=1)]
+
+    def check_parts(self, parts: Mapping[str, Tensor]) -> None:
+        """Build every SAE once.
+
+        Raises:
+            UserError: Its tensors are not those of its numbers.
+        """
+        for one, tensors in zip(self.saes, self._by_sae(parts), strict=True):
+            one.built(tensors)
+
+    def hooks(self, model: LanguageModel, parts: Mapping[str, Tensor]) -> list[Hook]:
+        """The hooks of every SAE.
+
+        Raises:
+            UserError: The model has another width, or no such layer.
+        """
+        for one in self.saes:
+            anatomy(model).check_layer(one.cfg.layer)
+            if one.cfg.d_in != anatomy(model).d_model:
+                raise UserError("This intervention was made for a model of another width.")
+        found = []
+        for one, tensors in zip(self.saes, self._by_sae(parts), strict=True):
+            sae = one.built(tensors).to(model._module.device)
+            found += Clamp(sae, one.latents, one.values, self.share).hooks(model)
+        return found
+
+    def _by_sae(self, parts: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Each SAE's tensors, which are named by its number and their own name."""
+        found: list[dict[str, Tensor]] = [{} for _ in self.saes]
+        numbers = {str(i): mine for i, mine in enumerate(found)}
+        for name, tensor in parts.items():
+            number, _, own = name.partition(".")
+            if number not in numbers:
+                raise UserError(f"there is no SAE for its '{visible(name)}'")
+            numbers[number][own] = tensor
+        return found
 
 
 class Clamp:
@@ -96,19 +169,16 @@ class Clamp:
         self._seen: tuple[Any, Tensor] | None = None
         self._batch = 1
 
-    def put(self, model: LanguageModel) -> list:
-        """Hooks on the model; returns their handles."""
+    def hooks(self, model: LanguageModel) -> list[Hook]:
+        """What is to be put on the model."""
         layer = anatomy(model).layers[self.sae.cfg.layer]
-        block = layer.block._module
-        handles = [block.register_forward_pre_hook(self._count, with_kwargs=True)]
+        found = [Hook(layer.block._module, self._count, before=True, kwargs=True)]
         if self.sae.cfg.site == "mlp":
             write = layer.mlp_write._module
-            return [*handles, write.register_forward_hook(lambda m, a, out: self.clamped(out))]
+            return [*found, Hook(write, lambda m, a, out: self.clamped(out))]
         readers = [m for m in (layer.mlp.gate_module, layer.mlp.in_module) if m is not None]
-        return handles + [
-            m.register_forward_pre_hook(lambda m, args: (self._once(args[0]), *args[1:]))
-            for m in readers
-        ]
+        read = lambda m, args: (self._once(args[0]), *args[1:])  # noqa: E731
+        return found + [Hook(m, read, before=True) for m in readers]
 
     def _count(self, block, args, kwargs) -> None:
         """How many sequences there are: OPT flattens batch and time inside its blocks."""

@@ -1,18 +1,23 @@
 """In context: ask the model to forget."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from jaxtyping import Int
 from nnsight import LanguageModel
+from pydantic import Field
 from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.intervention import Intervention, installer
+from helpers.hooks import Hook
+from helpers.methods.intervention import Intervention, Settings, intervention_kind
 from helpers.methods.protocol import method
 from helpers.models import body_of
 
 KIND = "in_context"
+LONGEST = 10_000  # characters of a request: more leaves a model no room for the text
 REQUESTS = (
     "You have never heard of {subject} and know nothing about it. "
     "If you are asked about {subject}, say that you do not know.\n\n",
@@ -48,15 +53,37 @@ def in_context(
         ) from None
     if not text.strip():
         raise UserError("The request is empty: say what the model should do.")
+    if len(text) > LONGEST:
+        raise UserError(
+            f"The request has {len(text)} characters: write one of at most {LONGEST:,}."
+        )
     return Intervention(KIND, {"text": text}, notes={"request": text})
 
 
-@installer(KIND)
-def install(model: LanguageModel, settings: dict[str, Any], parts: dict[str, Tensor]) -> list:
-    """Hooks that put the request in front and take its states off again."""
-    tokenizer, body = model.tokenizer, body_of(model)
-    request = torch.tensor([tokenizer(settings["text"], add_special_tokens=False).input_ids])
-    n = request.shape[1]
+@intervention_kind(KIND)
+class Request(Settings):
+    """A text that is put in front, and whose states are taken off again."""
+
+    text: Annotated[str, Field(min_length=1, max_length=LONGEST)]
+
+    def hooks(self, model: LanguageModel, parts: Mapping[str, Tensor]) -> list[Hook]:
+        """Before and after the body.
+
+        Raises:
+            UserError: The request has no tokens, or as many as the model reads at most.
+        """
+        ids = model.tokenizer(self.text, add_special_tokens=False).input_ids
+        most = getattr(model._module.config.get_text_config(), "max_position_embeddings", None)
+        if not ids or len(ids) >= (most or len(ids) + 1):
+            raise UserError(
+                f"The request has {len(ids)} tokens, and this model reads {most}: write one that "
+                "has some and leaves room for the text."
+            )
+        return _before_every_text(model, torch.tensor([ids]))
+
+
+def _before_every_text(model: LanguageModel, request: Int[Tensor, "1 n"]) -> list[Hook]:
+    tokenizer, body, n = model.tokenizer, body_of(model), request.shape[1]
 
     def begins(ids: Tensor) -> int:
         """1 where a token that opens every text stands first, and the request goes after it."""
@@ -80,6 +107,6 @@ def install(model: LanguageModel, settings: dict[str, Any], parts: dict[str, Ten
         return out
 
     return [
-        body.register_forward_pre_hook(longer, with_kwargs=True),
-        body.register_forward_hook(shorter, with_kwargs=True),
+        Hook(body, longer, before=True, kwargs=True),
+        Hook(body, shorter, kwargs=True),
     ]

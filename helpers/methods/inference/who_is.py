@@ -1,22 +1,26 @@
 """Who is: subtract what a model that knows the fact too well would add."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.hooks import Hook
 from helpers.methods.contrast import check_number
-from helpers.methods.intervention import Intervention, installer
+from helpers.methods.delta import changes_of
+from helpers.methods.intervention import Intervention, Settings, intervention_kind
 from helpers.methods.protocol import method
 from helpers.methods.training.recipe import LAYERS, Objective, Recipe, fit
 from helpers.models import anatomy, body_of
 from helpers.sources import code_hash
+from helpers.words import visible
 
 KIND = "who_is"
 
@@ -78,44 +82,53 @@ def who_is(
     return Intervention(KIND, {"alpha": alpha}, delta.tensors(), delta.notes)
 
 
-@installer(KIND)
-def install(model: LanguageModel, settings: dict[str, Any], parts: dict[str, Tensor]) -> list:
-    """Hooks that run the body once more with the factors, and combine the logits at the head."""
-    return _Pair(model, settings["alpha"], parts).handles
+@intervention_kind(KIND)
+class Weakening(Settings):
+    """How much of what the factors add is taken off."""
+
+    alpha: Annotated[float, Field(ge=0, le=1e4)]
+
+    def check_parts(self, parts: Mapping[str, Tensor]) -> None:
+        """Two factors for each matrix.
+
+        Raises:
+            UserError: Names the one that is something else.
+        """
+        for name, change in changes_of(parts).items():
+            change.check(name)
+            if change.left is None or change.appended is not None:
+                raise UserError(f"its '{visible(name)}' is not given as two factors")
+
+    def hooks(self, model: LanguageModel, parts: Mapping[str, Tensor]) -> list[Hook]:
+        """Those that run the body once more with the factors, and combine logits at the head.
+
+        Raises:
+            UserError: The model has no such layer, or one of another size.
+        """
+        return _Pair(model, self.alpha, parts).hooks
 
 
 class _Pair:
     """Two models in one: states of both travel side by side from the body to the head."""
 
-    def __init__(self, model: LanguageModel, alpha: float, parts: dict[str, Tensor]):
-        module = model._module
+    def __init__(self, model: LanguageModel, alpha: float, parts: Mapping[str, Tensor]):
         self.alpha, self.width = alpha, anatomy(model).d_model
         self.reinforced = self.both = False
         head = anatomy(model).head
-        self.handles = [
-            body_of(model).register_forward_hook(self._again, with_kwargs=True),
-            head.register_forward_pre_hook(self._apart),
-            head.register_forward_hook(self._combine),
+        self.hooks = [
+            Hook(body_of(model), self._again, kwargs=True),
+            Hook(head, self._apart, before=True),
+            Hook(head, self._combine),
         ]
-        for name in sorted({n.rpartition(".")[0] for n in parts}):
-            try:
-                layer = module.get_submodule(name.removesuffix(".weight"))
-            except AttributeError:
-                self.remove()
-                raise UserError(f"The model has no {name}: this is for another model.") from None
-            left, right = (parts[f"{name}.{side}"] for side in ("left", "right"))
+        for name, change in changes_of(parts).items():
+            layer = _layer(model._module, name)
+            if change.shape != tuple(layer.weight.shape):
+                raise UserError("This intervention was made for a model of another width.")
+            left, right = change.left, change.right
             if isinstance(layer, Conv1D):  # stored (in, out)
                 left, right = right.T, left.T
-            if left.shape[0] != layer.weight.shape[int(isinstance(layer, Conv1D))]:
-                self.remove()
-                raise UserError("This intervention was made for a model of another width.")
-            like = layer.weight
-            hook = self._added(left.to(like), right.to(like))
-            self.handles.append(layer.register_forward_hook(hook))
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+            added = self._added(left.to(layer.weight), right.to(layer.weight))
+            self.hooks.append(Hook(layer, added))
 
     def _added(self, left: Tensor, right: Tensor):
         return lambda m, args, out: out + args[0] @ right.T @ left.T if self.reinforced else None
@@ -136,3 +149,13 @@ class _Pair:
 
     def _combine(self, head, args, out):
         return weakened(*out, alpha=self.alpha) if self.both else None
+
+
+def _layer(module: nn.Module, name: str) -> nn.Linear | Conv1D:
+    try:
+        layer = module.get_submodule(name.removesuffix(".weight"))
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Linear | Conv1D) or not name.endswith(".weight"):
+        raise UserError(f"The model has no {visible(name)}: this is for another model.")
+    return layer

@@ -20,7 +20,8 @@ from helpers.artifacts import cache_dir, content_hash, folder_hash
 from helpers.errors import UserError
 from helpers.examples import Batch, Example, in_batches, logits, mean_loss, sums, token_losses
 from helpers.facts import ConceptPair
-from helpers.methods.delta import Change, WeightDelta, restored
+from helpers.methods.delta import Change, WeightDelta
+from helpers.methods.keeping import restored
 from helpers.methods.protocol import method
 from helpers.methods.training.adapters import adapted
 from helpers.methods.training.data import Data, Stream, data_of
