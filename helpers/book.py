@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from helpers.book_check import check
-from helpers.book_pages import Executed, benchmark_tables, status_table, substitutions
+from helpers.book_pages import Executed, benchmark_tables, status_table, words_of
 from helpers.errors import UserError
+from helpers.words import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = {"book/status.md": "<!-- status -->", "book/benchmarks.md": "<!-- benchmarks -->"}
@@ -97,7 +98,7 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
     stems = [Path(name).stem for name in _toc_files(yaml.safe_load(toc)) if "notebooks/" in name]
     pages = [Executed.read(run_folder, stem) for stem in stems]
 
-    files = {"_toc.yml": toc.encode(), "_config.yml": _config(pages).encode()}
+    files = {"_toc.yml": toc.encode(), "_config.yml": _config().encode()}
     for page in pages:
         files[f"notebooks/{page.stem}.ipynb"] = page.page().encode()
     for path in _tree(ROOT / "book"):
@@ -112,6 +113,10 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
     }
     for name, mark in MARKS.items():
         files[name] = files[name].decode().replace(mark, tables[name]).encode()
+    words = words_of(pages[0]) if pages else {}
+    for name, page in files.items():
+        if name.startswith("book/") and name.endswith(".md"):
+            files[name] = _with_words(page.decode(), words).encode()
     for path in _tree(ROOT / "helpers", suffix=".py"):
         files[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     return files | _mathjax()
@@ -127,11 +132,16 @@ def _write(files: dict[str, bytes], stage_folder: Path) -> Path:
     return stage_folder
 
 
-def _config(pages: list[Executed]) -> str:
-    """`_config.yml` with what is known only now: the run's words, the repository, the address."""
+def _with_words(page: str, words: dict[str, str]) -> str:
+    """A prose page with the run's words in place of `{{ subject }}`, ..., as text and no markup."""
+    for name, text in words.items():
+        page = page.replace(f"{{{{ {name} }}}}", markdown(text))
+    return page
+
+
+def _config() -> str:
+    """`_config.yml` with what is known only now: the repository and the book's address."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "_config.yml").read_text())
-    if pages:
-        config["parse"]["myst_substitutions"] = substitutions(pages[0])
     if repository := _repository():
         branch = os.environ.get("BOOK_BRANCH") or "main"
         config["repository"] |= {"url": repository, "branch": branch}

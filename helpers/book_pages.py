@@ -4,14 +4,19 @@ A page is the notebook as papermill left it, with the injected parameters folded
 appended. The status page sums up all of them. Nothing here runs a notebook or imports torch.
 """
 
+import ast
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import UserError
+from helpers.words import code, markdown, visible
 
+ROOT = Path(__file__).resolve().parent.parent
+GLUE = "application/papermill.record/"  # how myst-nb marks what a page may quote
 FOLDED = "hide-cell"  # myst-nb shows such a cell behind a button
 
 
@@ -60,12 +65,18 @@ class Executed:
         return self.notebook["metadata"]["papermill"]
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """What papermill put over the notebook's defaults."""
+        return self.papermill.get("parameters") or {}
+
+    @property
     def settings(self) -> dict[str, Any]:
         return self.manifest.get("settings", {})
 
     def page(self) -> str:
         """The notebook as JSON, injected parameters folded, provenance as the last section."""
-        cells = [_folded(cell) for cell in self.notebook["cells"]]
+        cells = [self._folded(cell) for cell in self.notebook["cells"]]
+        cells.append(self._times())
         cells.append(
             {
                 "cell_type": "markdown",
@@ -74,45 +85,78 @@ class Executed:
                 "source": self.provenance(),
             }
         )
-        page = self.notebook | {"cells": cells, "nbformat": 4, "nbformat_minor": 5}
+        metadata = dict(self.notebook["metadata"])
+        metadata.pop("papermill", None)  # the provenance says what of it is meant for readers
+        page = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
         return json.dumps(page, indent=1, ensure_ascii=False)
+
+    def _folded(self, cell: dict[str, Any]) -> dict[str, Any]:
+        """The cell as it is; the injected parameters folded, without paths of the machine."""
+        tags = cell.get("metadata", {}).get("tags", [])
+        if "injected-parameters" not in tags:
+            return cell
+        lines = [f"{name} = {portable(v)!r}" for name, v in self.parameters.items()]
+        tags = list(dict.fromkeys([*tags, FOLDED]))
+        source = "\n".join(["# Parameters", *lines])
+        return cell | {"metadata": cell["metadata"] | {"tags": tags}, "source": source}
+
+    def _times(self) -> dict[str, Any]:
+        """A hidden cell by which pages quote what the clock decided (`helpers.chapter.took`)."""
+        outputs = [
+            {
+                "output_type": "display_data",
+                "data": {f"{GLUE}text/plain": repr(value)},
+                "metadata": {"scrapbook": {"name": name, "mime_prefix": GLUE}},
+            }
+            for name, value in self.manifest.get("times", {}).items()
+        ]
+        return {
+            "cell_type": "code",
+            "id": "times",
+            "execution_count": None,
+            "metadata": {"tags": ["remove-cell"]},
+            "source": "",
+            "outputs": outputs,
+        }
 
     def provenance(self) -> str:
         """Markdown of the last section: what made this page, in a folded box."""
         manifest = self.manifest
         rows = {
-            "Profile": _code(manifest.get("profile")),
+            "Profile": _cell(manifest.get("profile")),
             "Settings": _pairs(self.settings),
-            "Seeds": ", ".join(_code(seed) for seed in manifest.get("seeds", [])),
-            "Commit": _code(manifest.get("commit")),
-            "Model": f"{_code(self.settings.get('model'))}, weights "
-            f"{_code(manifest.get('model_hash') or 'not recorded')}",
+            "Seeds": ", ".join(_cell(seed) for seed in manifest.get("seeds", [])),
+            "Commit": _cell(manifest.get("commit")),
+            "Model": f"{_cell(portable(self.settings.get('model')))}, weights "
+            f"{_cell(manifest.get('model_hash') or 'not recorded')}",
             "Versions": _pairs(manifest.get("versions", {}), joint=" "),
             "Inputs": _pairs(manifest.get("inputs", {}), joint=" "),
             "Outputs": _pairs(manifest.get("outputs", {}), joint=" "),
-            "Started": manifest.get("started", ""),
+            "Started": markdown(manifest.get("started", "")),
             "Duration": f"{duration(self.papermill['duration'])} in all",
             "Peak memory": memory(manifest.get("peak_memory_mb")),
         }
         table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text)
         summary = (
-            f"Made by profile {_code(manifest.get('profile'))} in "
-            f"{duration(self.papermill['duration'])}, commit {_code(manifest.get('commit'))}"
+            f"Made by profile {code(manifest.get('profile'))} in "
+            f"{duration(self.papermill['duration'])}, commit {code(manifest.get('commit'))}"
         )
+        command = self.command()
+        longest = max(map(len, re.findall("`+", command)), default=0)
+        fence = "`" * max(3, longest + 1)
         return (
             "## Provenance\n\n"
             f":::{{dropdown}} {summary}\n:class-container: provenance\n\n"
             f"|  |  |\n| :--- | :--- |\n{table}\n\n"
             "The same page again, in the repository's root:\n\n"
-            f"```bash\n{self.command()}\n```\n:::\n"
+            f"{fence}bash\n{command}\n{fence}\n:::\n"
         )
 
     def command(self) -> str:
         """The papermill command that runs this notebook with the same parameters."""
-        parameters = self.papermill.get("parameters") or {}
         options = [
-            f"-p {name} {shlex.quote(str(value))}"
-            for name, value in parameters.items()
+            f"-p {name} {shlex.quote(visible(portable(value)))}"
+            for name, value in self.parameters.items()
             if name != "run" and value != ""
         ]
         start = f".venv/bin/papermill notebooks/{self.stem}.ipynb out.ipynb"
@@ -130,7 +174,7 @@ def status_table(pages: list[Executed]) -> str:
             f"| [](/notebooks/{page.stem}.ipynb) | [passed]{{.passed}} "
             f"| {duration(page.papermill['duration'])} "
             f"| {memory(page.manifest.get('peak_memory_mb'))} "
-            f"| {_code(page.manifest.get('profile'))} | {_code(page.manifest.get('commit'))} |"
+            f"| {_cell(page.manifest.get('profile'))} | {_cell(page.manifest.get('commit'))} |"
         )
     seconds = sum(page.papermill["duration"] for page in pages)
     last = max(str(page.papermill.get("end_time") or "") for page in pages)
@@ -169,12 +213,13 @@ def _number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def substitutions(page: Executed) -> dict[str, str]:
-    """The words that prose pages take from a run: `{{ subject }}`, `{{ target }}`, ...
+def words_of(page: Executed) -> dict[str, str]:
+    """The words that prose pages take from a run, as `{{ subject }}`, `{{ target }}`, ...
 
     Subject and target are those that the notebook glued, for a pair file overrides the settings.
     """
-    words = {name: str(page.settings.get(name, "")) for name in ("subject", "target", "model")}
+    names = ("subject", "target", "model")
+    words = {name: str(portable(page.settings.get(name, ""))) for name in names}
     words |= {name: text for name, text in _glued(page.notebook).items() if name in words}
     return words | {"profile": str(page.manifest.get("profile", ""))}
 
@@ -202,8 +247,11 @@ def _glued(notebook: dict[str, Any]) -> dict[str, str]:
     for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
         mark = output.get("metadata", {}).get("scrapbook")
         if mark:
-            text = output["data"].get(mark.get("mime_prefix", "") + "text/plain", "")
-            glued[mark["name"]] = "".join(text).strip("'\"")
+            text = "".join(output["data"].get(mark.get("mime_prefix", "") + "text/plain", ""))
+            try:
+                glued[mark["name"]] = str(ast.literal_eval(text))
+            except (ValueError, SyntaxError):
+                glued[mark["name"]] = text
     return glued
 
 
@@ -223,21 +271,26 @@ def _check_figure(cell: dict[str, Any], path: Path) -> None:
         )
 
 
-def _folded(cell: dict[str, Any]) -> dict[str, Any]:
-    tags = cell.get("metadata", {}).get("tags", [])
-    if "injected-parameters" not in tags or FOLDED in tags:
-        return cell
-    return cell | {"metadata": cell["metadata"] | {"tags": [*tags, FOLDED]}}
+def portable(value: Any) -> Any:
+    """A setting without the folders of the machine that made the page: `…/mine.yaml`."""
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    return ",".join(_portable_path(part) for part in value.split(","))
 
 
-def _code(value: Any) -> str:
-    """Inline code that survives a Markdown table."""
-    text = str(value).replace("|", "\\|").replace("\n", " ").replace("`", "'")
-    return f"`{text}`" if text else ""
+def _portable_path(text: str) -> str:
+    path = Path(text.strip())
+    if not path.is_absolute():
+        return text
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else f"…/{path.name}"
+
+
+def _cell(text: Any) -> str:
+    return code(text, in_table=True)
 
 
 def _pairs(values: dict[str, Any], joint: str = " = ") -> str:
-    return ", ".join(_code(f"{k}{joint}{v}") for k, v in values.items() if v != "")
+    return ", ".join(_cell(f"{k}{joint}{portable(v)}") for k, v in values.items() if v != "")
 
 
 def _read_json(path: Path, stem: str) -> Any:

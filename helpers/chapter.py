@@ -49,6 +49,7 @@ class Chapter:
         require_known(self.model, self.pair)
         self._hash = model_hash(self.model)
         self._numbers: dict[str, Any] = {}
+        self._times: dict[str, float | str] = {}
         self.tell(subject=self.pair.subject, target=self.pair.target)
 
     def tell(self, **values: Any) -> None:
@@ -69,10 +70,18 @@ class Chapter:
             self._numbers[name] = plain
             glue(name, plain, display=False)
 
+    def took(self, **values: float | str) -> None:
+        """Name what the clock decided: seconds, or which method was the slowest.
+
+        No two runs agree in it, so it stands in the manifest alone and not in the notebook or its
+        artifacts; `helpers.book_pages` lets pages quote it as what `tell` names.
+        """
+        self._times |= values
+
     def close(self) -> None:
         """Write the numbers and the manifest: the notebook's last call."""
         self.run.save("numbers", self._numbers)
-        self.run.finish(model_hash=self._hash)
+        self.run.finish(model_hash=self._hash, times=self._times)
 
 
 def _named(settings: Common) -> tuple[LanguageModel, ConceptPair]:

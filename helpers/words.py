@@ -43,9 +43,19 @@ def markdown(text: object) -> str:
     return MARKUP.sub(lambda found: f"&#{ord(found[0])};", visible(text))
 
 
-def code(text: object) -> str:
-    """`text` in a monospaced face, safe in Markdown and in its tables."""
-    return f"<code>{markdown(text)}</code>" if str(text) else ""
+def code(text: object, *, in_table: bool = False) -> str:
+    """`text` as inline code of Markdown, whatever is in it; nothing for nothing.
+
+    Args:
+        text: What is shown.
+        in_table: It stands in a table's cell, where a bar would end the cell.
+    """
+    shown = visible(text)
+    if not shown:
+        return ""
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    space = " " if shown[0] in "` " or shown[-1] in "` " else ""
+    return f"{fence}{space}{shown.replace('|', chr(92) + '|') if in_table else shown}{space}{fence}"
 
 
 def escaped_html(text: object) -> str:

@@ -7,7 +7,7 @@ import pytest
 from helpers.errors import UserError
 from helpers.evaluation.hidden import logit_suppression
 from helpers.evaluation.known_states import WORDS
-from helpers.evaluation.leaderboard import leaderboard, pareto, sortable, tidy, with_exact
+from helpers.evaluation.leaderboard import leaderboard, pareto, tidy, with_exact
 from helpers.evaluation.tradeoff import Sizes, most_back, summary, tradeoff
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS
@@ -121,14 +121,3 @@ def test_the_front_by_hand():
     kept = np.array([0.5, 0.9, 0.4, 0.8, 1.0])
     assert pareto(forgotten, kept).tolist() == [True, True, False, False, False]
     assert pareto(np.array([1.0, 1.0]), np.array([1.0, 1.0])).all()  # equals share it
-
-
-def test_the_table_is_escaped_and_complete_without_scripts():
-    row = {"method": ["<b>x</b>"], "family": ["surgery"], "value": ["0.5 [0.4, 0.6]"]}
-    table = pd.DataFrame(row)
-    text = sortable(table, numeric=["value"])
-    assert "<b>x" not in text and "&lt;b&gt;x" in text
-    assert "http" not in text
-    body = text.split("<script>")[0]
-    assert "<td>0.5<br>" in body and "[0.4, 0.6]</small></td>" in body
-    assert "<option>surgery</option>" in body

@@ -1,7 +1,6 @@
 """The leaderboard: what chapters measured, as one tidy table and as one row a method."""
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -140,61 +139,3 @@ def pareto(
     points = np.column_stack([forgotten, kept])
     ahead = (points[:, None] >= points).all(-1) & (points[:, None] > points).any(-1)  # (by, of)
     return ~ahead.any(0) & np.isfinite(points).all(1)
-
-
-def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
-    """A table as HTML that sorts by a click on a heading and filters by its column `family`.
-
-    It needs nothing from elsewhere, and without scripts it is a plain table.
-
-    Args:
-        table: Columns as shown; numbers as text are sorted by their first number, and an interval
-            in brackets stands below its value.
-        numeric: Columns that are sorted as numbers.
-    """
-    heads = "".join(
-        f'<th data-number="{int(c in numeric)}" style="cursor:pointer">{html.escape(c)}</th>'
-        for c in table
-    )
-    lines = "".join(
-        f'<tr data-kind="{html.escape(str(row["family"]))}">'
-        + "".join(f"<td>{_cell(str(v))}</td>" for v in row)
-        + "</tr>"
-        for _, row in table.iterrows()
-    )
-    kinds = "".join(
-        f"<option>{html.escape(k)}</option>" for k in ["all", *dict.fromkeys(table["family"])]
-    )
-    label = f"<label>family <select>{kinds}</select></label>"
-    return (
-        f'<div class="leaderboard" style="overflow-x:auto">{label}<table><thead><tr>{heads}</tr>'
-        f"</thead><tbody>{lines}</tbody></table></div><script>{SCRIPT}</script>"
-    )
-
-
-def _cell(text: str) -> str:
-    value, bracket, interval = html.escape(text).partition(" [")
-    small = '<br><small style="white-space:nowrap">'
-    return f"{value}{small}[{interval}</small>" if bracket else value
-
-
-SCRIPT = """
-document.querySelectorAll('.leaderboard').forEach(box => {
-  const body = box.querySelector('tbody');
-  const number = text => {
-    const found = text.match(/-?[0-9.]+(e[-+]?[0-9]+)?/);
-    return found ? +found[0] : 1e9;
-  };
-  box.querySelectorAll('th').forEach((head, i) => head.onclick = () => {
-    const up = head.dataset.up = head.dataset.up === '1' ? '0' : '1';
-    [...body.rows].sort((a, b) => {
-      const x = a.cells[i].textContent, y = b.cells[i].textContent;
-      const d = head.dataset.number === '1' ? number(x) - number(y) : x.localeCompare(y);
-      return up === '1' ? d : -d;
-    }).forEach(row => body.append(row));
-  });
-  box.querySelector('select').onchange = e => [...body.rows].forEach(row => {
-    row.hidden = e.target.value !== 'all' && row.dataset.kind !== e.target.value;
-  });
-});
-"""

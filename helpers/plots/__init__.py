@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; figures are SVG
 book's theme keeps as a card in dark mode.
 """
 
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
+
+from helpers.words import visible
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A"
 SITE_COLOURS = {"attention": ORANGE, "mlp": BLUE, "residual": GREEN, "embedding": GREY}
@@ -35,6 +39,7 @@ def use_style() -> None:
             "grid.color": "#E6E6E6",
             "legend.frameon": False,
             "svg.hashsalt": "llm-unlearning",
+            "text.parse_math": False,  # a name with dollar signs is no formula
         }
     )
     try:
@@ -44,13 +49,35 @@ def use_style() -> None:
     set_matplotlib_formats("svg", metadata={"Date": None})
 
 
+class _PlainPowers(LogFormatterSciNotation):
+    """Ticks of a log axis, 10⁻², without mathtext: words on a figure are not parsed."""
+
+    RAISED = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        text = super().__call__(x, pos).replace(r"\times", "×")
+        power = re.search(r"\^\{(.*?)\}", text)
+        if power:
+            text = text.replace(power[0], power[1].translate(self.RAISED))
+        return re.sub(r"\$|\\mathdefault|[{}]", "", text)
+
+
+def log_scale(axes: Axes, *names: str) -> None:
+    """Make the axes `x`, `y` or both logarithmic."""
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter(_PlainPowers())
+        axis.set_minor_formatter(_PlainPowers(minor_thresholds=(1, 0.4)))
+
+
 def likeliest_answers(
     prompts: Sequence[str], answers: Sequence[Sequence[tuple[str, float]]]
 ) -> Figure:
     """For each prompt a small bar chart of its likeliest next tokens."""
     figure, axes = plt.subplots(1, len(prompts), figsize=(WIDTH, 2.3), sharex=True, squeeze=False)
     for axis, prompt, best in zip(axes[0], prompts, answers, strict=True):
-        tokens, values = [repr(t)[1:-1] for t, _ in best][::-1], [p for _, p in best][::-1]
+        tokens, values = [visible(t) for t, _ in best][::-1], [p for _, p in best][::-1]
         axis.barh(range(len(tokens)), values, color=[GREY] * (len(tokens) - 1) + [BLUE])
         axis.set_yticks(range(len(tokens)), tokens)
         axis.set(title=_wrapped(prompt, 34), xlabel="probability", xlim=(0, 1))
@@ -136,7 +163,8 @@ def ranks_by_layer(found: pd.DataFrame) -> Figure:
     for group, colour in zip(groups, (BLUE, GREY, ORANGE), strict=False):
         part = found[found["group"] == group]
         axis.plot(part["layer"], part["rank"] + 1, "o-", color=colour, ms=3, label=group)
-    axis.set(xlabel="layer", ylabel="best rank of the target", yscale="log")
+    axis.set(xlabel="layer", ylabel="best rank of the target")
+    log_scale(axis, "y")
     axis.invert_yaxis()
     axis.legend()
     return figure
@@ -165,7 +193,8 @@ def logit_lens(table: pd.DataFrame) -> Figure:
 def label_lens(left: Axes, right: Axes) -> None:
     """Axes of the logit lens: probability on the left, rank on the right, the first rank on top."""
     left.set(xlabel="after layer", ylabel="P(answer's first token)", ylim=(0, 1))
-    right.set(xlabel="after layer", ylabel="rank of the answer", yscale="log")
+    right.set(xlabel="after layer", ylabel="rank of the answer")
+    log_scale(right, "y")
     right.invert_yaxis()
 
 
@@ -260,7 +289,8 @@ def deletion_curve(table: pd.DataFrame) -> Figure:
             axis.fill_between(
                 rows["n_neurons"], rows["low"], rows["high"], color=colour, alpha=0.2, lw=0
             )
-        axis.set(title=metric, xscale="log", xlabel="deleted neurons")
+        axis.set(title=metric, xlabel="deleted neurons")
+        log_scale(axis, "x")
     axes[0][0].set(ylabel="share left", ylim=(-0.03, 1.25))
     axes[0][0].legend()
     return figure

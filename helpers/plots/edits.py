@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+from helpers.words import visible
 
 CYCLE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D")
@@ -57,7 +58,7 @@ def before_and_after(
         y = np.arange(len(names))
         axis.barh(y - 0.2, [p for _, p in old], 0.38, color=GREY, label="before")
         axis.barh(y + 0.2, [new[t] for t in names], 0.38, color=ORANGE, label="after")
-        axis.set_yticks(y, [repr(t)[1:-1] for t in names])
+        axis.set_yticks(y, [visible(t) for t in names])
         axis.invert_yaxis()
         axis.set(title="\n".join(textwrap.wrap(title, 25)), xlabel="probability", xlim=(0, 1))
         axis.grid(axis="y", visible=False)

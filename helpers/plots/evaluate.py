@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, WIDTH
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, WIDTH, log_scale
 
 COLOURS = {"present": GREY, "hidden": BLUE, "absent": GREEN}
 MARKERS = {"present": "D", "hidden": "^", "absent": "s"}
@@ -58,7 +58,7 @@ def states(table: pd.DataFrame, metrics: list[str]) -> Figure:
         axis.set_yticks(range(len(COLOURS)), list(COLOURS))
         axis.set_title(name, fontsize=9)
         if name.endswith("P(target)"):  # what is left is small, and yet not the same
-            axis.set_xscale("log")
+            log_scale(axis, "x")
         axis.grid(axis="y", visible=False)
     axes[0][0].invert_yaxis()
     for axis in list(axes.flat)[len(metrics) :]:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 from helpers.plots.edits import CYCLE
 
 APART = 0.5  # nats from the original from which on a method's name is written
@@ -39,7 +39,8 @@ def taught_and_never_taught(table: pd.DataFrame, chance: Mapping[str, float]) ->
         axis.plot([guess, guess], [y - 0.35, y + 0.35], color="black", lw=1.2, label=label)
     axis.set_yticks(range(len(chance)), list(chance))
     axis.invert_yaxis()
-    axis.set(xscale="log", xlabel="P(target) in held-out wordings")
+    axis.set(xlabel="P(target) in held-out wordings")
+    log_scale(axis, "x")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=3)
     return figure
 
@@ -78,7 +79,8 @@ def width_sweep(table: pd.DataFrame) -> Figure:
         axis.fill_between(
             part["facts_per_neuron"], part["low"], part["high"], color=BLUE, alpha=0.2, lw=0
         )
-        axis.set(title=measure, xscale="log", xlabel="facts per neuron")
+        axis.set(title=measure, xlabel="facts per neuron")
+        log_scale(axis, "x")
         at = part["facts_per_neuron"]
         axis.set_xticks(at, [f"{x:.2g}" for x in at])
         axis.minorticks_off()
@@ -123,8 +125,8 @@ def against_the_oracle(table: pd.DataFrame, *, log_odds: float, damage: float) -
     axis.set(
         xlabel="log-odds of the target less the oracle's, nats",
         ylabel="divergence elsewhere,\nin divergences between two trainings",
-        yscale="log",
     )
+    log_scale(axis, "y")
     axis.set_ylim(bottom=lowest)
     return figure
 

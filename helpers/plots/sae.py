@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 from helpers.plots.edits import DASHES
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
@@ -44,7 +44,8 @@ def unexplained(table: pd.DataFrame) -> Figure:
         error = np.abs(part[["low", "high"]].sub(part["fvu"], axis=0)).fillna(0).to_numpy().T
         axis.errorbar(part["numbers"], part["fvu"], error, fmt="o-", ms=4, color=colour, label=name)
     axis.set(xlabel="numbers a vector is written with", ylabel="unexplained variance")
-    axis.set(xscale="log", ylim=(0, 1))
+    axis.set(ylim=(0, 1))
+    log_scale(axis, "x")
     axis.set_xticks(ticks := sorted(table["numbers"].unique()), [f"{t:g}" for t in ticks])
     axis.minorticks_off()
     axis.legend()
@@ -62,7 +63,8 @@ def firing(share: np.ndarray, *, n: int) -> Figure:
     floor = 0.5 / n
     edges = np.geomspace(floor, 1, 50)
     axis.hist(np.clip(share, floor, 1), edges, color=BLUE)
-    axis.set(xscale="log", xlabel="share of tokens on which a latent is active", ylabel="latents")
+    axis.set(xlabel="share of tokens on which a latent is active", ylabel="latents")
+    log_scale(axis, "x")
     return figure
 
 
@@ -117,7 +119,8 @@ def by_candidates(table: pd.DataFrame) -> Figure:
         axis.fill_between(
             part["candidates"], part["low"], part["high"], color=colour, alpha=0.15, lw=0
         )
-    axis.set(xlabel="candidates to choose among", ylabel="held-out F1", xscale="log", ylim=(0, 1))
+    axis.set(xlabel="candidates to choose among", ylabel="held-out F1", ylim=(0, 1))
+    log_scale(axis, "x")
     axis.legend()
     return figure
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
+from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 
 COLOURS = {"original": GREY, "never known": GREEN, "edited": ORANGE, "hidden": BLUE}
 LEAST = 1e-4  # a share of P(target) that is drawn as the least
@@ -132,7 +132,7 @@ def front(board: pd.DataFrame) -> Figure:
     axis.plot(best["left"], best["kept"], color="black", lw=0.8, zorder=1)
     for family, part in board.groupby("family", sort=False):
         axis.plot(part["left"], part["kept"], "o", color=colours[family], ms=5, label=family)
-    axis.set_xscale("log")
+    log_scale(axis, "x")
     axis.set(
         xlabel="P(target) left: after / before",
         ylabel="kept: P(answer) after / before",

@@ -1,0 +1,155 @@
+"""A run whose notebooks nobody executed, as papermill would leave them, to build books from."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from helpers import book
+
+ROOT = Path(__file__).parents[1]
+
+
+def title_of(path: Path) -> str:
+    """The first heading of a notebook."""
+    text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+    return re.search(r"^# (.+)$", text, re.MULTILINE)[1].strip()
+
+
+TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+TITLES = {  # of the chapters, by the stems of their notebooks
+    Path(name).name: title_of(ROOT / f"{name}.ipynb")
+    for name in book._toc_files(TOC)
+    if name.startswith("notebooks/")
+}
+GLUED = {  # what tests look for on the prose pages
+    "pair_mean": 0.7654,
+    "pair_interval": "95 % interval 0.61 to 0.90",
+    "n_capitals": 211,
+}
+
+
+def quoted(stem: str) -> dict[str, float]:
+    """The numbers of a notebook that the prose pages quote."""
+    pages = "".join(path.read_text() for path in (ROOT / "book").glob("*.md"))
+    keys = re.findall(rf"`/notebooks/{stem}\.ipynb::(\w+)", pages)
+    return {key: GLUED.get(key, 0.5) for key in keys}
+
+
+def picture() -> str:
+    """A small real figure, as base64 PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 10, 20, 30], [0.1, 0.2, 0.7, 0.8], label="patched")
+    axes.axhline(0.05, color="grey", linestyle="--", label="baseline")
+    axes.set(xlabel="layer", ylabel="share of the answer moved")
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def glue(key: str, value: float | str, *, hidden: bool = False) -> dict:
+    """What `myst_nb.glue(key, value, display=not hidden)` leaves in a notebook."""
+    prefix = "application/papermill.record/" if hidden else ""
+    return new_output(
+        "display_data",
+        data={f"{prefix}text/plain": repr(value)},
+        metadata={"scrapbook": {"mime_prefix": prefix, "name": key}},
+    )
+
+
+def code(source: str, outputs: list | None = None, count: int = 1, **metadata) -> dict:
+    return new_code_cell(source, outputs=outputs or [], execution_count=count, metadata=metadata)
+
+
+def fake_notebook(stem: str) -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it, in the form of the book's chapters."""
+    name = "fig-" + stem[:2]
+    figure = {"mystnb": {"figure": {"name": name, "caption": "The effect, layer by layer."}}}
+    figure["mystnb"]["image"] = {"alt": "A line that rises with the layer."}
+    cells = [
+        new_markdown_cell(
+            f"# {TITLES[stem]}\n\n**What does the model know?** See {{numref}}`{name}`."
+        ),
+        code('subject: str = "France"  # what the fact is about', tags=["parameters"]),
+        code('# Parameters\nsubject = "Japan"\ntarget = "Tokyo"', tags=["injected-parameters"]),
+        new_markdown_cell(
+            "## A prediction\n\nThe answer is a sum, $z = W_U\\,\\sum_l m_l$"
+            " {cite:p}`geva2021keyvalue`, read at the {term}`residual stream`:\n\n"
+            "$$\n\\mathrm{MLP}(x) = \\sum_i \\sigma(k_i^\\top x)\\, v_i\n$$"
+        ),
+        code(
+            "effect = patch(model, pair)\neffect.mean()  # (layers,)",
+            [
+                new_output("stream", name="stderr", text="100%|#####| progress bar"),
+                new_output("execute_result", data={"text/plain": "0.42"}, execution_count=3),
+            ],
+            count=3,
+        ),
+        code(
+            "plots.effect(effect)",
+            [new_output("display_data", data={"image/png": picture(), "text/plain": "<Figure>"})],
+            tags=["hide-input"],
+            **figure,
+        ),
+        new_markdown_cell(
+            "## Exercises\n\n```{exercise}\n:label: ex-"
+            + stem[:2]
+            + "\nTry another country.\n```\n\n"
+            "```{solution} ex-" + stem[:2] + "\n:class: dropdown\nGive `-p subject Japan`.\n```"
+        ),
+    ]
+    if numbers := quoted(stem):
+        outputs = [glue(*item, hidden=True) for item in numbers.items()]
+        cells.append(code("glue(...)", outputs, tags=["remove-cell"]))
+    metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python", "version": "3.11"},
+        "papermill": {
+            "duration": 41.7,
+            "exception": None,
+            "start_time": "2026-11-24T10:00:00",
+            "end_time": "2026-11-24T10:00:41.700000",
+            "parameters": {"subject": "Japan", "target": "Tokyo", "run": "runs/x"},
+        },
+    }
+    return new_notebook(cells=cells, metadata=metadata)
+
+
+def fake_run(folder: Path) -> Path:
+    """A run folder with the executed notebooks of the contents, and their manifests."""
+    (folder / "notebooks").mkdir(parents=True)
+    for stem in TITLES:
+        nbformat.write(fake_notebook(stem), folder / "notebooks" / f"{stem}.ipynb")
+        manifest = {
+            "step": stem,
+            "settings": {
+                "model": "smollm2-135m",
+                "subject": "Japan",
+                "target": "Tokyo",
+                "relation": "capital",
+                "pair_file": "",
+            },
+            "seeds": [0],
+            "profile": "smoke",
+            "model_hash": "0123456789abcdef",
+            "inputs": {},
+            "outputs": {"known.parquet": "fedcba9876543210"},
+            "commit": "abcdef012345",
+            "versions": {"python": "3.11.9", "torch": "2.13.0"},
+            "started": "2026-11-24T10:00:00+00:00",
+            "seconds": 40.1,
+            "peak_memory_mb": 1234,
+        }
+        path = folder / "artifacts" / stem / "manifest.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(manifest))
+    return folder

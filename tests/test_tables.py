@@ -1,0 +1,24 @@
+"""Tables as pages show them."""
+
+import pandas as pd
+
+from helpers.tables import sortable, styled
+
+
+def test_a_table_is_the_same_whenever_it_is_made():
+    table = pd.DataFrame({"a": ["<b>x</b>", "\x1b"], "n": [1.25, None]})
+    once, again = (styled(table, precision=1, na_rep="–")._repr_html_() for _ in range(2))
+    assert once == again
+    assert "&lt;b&gt;x&lt;/b&gt;" in once and "\\x1b" in once and "–" in once
+    assert once != styled(table.assign(n=2.0))._repr_html_()
+
+
+def test_the_table_is_escaped_and_complete_without_scripts():
+    row = {"method": ["<b>x</b>"], "family": ["surgery"], "value": ["0.5 [0.4, 0.6]"]}
+    table = pd.DataFrame(row)
+    text = sortable(table, numeric=["value"])
+    assert "<b>x" not in text and "&lt;b&gt;x" in text
+    assert "http" not in text
+    body = text.split("<script>")[0]
+    assert "<td>0.5<br>" in body and "[0.4, 0.6]</small></td>" in body
+    assert "<option>surgery</option>" in body
