@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from helpers.errors import UserError
@@ -13,7 +14,8 @@ from helpers.evaluation.scorecard import Scorecard
 from helpers.evaluation.suspects import chosen_attacks, suspect, told_apart
 from helpers.evaluation.verdict import Margins, Recovered, holm, recovered, scar, tost, verdict
 from helpers.facts import ConceptPair
-from helpers.methods import unlearn
+from helpers.methods import Change, Unlearning, WeightDelta, unlearn
+from helpers.models import anatomy, model_hash
 
 PRESENT = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
 ABSENT = [0.01, 0.02, 0.01, 0.02, 0.01, 0.01]
@@ -338,3 +340,63 @@ def test_nothing_is_verified_on_too_few_prompts():
     got = verdict(few, card(), required=NAMES)
     assert got.word == "partial"
     assert "needs 3 that the original knows" in str(got)
+
+
+@pytest.mark.parametrize("state", ["edited", "present", "absent"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_attack_with_a_score_that_is_not_finite_is_not_shown_to_be_gone(state, bad):
+    found = case().table
+    for rows in (slice(None), slice(0, 1)):  # all of its scores, and one
+        table = found.copy()
+        hit = table.index[(table["attack"] == "few_shot") & (table["state"] == state)][rows]
+        table.loc[hit, "score"] = bad
+        got = verdict(Evidence(table), card(), required=NAMES)
+        row = got.attacks.set_index("attack").loc["few_shot"]
+        assert row["finding"] == "open" and np.isnan(row["share"])
+        assert got.word == "partial"
+        assert "Not shown to be gone under few_shot." in str(got)
+        assert "not finite (NaN), which show nothing: few_shot." in str(got)
+        with pytest.raises(UserError, match="scores of few_shot are not finite"):
+            recovered(Evidence(table), "few_shot")
+        apart = told_apart(Evidence(table)).set_index("attack")
+        assert apart.loc["few_shot"].isna().all() and apart.loc["lens"].notna().all()
+        several = verdict([case(), case(), case(), Evidence(table)], card(), required=NAMES)
+        assert several.attacks.set_index("attack").loc["few_shot", "finding"] == "open"
+
+
+def test_paraphrases_that_are_no_numbers_are_neither_gone_nor_without_a_scar():
+    table = case().table
+    table.loc[(table["attack"] == "paraphrases") & (table["state"] == "edited"), "score"] = np.nan
+    got = verdict(Evidence(table), card(), required=NAMES)
+    assert got.word == "partial" and "scar can't be excluded" in str(got)
+    with pytest.raises(UserError, match="scores of paraphrases are not finite"):
+        scar(Evidence(table))
+    found = evidence({"paraphrases": {0: ABSENT}, "relearning_forgotten": {0: ABSENT, 5: ABSENT}})
+    table = found.table
+    table.loc[(table["attack"] == "paraphrases") & (table["state"] == "present"), "score"] = np.nan
+    with pytest.raises(UserError, match="scores of paraphrases are not finite"):
+        recovered(Evidence(table), "relearning_forgotten")
+
+
+def test_what_is_only_reported_does_not_stand_against_verified():
+    found = evidence({n: {0: like(ABSENT, 0.003)} for n in NAMES} | {"reverse": {0: [np.nan] * 6}})
+    assert verdict(found, card(), required=NAMES).word == "verified"
+
+
+def test_a_test_needs_finite_values():
+    with pytest.raises(UserError, match="1 of 3 are not"):
+        tost(np.array([0.0, np.nan, 0.1]), low=-1, high=1)
+
+
+def test_an_edit_whose_answers_are_no_numbers_is_not_put_to_the_test(knowing, tmp_path):
+    model, pair = knowing("float16"), ConceptPair("Kenya", "Nairobi")
+    mlp = anatomy(model).layers[1].mlp
+    change = Change(dense=torch.full(tuple(mlp.out_module.weight.shape), 6e4))
+    delta = WeightDelta.of(model._module, {mlp.out_name: change})  # finite, but not what it writes
+    about = {"subject": "Kenya", "target": "Nairobi", "relation": "capital"}
+    path = tmp_path / "patch.safetensors"
+    Unlearning("made", about, delta, {}, 0, 0.0, model_hash(model)).save(path)
+    before = model_hash(model)
+    with pytest.raises(UserError, match="answers are not finite: it writes more than float16"):
+        suspect(model, pair, patch=str(path))
+    assert model_hash(model) == before

@@ -54,6 +54,7 @@ def rank_score(
     fit = said @ torch.nn.functional.normalize((candidates - middle).double(), dim=-1).T  # (m, c)
     right = fit.gather(1, truth[:, None])
     below = (fit < right).double().sum(1) + 0.5 * ((fit == right).double().sum(1) - 1)
+    below[~fit.isfinite().all(1)] = torch.nan  # which is not below anything
     return below / (len(candidates) - 1)
 
 

@@ -13,6 +13,8 @@ from helpers.evaluation.battery import ABSENT, EDITED, PRESENT, Evidence
 from helpers.evaluation.membership import auc
 from helpers.facts import ConceptPair, facts
 from helpers.methods import METHODS, Unlearning, load_unlearning, unlearn
+from helpers.methods.protocol import require_finite_answers
+from helpers.words import visible
 
 
 def suspect(
@@ -28,8 +30,17 @@ def suspect(
         seed: Of the method.
 
     Raises:
-        UserError: The patch is of another pair or there is neither patch nor method.
+        UserError: The patch is of another pair, there is neither patch nor method, or what the
+            edited model says is not finite: then nothing can be verified.
     """
+    made = _made(model, pair, patch=patch, method=method, seed=seed)
+    require_finite_answers(model, made, [pair])
+    return made
+
+
+def _made(
+    model: LanguageModel, pair: ConceptPair, *, patch: str, method: str, seed: int
+) -> Unlearning:
     if not patch:
         if method not in METHODS:
             raise UserError(f"There is no method '{method}' to verify; there are {list(METHODS)}.")
@@ -39,8 +50,8 @@ def suspect(
     if not any((p["subject"], p["target"]) == (pair.subject, pair.target) for p in removed):
         named = ", ".join(f"{p['subject']} → {p['target']}" for p in removed)
         raise UserError(
-            f"{patch} removes {named}, not {pair}: give its subject and target "
-            "(SUBJECT=..., TARGET=...)."
+            f"{visible(patch)} removes {visible(named)}, not {visible(pair)}: give its subject and "
+            "target (SUBJECT=..., TARGET=...)."
         )
     return made
 
@@ -90,7 +101,8 @@ def told_apart(evidence: Evidence, names: Sequence[str] | None = None) -> pd.Dat
 
     The area under the ROC curve over prompts: 0.5 is blind, 1 tells every prompt apart. The score
     of a prompt is its mean over the budgets at which the original shows at least half of what it
-    ever does (for attacks that train, over all after the first).
+    ever does (for attacks that train, over all after the first). An attack with a score that is not
+    finite tells nothing: NaN.
 
     Args:
         evidence: Of a model that is known to hide the fact, or of any other.
@@ -102,6 +114,9 @@ def told_apart(evidence: Evidence, names: Sequence[str] | None = None) -> pd.Dat
     rows = []
     for name in names or list(dict.fromkeys(evidence.table["attack"])):
         mine = evidence.table[evidence.table["attack"] == name]
+        if not np.isfinite(mine["score"]).all():
+            rows.append({"attack": name, "edited": np.nan, "present": np.nan})
+            continue
         scores = {}
         for state in (EDITED, PRESENT, ABSENT):
             part = mine[mine["state"] == state]

@@ -66,7 +66,8 @@ class Verdict:
         attacks: One row an attack: attack, budget (at which it recovers most; NaN where facts set
             it and differ), and there share (recovered), low, high, n, leak (the same of the
             leakiest never-known subject); p_gone (the largest of all budgets), p_back (corrected
-            for budgets and attacks), finding.
+            for budgets and attacks), finding. An attack with scores that are not finite is `open`,
+            without numbers: it shows nothing.
         damage: One row a metric: metric, value, low, high, margin, finding.
         margins: As stated.
     """
@@ -104,12 +105,17 @@ def tost(values: Float[np.ndarray, " n"], *, low: float, high: float) -> tuple[f
         (p of "between", the larger of the two; p of "above `high`"; p of "below `low`").
 
     Raises:
-        UserError: There are fewer than `FEWEST` units.
+        UserError: There are fewer than `FEWEST` units, or one is not finite.
     """
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
     if n < FEWEST:
         raise UserError(f"A test needs at least {FEWEST} prompts or facts; there are {n}.")
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"A test needs finite values; {int((~np.isfinite(values)).sum())} of {n} are not: see "
+            "which attack has such scores, and leave it out or run it again."
+        )
     error = max(values.std(ddof=1) / np.sqrt(n), 1e-12)
     upper = stats.t.cdf((values.mean() - high) / error, n - 1)  # small when well below high
     lower = stats.t.sf((values.mean() - low) / error, n - 1)
@@ -170,15 +176,18 @@ def recovered(evidence: Evidence, name: str, margins: Margins | None = None) -> 
         margins: Which prompts count as known.
 
     Raises:
-        UserError: The original knows fewer than `FEWEST` prompts that the attack could recover.
+        UserError: The original knows fewer than `FEWEST` prompts that the attack could recover, or
+            a score is not finite.
     """
     margins = margins or Margins()
     rows = evidence.table[evidence.table["attack"] == name]
+    _require_finite(rows, name)
     edited, absent = _grid(rows, EDITED), _grid(rows, ABSENT)
     if ATTACKS[name].trains:
         plain = evidence.table[evidence.table["attack"] == "paraphrases"]
         if plain.empty:
             raise UserError(f"{name} is measured against 'paraphrases': run that attack as well.")
+        _require_finite(plain[plain["state"] != EDITED], "paraphrases")
         above = (_grid(plain, PRESENT) - _grid(plain, ABSENT))[0.0]
         kept = above.index[above >= margins.known]
         budgets = [b for b in edited if b > 0]
@@ -229,6 +238,22 @@ class NothingKnownError(UserError):
         )
 
 
+class NotFiniteError(UserError):
+    """An attack has scores that are not finite: it shows nothing, neither gone nor there."""
+
+    def __init__(self, name: str):
+        """Says which attack."""
+        super().__init__(
+            f"Some scores of {name} are not finite (NaN or infinite): what it gets out can't be "
+            "told; look at what the attacked model says."
+        )
+
+
+def _require_finite(rows: pd.DataFrame, name: str) -> None:
+    if not np.isfinite(rows["score"].to_numpy(dtype=np.float64)).all():
+        raise NotFiniteError(name)
+
+
 def _grid(rows: pd.DataFrame, state: str) -> pd.DataFrame:
     """Scores of one state, prompts by budgets, averaged over subjects."""
     mine = rows[rows["state"] == state]
@@ -236,10 +261,15 @@ def _grid(rows: pd.DataFrame, state: str) -> pd.DataFrame:
 
 
 def scar(evidence: Evidence) -> Float[np.ndarray, " n"]:
-    """log-odds of P(target) on paraphrases less those of never-known facts, prompt by prompt."""
+    """log-odds of P(target) on paraphrases less those of never-known facts, prompt by prompt.
+
+    Raises:
+        UserError: Paraphrases were not asked, or a score is not finite.
+    """
     rows = evidence.table[evidence.table["attack"] == "paraphrases"]
     if rows.empty:
         raise UserError("A scar shows on 'paraphrases': run that attack as well.")
+    _require_finite(rows, "paraphrases")
     rows = rows.assign(score=_logodds(rows["score"].to_numpy()))
     return (_grid(rows, EDITED)[0.0] - _grid(rows, ABSENT)[0.0]).to_numpy()
 
@@ -323,6 +353,10 @@ def verdict(
     unshown = damage[damage["finding"] == OPEN]["metric"].to_list()
     if unshown:
         blocks.append(f"Damage can't be excluded by so few: {', '.join(unshown)}.")
+    empty = attacks[judged & (attacks["finding"] == OPEN) & attacks["share"].isna()]
+    if len(empty):
+        told = ", ".join(empty["attack"])
+        blocks.append(f"Scores that are not finite (NaN), which show nothing: {told}.")
     scarred = _scarred(cases, margins)
     if scarred:
         blocks.append(scarred)
@@ -354,10 +388,16 @@ def _weighed(
             "leak": nan,
         }
         ran = [c for c in cases if name in c.attacks]
-        known = _known([c for c in ran if name not in c.nothing], name, margins)
-        found = known[0] if len(cases) == 1 and known else _over_facts(known)
+        try:
+            known = _known([c for c in ran if name not in c.nothing], name, margins)
+        except NotFiniteError:
+            known = None
+        found = known[0] if len(cases) == 1 and known else _over_facts(known or [])
         if len(ran) < len(cases):
             rows.append({**blank, "p_gone": nan, "finding": MISSING})
+            p_back.append(nan)
+        elif known is None:
+            rows.append({**blank, "p_gone": nan, "finding": OPEN})
             p_back.append(nan)
         elif not found:
             rows.append({**blank, "p_gone": nan, "finding": NOTHING})
@@ -466,7 +506,10 @@ def _scarred(cases: Sequence[Evidence], margins: Margins) -> str:
     cases = [c for c in cases if "paraphrases" in c.attacks]
     if not cases:
         return ""
-    values = [scar(c) for c in cases]
+    try:
+        values = [scar(c) for c in cases]
+    except NotFiniteError:
+        return "A scar can't be excluded: scores of paraphrases are not finite."
     units = values[0] if len(cases) == 1 else np.array([v.mean() for v in values])
     limit = float(np.log(margins.scar))
     absent, _, there = tost(units, low=-limit, high=np.inf) if len(units) >= FEWEST else (1, 1, 1)

@@ -10,6 +10,7 @@ from helpers.methods.delta import Change, WeightDelta
 from helpers.methods.keeping import touched_hash
 from helpers.methods.protocol import Unlearning, original
 from helpers.models import model_hash
+from helpers.words import visible
 
 
 def composed(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning:
@@ -23,17 +24,22 @@ def composed(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning:
         edits: At least one; of weights.
 
     Raises:
-        UserError: There is none, one is an intervention, or was made on another model.
+        UserError: There is none, one is an intervention, is given twice, or was made on another
+            model.
     """
     if not edits:
         raise UserError("There is no edit to compose: give at least one.")
     changes: dict[str, list[Change]] = {}
     with original(model):
-        for edit in edits:
+        for number, edit in enumerate(edits):
+            if any(edit.delta.same_as(other.delta) for other in edits[:number]):
+                raise UserError(f"The edit by {visible(edit.method)} is given twice: give it once.")
             if not edit.removes:
-                raise UserError(f"{edit.method} is an intervention: only edits of weights add up.")
+                raise UserError(
+                    f"{visible(edit.method)} is an intervention: only edits of weights add up."
+                )
             if touched_hash(model._module, edit.delta.changes) != edit.delta.touched_hash:
-                raise UserError(f"The edit by {edit.method} was made on another model.")
+                raise UserError(f"The edit by {visible(edit.method)} was made on another model.")
             for name, change in edit.delta.changes.items():
                 changes.setdefault(name, []).append(change)
         base = model_hash(model)

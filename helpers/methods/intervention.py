@@ -145,7 +145,8 @@ class Intervention:
 def first_told(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, as part of a sentence: `its 'seed' is missing`."""
     first = error.errors(include_url=False)[0]
-    where = visible(".".join(str(key) for key in first["loc"]))[:80]
+    keys = [str(key) for key in first["loc"]]  # of a choice its classes' names are among them
+    where = visible(".".join(k for k in keys if not k[:1].isupper() and "[" not in k))[:80]
     told = visible(first["msg"]).removeprefix("Value error, ").rstrip(".")[:200]
     told = {"missing": "is missing", "extra_forbidden": "is not known"}.get(first["type"], told)
     if first["type"] not in ("missing", "extra_forbidden"):

@@ -472,20 +472,30 @@ def unlearn(
     about = names[0] if len(names) == 1 else names
     made = Unlearning(method, about, delta, known | hyperparameters, seed, seconds, base)
     if model._module.dtype == NARROW:
-        _require_finite_answers(model, made, pairs)
+        require_finite_answers(model, made, pairs)
     return made
 
 
-def _require_finite_answers(
+def require_finite_answers(
     model: LanguageModel, made: Unlearning, pairs: Sequence[ConceptPair]
 ) -> None:
-    """Refuse an edit whose weights fit the model's dtype and what they write does not."""
+    """Refuse an edit whose weights fit the model's dtype and what they write does not.
+
+    Args:
+        model: The model that it was made on.
+        made: The edit.
+        pairs: Are asked about, in their training wordings.
+
+    Raises:
+        UserError: The edited model's answers are not finite.
+    """
     with made.applied(model):
         said = answer_probability(model, [p for pair in pairs for p in pair.prompts("train")])
     if not np.isfinite(said).all():
+        dtype = str(model._module.dtype).removeprefix("torch.")
         raise UserError(
-            f"The edit by '{made._named}' writes more than float16 has numbers for, and the "
-            "edited model's answers are not finite: load the model as float32 or bfloat16."
+            f"With this edit ({made._named}) the model's answers are not finite: it writes more "
+            f"than {dtype} has numbers for. Load the model as float32, or make another edit."
         )
 
 

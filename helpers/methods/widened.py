@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from helpers.artifacts import atomic_path
 from helpers.errors import UserError
+from helpers.hooks import marks
 from helpers.models import anatomy
+from helpers.tokenisation import save_tokenizer
 
 WIDTH = ("intermediate_size", "n_inner", "ffn_dim")  # how configurations call d_mlp
 
@@ -27,13 +29,19 @@ def save_widened(model: LanguageModel, folder: str | Path) -> Path:
         folder: Made; config, safetensors and tokenizer go there.
 
     Raises:
-        UserError: The folder is there already, or the family's configuration has no place for what
-            was appended (biases of a gated MLP where it allows none).
+        UserError: The folder is there already, the model carries an intervention, which no weights
+            can hold, or the family's configuration has no place for what was appended (biases of a
+            gated MLP where it allows none).
     """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} is there already: name a folder that is not.")
     module, parts = model._module, anatomy(model)
+    if marks(module):
+        raise UserError(
+            "The model carries an intervention, which is no weights and would be lost: revert it, "
+            "and keep it as a patch (save)."
+        )
     widest = max(layer.mlp.W_in().shape[0] for layer in parts.layers)
     config = copy.deepcopy(module.config)
     setattr(config, next(n for n in WIDTH if hasattr(config, n)), widest)
@@ -63,7 +71,7 @@ def save_widened(model: LanguageModel, folder: str | Path) -> Path:
     wide.tie_weights()
     with atomic_path(folder, folder=True) as temporary:
         wide.save_pretrained(temporary)
-        model.tokenizer.save_pretrained(temporary)
+        save_tokenizer(model.tokenizer, temporary)
     return folder
 
 

@@ -23,7 +23,7 @@ from helpers.tracing import capture
 
 
 class NoChangeError(UserError):
-    """The edit leaves all MLPs as they are."""
+    """There is nothing for an auditor to see: no MLP is changed, or what it writes is no number."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def audit_delta(
         subjects: Candidates; the Factbook's countries by default.
 
     Raises:
-        NoChangeError: The edit changes nothing in the MLPs.
+        NoChangeError: The edit changes nothing in the MLPs, or they write numbers that are not
+            finite.
         UserError: There are not two candidates.
     """
     names = [f.subject for f in facts("capital")] if subjects is None else list(subjects)
@@ -76,6 +77,10 @@ def audit_delta(
     response = torch.stack(
         [(b - a).norm(dim=-1) / a.norm(dim=-1) for a, b in zip(plain, edited, strict=True)]
     ).mean(0)
+    if not response.isfinite().all():
+        raise NoChangeError(
+            "What this edit writes is not finite (NaN or infinite): there is nothing to audit."
+        )
     table = pd.DataFrame({"subject": names, "response": response.tolist()})
     table = table.sort_values("response", ascending=False, ignore_index=True)
     first, second = table["response"][:2]

@@ -41,7 +41,9 @@ def lens(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFr
         target = first_token(model, prompt, prompt.answers[0])
         tokens = {first_token(model, prompt, o.answers[0]) for o in others} - {target}
         rival, own = logits[:, sorted(tokens)], logits[:, target, None]
-        rows.append(((rival < own).float() + 0.5 * (rival == own).float()).mean(1).tolist())
+        ahead = (rival < own).float() + 0.5 * (rival == own).float()
+        known = own.isfinite() & rival.isfinite().all(1, keepdim=True)  # NaN is not below anything
+        rows.append(ahead.where(known, torch.nan).mean(1).tolist())
     return curve(dict(enumerate(zip(*rows, strict=True))))
 
 

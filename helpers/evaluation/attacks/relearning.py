@@ -6,6 +6,7 @@ Obfuscating?"). But a training set that holds the fact simply teaches it, so eac
 beside that of a fact which the model never knew, taught in the same way (`never_known`).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.methods import original
 from helpers.methods.keeping import restored
 from helpers.scoring import answer_probability
-from helpers.training import train
+from helpers.training import DivergedError, train
 
 STEPS = (5, 10, 20, 40)
 BATCH = 8
@@ -77,7 +78,8 @@ def relearned(
 ) -> pd.DataFrame:
     """P(target) on paraphrases after so many steps of fine-tuning the model as it is.
 
-    All parameters are trained by AdamW; the model is restored bit by bit.
+    All parameters are trained by AdamW; the model is restored bit by bit. A training that diverges
+    (of a model whose answers are not finite, say) has no scores from there on: NaN.
 
     Args:
         model: The model, with its edits.
@@ -88,7 +90,7 @@ def relearned(
         split: Whose templates are asked.
 
     Raises:
-        UserError: Steps are not positive, or the training diverged.
+        UserError: Steps are not positive.
     """
     if not steps or min(steps) < 1:
         raise UserError(f"steps is {tuple(steps)}: give the numbers of steps, from 1 up.")
@@ -99,7 +101,10 @@ def relearned(
         if step in steps:
             found[step] = answer_probability(model, prompts)
 
-    with restored(module, [n for n, _ in module.named_parameters()]):
+    with (
+        restored(module, [n for n, _ in module.named_parameters()]),
+        contextlib.suppress(DivergedError),
+    ):
         train(
             module,
             lambda module, batch: mean_loss(model, batch),
@@ -108,6 +113,8 @@ def relearned(
             lr=lr,
             on_step=read,
         )
+    for step in steps:
+        found.setdefault(step, np.full(len(prompts), np.nan))
     return curve(found)
 
 
