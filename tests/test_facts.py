@@ -515,7 +515,6 @@ def test_few_shot_and_chat_prompts_know_where_the_subject_was_put(smollm):
         ("prompts", "\n  - '{} a'\n  - '{} b'\n  - Q: What of {}? A", "heldout:' is a map"),
         ("prompts", "{train: {a: '{}'}, dev: '{}', heldout: '{}'}", "train:' is a mapping"),
         ("prompts", "['Paris. The capital of {} is', 'a {}', 'b {}']", "tells the answer"),
-        ("prompts", "{train: 'a {}', dev: 'b {}', heldout: 'a {}'}", "'train:' and in 'heldout:'"),
         ("prompts", "{train: 'a {}', dev: [], heldout: 'a {}'}", "'prompts:dev:' is empty"),
     ],
 )  # fmt: skip
