@@ -47,6 +47,17 @@ def test_numbers_and_manifest_are_written_at_the_end(opened, tmp_path):
     assert list(manifest["outputs"]) == ["numbers.json"]
 
 
+def test_what_the_clock_decided_stands_in_the_manifest_alone(opened, tmp_path, capsys):
+    page = opened()
+    page.tell(share=0.5)
+    page.took(step_seconds=1.25, slowest="rome")
+    page.close()
+    folder = tmp_path / "run" / "artifacts" / "02_propagation"
+    assert "seconds" not in (folder / "numbers.json").read_text()
+    assert read_json(folder / "manifest.json")["times"] == {"step_seconds": 1.25, "slowest": "rome"}
+    assert "step_seconds" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_say_nothing_are_not_quoted(opened, value):
     page = opened()

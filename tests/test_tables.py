@@ -1,7 +1,12 @@
 """Tables as pages show them."""
 
-import pandas as pd
+import ast
 
+import pandas as pd
+import pytest
+
+from helpers.settings import ROOT
+from helpers.sources import notebook_code
 from helpers.tables import sortable, styled
 
 
@@ -22,3 +27,12 @@ def test_the_table_is_escaped_and_complete_without_scripts():
     body = text.split("<script>")[0]
     assert "<td>0.5<br>" in body and "[0.4, 0.6]</small></td>" in body
     assert "<option>surgery</option>" in body
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_chapters_show_tables_through_this_module(path):
+    """pandas' own styles escape nothing, and name each table by chance."""
+    attributes = {
+        n.attr for n in ast.walk(ast.parse(notebook_code(path))) if isinstance(n, ast.Attribute)
+    }
+    assert not attributes & {"style", "to_html", "Styler"}
