@@ -46,9 +46,7 @@ PACKAGES = ("torch", "transformers", "nnsight", "numpy", "papermill", "cia-world
 CACHE = "UNLEARNING_CACHE"
 RECORD = "files.json"  # of a folder in the cache: the hashes of its files
 MANIFEST = "manifest.json"  # of a step
-PLACE = (
-    "UNLEARNING_PLACE"  # where helpers.steps has its kernel write, to publish it when all is done
-)
+PLACE = "UNLEARNING_PLACE"  # where a step's kernel writes; helpers.steps publishes it at the end
 TIMES = ("started", "seconds", "peak_memory_mb", "times", "record")  # differ from run to run
 
 
@@ -551,7 +549,7 @@ class Run:
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
         write_json(place / MANIFEST, manifest)
-        if not os.environ.get(PLACE):
+        if str(place) != os.environ.get(PLACE):
             self._published.close()
             self._place = step_folder(self.folder, self.step)  # of what is saved after all
         return manifest

@@ -2,24 +2,46 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from helpers.artifacts import cache_dir, read_json, write_json
 from helpers.errors import UserError
 from helpers.settings import ROOT
 
+# What stands for a mark that a terminal has no character for.
+PLAIN = str.maketrans({"→": "->", "·": "-", "…": "...", "×": "x", "–": "-"})
+
 
 def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
-    """Write to the terminal at once; a closed one is no reason to stop."""
+    """Write to the terminal at once; one that is closed or old is no reason to stop."""
     stream = stream or sys.stdout
-    with contextlib.suppress(OSError):
-        stream.write(text + end)
+    if stream is None:  # closed before we were started
+        return
+    text += end
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text)
         stream.flush()
+
+
+def open_standard_streams() -> None:
+    """Put the null device where stdin, stdout or stderr is closed.
+
+    The next file that is opened would get its number, and children would write into that file.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class Progress:
@@ -39,7 +61,8 @@ class Progress:
         self._started, self._total, self.done = time.monotonic(), total, 0
         self.failed = False
         self._stop = threading.Event()
-        self._rewrites = sys.stdout.isatty() and not plan.get("parallel")
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._rewrites = terminal and not plan.get("parallel")
         self._every = 1.0 if self._rewrites else 20.0
         self._thread = threading.Thread(target=self._tick, daemon=True)
 
@@ -92,7 +115,8 @@ def bar(what: str, total: int):
     from tqdm.auto import tqdm
 
     lab = "JPY_SESSION_NAME" in os.environ and "UNLEARNING_PLAN" not in os.environ
-    return tqdm(total=total, desc=what, leave=False, disable=not (lab or sys.stderr.isatty()))
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(total=total, desc=what, leave=False, disable=not (lab or terminal))
 
 
 def clock(seconds: float) -> str:
@@ -104,20 +128,32 @@ def clock(seconds: float) -> str:
 
 def durations(profile: str) -> dict[str, float]:
     """Seconds that each step took the last time on this machine, else as measured for us."""
-    known: dict[str, float] = {}
-    for path in (ROOT / "profiles" / "durations.json", _durations_file()):
-        with contextlib.suppress(UserError):
-            known |= read_json(path).get(profile, {})
-    return known
+    found = _recorded(ROOT / "profiles" / "durations.json", profile)
+    with contextlib.suppress(UserError):
+        found |= _recorded(_here(), profile)
+    return found
 
 
 def remember_duration(profile: str, step: str, seconds: float) -> None:
-    everything: dict[str, dict[str, float]] = {}
+    """Note how long a step took; where nothing can be noted, nothing is."""
     with contextlib.suppress(UserError):
-        everything = read_json(_durations_file())
-    everything.setdefault(profile, {})[step] = round(seconds, 1)
-    write_json(_durations_file(), everything)
+        everything = _read(_here())
+        everything[profile] = _recorded(_here(), profile) | {step: round(seconds, 1)}
+        write_json(_here(), everything)
 
 
-def _durations_file() -> Path:
+def _recorded(path: Path, profile: str) -> dict[str, float]:
+    found = _read(path).get(profile)
+    found = found if isinstance(found, dict) else {}
+    return {s: t for s, t in found.items() if isinstance(t, int | float) and 0 <= t < math.inf}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(UserError, OSError):
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _here() -> Path:
     return cache_dir() / "durations.json"

@@ -15,53 +15,43 @@ from typing import Any
 
 import yaml
 
-from helpers.artifacts import atomic_path, content_hash
+from helpers.artifacts import CACHE, atomic_path, cache_dir, content_hash
 from helpers.errors import UserError
-from helpers.settings import ROOT, Common, load_profile, slug
+from helpers.settings import ROOT, Common, Profile, load_profile, located, slug
+from helpers.words import visible
+from helpers.yaml_files import read_yaml
 
 SETTINGS = "settings.yaml"  # in the run folder
 RESERVED = {"run": "--name", "profile": "--profile"}  # parameters that have their own option
+FACT = ("subject", "target", "relation")  # what a pair file says too
+LONGEST_NAME = 120  # file systems take 255 bytes
 
 
 def resolve(options: argparse.Namespace) -> dict[str, Any]:
     """All settings of the run that the command line asks for, checked as far as is cheap.
 
+    Paths on the command line count from the caller's folder, those in a profile from the profile's.
+
     Returns:
-        The content of `settings.yaml`: `name`, `profile`, `pair` (content of the user's pair
-        file or None), `notebooks` (parameters by stem).
+        The content of `settings.yaml`: `name`, `profile`, `pair` (of the user's pair file: its
+        hash, subject, target and relation; or None), `notebooks` (parameters by stem).
 
     Raises:
         UserError: Something in it is unknown, misspelt, mistyped or contradictory.
     """
-    overrides = dict(_assignment(text) for text in options.set)
-    pair = None
-    if overrides.get("pair_file"):
-        path = Path(overrides["pair_file"]).expanduser().resolve()
-        for name in ("subject", "target", "relation"):
-            if name in overrides:
-                raise UserError(f"{path} says what {name} is: leave {name} away, or the file.")
-        overrides["pair_file"] = str(path)
-        pair = _pair(path)
-    if overrides.get("patch"):
-        patch = Path(overrides["patch"]).expanduser().resolve()
-        if not patch.is_file():
-            raise UserError(f"There is no file {patch}; give an edit that save() wrote.")
-        overrides["patch"] = str(patch)
-    if (model := Path(overrides.get("model", "")).expanduser()).exists() and "model" in overrides:
-        overrides["model"] = str(model.resolve())  # notebooks run in a folder of their own
-    if folders := overrides.get("saes"):
-        paths = [Path(f.strip()).expanduser().resolve() for f in folders.split(",") if f.strip()]
-        if missing := [p for p in paths if not p.is_dir()]:
-            raise UserError(f"There is no folder {missing[0]}; give those of trained SAEs.")
-        overrides["saes"] = ",".join(map(str, paths))
-    load_profile(options.profile, overrides)  # first what the user said, in the user's words
-    if pair:
-        overrides |= {k: str(pair[k]) for k in ("subject", "target", "relation") if pair.get(k)}
+    overrides = located(dict(_assignment(text) for text in options.set), Path.cwd())
     profile = load_profile(options.profile, overrides)
-    name = options.name or _run_name(options, overrides)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise UserError(f"'{name}' is no name for a run: use letters, digits, '-', '_' and '.'.")
-    folder = Path(options.runs).resolve() / name
+    pair = _pair(profile, overrides)
+    if pair:
+        overrides |= {name: pair[name] for name in FACT}
+        profile = load_profile(options.profile, overrides)
+    name = options.name or _run_name(options, profile)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or len(name) > LONGEST_NAME:
+        raise UserError(
+            f"'{visible(name)[:LONGEST_NAME]}' is no name for a run: give one by NAME=... of "
+            f"letters, digits, '-', '_' and '.', {LONGEST_NAME} at most."
+        )
+    folder = Path(os.path.realpath(options.runs)) / name
     run = os.path.relpath(folder, ROOT) if folder.is_relative_to(ROOT) else str(folder)
     notebooks = {stem: values | {"run": run} for stem, values in profile.notebooks.items()}
     return {"name": name, "profile": profile.name, "pair": pair, "notebooks": notebooks}
@@ -76,16 +66,38 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _pair(path: Path) -> dict[str, Any]:
+def _pair(profile: Profile, overrides: dict[str, str]) -> dict[str, str] | None:
+    """What the run's pair file says of its fact, and its hash; None where there is no such file.
+
+    Raises:
+        UserError: There are several, the file is not as it should be, or it is contradicted.
+    """
     from helpers.facts import ConceptPair
 
-    ConceptPair.from_file(path)  # says what is wrong with it
-    return yaml.safe_load(path.read_text())
+    files = {values["pair_file"] for values in profile.notebooks.values()}
+    if len(files) > 1:
+        raise UserError(
+            f"The notebooks of profile {visible(profile.name)} are about several facts: give "
+            "'pair_file' under 'common:'."
+        )
+    (file,) = files
+    if not file:
+        return None
+    pair = ConceptPair.from_file(file)
+    for name in FACT:
+        if "pair_file" in overrides:
+            contradicted = name in overrides
+        else:  # the profile names the file, and may name the same fact beside it
+            usual = (Common.model_fields[name].default, getattr(pair, name))
+            contradicted = any(v[name] not in usual for v in profile.notebooks.values())
+        if contradicted:
+            raise UserError(f"{visible(file)} says what {name} is: leave {name} away, or the file.")
+    return {"file": content_hash(Path(file))} | {name: getattr(pair, name) for name in FACT}
 
 
-def _run_name(options: argparse.Namespace, overrides: dict[str, str]) -> str:
+def _run_name(options: argparse.Namespace, asked: Profile) -> str:
     """The profile's name, and what differs from it: runs of other settings get other folders."""
-    asked, plain = load_profile(options.profile, overrides), load_profile(options.profile)
+    plain = load_profile(options.profile)
     differing = {
         key: values[key]
         for stem, values in asked.notebooks.items()
@@ -101,7 +113,8 @@ def _run_name(options: argparse.Namespace, overrides: dict[str, str]) -> str:
         if label != value or not label.isascii():
             text += f"-{content_hash(value)[:4]}"  # the label alone would not tell them apart
         parts.append(text if key in ("subject", "target") else f"{key}-{text}")
-    return "-".join(parts)
+    name = "-".join(parts)
+    return name if len(name) <= LONGEST_NAME else f"{name[:100]}-{content_hash(name)[:8]}"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -111,12 +124,40 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         before, after = old["notebooks"][stem], new["notebooks"][stem]
         for key in before.keys() & after.keys() - {"run"}:
             if before[key] != after[key]:
-                found.setdefault(f"{key} {before[key]!r}, now {after[key]!r}", []).append(stem)
+                told = f"{key} {_short(before[key])}, now {_short(after[key])}"
+                found.setdefault(told, []).append(stem)
     told = [
         what if len(stems) == len(new["notebooks"]) else f"{what} in {', '.join(sorted(stems))}"
         for what, stems in sorted(found.items())
     ]
     return told or (["the pair's file"] if old.get("pair") != new.get("pair") else [])
+
+
+def _short(value: Any) -> str:
+    text = visible(repr(value))
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run folder.
+
+    Raises:
+        UserError: They are missing or damaged.
+    """
+    path = folder / SETTINGS
+    try:
+        found = read_yaml(path)
+        if isinstance(found["profile"], str) and all(
+            isinstance(values, dict) for values in found["notebooks"].values()
+        ):
+            return found
+        reason = "it does not hold what it should"
+    except (UserError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error) if isinstance(error, UserError) else "it does not hold what it should"
+    raise UserError(
+        f"{visible(path)} is damaged ({reason.rstrip('.')}): delete it and run again; finished "
+        "steps are kept."
+    )
 
 
 def is_new(folder: Path, settings: dict[str, Any], *, update: bool = False) -> bool:
@@ -130,18 +171,14 @@ def is_new(folder: Path, settings: dict[str, Any], *, update: bool = False) -> b
     Raises:
         UserError: The folder was made by other settings, or what it says of them is damaged.
     """
-    path = folder / SETTINGS
-    if not path.exists():
+    if not os.path.lexists(folder / SETTINGS):
         return True
-    try:
-        old = yaml.safe_load(path.read_text())
-        changed = differences(old, settings)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is damaged: delete {folder} and run again.") from None
+    old = read_settings(folder)
+    changed = differences(old, settings)
     if changed and not update:
         raise UserError(
-            f"{folder} was made by other settings ({'; '.join(changed[:3])}): give this run "
-            "its own folder with NAME=..., or add UPDATE=1 to make again what differs."
+            f"{visible(folder)} was made by other settings ({'; '.join(changed[:3])}): give this "
+            "run its own folder with NAME=..., or add UPDATE=1 to make again what differs."
         )
     return old != settings
 
@@ -149,14 +186,31 @@ def is_new(folder: Path, settings: dict[str, Any], *, update: bool = False) -> b
 def write(folder: Path, settings: dict[str, Any]) -> None:
     """Write the run folder's `settings.yaml`."""
     with atomic_path(folder / SETTINGS) as temporary:
-        temporary.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def ask_model(notebooks: dict[str, dict]) -> None:
-    """`check_model` in a process of its own: this one stays small while notebooks run."""
-    values = json.dumps({key: next(iter(notebooks.values()))[key] for key in Common.model_fields})
-    command = [sys.executable, "-m", "helpers.runs", values]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment())
+    """`check_model` in a process of its own: this one stays small while notebooks run.
+
+    Raises:
+        UserError: As `check_model`, or its process was killed.
+    """
+    values = {key: next(iter(notebooks.values()))[key] for key in Common.model_fields}
+    # It reads all of stdin first: a question would find the end of it there.
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.runs"],
+        input=json.dumps(values),
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=environment(),
+    )
+    if done.returncode < 0:
+        raise UserError(
+            "The check of model and fact was killed, most likely because memory ran out: close "
+            "programs, or take a smaller model."
+        )
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if line.strip()]
         raise UserError(told[-1] if told else "The check of model and fact ended without a word.")
@@ -184,18 +238,26 @@ def check_model(values: dict[str, Any]) -> None:
 def environment() -> dict[str, str]:
     """The environment of every process of a run: this clone's helpers, no reports to anyone."""
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    if os.environ.get(CACHE):
+        cache_dir()  # makes it absolute
     dropped = {"MPLBACKEND"}  # notebooks draw inline
-    return {k: v for k, v in os.environ.items() if k not in dropped} | {
-        "PYTHONPATH": path,
-        "PYTHONHASHSEED": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
+    terminal = {"PYTHONIOENCODING": getattr(sys.stdout, "encoding", None) or "utf-8"}
+    return (
+        terminal
+        | {k: v for k, v in os.environ.items() if k not in dropped}
+        | {
+            "PYTHONPATH": path,
+            "PYTHONHASHSEED": "0",
+            "PYTHONUTF8": "1",  # files are UTF-8 in any locale
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "JUPYTER_PREFER_ENV_PATH": "1",
+        }
+    )
 
 
 if __name__ == "__main__":
     try:
-        check_model(json.loads(sys.argv[1]))
+        check_model(json.loads(sys.stdin.read()))
     except UserError as error:
         sys.exit(str(error))

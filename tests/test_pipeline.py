@@ -164,9 +164,13 @@ def test_a_change_reruns_only_what_uses_it(project):
     assert f"[1/1] {SECOND}" in out and "about 0:0" in out  # it knows from the last time
     assert (project.executions(FIRST), project.executions(SECOND)) == (1, 2)
 
-    project.notebook(FIRST, "changed = True")  # the second reads its artifact
+    project.notebook(FIRST, "changed = True")  # the second reads its artifact, which is the same
     project(*only)
-    assert (project.executions(FIRST), project.executions(SECOND)) == (2, 3)
+    assert (project.executions(FIRST), project.executions(SECOND)) == (2, 2)
+
+    project.notebook(FIRST, "settings = settings.model_copy(update={'seed': 5})")
+    project(*only)
+    assert (project.executions(FIRST), project.executions(SECOND)) == (3, 3)
 
 
 @pytest.mark.slow
