@@ -1,7 +1,10 @@
 """Harvesting: against plain forward passes, through kills, and with bad input."""
 
 import contextlib
+import gc
 import json
+import logging
+import shutil
 import threading
 
 import numpy as np
@@ -151,6 +154,125 @@ def test_bad_harvests_are_told_in_one_sentence(tiny_model, tmp_path):
     ):
         with pytest.raises(UserError, match="truncated or missing"):
             again()
+
+
+def rewritten(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = {
+    "data zeroed": ("mlp.0.f16", lambda p: p.write_bytes(bytes(p.stat().st_size))),
+    "data flipped": ("mlp.0.f16", flipped),
+    "data cut": ("mlp.0.f16", lambda p: p.write_bytes(p.read_bytes()[:-7])),
+    "data longer": ("mlp.0.f16", lambda p: p.write_bytes(p.read_bytes() + b"12")),
+    "data gone": ("mlp.0.f16", lambda p: p.unlink()),
+    "data a folder": ("mlp.0.f16", a_folder),
+    "data without end": ("mlp.0.f16", lambda p: (p.unlink(), p.symlink_to("/dev/zero"))),
+    "index a list": ("shards.json", lambda p: p.write_text("[]")),
+    "index empty": ("shards.json", lambda p: p.write_text("{}")),
+    "index cut": ("shards.json", lambda p: p.write_text(p.read_text()[:-30])),
+    "index binary": ("shards.json", lambda p: p.write_bytes(b"\xff\x00")),
+    "index a folder": ("shards.json", a_folder),
+    "index counts text": ("shards.json", lambda p: rewritten(p, done="x")),
+    "index counts too far": ("shards.json", lambda p: rewritten(p, done=7)),
+    "index of another width": ("shards.json", lambda p: rewritten(p, widths=[15])),
+    "index without widths": ("shards.json", lambda p: rewritten(p, widths=[])),
+    "index of an older version": ("shards.json", lambda p: rewritten(p, checksums=[])),
+    "index leads elsewhere": ("shards.json", lambda p: rewritten(p, keys=[["../mlp", 0]])),
+    "tokens cut": ("tokens.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-7])),
+    "tokens flipped": ("tokens.safetensors", flipped),
+    "tokens gone": ("tokens.safetensors", lambda p: p.unlink()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("cached", [True, False], ids=["cache", "folder"])
+def test_a_damaged_harvest_is_made_again_or_told(tiny_model, tmp_path, damage, cached, caplog):
+    """That of the cache is made again, with a line in the log; a folder of the user's is told."""
+    model, mine = tiny_model(), None if cached else tmp_path / "mine"
+    shards = harvest(model, TOKENS, layers=[0], folder=mine)
+    folder, expected = shards.folder, np.array(shards["mlp", 0])
+    name, spoil = DAMAGE[damage]
+    spoil(folder / name)
+    with pytest.raises(
+        UserError, match=r"cannot be read .*: delete that folder and harvest"
+    ) as told:
+        open_shards(folder)
+    assert "\n" not in str(told.value)
+    if not cached:
+        with pytest.raises(UserError, match=r"cannot be read .*: delete that folder and harvest"):
+            harvest(model, TOKENS, layers=[0], folder=mine)
+        shutil.rmtree(folder)
+    with caplog.at_level(logging.WARNING):
+        again = harvest(model, TOKENS, layers=[0], folder=mine)
+    assert np.array_equal(again["mlp", 0], expected)
+    assert len([r for r in caplog.records if "is made again" in r.getMessage()]) == cached
+    assert np.array_equal(open_shards(folder)["mlp", 0], expected)
+
+
+def test_who_has_mapped_a_file_keeps_it_when_the_harvest_is_made_again(tiny_model):
+    model = tiny_model()
+    shards = harvest(model, TOKENS, layers=[0])
+    mapped = shards["mlp", 0]
+    (shards.folder / "shards.json").write_text("{}")
+    again = harvest(model, TOKENS, layers=[0])
+    assert again.folder == shards.folder and np.array_equal(again["mlp", 0], mapped)
+    assert not np.shares_memory(again["mlp", 0], mapped)
+    assert not again.reading.end()  # the first one counts as a reader still
+
+
+def test_a_damaged_part_is_not_gone_on_with(tiny_model, monkeypatch, tmp_path, caplog):
+    model = tiny_model()
+    whole = np.array(harvest(model, TOKENS, layers=[0], folder=tmp_path / "whole")["mlp", 0])
+    real = activations.write_json
+
+    def full(path, value):
+        if value["done"] > 4:
+            raise OSError(activations.FULL[0], "No space left on device")
+        real(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="disk is full"):
+        patch.setattr(activations, "write_json", full)
+        harvest(model, TOKENS, layers=[0])
+    (data,) = (tmp_path / "cache" / "activations").glob("*/mlp.0.f16")
+    content = data.read_bytes()
+    data.write_bytes(content[:20] + bytes(20) + content[40:])
+    shards = harvest(model, TOKENS, layers=[0])
+    assert np.array_equal(shards["mlp", 0], whole)
+    assert "made again: mlp.0.f16 is damaged (its checksum differs)" in caplog.text
+
+
+def test_a_file_where_the_folder_should_be(tiny_model, tmp_path):
+    model = tiny_model()
+    shards = harvest(model, TOKENS, layers=[0])
+    expected = np.array(shards["mlp", 0])
+    shutil.rmtree(shards.folder)
+    shards.folder.write_text("")
+    assert np.array_equal(harvest(model, TOKENS, layers=[0])["mlp", 0], expected)
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(UserError, match="it is no folder"):
+        harvest(model, TOKENS, layers=[0], folder=tmp_path / "mine")
+
+
+def test_a_harvest_is_deleted_by_the_last_who_reads_it(tiny_model):
+    model = tiny_model()
+    first, second, third = (harvest(model, TOKENS, layers=[0]) for _ in range(3))
+    assert not first.reading.end()
+    assert second["mlp", 0].shape == (len(second), 16)
+    del third  # who is gone reads no more
+    gc.collect()
+    assert second.reading.end() and not second.folder.exists()
 
 
 def test_activations_beyond_float16_stop_the_harvest(tiny_model, tmp_path):

@@ -1,6 +1,7 @@
 """Training: what it learns, that it resumes to the bit, and what stops it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -172,19 +173,52 @@ def test_bad_trainings_are_told_in_one_sentence(shards, tmp_path):
         with pytest.raises(UserError, match=sentence) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("checkpoint.safetensors", None),  # cut
+        ("checkpoint.safetensors", b""),
+        ("metrics.jsonl", b"[]\n"),
+        ("metrics.jsonl", b"{\n"),
+        ("metrics.jsonl", b"\xff\xfe\n"),
+        ("metrics.jsonl", b'{"sae": 0}\n'),
+        ("metrics.jsonl", b""),
+    ],
+)
+def test_a_damaged_training_in_a_folder_of_ones_own_is_told_truly(shards, tmp_path, name, content):
+    """What the sentence says to delete is enough, and the training then starts anew."""
     folder = tmp_path / "run"
-    stop = TrainSettings(**vars(SETTINGS) | {"steps": 20, "checkpoint_every": 10})
+    settings = TrainSettings(**vars(SETTINGS) | {"steps": 20, "checkpoint_every": 10})
 
     def halt(lines):
         if lines[-1]["step"] == 15:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(shards, [TOPK], stop, folder=folder, watch=halt)
-    path = folder / "checkpoint.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="damaged"):
-        train(shards, [TOPK], stop, folder=folder)
+        train(shards, [TOPK], settings, folder=folder, watch=halt)
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(UserError, match=r"(damaged|is not what).*: delete (.*), and the") as told:
+        train(shards, [TOPK], settings, folder=folder)
+    assert "\n" not in str(told.value)
+    (folder / "checkpoint.safetensors").unlink()
+    (sae,) = train(shards, [TOPK], settings, folder=folder)
+    (straight,) = train(shards, [TOPK], settings)
+    assert torch.equal(sae.encoder, straight.encoder)
+    assert [line["step"] for line in read_metrics(folder)] == [5, 10, 15, 20]
+
+
+def test_a_damaged_sae_in_a_folder_of_ones_own_is_told_truly(shards, tmp_path):
+    (sae,) = train(shards, [TOPK], SETTINGS, folder=tmp_path)
+    path = tmp_path / "sae-0" / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"sae-0 does not hold .*delete this one and train"):
+        train(shards, [TOPK], SETTINGS, folder=tmp_path)
+    shutil.rmtree(tmp_path / "sae-0")
+    (again,) = train(shards, [TOPK], SETTINGS, folder=tmp_path)
+    assert torch.equal(again.encoder, sae.encoder)
 
 
 def test_a_harvest_can_be_trained_on(tiny_model, monkeypatch, tmp_path):

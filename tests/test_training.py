@@ -1,6 +1,7 @@
 """The gradient loop: the same numbers as AdamW by hand, stopped and gone on with, and diverging."""
 
 import ctypes
+import logging
 import math
 import resource
 import time
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 from conftest import FAMILIES
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.errors import UserError
@@ -113,6 +115,47 @@ def test_a_stopped_training_goes_on_exactly(tmp_path, monkeypatch):
     assert history.steps == 9
     assert same(state(whole), state(resumed))
     assert not path.exists()  # nothing is left of a training that is done
+
+
+def changed(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        changed,
+        lambda path: path.write_bytes(path.read_bytes()[:-7]),
+        lambda path: path.write_text(""),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: save_file({"parameter.0.weight": torch.ones(1)}, path, {"history": "{"}),
+        lambda path: save_file(
+            {n: t / 0 for n, t in load_file(path).items()}, path, {"history": "[]", "about": ""}
+        ),
+    ],
+    ids=["a byte", "cut", "empty", "a folder", "another file", "not finite"],
+)
+def test_a_training_whose_checkpoint_is_damaged_starts_anew(tmp_path, monkeypatch, spoil, caplog):
+    monkeypatch.setattr("helpers.training.CHECKPOINT_SECONDS", 0.0)
+    path, straight, again = tmp_path / "training.safetensors", small(), small()
+    how = {"steps": 5, "lr": 0.05, "seed": 2}
+
+    def kill(step, loss):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), noisy, batches(), on_step=kill, checkpoint=path, **how)
+    spoil(path)
+    with caplog.at_level(logging.WARNING):
+        history = train(again, noisy, batches(), checkpoint=path, **how)
+    expected = train(straight, noisy, batches(), **how)
+    assert history.losses == expected.losses and same(state(again), state(straight))
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert "starts anew" in told and "\n" not in told
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(("bad", "kept"), [(3, 0), (6, 4)])
