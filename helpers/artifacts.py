@@ -332,7 +332,7 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
 
     def kept() -> pd.DataFrame | None:
         with contextlib.suppress(UserError, TypeError, KeyError):
-            if path.is_file() and read_json(record)["table"] == _file_hash(path):
+            if path.is_file() and read_json(record)["table"] == file_hash(path):
                 return read_table(path)
         return None
 
@@ -346,7 +346,7 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
         table = build()
         table.attrs["seconds"] = time.perf_counter() - started
         write_table(path, table)
-        write_json(record, {"key": key, "table": _file_hash(path)})
+        write_json(record, {"key": key, "table": file_hash(path)})
     return table
 
 
@@ -400,7 +400,7 @@ def _whole(folder: Path) -> bool:
     """Whether a folder of the cache has the files that were written, byte for byte."""
     with contextlib.suppress(UserError, AttributeError, OSError):
         recorded = read_json(folder / RECORD)
-        return all(_file_hash(folder / name) == found for name, found in recorded.items())
+        return all(file_hash(folder / name) == found for name, found in recorded.items())
     return False
 
 
@@ -411,7 +411,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {name: content_hash(path) for name, path in names.items() if name != MANIFEST}
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """`content_hash` of a file, reckoned once as long as it is not written again."""
     stat = path.stat()
     return _hash_of(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

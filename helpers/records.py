@@ -15,6 +15,7 @@ from helpers.artifacts import (
     MANIFEST,
     content_hash,
     differs,
+    file_hash,
     manifest_hash,
     read_json,
     read_manifest,
@@ -161,4 +162,4 @@ def _book_made_from(folder: Path, stems: list[str]) -> dict[str, str]:
 
 def _contents(paths: list[Path]) -> dict[str, str]:
     """Name in the source tree → hash of the content."""
-    return {p.relative_to(ROOT).as_posix(): content_hash(p) for p in paths if p.is_file()}
+    return {p.relative_to(ROOT).as_posix(): file_hash(p) for p in paths if p.is_file()}

@@ -138,6 +138,7 @@ def _parsed(path: str | Path) -> ast.Module:
         raise UserError(f"{path} is not valid Python: {error}.") from None
 
 
+@cache
 def _imports(path: Path) -> list[Path]:
     names, at_run_time = set(), False
     inside = path.suffix == ".py" and path.resolve().is_relative_to(ROOT)

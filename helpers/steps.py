@@ -36,19 +36,19 @@ KERNEL = "python3"  # the environment's own
 NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
 
-def execute(folder: Path, stem: str, parameters: dict[str, Any]) -> None:
+def execute(folder: Path, stem: str, parameters: dict[str, Any], asked: dict[str, str]) -> None:
     """Run a notebook; it and its artifacts take their places in the run folder when all is done.
 
     Args:
         folder: The run folder.
         stem: The notebook.
         parameters: Values for its parameters cell.
+        asked: What it is made from, as it was before: what is changed meanwhile counts later.
 
     Raises:
         UserError: A cell failed or the kernel died; the sentence says where to look. What the run
             folder had of this step stays.
     """
-    asked = made_from(stem, parameters)  # before it runs: what is changed meanwhile counts later
     # Published from the last to the first: artifacts that were left alone by a kill name another
     # notebook than is there, and are made again.
     with (
@@ -214,12 +214,13 @@ def run(folder: Path, step: str) -> None:
         mark_book(folder, list(settings["notebooks"]))
     else:
         values = settings["notebooks"][step]
-        if not (reason := misfit(folder, step, made_from(step, values))):
+        asked = made_from(step, values)
+        if not (reason := misfit(folder, step, asked)):
             say(f"{step} · nothing that it reads has changed")
             return
         _log_to(folder / "logs" / f"{step}.log")
         logging.getLogger("papermill").info("To be made: %s.", reason)
-        execute(folder, step, values)
+        execute(folder, step, values, asked)
     remember_duration(settings["profile"], step, time.monotonic() - started)
 
 
