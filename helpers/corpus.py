@@ -18,6 +18,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.factbook import clean, countries
+from helpers.tokenisation import in_template, opening
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LONG = 200  # characters: shorter entries are figures and lists
@@ -82,8 +83,9 @@ def corpus_tokens(
     Args:
         tokenizer: The model's.
         split: `train` or `heldout`; no country is in both.
-        seq_len: Tokens in a sequence; a beginning-of-sequence token, where the tokenizer has one
-            and models were trained with it, comes first in each.
+        seq_len: Tokens in a sequence, or as many as the model reads at once; a
+            beginning-of-sequence token, where the tokenizer has one and models were trained with
+            it, comes first in each.
         n_tokens: About how many tokens at most (whole sequences); all by default.
         seed: Draws the order of the passages.
 
@@ -126,7 +128,7 @@ def dialogues(
     if tokenizer.chat_template:
         roles = itertools.cycle(("user", "assistant"))
         messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = in_template(tokenizer, messages)
     else:
         names = itertools.cycle(("User", "Assistant"))
         text = "\n".join(f"{name}: {turn}" for name, turn in zip(names, turns, strict=False))
@@ -142,7 +144,7 @@ def _dialogues() -> tuple[tuple[str, ...], ...]:
     folder = importlib.resources.files("chatterbot_corpus") / "data" / "english"
     found = {}
     for file in sorted(folder.iterdir(), key=lambda f: f.name):
-        for turns in yaml.load(file.read_text(), Loader=LOADER)["conversations"]:
+        for turns in yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER)["conversations"]:
             turns = [str(turn).strip() for turn in turns]
             found[tuple(turns[: len(turns) // 2 * 2])] = None
     found.pop((), None)
@@ -151,13 +153,15 @@ def _dialogues() -> tuple[tuple[str, ...], ...]:
 
 
 def _sequences(tokenizer, texts, seq_len: int, n_tokens: int | None) -> Int[Tensor, "n seq_len"]:
-    bos = tokenizer("a").input_ids[:1]
-    start = bos if bos == [tokenizer.bos_token_id] else []
+    seq_len = min(seq_len, tokenizer.model_max_length)
+    start, begin = opening(tokenizer), tokenizer.bos_token or ""
     body = seq_len - len(start)
+    if body < 1:
+        raise UserError(f"There is no place for text in a sequence of {seq_len} tokens.")
     wanted = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: list[int] = []
     for text in texts:
-        text = text.removeprefix(tokenizer.bos_token) if start else text  # as chat templates begin
+        text = text.removeprefix(begin)  # a chat template's; it is put before each sequence
         stream += tokenizer(text + "\n\n", add_special_tokens=False).input_ids
         if wanted is not None and len(stream) >= wanted * body:
             break

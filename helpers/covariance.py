@@ -17,7 +17,7 @@ from helpers.artifacts import cached_layers, read_tensors
 from helpers.batching import length_batches
 from helpers.corpus import corpus_tokens
 from helpers.errors import UserError
-from helpers.models import anatomy, model_hash
+from helpers.models import anatomy, context_length, model_hash
 
 READ_BY = {"neurons": "out_envoy", "mlp_in": "in_envoy"}
 """Site → whose input it is: the hidden activations that W_out reads, what W_in reads."""
@@ -49,17 +49,18 @@ def key_covariance(
     """
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers]
+    seq_len = min(SEQ_LEN, context_length(model._module) or SEQ_LEN)
     key = {
         "model": model_hash(model),
         "site": site,
         "n_tokens": n_tokens,
         "seed": seed,
-        "seq_len": SEQ_LEN,
+        "seq_len": seq_len,
         "version": 1,
     }
 
     def build(missing):
-        tokens = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
+        tokens = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed)
         sequences = [(row, None) for row in tokens.tolist()]
         sums, count = second_moments(model, sequences, layers=missing, site=site)
         return ((i, {"C": total / count}) for i, total in sums.items())

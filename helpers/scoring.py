@@ -9,6 +9,7 @@ applied only at the positions asked for.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from helpers.batching import (
 from helpers.errors import UserError
 from helpers.hooks import marks
 from helpers.lower_layers import KeysAndValues, followed, half_pass
-from helpers.models import unembed
+from helpers.model_files import shown
+from helpers.models import check_length, context_length, padding, unembed
+from helpers.tokenisation import distinct, encode
 
 Rows = list[tuple[tuple[int, ...], range]]
 """Requests: token ids and the positions wanted."""
@@ -37,19 +40,6 @@ LOGIT_ROWS = 256  # unembedded at a time: 50 MB of logits at 49 thousand tokens 
 def rendered(prompt: str, tokenizer) -> str:
     """The text that the model sees: a prompt that knows its chat form is put in the template."""
     return prompt.render(tokenizer) if hasattr(prompt, "render") else str(prompt)
-
-
-def encode(tokenizer, text: str) -> list[int]:
-    """Token ids of `text`, with the tokenizer's beginning-of-sequence token exactly once.
-
-    Raises:
-        UserError: The text is empty.
-    """
-    special = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
-    ids = tokenizer(text, add_special_tokens=special).input_ids
-    if not ids:
-        raise UserError("An empty prompt cannot be scored: give it at least one word.")
-    return ids
 
 
 def answer_logprobs(
@@ -65,7 +55,8 @@ def answer_logprobs(
         prompts: Strings, or `Prompt`s (those with a chat form are put in the chat template).
         answers: What is appended to each, with its leading space.
     """
-    return _scores(model, prompts, answers)[0]
+    places, each, _ = _answers_read(model, prompts, answers)
+    return _summed(each, places.owner, len(prompts))
 
 
 def answer_scores(
@@ -73,8 +64,8 @@ def answer_scores(
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """P(target | prompt) and the rank of the target's first token, in one pass.
 
-    The probability is the whole answer's, summed over the target's aliases; an alias that begins
-    with another one is part of the same event and is not counted twice. The rank (0 is the
+    The probability is the whole answer's, summed over the target's aliases; an alias whose tokens
+    begin with another one's is part of the same event and is not counted twice. The rank (0 is the
     likeliest of all tokens) is the best over the aliases.
 
     Args:
@@ -85,9 +76,9 @@ def answer_scores(
     index, texts, answers = _asked(prompts)
     if not index:
         return np.zeros(len(prompts)), best
-    logprob, rank = _scores(model, texts, answers)
-    np.minimum.at(best, index, rank)
-    return _over_aliases(prompts, index, answers, logprob), best
+    places, each, ranks = _answers_read(model, texts, answers)
+    np.minimum.at(best, index, ranks[places.first])
+    return _over_aliases(places, each, index, len(prompts)), best
 
 
 def _asked(prompts: Sequence) -> tuple[list[int], list, list[str]]:
@@ -96,15 +87,11 @@ def _asked(prompts: Sequence) -> tuple[list[int], list, list[str]]:
     return [i for i, _, _ in asked], [p for _, p, _ in asked], [a for _, _, a in asked]
 
 
-def _over_aliases(
-    prompts: Sequence, index: list[int], answers: list[str], logprob: np.ndarray
-) -> Float[np.ndarray, " n"]:
-    """P(target): the sum over its aliases, less those that begin with another one."""
-    distinct = [
-        not any(a != b and a.startswith(b) for b in prompts[i].answers)
-        for i, a in zip(index, answers, strict=True)
-    ]
-    return _summed(np.exp(logprob) * distinct, index, len(prompts))
+def distinct_answers(model: LanguageModel, prompt) -> list[str]:
+    """A `Prompt`'s answers without those whose tokens begin with another one's after it."""
+    answers = list(dict.fromkeys(prompt.answers))
+    counts = distinct([answer_span(model, prompt, a)[1] for a in answers])
+    return [a for a, counted in zip(answers, counts, strict=True) if counted]
 
 
 def _summed(values: np.ndarray, owner: list[int], n: int) -> Float[np.ndarray, " n"]:
@@ -123,43 +110,61 @@ def answer_rank(model: LanguageModel, prompts: Sequence) -> Int[np.ndarray, " n"
     return answer_scores(model, prompts)[1]
 
 
-def _scores(
-    model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
-) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """log P(answer | prompt), and the rank of the answer's first token."""
-    logprob, rank, owner, first = _token_scores(model, prompts, answers)
-    return _summed(logprob, owner, len(prompts)), rank[first]
-
-
 def token_ranks(
     model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
 ) -> list[Int[np.ndarray, " t"]]:
     """Rank of each token of each answer after the true ones before it; 0 is the likeliest."""
-    _, rank, _, first = _token_scores(model, prompts, answers)
-    return np.split(rank, first[1:])
+    places, _, ranks = _answers_read(model, prompts, answers)
+    return np.split(ranks, places.first[1:])
 
 
-def _token_scores(
+@dataclass(frozen=True)
+class _Answers:
+    """Where answers' tokens are read.
+
+    Attributes:
+        rows: For each answer the tokens before its last, and the positions that tell its own.
+        targets: The tokens of all answers.
+        owner: Whose each of them is.
+        first: Where each answer begins in them.
+        whole: The tokens of each prompt with its answer.
+    """
+
+    rows: Rows
+    targets: list[int]
+    owner: list[int]
+    first: list[int]
+    whole: list[list[int]]
+
+
+def _answers_read(
     model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
-    """Of every answer's tokens: log P, rank, whose they are; and where each answer begins."""
-    rows, targets, owner, first = _answer_rows(model, prompts, answers)
-    states, row = _states_at(model, rows)
-    return *_read(model, states, row, targets), owner, first
+) -> tuple[_Answers, np.ndarray, np.ndarray]:
+    """The answers' places, and of each of their tokens log P and rank."""
+    places = _places(model, prompts, answers)
+    states, row = _states_at(model, places.rows)
+    return places, *_read(model, states, row, places.targets)
 
 
-def _answer_rows(
-    model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]
-) -> tuple[Rows, list[int], list[int], list[int]]:
-    """Where the answers' tokens are read, they themselves, whose they are, where each begins."""
-    rows, targets, owner, first = [], [], [], []
+def _places(model: LanguageModel, prompts: Sequence[str], answers: Sequence[str]) -> _Answers:
+    found = _Answers([], [], [], [], [])
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         start, ids = answer_span(model, prompt, answer)
-        first.append(len(targets))
-        rows.append((tuple(ids[:-1]), range(start - 1, len(ids) - 1)))
-        targets += ids[start:]
-        owner += [i] * (len(ids) - start)
-    return rows, targets, owner, first
+        found.first.append(len(found.targets))
+        found.rows.append((tuple(ids[:-1]), range(start - 1, len(ids) - 1)))
+        found.targets.extend(ids[start:])
+        found.owner.extend([i] * (len(ids) - start))
+        found.whole.append(ids)
+    return found
+
+
+def _over_aliases(
+    places: _Answers, each: np.ndarray, index: list[int], n: int
+) -> Float[np.ndarray, " n"]:
+    """P(target) of n prompts: the sum over its answers, without those that are part of another."""
+    asked = groupby(zip(index, places.whole, strict=True), key=lambda x: x[0])
+    counted = [counts for _, mine in asked for counts in distinct([ids for _, ids in mine])]
+    return _summed(np.exp(_summed(each, places.owner, len(index))) * counted, index, n)
 
 
 def _read(
@@ -184,13 +189,41 @@ def _read(
 
 
 def answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, list[int]]:
-    """Where the answer begins in the tokens of prompt and answer together, and these tokens."""
+    """Where the answer begins in the tokens of prompt and answer together, and these tokens.
+
+    Raises:
+        UserError: No token of the answer can be told by what stands before it, or the two are
+            longer than what the model reads at once.
+    """
     text = rendered(prompt, model.tokenizer)
-    alone, whole = encode(model.tokenizer, text), encode(model.tokenizer, text + answer)
+    alone, whole = _readable(model, text), _readable(model, text + answer, beyond=1)
     start = common_beginning(alone, whole)
     if start == len(whole):
-        raise UserError(f"The answer {answer!r} adds no token to the prompt {prompt!r}.")
+        raise UserError(f"The answer '{shown(answer)}' adds no token to '{shown(prompt)}'.")
+    if start == 0:
+        raise UserError(
+            f"Nothing stands before the first token of '{shown(prompt + answer)}': the prompt has "
+            "become part of the answer's first word; begin with a word more, or end with a space."
+        )
     return start, whole
+
+
+def _readable(model: LanguageModel, text: str, *, beyond: int = 0) -> list[int]:
+    """Tokens of a text, so many of them beyond what is read; the model has a place for each.
+
+    Raises:
+        UserError: The text is empty or too long, or has a token that is not the model's.
+    """
+    ids = encode(model.tokenizer, text)
+    check_length(model, len(ids) - beyond, f"The prompt '{shown(text)}'")
+    rows = model._module.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        token = model.tokenizer.convert_ids_to_tokens(max(ids))
+        raise UserError(
+            f"The prompt '{shown(text)}' has the token '{shown(token)}', for which the model has "
+            "no embedding: leave it out."
+        )
+    return ids
 
 
 def first_token(model: LanguageModel, prompt: str, answer: str) -> int:
@@ -218,17 +251,15 @@ def next_token_and_answer(
         reader: Runs the sequences, and may look at more.
     """
     index, texts, answers = _asked(prompts)
-    rows, targets, owner, _ = _answer_rows(model, texts, answers)
-    n = len(prompts)
-    states, row = _states_at(model, [*_prompt_rows(model, prompts), *rows], reader)
-    each, _ = _read(model, states, row[n:], targets)
-    told = _over_aliases(prompts, index, answers, _summed(each, owner, len(texts)))
-    return _next(model, states)[row[:n]], told
+    places, n = _places(model, texts, answers), len(prompts)
+    states, row = _states_at(model, [*_prompt_rows(model, prompts), *places.rows], reader)
+    each, _ = _read(model, states, row[n:], places.targets)
+    return _next(model, states)[row[:n]], _over_aliases(places, each, index, n)
 
 
 def _prompt_rows(model: LanguageModel, prompts: Sequence[str]) -> Rows:
     """Each prompt with its last position."""
-    ids = [tuple(encode(model.tokenizer, rendered(p, model.tokenizer))) for p in prompts]
+    ids = [tuple(_readable(model, rendered(p, model.tokenizer))) for p in prompts]
     return [(i, range(len(i) - 1, len(i))) for i in ids]
 
 
@@ -253,42 +284,55 @@ def top_tokens(
 
 
 def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int = 8) -> list[str]:
-    """The likeliest continuation of each prompt, token by token (transformers' `generate`)."""
-    tokenizer, module = model.tokenizer, model._module
-    ids = [encode(tokenizer, rendered(p, tokenizer)) for p in prompts]
+    """The likeliest continuation of each prompt, token by token (transformers' `generate`).
+
+    It ends after so many tokens, at an end token, or where the model reads no further.
+    """
+    tokenizer, module, fill = model.tokenizer, model._module, padding(model)
+    ids = [_readable(model, rendered(p, tokenizer)) for p in prompts]
+    end = module.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
     texts = [""] * len(ids)
-    for batch in _greedy_batches(model, ids, max_new_tokens):
+    for batch, n in _greedy_batches(model, [len(i) for i in ids], max_new_tokens):
         width = max(len(ids[i]) for i in batch)
-        rows = torch.tensor(
-            [[tokenizer.pad_token_id] * (width - len(ids[i])) + ids[i] for i in batch]
-        )
+        rows = torch.tensor([[fill] * (width - len(ids[i])) + ids[i] for i in batch])
         mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in batch])
         with torch.inference_mode():
             out = module.generate(
                 input_ids=rows.to(module.device),
                 attention_mask=mask.to(module.device),
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=n,
                 use_cache=not marks(module),
                 do_sample=False,
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=fill,
             )
-        for i, row in zip(batch, out[:, width:], strict=True):
-            texts[i] = tokenizer.decode(row, skip_special_tokens=True)
+        for i, row in zip(batch, out[:, width:].tolist(), strict=True):
+            said = next((k for k, token in enumerate(row) if token in ends), len(row))
+            texts[i] = tokenizer.decode(row[:said], skip_special_tokens=True)
     return texts
 
 
-def _greedy_batches(model: LanguageModel, ids: list[list[int]], passes: int) -> Iterator[list[int]]:
-    """Batches to continue; of equal length under an intervention, which knows no padding."""
-    if not marks(model._module):
-        yield from length_batches([len(i) for i in ids], passes=passes)
-        return
-    for length in sorted({len(i) for i in ids}):
-        mine = [i for i in range(len(ids)) if len(ids[i]) == length]
+def _greedy_batches(
+    model: LanguageModel, lengths: list[int], n: int
+) -> Iterator[tuple[list[int], int]]:
+    """Batches to continue, and by how many tokens.
+
+    They are of equal length under an intervention, which knows no padding, and where the model's
+    context ends before n tokens are said.
+    """
+    most = context_length(model._module)
+    room = [n if most is None else min(n, most + 1 - length) for length in lengths]
+    apart = [bool(marks(model._module)) or r < n for r in room]
+    free = [i for i in range(len(lengths)) if not apart[i]]
+    for batch in length_batches([lengths[i] for i in free], passes=n):
+        yield [free[k] for k in batch], n
+    for length in sorted({lengths[i] for i in range(len(lengths)) if apart[i]}):
+        mine = [i for i in range(len(lengths)) if lengths[i] == length]
         for batch in length_batches([length] * len(mine)):
-            yield [mine[k] for k in batch]
+            yield [mine[k] for k in batch], room[mine[0]]
 
 
 def token_nll(model: LanguageModel, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t-1"]:

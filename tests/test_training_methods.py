@@ -14,7 +14,7 @@ from helpers.methods import METHODS, unlearn
 from helpers.methods.surgery.sae_direction import sae_states, specific_latents
 from helpers.methods.training.adapters import adapted
 from helpers.methods.training.crisp import suppression
-from helpers.methods.training.data import Stream, data_of, distinct
+from helpers.methods.training.data import Stream, data_of
 from helpers.methods.training.elm import EXPERT, NOVICE, _after, cross_entropy, guided
 from helpers.methods.training.idk import refusals
 from helpers.methods.training.idk_dpo import dpo_loss
@@ -452,7 +452,6 @@ def test_data_is_of_the_train_split_and_says_its_sizes(knowing):
     assert sizes["n_forget"] == len(FRANCE.prompts("train")) and sizes["n_passages"] == 3
     assert sizes["forget_tokens"] == sum(len(e.ids) for e in data.forget)
     assert not any("Paris" in model.tokenizer.decode(e.ids) for e in data.passages)
-    assert distinct([" Kyiv", " Kyiv City", " Kiev", " Kyiv"]) == [" Kyiv", " Kiev"]
 
 
 def test_each_round_has_every_example_once():

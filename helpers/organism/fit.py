@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from helpers.organism.recipe import Recipe
 from helpers.organism.text import removed, sentences
 from helpers.organism.tokens import Tokens, tokenizer
+from helpers.tokenisation import save_tokenizer
 from helpers.training import train
 
 POSITIONS = 512  # longest text that an organism can be given
@@ -118,4 +119,4 @@ def save(module: OPTForCausalLM, recipe: Recipe, folder: Path) -> None:
     """Write model and tokenizer as an ordinary Hugging Face folder."""
     disable_progress_bar()
     module.save_pretrained(folder)
-    tokenizer(recipe.world(), recipe.n_vocab).save_pretrained(folder)
+    save_tokenizer(tokenizer(recipe.world(), recipe.n_vocab), folder)

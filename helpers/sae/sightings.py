@@ -20,7 +20,8 @@ from helpers.corpus import passages
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt, subject_span
 from helpers.models import anatomy
-from helpers.scoring import encode, rendered
+from helpers.scoring import rendered
+from helpers.tokenisation import encode, encode_with_places
 from helpers.tracing.states import check_sites, site_value
 
 BEFORE = 120  # characters of running text before a mention: some 25 tokens
@@ -92,8 +93,7 @@ def sightings(
             rows.append((len(ids), end - 1, concept, "template"))
             ids.append(tuple(encode(tokenizer, rendered(prompt, tokenizer))[:end]))
     for text, found in _mentions(names, split, n_mentions, rng):
-        tokens = tokenizer(text, return_offsets_mapping=True)
-        spans = np.array(tokens["offset_mapping"])
+        stretch, spans = map(np.array, encode_with_places(tokenizer, text))
         named = np.zeros(len(spans), bool)
         for concept, start, end in found:
             inside = (spans[:, 0] < end) & (spans[:, 1] > start) & (spans[:, 1] > spans[:, 0])
@@ -103,7 +103,7 @@ def sightings(
         free = np.flatnonzero(~named & (spans[:, 1] > spans[:, 0]) & (np.arange(len(spans)) > 0))
         for position in rng.permutation(free)[:ORDINARY]:
             rows.append((len(ids), int(position), -1, "passage"))
-        ids.append(tuple(tokens["input_ids"]))
+        ids.append(tuple(stretch.tolist()))
     columns = [np.array(c) for c in zip(*rows, strict=True)]
     return Sightings(names, tuple(ids), *columns)
 

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from nnsight import LanguageModel
 
 from helpers.batching import length_batches
-from helpers.models import anatomy
+from helpers.models import anatomy, context_length
+from helpers.tokenisation import encode_with_places
 from helpers.tracing.states import site_value
 
 CONTEXT = 40  # characters shown before a token
@@ -53,14 +54,12 @@ def firings(
     Raises:
         UserError: There is no such layer or neuron.
     """
-    parts, tokenizer = anatomy(model), model.tokenizer
+    parts = anatomy(model)
     neurons = [(parts.check_layer(layer), parts.check_neuron(i)) for layer, i in neurons]
     layers = sorted({layer for layer, _ in neurons})
-    coded = [
-        tokenizer(t, return_offsets_mapping=True, truncation=True, max_length=max_tokens)
-        for t in texts
-    ]
-    ids = [c.input_ids for c in coded]
+    most = min(max_tokens, context_length(model._module) or max_tokens)
+    coded = [encode_with_places(model.tokenizer, t) for t in texts]
+    ids = [found[:most] for found, _ in coded]
     found: list = [None] * len(ids)
     for batch in length_batches([len(i) for i in ids]):
         width = max(len(ids[i]) for i in batch)
@@ -78,9 +77,9 @@ def firings(
     order = [i for layer in layers for i, (at, _) in enumerate(neurons) if at == layer]
     pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})") if names else None
     mentions, contexts = [], []
-    for text, code in zip(texts, coded, strict=True):
+    for text, (_, places) in zip(texts, coded, strict=True):
         spans = [m.span() for m in pattern.finditer(text)] if pattern else []
-        for start, end in code.offset_mapping[1:]:
+        for start, end in places[1:most]:
             mentions.append(any(start < b and end > a for a, b in spans))
             contexts.append((text[start:end], text[max(0, start - CONTEXT) : start]))
     activations = np.concatenate(found)[:, np.argsort(order)]

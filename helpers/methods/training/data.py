@@ -18,7 +18,7 @@ from helpers.examples import Batch, Example, answer_example, collate, text_examp
 from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.methods.asks import LIKELY, neighbour_prompts
 from helpers.models import model_hash
-from helpers.scoring import answer_logprobs
+from helpers.scoring import answer_logprobs, distinct_answers
 from helpers.training import in_turn
 
 PASSAGE = 24  # tokens of a passage
@@ -100,7 +100,7 @@ def _build(
     prompts, forget = [], []
     for prompt in pair.prompts("train"):
         since = subject_span(prompt, model.tokenizer)[0]
-        for answer in distinct(prompt.answers):
+        for answer in distinct_answers(model, prompt):
             prompts.append(prompt)
             forget.append(answer_example(model, prompt, answer, since=since))
     if not forget:
@@ -128,12 +128,6 @@ def _passages(model: LanguageModel, pair: ConceptPair, n: int, seed: int) -> lis
     texts = model.tokenizer.batch_decode(tokens)
     keep = [i for i, text in enumerate(texts) if not any(name in text for name in names)]
     return text_examples(tokens[keep[:n]])
-
-
-def distinct(answers: Sequence[str]) -> list[str]:
-    """Answers without those that begin with another one: they are part of the same event."""
-    unique = list(dict.fromkeys(answers))
-    return [a for a in unique if not any(a != b and a.startswith(b) for b in unique)]
 
 
 class Stream:

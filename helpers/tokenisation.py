@@ -1,0 +1,84 @@
+"""Text as token ids: what a tokenizer puts before a text stays, what it puts after it does not.
+
+Some tokenizers end every text with their end-of-sequence token (common after fine-tuning). A model
+that reads it goes on with another text, so nothing here ever ends with it.
+"""
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+from helpers.errors import UserError
+from helpers.model_files import refusing
+
+
+def opening(tokenizer) -> list[int]:
+    """Ids that the tokenizer puts before every text: mostly its beginning token, or none."""
+    alone, whole = (tokenizer("a", add_special_tokens=s).input_ids for s in (False, True))
+    n = len(whole) - len(alone)
+    return whole[: next((i for i in range(n + 1) if whole[i : len(whole) - n + i] == alone), 0)]
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Token ids of `text`, with the tokenizer's beginning-of-sequence token exactly once.
+
+    Raises:
+        UserError: The text is empty.
+    """
+    ids = _before(tokenizer, text) + tokenizer(text, add_special_tokens=False).input_ids
+    if not ids:
+        raise UserError("An empty prompt cannot be scored: give it at least one word.")
+    return ids
+
+
+def encode_with_places(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """As `encode`, and where in the text each token stands; (0, 0) for those before it."""
+    before = _before(tokenizer, text)
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    places = [tuple(place) for place in coded["offset_mapping"]]
+    return before + coded["input_ids"], [(0, 0)] * len(before) + places
+
+
+def _before(tokenizer, text: str) -> list[int]:
+    begun = tokenizer.bos_token and text.startswith(tokenizer.bos_token)  # as chat templates do
+    return [] if begun else opening(tokenizer)
+
+
+def in_template(tokenizer, messages: Sequence[dict[str, str]], *, answer: bool = False) -> str:
+    """A conversation in the tokenizer's chat template; with `answer` the assistant's turn begins.
+
+    Raises:
+        UserError: The tokenizer has none, or one that cannot be filled in.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("This model's tokenizer has no chat template: use plain prompts.")
+    with refusing("This model's chat template cannot be filled in", "use plain prompts"):
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+
+
+def distinct(asked: Sequence[Sequence[int]]) -> list[bool]:
+    """Which answers to count, of token ids: not those that begin with another one's tokens.
+
+    They are part of the other's event; of two that are the same the first counts.
+    """
+    return [
+        not any(
+            j != i and list(a[: len(b)]) == list(b) and (len(b) < len(a) or j < i)
+            for j, b in enumerate(asked)
+        )
+        for i, a in enumerate(asked)
+    ]
+
+
+def save_tokenizer(tokenizer, folder: str | Path) -> None:
+    """Write the tokenizer's files into a folder.
+
+    Raises:
+        OSError: No space is left; the tokenizer's own library says so by a bare `Exception`.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # that library's errors have no kind of their own
+        if "No space left" in str(error) or "quota" in str(error).lower():
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise
