@@ -1,5 +1,11 @@
 """Changes of weights: put on, taken off, saved, compressed, widened, exported."""
 
+import contextlib
+import os
+import signal
+import threading
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -7,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.hooks import marks
 from helpers.methods import (
     Change,
     Unlearning,
@@ -17,10 +24,13 @@ from helpers.methods import (
     original,
     unlearn,
 )
+from helpers.methods import delta as deltas
+from helpers.methods import intervention as interventions
 from helpers.methods.detectors import Detectors
+from helpers.methods.keeping import touched_hash
 from helpers.methods.solved import appended
 from helpers.methods.widened import save_widened
-from helpers.models import anatomy, model_hash
+from helpers.models import anatomy, load_model, model_hash
 from tests.conftest import FAMILIES
 
 TOKENS = torch.tensor([[2, 7, 9, 11, 30], [2, 8, 8, 40, 5]])
@@ -261,3 +271,325 @@ def test_an_edit_of_another_model_leaves_the_model_untouched(tiny_model):
     with pytest.raises(UserError, match="another model"):
         u.apply(narrow)
     assert model_hash(other) == before and applied_to(other) == []
+
+
+def state(model):
+    """Everything that an edit may change, and what the suite believes is on."""
+    hooks = [
+        (n, len(m._forward_hooks), len(m._forward_pre_hooks))
+        for n, m in model._module.named_modules()
+        if m._forward_hooks or m._forward_pre_hooks
+    ]
+    sizes = {n: (p.shape, id(p)) for n, p in model._module.named_parameters()}
+    return model_hash(model), marks(model._module), hooks, sizes, applied_to(model)
+
+
+def all_kinds(model):
+    """Edits that are applied on top of each other: low rank, neurons, a request, low rank again."""
+    asking = unlearn(model, ConceptPair("France", "Paris"), "in_context")
+    found = [edit(model, low_rank(model, layer=0)), edit(model, neuron(model)), asking]
+    return [*found, edit(model, low_rank(model, layer=2, seed=3))]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, RuntimeError])
+def test_apply_and_revert_that_fail_at_any_call_leave_everything_as_it_was(
+    tiny_model, monkeypatch, error
+):
+    """Whatever of what they call raises, at its first call or a later one.
+
+    Only what puts back is not made to fail: it takes no memory, and Ctrl-C waits for it.
+    """
+    model = tiny_model()
+    edits = all_kinds(model)
+    calls = {
+        "copy_": torch.Tensor,
+        "clone": torch.Tensor,
+        "cat": torch,
+        "set_parameter": deltas,
+        "put_mark": interventions,
+        "register_forward_hook": torch.nn.Module,
+    }
+
+    def failing(name, owner, nth, run) -> bool:
+        """Whether `run` came so far as to the nth call of `name`, and failed there."""
+        plain, left = getattr(owner, name), [nth]
+
+        def broken(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise error
+            return plain(*args, **kwargs)
+
+        before = state(model)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, broken)
+            with contextlib.suppress(error):
+                run()
+        if left[0] > 0:
+            return False
+        assert state(model) == before, (name, nth)
+        return True
+
+    failed = set()
+    for number, one in enumerate(edits):
+        for name, owner in calls.items():
+            for nth in (1, 2, 4):
+                if failing(name, owner, nth, lambda one=one: one.apply(model)):
+                    failed.add((number, name))
+                else:
+                    one.revert(model)
+        one.apply(model)
+    assert {(0, "copy_"), (1, "cat"), (1, "set_parameter"), (2, "put_mark")} <= failed
+    assert (2, "register_forward_hook") in failed
+    on, failed = applied_to(model), set()
+    for place in (0, 1, 2):  # the later ones stay, or come back
+        for name in ("copy_", "clone", "cat"):
+            for nth in (1, 2, 4):
+                if failing(name, calls[name], nth, lambda place=place: on[place].revert(model)):
+                    failed.add((place, name))
+                else:
+                    _again(model, on)
+    assert {(0, "copy_"), (0, "cat"), (1, "copy_")} <= failed
+
+
+def _again(model, edits):
+    for one in reversed(applied_to(model)):
+        one.revert(model)
+    for one in edits:
+        one.apply(model)
+
+
+def test_applied_leaves_nothing_of_an_edit_that_fails_half_way(tiny_model, monkeypatch):
+    model = tiny_model()
+    torch.manual_seed(0)
+    names = [anatomy(model).layers[i].mlp.out_name for i in (0, 1)]
+    changes = {n: Change(dense=torch.randn(16, 24)) for n in names}
+    two, before = edit(model, WeightDelta.of(model._module, changes)), state(model)
+    plain, left = torch.Tensor.copy_, [2]
+
+    def broken(self, *args):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return plain(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", broken)
+        with pytest.raises(KeyboardInterrupt), two.applied(model):
+            pytest.fail("the block is not entered")
+    assert state(model) == before
+    with two.applied(model), pytest.raises(UserError, match="applied already"):
+        with two.applied(model):
+            pytest.fail("the block is not entered")
+        assert applied_to(model) == [two]
+    assert state(model) == before
+
+
+def test_ctrl_c_at_any_moment_leaves_weights_and_stack_in_agreement(tiny_model):
+    model = tiny_model()
+    edits = all_kinds(model)
+    states = {}
+    for n in range(len(edits) + 1):  # what the model is with the first n edits
+        states[n] = state(model)[:3]
+        if n < len(edits):
+            edits[n].apply(model)
+    _again(model, [])
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    theirs = signal.signal(signal.SIGINT, stop)
+    try:
+        for k in range(60):
+            timer = threading.Timer(0.002 + 0.0007 * k, os.kill, (os.getpid(), signal.SIGINT))
+            with pytest.raises(Stop):
+                timer.start()
+                while True:
+                    for one in edits:
+                        one.apply(model)
+                    with original(model):
+                        pass
+                    for one in reversed(edits):
+                        one.revert(model)
+            assert state(model)[:3] == states[len(applied_to(model))]
+            _again(model, [])
+    finally:
+        signal.signal(signal.SIGINT, theirs)
+
+
+def test_an_edit_under_one_that_needs_its_neurons_is_refused_before_anything_changes(tiny_model):
+    model = tiny_model()
+    first = edit(model, neuron(model))
+    first.apply(model)
+    torch.manual_seed(0)
+    name = anatomy(model).layers[1].mlp.out_name
+    wide = Change(dense=torch.randn(model._module.get_parameter(name).shape))
+    second = replace(edit(model, WeightDelta.of(model._module, {name: wide})), method="second")
+    second.apply(model)
+    before = state(model)
+    with pytest.raises(UserError, match=r"by_hand\) cannot come off while a later one \(second\)"):
+        first.revert(model)
+    assert state(model) == before
+    second.revert(model)
+    first.revert(model)
+    assert applied_to(model) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_file_that_is_read_twice_is_one_edit(tiny_model, tmp_path, family):
+    model = tiny_model(family)
+    asking = unlearn(model, ConceptPair("France", "Paris"), "in_context")
+    for made in (edit(model, neuron(model)), edit(model, low_rank(model)), asking):
+        made.save(tmp_path / "made.safetensors")
+        one, two = (load_unlearning(tmp_path / "made.safetensors") for _ in range(2))
+        one.apply(model)
+        before = state(model)
+        with pytest.raises(UserError, match="is applied already: revert it first"):
+            two.apply(model)
+        assert state(model) == before
+        with original(model):
+            two.apply(model)  # on the original it is not
+        assert state(model) == before
+        if made.removes:
+            with pytest.raises(UserError, match="given twice"):
+                composed(model, [one, two])
+        two.revert(model)  # the same edit comes off, whichever copy asks
+        assert applied_to(model) == []
+
+
+def test_inside_of_original_the_model_carries_nothing_and_interventions_come_back(tiny_model):
+    model = tiny_model()
+    clean = state(model)
+    edits = all_kinds(model)
+    for one in edits:
+        one.apply(model)
+    before = state(model)
+    with original(model):
+        assert state(model) == clean
+        with original(model):
+            assert state(model) == clean
+        assert state(model) == clean
+        with pytest.raises(UserError, match="is not applied to this model"):
+            edits[0].revert(model)
+        edits[1].apply(model)
+        edits[2].apply(model)  # left on: comes off with the block
+    assert state(model) == before
+    with pytest.raises(ZeroDivisionError), original(model):
+        raise ZeroDivisionError
+    assert state(model) == before
+    edits[2].revert(model)
+    edits[0].revert(model)
+    assert applied_to(model) == [edits[1], edits[3]]
+
+
+BIG = torch.tensor(3e38)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"dense": torch.full((16, 24), torch.nan)}, "down_proj.weight.dense' holds numbers that"),
+        ({"dense": torch.full((16, 24), torch.inf)}, "down_proj.weight.dense' holds numbers that"),
+        ({"dense": BIG.expand(16, 24)}, "down_proj.weight' holds numbers too large to reckon"),
+        ({"left": torch.full((16, 1), torch.nan), "right": torch.ones(1, 24)}, "weight.left'"),
+        ({"left": torch.full((16, 1), 1e30), "right": torch.full((1, 24), 1e30)}, "too large"),
+        ({"dense": torch.zeros(16, 24)}, "changes no weight"),
+        ({}, "down_proj.weight' holds no numbers"),
+        ({"dense": torch.zeros(0, 24)}, "down_proj.weight' holds no numbers"),
+        ({"left": torch.ones(16, 1)}, "has one factor of two"),
+        ({"right": torch.ones(1, 24)}, "has one factor of two"),
+        ({"left": torch.ones(16, 2), "right": torch.ones(1, 24)}, r"\(16, 2\) and \(1, 24\)"),
+        ({"left": torch.ones(16), "right": torch.ones(1, 24)}, r"factors of \(16,\)"),
+        (
+            {"dense": torch.ones(16, 24), "left": torch.ones(16, 1), "right": torch.ones(1, 24)},
+            "is given twice",
+        ),
+        ({"dense": torch.ones(1, 16, 24)}, "has 3 axes"),
+        ({"dense": torch.ones(16, 24, dtype=torch.int64)}, "numbers of the kind int64"),
+        ({"dense": torch.ones(16, 24).to(torch.float8_e4m3fn)}, "the kind float8_e4m3fn"),
+        ({"dense": torch.ones(16, 24, dtype=torch.complex64)}, "the kind complex64"),
+        ({"dense": torch.ones(24, 16)}, r"is \(24, 16\) and the tensor is \(16, 24\)"),
+        ({"appended": torch.ones(16, 1), "axis": 1}, "some neurons to matrices .* do not match"),
+        ({"appended": torch.ones(16, 1), "axis": 2}, "at axis 2: append rows"),
+        ({"appended": torch.ones(16, 1), "axis": -1}, "at axis -1: append rows"),
+        ({"appended": torch.ones(16), "axis": 1}, "at axis 1: append rows"),
+    ],
+)
+def test_what_is_no_edit_is_refused_when_it_is_made_and_names_the_tensor(
+    tiny_model, change, sentence
+):
+    model = tiny_model()
+    name = anatomy(model).layers[1].mlp.out_name
+    before = model_hash(model)
+    with pytest.raises(UserError, match=sentence) as error:
+        WeightDelta.of(model._module, {name: Change(**change)})
+    assert "\n" not in str(error.value)
+    assert model_hash(model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neurons_that_lack_a_row_a_bias_or_a_column_are_refused(tiny_model, family):
+    model = tiny_model(family)
+    whole = neuron(model)
+    before = state(model)
+    for name, change in whole.changes.items():
+        part = {n: c for n, c in whole.changes.items() if n != name}
+        try:
+            u = edit(model, WeightDelta.of(model._module, part))
+        except UserError as error:
+            assert "do not match" in str(error)
+            continue
+        if name.endswith("bias") and model._module.state_dict().get(name) is None:
+            continue  # a bias that is not there need not be
+        with pytest.raises(UserError, match=f"has none for {name}"):
+            u.apply(model)
+        more = torch.cat([change.appended, change.appended], change.axis)
+        with pytest.raises(UserError, match="appends 2 and 4 neurons"):
+            WeightDelta.of(model._module, {**part, name: Change(appended=more, axis=change.axis)})
+    width = torch.ones(1, 16)
+    attention = {"up": Change(appended=width), "down": Change(appended=width.T, axis=1)}
+    block = anatomy(model).layers[0].mlp.in_name.rpartition(".mlp.")[0]
+    if family == "llama":
+        names = (f"{block}.self_attn.q_proj.weight", f"{block}.self_attn.o_proj.weight")
+        odd = dict(zip(names, attention.values(), strict=True))
+        with pytest.raises(UserError, match="no matrix that the neurons of an MLP have"):
+            edit(model, WeightDelta.of(model._module, odd)).apply(model)
+    assert state(model) == before
+
+
+def test_an_edit_that_leaves_the_range_of_the_models_numbers_is_refused(tiny_folder, tmp_path):
+    folder = str(tiny_folder("llama"))
+    half, full = load_model(folder, dtype="float16"), load_model(folder)
+    name = anatomy(half).layers[1].mlp.out_name
+    change = {name: Change(dense=torch.full((16, 24), 7e4))}
+    with pytest.raises(UserError, match=rf"{name} holds numbers that are not finite in float16"):
+        WeightDelta.of(half._module, change)
+    with torch.no_grad():
+        for module in (half._module, full._module):
+            module.get_parameter(name).fill_(0.0)
+    made = edit(full, WeightDelta.of(full._module, change))
+    fits = replace(made.delta.changes[name], dense=torch.full((16, 24), 6e4))
+    delta = WeightDelta({name: fits}, touched_hash(half._module, [name]))
+    with edit(half, delta).applied(half):
+        assert float(half._module.get_parameter(name)[0, 0]) == pytest.approx(6e4, rel=1e-3)
+    before = state(half)
+    wide = WeightDelta(change, touched_hash(half._module, [name]))
+    with pytest.raises(UserError, match="not finite in float16: load the model as float32"):
+        edit(half, wide).apply(half)
+    assert state(half) == before
+    large = {n: replace(c, appended=1e5 * c.appended) for n, c in neuron(full).changes.items()}
+    with pytest.raises(UserError, match=r"appended.' holds numbers that are not finite"):
+        WeightDelta.of(full._module, large).compressed(1, torch.float16)
+    with made.applied(full):
+        assert float(full._module.get_parameter(name)[0, 0]) == 7e4
+
+
+def test_a_model_that_carries_an_intervention_is_not_saved_as_weights(tiny_model, tmp_path):
+    model = tiny_model()
+    asking = unlearn(model, ConceptPair("France", "Paris"), "in_context")
+    with asking.applied(model), pytest.raises(UserError, match="carries an intervention"):
+        save_widened(model, tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()

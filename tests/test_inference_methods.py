@@ -8,7 +8,18 @@ from conftest import FAMILIES
 from helpers.errors import UserError
 from helpers.evaluation import evaluate
 from helpers.facts import ConceptPair
-from helpers.methods import METHODS, Intervention, Unlearning, load_unlearning, original, unlearn
+from helpers.hooks import Hook, marks, put_mark
+from helpers.methods import (
+    METHODS,
+    Change,
+    Intervention,
+    Unlearning,
+    WeightDelta,
+    applied_to,
+    load_unlearning,
+    original,
+    unlearn,
+)
 from helpers.methods.inference.clamp import Clamp
 from helpers.methods.inference.who_is import weakened
 from helpers.models import anatomy, model_hash, unembed
@@ -238,3 +249,166 @@ def test_bad_input_is_one_sentence(knowing, call, sentence):
         call(model)
     assert "\n" not in str(error.value)
     assert model_hash(model) == before
+
+
+def hooks_on(model) -> list[str]:
+    return [
+        name
+        for name, module in model._module.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks
+    ]
+
+
+def clamp_of(model, *, latents=(3,), values=(-1.0,), parts=None, share=0.0, **cfg) -> Intervention:
+    """A clamp of one SAE, some of whose numbers are others than its tensors'."""
+    d = anatomy(model).d_model
+    sae = build(SAEConfig("topk", d, 4 * d, k=8, site="mlp_in", layer=1))
+    tensors = {f"0.{k}": v.clone() for k, v in sae.tensors().items()} | (parts or {})
+    one = {"cfg": sae.cfg.to_dict() | cfg, "latents": list(latents), "values": list(values)}
+    kept = {k: v for k, v in tensors.items() if v is not None}
+    return Intervention("clamp", {"share": share, "saes": [one]}, kept)
+
+
+CLAMP = "no intervention of the kind 'clamp' "
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda m: clamp_of(m, latents=[64]), CLAMP + ".*no latent 64: it has 64"),
+        (lambda m: clamp_of(m, latents=[-1]), CLAMP + ".*latents.0.*greater than or equal to 0"),
+        (lambda m: clamp_of(m, latents=[]), CLAMP + ".*latents"),
+        (lambda m: clamp_of(m, latents=[3, 3], values=[0, 0]), CLAMP + ".*named twice"),
+        (lambda m: clamp_of(m, latents=[3, 4]), CLAMP + ".*2 latents have 1 values"),
+        (lambda m: clamp_of(m, latents=["3"]), CLAMP + ".*latents.0.*valid integer"),
+        (lambda m: clamp_of(m, values=[np.nan]), CLAMP + ".*(finite|JSON)"),
+        (lambda m: clamp_of(m, share=2.0), CLAMP + ".*'share'"),
+        (lambda m: clamp_of(m, d_sae=10**9), CLAMP + r".*'W_enc' is not \(16, 1000000000\)"),
+        (lambda m: clamp_of(m, d_in=10**9, d_out=10**9), CLAMP + r".*'W_enc' is not"),
+        (lambda m: clamp_of(m, d_in="16"), CLAMP + ".*'saes.0.cfg.d_in'"),
+        (lambda m: clamp_of(m, layer=-1), CLAMP + ".*no layer -1"),
+        (lambda m: clamp_of(m, site="residual"), CLAMP + ".*one of the sites mlp_in, mlp"),
+        (lambda m: clamp_of(m, d_out=8), CLAMP + ".*one of the sites"),
+        (lambda m: clamp_of(m, architecture="x"), CLAMP + ".*no SAE architecture 'x'"),
+        (lambda m: clamp_of(m, k=65), CLAMP + ".*k is 65"),
+        (lambda m: clamp_of(m, more=1), CLAMP + ".*more"),
+        (lambda m: clamp_of(m, architecture="jumprelu"), CLAMP + ".*'threshold' is not what"),
+        (lambda m: clamp_of(m, parts={"0.b_enc": None}), CLAMP + ".*'b_enc' is not what"),
+        (lambda m: clamp_of(m, parts={"0.b_enc": torch.ones(3)}), CLAMP + ".*'b_enc' is not what"),
+        (lambda m: clamp_of(m, parts={"0.W_enc": None}), CLAMP + ".*'W_enc' is not"),
+        (lambda m: clamp_of(m, parts={"1.W_enc": torch.ones(3)}), CLAMP + ".*no SAE for its '1.W"),
+        (
+            lambda m: clamp_of(m, parts={"0.b_enc": torch.full((64,), torch.nan)}),
+            "'0.b_enc' holds numbers that are not finite",
+        ),
+        (
+            lambda m: clamp_of(m, parts={"0.b_enc": torch.ones(64, dtype=torch.int32)}),
+            "'0.b_enc' holds numbers of the kind int32",
+        ),
+        (lambda m: Intervention("clamp", {"share": 0.0, "saes": []}), CLAMP + ".*'saes'"),
+        (
+            lambda m: Intervention("clamp", {"share": 0.0, "saes": [{}]}),
+            CLAMP + ".*cfg' is missing",
+        ),
+        (lambda m: Intervention("clamp", {}), CLAMP + ".*its 'share' is missing"),
+        (lambda m: Intervention("clamp", []), CLAMP),
+        (lambda m: Intervention("in_context", {"text": 3}), "'in_context' .*its 'text'"),
+        (lambda m: Intervention("in_context", {"text": ""}), "'in_context' .*its 'text'"),
+        (lambda m: Intervention("in_context", {"text": "w1 " * 10_000}), "most 10000 characters"),
+        (lambda m: Intervention("in_context", {"text": "w1", "more": 1}), "'more' is not known"),
+        (
+            lambda m: Intervention("in_context", {"text": "w1"}, {"x": torch.ones(2)}),
+            "no use for the tensor 'x'",
+        ),
+        (lambda m: Intervention("who_is", {"alpha": -1.0}), "'who_is' .*its 'alpha'"),
+        (lambda m: Intervention("who_is", {"alpha": "2"}), "'who_is' .*its 'alpha'"),
+        (
+            lambda m: Intervention("who_is", {"alpha": 2.0}, {"a.weight.left": torch.ones(2, 1)}),
+            "'who_is' .*has one factor of two",
+        ),
+        (
+            lambda m: Intervention("who_is", {"alpha": 2.0}, {"a.weight.dense": torch.ones(2, 1)}),
+            "'who_is' .*not given as two factors",
+        ),
+        (
+            lambda m: Intervention("who_is", {"alpha": 2.0}, {"weight": torch.ones(2, 1)}),
+            "'who_is' .*no part of an edit",
+        ),
+    ],
+)
+def test_settings_and_tensors_of_an_intervention_are_checked_before_anything_is_made(
+    tiny_model, make, sentence
+):
+    with pytest.raises(UserError, match=sentence) as error:
+        make(tiny_model())
+    assert "\n" not in str(error.value)
+
+
+def two_clamps(model, *, second: int) -> Intervention:
+    """A clamp at layer 1, which fits, and one at the layer `second`."""
+    first, other = clamp_of(model), clamp_of(model, layer=second)
+    saes = [*first.settings["saes"], *other.settings["saes"]]
+    parts = first.parts | {f"1.{k.removeprefix('0.')}": v for k, v in other.parts.items()}
+    return Intervention("clamp", {"share": 0.0, "saes": saes}, parts)
+
+
+def factors(name: str, rows: int, columns: int) -> Intervention:
+    parts = {f"{name}.left": torch.ones(rows, 1), f"{name}.right": torch.ones(1, columns)}
+    return Intervention("who_is", {"alpha": 1.0}, parts)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda m: two_clamps(m, second=7), "no layer 7: this model has layers 0 to 2"),
+        (lambda m: clamp_of(m, layer=3), "no layer 3"),
+        (lambda m: factors("nowhere.weight", 16, 24), "The model has no nowhere.weight"),
+        (lambda m: factors("lm_head", 64, 16), "The model has no lm_head: this is for another"),
+        (lambda m: factors("model.norm.weight", 16, 1), "The model has no model.norm.weight"),
+        (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 16, 23), "model of another width"),
+        (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 24, 16), "model of another width"),
+        (lambda m: Intervention("in_context", {"text": "w1 " * 64}), "has 64 tokens, and this mod"),
+        (lambda m: Intervention("in_context", {"text": "\t"}), "has 0 tokens"),
+    ],
+)
+def test_an_intervention_that_does_not_fit_leaves_no_hook(tiny_model, make, sentence):
+    model = tiny_model()
+    made, before = wrapped(model, make(model)), (model_hash(model), hooks_on(model))
+    for call in (lambda: made.apply(model), lambda: made.applied(model).__enter__()):
+        with pytest.raises(UserError, match=sentence):
+            call()
+        assert (model_hash(model), hooks_on(model)) == before
+        assert not marks(model._module) and applied_to(model) == []
+
+
+def test_hooks_that_were_put_come_off_when_the_next_fails(tiny_model):
+    module = tiny_model()._module
+
+    class Broken(Hook):
+        def put(self):
+            raise MemoryError
+
+    fine = Hook(module, lambda m, args, out: None)
+    with pytest.raises(MemoryError):
+        put_mark(module, "made", [fine, fine, Broken(module, print)])
+    assert not module._forward_hooks and not marks(module)
+    remove = put_mark(module, "made", [fine, fine])
+    assert len(module._forward_hooks) == 2 and marks(module) == ("made",)
+    remove()
+    remove()
+    assert not module._forward_hooks and not marks(module)
+
+
+def test_factors_for_a_model_that_was_widened_since_are_refused(knowing):
+    model = knowing()
+    made = unlearn(model, FRANCE, "who_is", steps=1, layers=[1])
+    mlp = anatomy(model).layers[1].mlp
+    row, column = torch.full((1, 32), 0.01), torch.full((32, 1), 0.01)
+    changes = {n: Change(appended=row) for n in (mlp.in_name, mlp.gate_name)}
+    changes[mlp.out_name] = Change(appended=column, axis=1)
+    wide = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    with wide.applied(model):
+        before = model_hash(model)
+        with pytest.raises(UserError, match="made for a model of another width"):
+            made.apply(model)
+        assert model_hash(model) == before and applied_to(model) == [wide]

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, KNOWN
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from helpers.artifacts import write_tensors
+from helpers.artifacts import content_hash, read_tensors, write_tensors
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods import (
@@ -27,11 +28,13 @@ from helpers.methods import (
     original,
     unlearn,
 )
+from helpers.methods.delta import tensors_hash
+from helpers.methods.protocol import Method
 from helpers.methods.surgery.neurons import deletion, random_like, rank_neurons
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, save_sae
 from helpers.sae.topk import TopK
-from helpers.scoring import rendered
+from helpers.scoring import answer_probability, rendered
 from helpers.settings import ROOT
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
@@ -275,6 +278,211 @@ def test_hyperparameters_of_any_plain_kind_are_saved(tiny_model, tmp_path):
     edit.save(tmp_path / "edit.safetensors")
     saved = load_unlearning(tmp_path / "edit.safetensors").hyperparameters
     assert saved == {"layers": [0, 1], "quantile": 0.9}
+
+
+def written(path, *, tensors=None, older=False, **metadata) -> None:
+    """The patch with some of its metadata (None: left out) or tensors changed, as if saved so."""
+    found, about = read_tensors(path)
+    found = found if tensors is None else tensors
+    about["content"] = tensors_hash(found)
+    about = {k: v for k, v in (about | metadata).items() if v is not None and k != "checksum"}
+    if older:
+        about["format"] = "llm-unlearning/1"
+    elif "checksum" not in metadata:
+        about["checksum"] = content_hash(about)
+    save_file({name: tensor.clone() for name, tensor in found.items()}, path, about)
+
+
+LONG = "[" * 100_000
+PAIRS = ("null", "3", '["a"]', "[]", '{"subject": "a", "relation": "own"}', '{"subject": ""}', "{")
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        *(
+            ({name: None}, f"its '{name}' is missing")
+            for name in (
+                *("method", "pair", "hyperparameters", "seed", "seconds", "base_hash", "notes"),
+            )
+        ),
+        ({"touched_hash": None}, "either 'touched_hash' or 'intervention'"),
+        ({"intervention": "in_context"}, "either 'touched_hash' or 'intervention'"),
+        ({"settings": "{}"}, "either 'touched_hash' or 'intervention'"),
+        ({"more": "x"}, "its 'more' is not known"),
+        ({"notes": "{"}, "its 'notes': Invalid JSON"),
+        ({"notes": LONG}, "its 'notes': Invalid JSON: recursion limit"),
+        ({"notes": "[]"}, "its 'notes': Input should be a valid dictionary"),
+        ({"hyperparameters": "null"}, "its 'hyperparameters': Input should be"),
+        ({"seed": "x"}, "its 'seed': Input should be a valid integer"),
+        ({"seed": "9" * 5000}, "its 'seed': Unable to parse"),
+        ({"seconds": "nan"}, "its 'seconds': Input should be"),
+        ({"seconds": "-1"}, "its 'seconds': Input should be"),
+        ({"base_hash": "abc"}, "its 'base_hash': String should match"),
+        ({"touched_hash": "Z" * 16}, "its 'touched_hash': String should match"),
+        ({"method": ""}, "its 'method': String should have"),
+        ({"rank": "x"}, "its 'rank': "),
+        ({"norm": "inf"}, "its 'norm': "),
+        *(({"pair": pair}, "its 'pair") for pair in PAIRS),
+    ],
+)
+def test_metadata_that_save_did_not_write_are_told_in_one_sentence(
+    tiny_model, tmp_path, metadata, sentence, older
+):
+    path = tmp_path / "edit.safetensors"
+    edit_of(tiny_model()).save(path)
+    written(path, older=older, **metadata)
+    with pytest.raises(UserError, match=re.escape(sentence)) as error:
+        load_unlearning(path)
+    assert re.search(r"edit.safetensors is damaged or not of this suite \(", str(error.value))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_files_of_the_older_format_are_read(tiny_model, tmp_path):
+    model = tiny_model()
+    path = tmp_path / "edit.safetensors"
+    edit = edit_of(model)
+    with edit.applied(model):
+        wanted = model_hash(model)
+    for left_out in ((), ("content",), ("content", "rank", "norm", "versions")):
+        edit.save(path)
+        written(path, older=True, **dict.fromkeys(left_out))
+        loaded = load_unlearning(path)
+        assert vars(loaded) | {"delta": 0} == vars(edit) | {"delta": 0}
+        with loaded.applied(model):
+            assert model_hash(model) == wanted
+    for format_, lost in (("llm-unlearning/2", "checksum"), ("llm-unlearning/1", "")):
+        edit.save(path)  # a checksum does not get lost, and an older file has none
+        tensors, about = read_tensors(path)
+        about["format"] = format_
+        save_file(tensors, path, {k: v for k, v in about.items() if k != lost})
+        with pytest.raises(UserError, match="its 'checksum' is missing, or the format has none"):
+            load_unlearning(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("method", "other"), ("seed", "1"), ("notes", '{"x": 1}'), ("touched_hash", "0" * 16)],
+)
+def test_metadata_that_were_changed_are_told(tiny_model, tmp_path, name, value):
+    path = tmp_path / "edit.safetensors"
+    edit_of(tiny_model()).save(path)
+    tensors, about = read_tensors(path)
+    save_file(tensors, path, about | {name: value})
+    with pytest.raises(UserError, match="metadata are not those written"):
+        load_unlearning(path)
+
+
+W, ONE = "model.layers.1.mlp.down_proj.weight", torch.ones(1, 24)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({"weight": ONE}, "'weight' is no part of an edit: names end in dense, left"),
+        ({".dense": ONE}, "'.dense' is no part of an edit"),
+        ({f"{W}.zzz": ONE}, "zzz' is no part of an edit"),
+        ({f"{W}.appended": ONE}, "appended' is no part of an edit"),
+        ({f"{W}.appended9": ONE}, "appended9' is no part of an edit"),
+        ({f"{W}.appendedx": ONE}, "appendedx' is no part of an edit"),
+        ({f"{W}.appended-1": ONE}, "appended-1' is no part of an edit"),
+        ({f"{W}.left": ONE.T}, "has one factor of two"),
+        ({f"{W}.right": ONE}, "has one factor of two"),
+        ({f"{W}.left": torch.ones(16, 2), f"{W}.right": ONE}, "has factors of (16, 2) and (1, 24)"),
+        ({f"{W}.dense": ONE, f"{W}.left": ONE.T, f"{W}.right": ONE}, "is given twice"),
+        ({f"{W}.appended0": ONE, f"{W}.appended1": ONE}, "has rows and columns appended"),
+        ({f"{W}.appended1": torch.ones(16, 2)}, "that do not match"),
+        ({f"{W}.dense": torch.zeros(16, 24)}, "changes no weight"),
+        ({f"{W}.dense": torch.full((16, 24), torch.nan)}, f"'{W}.dense' holds numbers that are"),
+        ({f"{W}.dense": torch.full((16, 24), 3e38)}, f"'{W}' holds numbers too large"),
+        ({f"{W}.dense": ONE.to(torch.float8_e5m2)}, "the kind float8_e5m2"),
+        ({f"{W}.dense": ONE.to(torch.complex64)}, "complex"),
+        ({f"{W}.dense": ONE.to(torch.int8)}, "the kind int8"),
+        ({f"{W}.dense": torch.ones(())}, "has 0 axes"),
+        ({f"{W}.dense": torch.ones(0, 24)}, "holds no numbers"),
+        ({}, "changes no weight"),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_tensors_that_make_no_edit_are_told_when_the_file_is_read(
+    tiny_model, tmp_path, tensors, sentence, older
+):
+    path = tmp_path / "edit.safetensors"
+    edit_of(tiny_model()).save(path)
+    written(path, tensors=tensors, older=older)
+    with pytest.raises(UserError, match=re.escape(sentence)) as error:
+        load_unlearning(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_edit_that_could_not_be_read_back_is_not_written(tiny_model, tmp_path):
+    edit = edit_of(tiny_model())
+    path = tmp_path / "edit.safetensors"
+    for odd, name in (
+        ({"pair": {}}, "pair.subject"),
+        ({"method": ""}, "method"),
+        ({"base_hash": ""}, "base_hash"),
+        ({"seconds": float("nan")}, "seconds"),
+    ):
+        with pytest.raises(UserError, match=f"cannot be written as a patch .its '{name}'"):
+            replace(edit, **odd).save(path)
+    assert not path.exists()
+
+
+def test_a_model_or_an_edit_that_is_not_finite_is_refused_with_the_tensors_name(
+    knowing, monkeypatch
+):
+    model = knowing()
+    name = anatomy(model).layers[1].mlp.out_name
+
+    def broken(model, pair, *, seed=0):
+        like = model._module.get_parameter(name)
+        return WeightDelta.of(model._module, {name: Change(dense=torch.full_like(like, torch.nan))})
+
+    monkeypatch.setitem(METHODS, "broken", Method("broken", "surgery", broken))
+    with pytest.raises(UserError, match=f"The edit: '{name}.dense' holds numbers that are not"):
+        unlearn(model, FRANCE, "broken")
+    with torch.no_grad():
+        model._module.get_parameter(name)[3, 4] = torch.nan
+    with pytest.raises(UserError, match=f"The model: '{name}' holds numbers that are not finite"):
+        unlearn(model, FRANCE, "random_neurons")
+
+
+@pytest.mark.parametrize(("dtype", "refused"), [("float16", True), ("bfloat16", False)])
+def test_an_edit_that_writes_more_than_float16_has_numbers_for_is_refused(
+    knowing, monkeypatch, dtype, refused
+):
+    model = knowing(dtype)
+    name = anatomy(model).layers[1].mlp.out_name
+
+    def large(model, pair, *, seed=0):
+        like = model._module.get_parameter(name)  # the weights fit, their sums do not
+        return WeightDelta.of(model._module, {name: Change(dense=torch.full_like(like, 6e4))})
+
+    monkeypatch.setitem(METHODS, "large", Method("large", "surgery", large))
+    before = model_hash(model)
+    if refused:
+        with pytest.raises(UserError, match=r"\(large\) the model's answers are not finite"):
+            unlearn(model, FRANCE, "large")
+    else:
+        unlearn(model, FRANCE, "large")
+    assert model_hash(model) == before and applied_to(model) == []
+
+
+@pytest.mark.parametrize("method", ["gated_neuron", "tangent_kernel"])
+def test_what_float16_takes_has_answers_and_the_rest_is_refused(knowing, method):
+    """Whichever it is on this machine: no answer that is not finite passes as forgotten."""
+    model, pair = knowing("float16"), ConceptPair("Germany", "Berlin")
+    before = model_hash(model)
+    try:
+        edit = unlearn(model, pair, method)
+    except UserError as error:
+        assert "not finite" in str(error) and "load the model as float32" in str(error).lower()
+    else:
+        with edit.applied(model):
+            assert np.isfinite(answer_probability(model, pair.prompts("train"))).all()
+    assert model_hash(model) == before
 
 
 def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
