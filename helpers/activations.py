@@ -185,7 +185,8 @@ def harvest(
         except DamagedError as error:
             if not cached:
                 raise UserError(_again(folder, error.cause)) from None
-            log.warning("The harvest in %s is made again: %s", visible(folder), error)
+            cause = _without(folder, error.cause)
+            log.warning("The harvest in %s is made again: %s.", visible(folder), cause)
             index = _cleared(folder, wanted)
         if index.done < len(tokens):
             index = _write(model, tokens, keep, folder, index)
@@ -220,11 +221,15 @@ def _opened(folder: Path, index: _Index, tokens: Tensor, keep: Tensor) -> Shards
 
 
 def _again(folder: Path, cause: str) -> str:
-    cause = cause.removeprefix(f"{visible(folder)}/")
     return (
-        f"The harvest in {visible(folder)} cannot be read ({cause}): delete that folder and "
-        "harvest again."
+        f"The harvest in {visible(folder)} cannot be read ({_without(folder, cause)}): delete that "
+        "folder and harvest again."
     )
+
+
+def _without(folder: Path, cause: str) -> str:
+    """What is wrong, with files by their names alone."""
+    return cause.removeprefix(f"{visible(folder)}/")
 
 
 def _file(folder: Path, key: tuple[str, int]) -> Path:

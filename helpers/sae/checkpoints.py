@@ -87,16 +87,19 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     shown = visible(path)
-    if not path.is_file():
-        raise DamagedError(f"{shown} is no file")
     try:
+        if not path.is_file():
+            raise DamagedError(f"{shown} is no file")
         lines = path.read_bytes().split(b"\n")[:-1]
+        return [
+            parse_checked(line, _Line, f"line {number} of {shown}").model_dump()
+            for number, line in enumerate(lines, 1)
+        ]
     except OSError as error:
-        raise DamagedError(f"{shown} cannot be read ({error.strerror or error})") from None
-    return [
-        parse_checked(line, _Line, f"line {number} of {shown}").model_dump()
-        for number, line in enumerate(lines, 1)
-    ]
+        cause = f"{shown} cannot be read ({error.strerror or error})"
+    except DamagedError as error:
+        cause = error.cause
+    raise DamagedError(cause, "delete its folder and train again")
 
 
 def write_checkpoint(

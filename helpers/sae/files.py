@@ -16,7 +16,7 @@ from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.lens import OURS, Lens, kind_of
 from helpers.sae.registry import build
-from helpers.sealed import read_checked, read_sealed, write_sealed
+from helpers.sealed import DamagedError, read_checked, read_sealed, write_sealed
 from helpers.words import visible
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -68,7 +68,7 @@ def load_sae(folder: str | Path) -> SAE:
     Latents and reconstruction are those of whoever wrote it.
 
     Raises:
-        UserError: A file is missing, damaged, not finite, or something in it is not supported.
+        DamagedError: A file is missing, damaged, not finite, or something in it is not supported.
     """
     folder = Path(folder)
     try:
@@ -77,9 +77,9 @@ def load_sae(folder: str | Path) -> SAE:
         sae = _built(lens, tensors, notes)
     except UserError as error:
         cause = str(error).removeprefix(f"{visible(folder)}/").rstrip(".")
-        raise UserError(
-            f"{visible(folder)} does not hold an SAE that can be read here ({cause}): give another "
-            "folder, or delete this one and train or save the SAE again."
+        raise DamagedError(
+            f"{visible(folder)} does not hold an SAE that can be read here ({cause})",
+            "give another folder, or delete this one and train or save the SAE again",
         ) from None
     return sae.requires_grad_(False).eval()
 

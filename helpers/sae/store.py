@@ -153,8 +153,8 @@ def _stored(key: str, config: SAEConfig, settings: TrainSettings) -> Stored | No
         steps = [line["step"] for line in stored.metrics]
         if steps != _logged(settings) or stored.sae.cfg != build(config).cfg:
             raise DamagedError("it is not what was asked for")
-    except UserError as error:
-        log.warning("The SAE %s of the cache is trained again: %s", key, error)
+    except DamagedError as error:
+        log.warning("The SAE %s of the cache is trained again: %s.", key, error.cause)
         delete(folder)
         return None
     if not (folder / RECORD).exists():
@@ -197,7 +197,7 @@ def _train(
     try:
         train(shards, [config], settings, folder=folder, watch=watch)
     except DamagedError as error:
-        log.warning("The training of the SAE %s starts anew: %s", key, error)
+        log.warning("The training of the SAE %s starts anew: %s.", key, error.cause)
         delete(folder / CHECKPOINT)
         train(shards, [config], settings, folder=folder, watch=watch)
 
