@@ -1,7 +1,7 @@
 """Files that are checked when they are read: tensors by a checksum, JSON against a model.
 
 What is read here may have been damaged, or come from anybody. `DamagedError` says how a file is not
-what it should be, and no more: who asked for it knows whether it can be made again by itself.
+what it should be; who asked for it knows whether it can be made again by itself.
 """
 
 import json
@@ -38,6 +38,11 @@ class DamagedError(UserError):
         """A sentence of what is wrong and, where it is known, what to do."""
         self.cause = cause
         super().__init__(f"{cause}: {advice}." if advice else f"{cause}.")
+
+
+def cause_of(error: UserError) -> str:
+    """What is wrong, without the advice that stands with it in some sentences."""
+    return getattr(error, "cause", "") or ADVICE.split(str(error))[0].rstrip(".")
 
 
 def read_checked(path: str | Path, model: type[Checked]) -> Checked:
@@ -108,7 +113,7 @@ def read_sealed(
     except UserError as error:
         if error.__cause__:  # the parser's: it is not such a file
             raise DamagedError(f"{shown} is damaged ({visible(error.__cause__)})") from None
-        raise DamagedError(ADVICE.split(str(error))[0]) from None  # not finite, or complex
+        raise DamagedError(cause_of(error)) from None  # not finite, or complex
     sealed = notes.pop(CHECKSUM, None)
     if sealed != _checksum(tensors, notes) and not (foreign and sealed is None):
         raise DamagedError(f"{shown} is damaged (its checksum differs)")

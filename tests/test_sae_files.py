@@ -392,6 +392,16 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value, senten
         assert not (tmp_path / "mine").exists()
 
 
+def test_numbers_that_float32_does_not_hold_are_refused(tmp_path):
+    theirs(tmp_path / "sae", {}, {"b_dec": torch.full((6,), 1e300, dtype=torch.float64)})
+    with pytest.raises(UserError, match="in float32: 'b_enc' holds numbers that are not finite"):
+        load_sae(tmp_path / "sae")
+    half = {n: t.half() for n, t in theirs(tmp_path / "sae", {}).items()}
+    theirs(tmp_path / "sae", {"dtype": "float16"}, half)
+    z = ((Y - half["b_dec"].float()) @ half["W_enc"].float() + half["b_enc"].float()).relu()
+    assert torch.allclose(load_sae(tmp_path / "sae").encode(Y), z, atol=1e-5)
+
+
 def test_a_threshold_for_all_latents_is_one(tmp_path):
     folder = tmp_path / "sae"
     save_sae(make("batch_topk"), folder)

@@ -16,7 +16,7 @@ from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.lens import OURS, Lens, kind_of
 from helpers.sae.registry import build
-from helpers.sealed import DamagedError, read_checked, read_sealed, write_sealed
+from helpers.sealed import DamagedError, cause_of, read_checked, read_sealed, write_sealed
 from helpers.words import visible
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -76,7 +76,7 @@ def load_sae(folder: str | Path) -> SAE:
         tensors, notes = read_sealed(folder / WEIGHTS, foreign=True)
         sae = _built(lens, tensors, notes)
     except UserError as error:
-        cause = str(error).removeprefix(f"{visible(folder)}/").rstrip(".")
+        cause = cause_of(error).removeprefix(f"{visible(folder)}/")
         raise DamagedError(
             f"{visible(folder)} does not hold an SAE that can be read here ({cause})",
             "give another folder, or delete this one and train or save the SAE again",
@@ -102,6 +102,7 @@ def _built(lens: Lens, tensors: dict[str, Tensor], notes: dict[str, str]) -> SAE
         sae.fold_norms()
     if lens.subtracts_bias:
         sae.shift(sae.b_dec)
+    check_finite(sae.tensors(), "in float32")  # numbers of float64, or their products
     return sae
 
 
