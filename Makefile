@@ -12,10 +12,19 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 # MODEL that happens to be in the environment is not meant for us.
 KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR PATCH SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
 	UNLEARNING_CACHE
+# They are passed on as they were typed: 'value' keeps make from expanding them, the quotes the shell.
 given = $(findstring command line,$(origin $(1)))
-quoted = '$(subst ','\'',$(value $(1)))'
+shell_quoted = '$(subst ','\'',$(1))'
+quoted = $(call shell_quoted,$(value $(1)))
 parameter = $(if $(given),--set $(2)=$(quoted))
 option = $(if $(given),--$(2) $(quoted))
+each = $(if $(given),$(foreach w,$(value $(1)),$(2) $(call shell_quoted,$w)))
+
+# Make would expand them for the environment of every command too. The cache's folder is needed there.
+unexport $(filter-out UNLEARNING_CACHE,$(KNOWN))
+ifneq ($(call given,UNLEARNING_CACHE),)
+override export UNLEARNING_CACHE := $(value UNLEARNING_CACHE)
+endif
 
 STRANGE := $(filter-out $(KNOWN) MAKE%,$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 ifneq ($(STRANGE),)
@@ -27,9 +36,11 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(call parameter,SUBJECT,subject) $(call parameter,TARGET,target) \
 	$(call parameter,RELATION,relation) $(call parameter,MODEL,model) \
 	$(call parameter,PAIR,pair_file) $(call parameter,SEED,seed) \
-	$(if $(call given,SET),$(foreach s,$(SET),--set '$(subst ','\'',$s)')) \
-	$(if $(call given,ONLY),--only $(ONLY)) \
-	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(UPDATE))),--update)
+	$(call each,SET,--set) $(if $(call given,ONLY),--only $(call each,ONLY)) \
+	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(value UPDATE))),--update)
+
+# Options with the shell's own quotes in them, as in ARGS="-m 'not slow'".
+arguments = $(if $(call given,ARGS),$(value ARGS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book run verify leaderboard test check lab bench tune format lock clean distclean
@@ -70,12 +81,13 @@ leaderboard: $(STAMP)  ## every method on your fact and held-out ones, as a page
 	@$(PY) -m helpers.pipeline notebooks $(RUN) --only 10_leaderboard
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included
-	$(PY) -m pytest $(if $(call given,ARGS),$(ARGS))
+	$(PY) -m pytest $(arguments)
 
 check: test  ## exactly what CI does
 
 lab: $(STAMP)  ## JupyterLab with the project's kernel
-	cd notebooks && JUPYTER_PREFER_ENV_PATH=1 ../$(PY) -m jupyter lab
+	@case "$$UNLEARNING_CACHE" in ""|/*|~*) ;; *) UNLEARNING_CACHE="$$PWD/$$UNLEARNING_CACHE";; esac; \
+		cd notebooks && JUPYTER_PREFER_ENV_PATH=1 ../$(PY) -m jupyter lab
 
 bench: $(STAMP)  ## measure against peers and limits
 	@for file in benchmarks/bench_*.py; do \
@@ -84,7 +96,7 @@ bench: $(STAMP)  ## measure against peers and limits
 	done
 
 tune: $(STAMP)  ## search the settings of training methods again, into runs/tuning.json
-	$(PY) -m helpers.evaluation.tuning $(if $(call given,ARGS),$(ARGS))
+	$(PY) -m helpers.evaluation.tuning $(arguments)
 
 format: $(STAMP)  ## format the code, strip notebooks of outputs
 	$(PY) -m ruff format
