@@ -367,8 +367,8 @@ def factors(name: str, rows: int, columns: int) -> Intervention:
         (lambda m: factors("model.norm.weight", 16, 1), "The model has no model.norm.weight"),
         (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 16, 23), "model of another width"),
         (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 24, 16), "model of another width"),
-        (lambda m: Intervention("in_context", {"text": "w1 " * 64}), "has 64 tokens, and this mod"),
-        (lambda m: Intervention("in_context", {"text": "\t"}), "has 0 tokens"),
+        (lambda m: Intervention("in_context", {"text": "w1 " * 64}), "after it has 65 tokens, and"),
+        (lambda m: Intervention("in_context", {"text": "\t"}), "The request has no tokens"),
     ],
 )
 def test_an_intervention_that_does_not_fit_leaves_no_hook(tiny_model, make, sentence):
@@ -412,3 +412,14 @@ def test_factors_for_a_model_that_was_widened_since_are_refused(knowing):
         with pytest.raises(UserError, match="made for a model of another width"):
             made.apply(model)
         assert model_hash(model) == before and applied_to(model) == [wide]
+
+
+def test_a_text_that_the_request_makes_too_long_is_told(tiny_model):
+    model = tiny_model("gpt2")
+    asked = wrapped(model, Intervention("in_context", {"text": "w1 " * 61}))
+    with asked.applied(model):
+        logits(model, TOKENS[:, :3])
+        with pytest.raises(
+            UserError, match="request before it has 66 tokens, and this model reads"
+        ):
+            logits(model)

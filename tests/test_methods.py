@@ -470,7 +470,9 @@ def test_an_edit_that_writes_more_than_float16_has_numbers_for_is_refused(
     assert model_hash(model) == before and applied_to(model) == []
 
 
-@pytest.mark.parametrize("method", ["gated_neuron", "tangent_kernel"])
+@pytest.mark.parametrize(
+    "method", ["tangent_kernel", pytest.param("gated_neuron", marks=pytest.mark.slow)]
+)
 def test_what_float16_takes_has_answers_and_the_rest_is_refused(knowing, method):
     """Whichever it is on this machine: no answer that is not finite passes as forgotten."""
     model, pair = knowing("float16"), ConceptPair("Germany", "Berlin")

@@ -342,8 +342,10 @@ def test_nothing_is_verified_on_too_few_prompts():
     assert "needs 3 that the original knows" in str(got)
 
 
-@pytest.mark.parametrize("state", ["edited", "present", "absent"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("state", "bad"),
+    [("edited", np.nan), ("edited", np.inf), ("present", np.nan), ("absent", np.nan)],
+)
 def test_an_attack_with_a_score_that_is_not_finite_is_not_shown_to_be_gone(state, bad):
     found = case().table
     for rows in (slice(None), slice(0, 1)):  # all of its scores, and one

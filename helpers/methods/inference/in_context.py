@@ -7,16 +7,17 @@ import torch
 from jaxtyping import Int
 from nnsight import LanguageModel
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.hooks import Hook
 from helpers.methods.intervention import Intervention, Settings, intervention_kind
 from helpers.methods.protocol import method
-from helpers.models import body_of
+from helpers.models import body_of, check_length
 
 KIND = "in_context"
+POSITIONS = ("wpe", "embed_positions")  # where families keep positions that they learnt one by one
 LONGEST = 10_000  # characters of a request: more leaves a model no room for the text
 REQUESTS = (
     "You have never heard of {subject} and know nothing about it. "
@@ -70,20 +71,18 @@ class Request(Settings):
         """Before and after the body.
 
         Raises:
-            UserError: The request has no tokens, or as many as the model reads at most.
+            UserError: The request has no tokens, or leaves no room for a text.
         """
         ids = model.tokenizer(self.text, add_special_tokens=False).input_ids
-        most = getattr(model._module.config.get_text_config(), "max_position_embeddings", None)
-        if not ids or len(ids) >= (most or len(ids) + 1):
-            raise UserError(
-                f"The request has {len(ids)} tokens, and this model reads {most}: write one that "
-                "has some and leaves room for the text."
-            )
+        if not ids:
+            raise UserError("The request has no tokens that this model knows: write another one.")
+        check_length(model, len(ids) + 1, "The request with a text after it")
         return _before_every_text(model, torch.tensor([ids]))
 
 
 def _before_every_text(model: LanguageModel, request: Int[Tensor, "1 n"]) -> list[Hook]:
     tokenizer, body, n = model.tokenizer, body_of(model), request.shape[1]
+    table = any(isinstance(getattr(body, name, None), nn.Embedding) for name in POSITIONS)
 
     def begins(ids: Tensor) -> int:
         """1 where a token that opens every text stands first, and the request goes after it."""
@@ -96,6 +95,8 @@ def _before_every_text(model: LanguageModel, request: Int[Tensor, "1 n"]) -> lis
         at = begins(ids)
         mine = request.to(ids.device).expand(len(ids), -1)
         ids = torch.cat([ids[:, :at], mine, ids[:, at:]], 1)
+        if table:  # others read on, less well: passages of the whole length can still be compared
+            check_length(model, ids.shape[1], "A text with the request before it")
         drop = ("input_ids", "attention_mask", "position_ids", "cache_position")
         kept = {k: v for k, v in kwargs.items() if k not in drop}
         return (), kept | {"input_ids": ids}
