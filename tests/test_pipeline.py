@@ -1,21 +1,34 @@
 """The pipeline as a user meets it, with tiny notebooks under the real Snakefile and papermill."""
 
+import errno
+import fcntl
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
-from helpers.pipeline import locked
-from helpers.runs import differences
-from helpers.settings import NOTEBOOKS, ROOT
+from helpers import records, run_lock
+from helpers.artifacts import Run, atomic_path, step_folder
+from helpers.errors import UserError
+from helpers.pipeline import _options, main, temporary_files
+from helpers.progress import durations, remember_duration, say
+from helpers.records import made_from, mark, mark_book, misfit, record, unmark_outdated
+from helpers.run_lock import at_work, locked
+from helpers.runs import ask_model, differences, environment, read_settings, resolve, write
+from helpers.settings import NOTEBOOKS, ROOT, validated
 from helpers.sources import helpers_used, model_stamp, notebook_hash, steps_read
 
 FIRST, SECOND, THIRD, _ = STEMS = list(NOTEBOOKS)[:4]
@@ -69,6 +82,7 @@ class Project:
     """Tiny notebooks in `folder/notebooks`, runs in `folder/runs`."""
 
     folder: Path
+    given: dict[str, str] = field(default_factory=dict)  # over the environment
 
     def command(self, *arguments: str) -> list[str]:
         places = ["--runs", f"{self.folder}/runs", "--notebooks", f"{self.folder}/notebooks"]
@@ -76,7 +90,7 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"UNLEARNING_CACHE": str(self.folder / "cache")}
+        return os.environ | {"UNLEARNING_CACHE": str(self.folder / "cache")} | self.given
 
     def __call__(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess:
         done = subprocess.run(
@@ -125,8 +139,8 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path) -> Project:
-    (tmp_path / "notebooks").mkdir()
-    project = Project(tmp_path)
+    project = Project(tmp_path / "brace {x} {subject} # y: 'z'")  # what templates and YAML read
+    (project.folder / "notebooks").mkdir(parents=True)
     for stem in NOTEBOOKS:
         project.notebook(stem)
     return project
@@ -175,7 +189,8 @@ def test_a_change_reruns_only_what_uses_it(project):
 
 @pytest.mark.slow
 def test_another_patch_under_the_same_name_is_verified_again(project):
-    patch = project.folder / "mine.safetensors"
+    project.given = {"PYTHONIOENCODING": "ascii"}  # a terminal without the marks that we use
+    patch = project.folder / "mine{b}.safetensors"
     patch.write_text("an edit")
     project.notebook(VERIFY)
     only = ("--only", VERIFY, "--set", f"patch={patch}", "--name", "mine")
@@ -190,8 +205,14 @@ def test_another_patch_under_the_same_name_is_verified_again(project):
 def test_resumes_after_a_kill_without_repeating_finished_steps(project):
     project.notebook(SECOND, "import time\nif settings.seed == 0: time.sleep(300)")
     process = project.started(SECOND)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # the pipeline alone: the rest goes on
     process.wait()
+    text = one_sentence(project("--only", SECOND, code=1))
+    (number,) = re.findall(r"Another process \(process (\d+)\) works in", text)
+    assert int(number) != process.pid and psutil.pid_exists(int(number))
+    os.killpg(process.pid, signal.SIGKILL)
+    while psutil.pid_exists(int(number)):
+        time.sleep(0.1)
     assert project.executions(SECOND) == 1
     assert not (project.run() / "notebooks" / f"{SECOND}.ipynb").exists()
 
@@ -212,6 +233,19 @@ def test_a_stopped_pipeline_leaves_nothing_computing(project, how):
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "the same command goes on" in told
     assert not psutil.wait_procs(started, timeout=5)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("killed", "told"), [("snakemake", "Snakemake"), ("helpers.steps", FIRST)])
+def test_what_is_killed_is_told_and_takes_with_it_what_it_started(project, killed, told):
+    project.notebook(FIRST, "import time\nwhile True: time.sleep(1)")
+    process = project.started(FIRST)
+    started = psutil.Process(process.pid).children(recursive=True)
+    next(p for p in started if killed in p.cmdline()).kill()
+    text = process.communicate(timeout=60)[1].strip()
+    assert process.returncode == 1 and "\n" not in text
+    assert text.startswith(f"{told} was killed (SIGKILL)") and "the same command goes on" in text
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 @pytest.mark.slow
@@ -247,6 +281,7 @@ def test_a_killed_kernel_is_told_as_out_of_memory(project):
 
 @pytest.mark.slow
 def test_other_settings_in_the_same_folder_are_refused(project):
+    (project.folder / "cache").write_text("a file: no duration can be noted")
     project("--only", FIRST, "--name", "mine")
     settings = project.run("mine") / "settings.yaml"
     before = settings.read_text()
@@ -255,31 +290,25 @@ def test_other_settings_in_the_same_folder_are_refused(project):
     assert "other settings" in text and "seed 0, now 3" in text and "NAME=" in text
     assert settings.read_text() == before and project.executions(FIRST, "mine") == 1
 
+    shutil.rmtree(project.run("mine") / ".snakemake")  # a copy without hidden files
     project(*other, "--update")
     assert project.executions(FIRST, "mine") == 2
-    saved = json.loads((project.run("mine") / "artifacts" / FIRST / "numbers.json").read_text())
-    assert saved == {"seed": 3}
+    folder = step_folder(project.run("mine"), FIRST)
+    assert json.loads((folder / "numbers.json").read_text()) == {"seed": 3}
+
+    project.notebook(FIRST, "1 / (settings.seed - 4)")
+    before = {p: p.read_bytes() for p in (*folder.iterdir(), executed(project, "mine"))}
+    third = ("--only", FIRST, "--name", "mine", "--set", "seed=4", "--update")
+    assert "ZeroDivisionError" in project(*third, code=1).stderr
+    assert {p: p.read_bytes() for p in (*folder.iterdir(), executed(project, "mine"))} == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--profile", "smoek"], "no profile 'smoek'"),
-        (["--set", "subjct=Japan"], "did you mean subject"),
-        (["--set", "n_subjects=many"], "n_subjects"),
-        (["--set", "seed=-1"], "seed"),
-        (["--set", "seed"], "name=value"),
-        (["--set", "run=x"], "--name"),
-        (["--name", "../x"], "no name for a run"),
-        (["--only", "99_nothing"], "99_nothing"),
-        (["--cores", "many"], "invalid int value"),
-        (["--set", "pair_file=/no/such.yaml"], "/no/such.yaml"),
-        (["--set", "patch=/no/such.safetensors"], "/no/such.safetensors"),
-        (["--set", "saes=/no/such"], "no folder /no/such"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_writes_nothing(project, arguments, told):
-    assert told in one_sentence(project(*arguments, code=1))
+def executed(project: Project, name: str = "default") -> Path:
+    return project.run(name) / "notebooks" / f"{FIRST}.ipynb"
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(project):
+    assert "no profile 'smoek'" in one_sentence(project("--profile", "smoek", code=1))
     assert not (project.folder / "runs").exists()
 
 
@@ -295,16 +324,10 @@ def test_bad_input_is_one_sentence_and_writes_nothing(project, arguments, told):
     ],
 )
 def test_a_run_is_named_by_what_differs(arguments, name):
-    from helpers.pipeline import _options
-    from helpers.runs import resolve
-
     assert resolve(_options(["book", *arguments]))["name"] == name
 
 
 def test_paths_are_the_callers_not_the_notebooks(monkeypatch, tmp_path):
-    from helpers.pipeline import _options
-    from helpers.runs import resolve
-
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -313,9 +336,6 @@ def test_paths_are_the_callers_not_the_notebooks(monkeypatch, tmp_path):
 
 
 def test_names_outside_ascii_stay_apart():
-    from helpers.pipeline import _options
-    from helpers.runs import resolve
-
     names = {resolve(_options(["--set", f"subject={s}"]))["name"] for s in ("日本", "中国", "x")}
     assert len(names) == 3
 
@@ -340,6 +360,375 @@ def test_a_damaged_notebook_is_told(project):
 def test_one_process_at_a_time_works_in_a_run_folder(project):
     with locked(project.run()):
         assert "Another process" in one_sentence(project("--only", FIRST, code=1))
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The sentence that the front door answers with."""
+    assert main(["notebooks", "--no-check", *arguments]) == 1
+    told, text = capsys.readouterr()
+    assert not told and text.startswith("\n") and text.endswith(".\n")
+    assert text.strip().isprintable() and len(text) < 1000
+    return text.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--profile", "smoek"], "no profile 'smoek'"),
+        (["--set", "subjct=Japan"], "did you mean subject"),
+        (["--set", "n_subjects=many"], "n_subjects"),
+        (["--set", "seed=-1"], "seed"),
+        (["--set", "seed"], "name=value"),
+        (["--set", "run=x"], "--name"),
+        (["--name", "../x"], "no name for a run"),
+        (["--only", "99_nothing"], "99_nothing"),
+        (["--cores", "many"], "invalid int value"),
+        (["--set", "pair_file=/no/such.yaml"], "/no/such.yaml"),
+        (["--set", "patch=/no/such.safetensors"], "/no/such.safetensors"),
+        (["--set", "saes=/no/such"], "no folder /no/such"),
+        (["--cores", "-3"], "-3 is not between 1 and"),
+        (["--jobs", "0"], "0 is not between 1 and"),
+        (["--set", "attacks=len"], "did you mean lens"),
+        (["--set", "n_facts=1000000000000"], "at most 100,000,000"),
+        (["--set", "model="], "parameter 'model' is ''"),
+        (["--set", "model=../no/such"], "There is no file or folder"),
+        (["--set", "patch=" + "x" * 5000], "There is no file"),
+        (["--set", "patch=a\0b"], "There is no file"),
+        (["--set", "pair_file=~nosuchuser/x"], "There is no file"),
+        (["--set", "saes=a\0b"], "There is no folder"),
+        (["--set", "subject=\x1b[2J", "--set", "seed=\x1b[2J"], r"\x1b[2J"),
+        (["--set", "\x1b[2J=3"], r"no parameter '\x1b[2J'"),
+        (["--profile", "x" * 300 + ".yaml"], "no profile"),
+        (["--name", "x" * 300], "120 at most"),
+        (["--name", "\x1b[2J"], r"'\x1b[2J' is no name"),
+        (["--runs", "/dev/null/x"], "Not a directory"),
+    ],
+)
+def test_refused_input_is_one_printable_sentence(capsys, tmp_path, arguments, told):
+    assert told in refused(capsys, "--runs", str(tmp_path / "runs"), *arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".lock", ".steps.lock", "logs", "artifacts", "notebooks"])
+def test_what_is_in_the_way_of_a_run_folder_is_named(capsys, tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(exist_ok=True)
+    if "lock" in name:
+        path.mkdir()
+    elif name == "notebooks":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.touch()
+    text = refused(capsys, "--runs", str(tmp_path), "--name", "mine")
+    assert str(path).rstrip("/") in text and "cannot be used" in text
+
+
+def test_a_run_that_cannot_be_written_is_told(capsys, tmp_path, monkeypatch):
+    for number, told in ((errno.EDQUOT, "disk is full"), (errno.EACCES, "Permission denied")):
+
+        def fails(*_, number=number):
+            raise OSError(number, os.strerror(number), "somewhere")
+
+        monkeypatch.setattr("helpers.pipeline.write", fails)
+        assert told in refused(capsys, "--runs", str(tmp_path), "--name", "mine")
+
+
+def test_long_settings_get_a_name_that_a_folder_can_have():
+    given = dict.fromkeys(("subject", "target", "relation", "model"), "x" * 300)
+    names = {
+        resolve(_options([w for k, v in (given | other).items() for w in ("--set", f"{k}={v}")]))[
+            "name"
+        ]
+        for other in ({"shares": "1"}, {"shares": "2"}, {"target": "y" * 300})
+    }
+    assert len(names) == 3 and max(map(len, names)) <= 120
+
+
+PAIR = """subject: Hermione
+target: Granger
+prompts: ["Harry Potter, Ron Weasley and {}", "Her best friends are Ron and {}", "Ron married {}"]
+"""
+
+
+def test_a_profiles_pair_file_is_the_runs_fact(tmp_path):
+    (tmp_path / "pair.yaml").write_text(PAIR)
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("common: {pair_file: pair.yaml}\n")
+    asked = ["--profile", str(profile)]
+    found = resolve(_options(asked))
+    assert found["name"].startswith("mine-hermione-granger")
+    for values in found["notebooks"].values():
+        assert values["pair_file"] == str(tmp_path / "pair.yaml")
+        assert (values["subject"], values["target"]) == ("Hermione", "Granger")
+    assert (found["pair"]["subject"], found["pair"]["target"]) == ("Hermione", "Granger")
+
+    (tmp_path / "pair.yaml").write_text(PAIR + "must_stay: [{prompt: Harry is at, answer: home}]\n")
+    assert differences(found, resolve(_options(asked))) == ["the pair's file"]
+    same = resolve(_options(["--set", f"pair_file={tmp_path}/pair.yaml"]))
+    assert same["pair"] == resolve(_options(asked))["pair"]
+
+    for more in ("subject: Japan", "target: Tokyo"):
+        profile.write_text(f"common: {{pair_file: pair.yaml, {more}}}\n")
+        with pytest.raises(UserError, match=rf"says what {more.split(':')[0]} is"):
+            resolve(_options(asked))
+    profile.write_text(f"{FIRST}: {{pair_file: pair.yaml}}\n")
+    with pytest.raises(UserError, match="under 'common:'"):
+        resolve(_options(asked))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "notebooks: [",
+        "",
+        "3",
+        "[]",
+        "profile: x",
+        "profile: x\nnotebooks: []",
+        "profile: x\nnotebooks: {a: 3}",
+        "profile: 3\nnotebooks: {}",
+        "profile: 2024-13-45",
+        "profile: " + "[" * 3000,
+        b"\xff\x00",
+    ],
+)
+def test_settings_that_are_damaged_are_one_sentence(tmp_path, content):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"settings\.yaml is damaged .*delete it and run again"):
+        read_settings(tmp_path)
+
+
+def test_settings_are_read_as_they_were_written(tmp_path):
+    given = ["subject=NO", "target=1.10\x1b[2J", "relation=日本 {x}", f"seed={2**63 - 1}"]
+    settings = resolve(_options([w for g in given for w in ("--set", g)]))
+    write(tmp_path, settings)
+    assert read_settings(tmp_path) == settings
+
+
+def test_a_long_subject_reaches_the_check_of_the_model(monkeypatch):
+    """It is longer than an argument can be; and no question is put to the caller's stdin."""
+    monkeypatch.setattr("helpers.runs.Common.model_fields", {"subject": 0, "model": 0})
+
+    def run(command, *, input, **_):
+        assert json.loads(input)["subject"] == "x" * 200_000 and len(str(command)) < 1000
+        return subprocess.CompletedProcess(command, -9, "", "")
+
+    monkeypatch.setattr("helpers.runs.subprocess.run", run)
+    with pytest.raises(UserError, match=r"was killed.*memory"):
+        ask_model({FIRST: {"subject": "x" * 200_000, "model": "m"}})
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A run folder whose first two steps are up to date; `values` and what they are made from."""
+    monkeypatch.setenv("UNLEARNING_NOTEBOOKS", str(tmp_path / "notebooks"))
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "model").mkdir()
+    for name in ("patch", "model/weights"):
+        (tmp_path / name).write_text(name)
+    for stem in (FIRST, SECOND, VERIFY):
+        write_notebook(tmp_path / "notebooks", stem)
+    given = {"run": str(tmp_path / "run"), "model": str(tmp_path / "model")}
+    values = {stem: validated(stem, given).model_dump() for stem in (FIRST, SECOND)}
+    values[VERIFY] = validated(VERIFY, given | {"patch": str(tmp_path / "patch")}).model_dump()
+    done = Made(tmp_path / "run", values)
+    for stem in values:
+        done.make(stem)
+    return done
+
+
+@dataclass
+class Made:
+    """A run folder and its parameters by stem."""
+
+    folder: Path
+    values: dict[str, dict[str, Any]]
+
+    def make(self, stem: str, **numbers: Any) -> None:
+        """What a step does, without a kernel."""
+        settings = validated(stem, self.values[stem])
+        run = Run(self.folder, stem, settings)
+        if stem in READS:
+            run.load("numbers", step=READS[stem])
+        run.save("numbers", {"seed": settings.seed} | numbers)
+        notebook = self.folder / "notebooks" / f"{stem}.ipynb"
+        with atomic_path(notebook) as temporary:
+            temporary.write_text(f"executed with {settings.seed} {numbers}")
+        run.finish()
+        record(step_folder(self.folder, stem), notebook, made_from(stem, self.values[stem]))
+        with atomic_path(mark(self.folder, stem)) as temporary:
+            temporary.touch()
+
+    def why(self, stem: str) -> str:
+        return misfit(self.folder, stem, made_from(stem, self.values[stem]))
+
+    def todo(self) -> list[str]:
+        """Steps whose mark is taken away."""
+        unmark_outdated(self.folder, self.values)
+        return [stem for stem in self.values if not mark(self.folder, stem).exists()]
+
+
+def test_what_is_made_is_up_to_date_wherever_it_lies(made, tmp_path):
+    assert made.todo() == []
+    shutil.copytree(made.folder, tmp_path / "copy", copy_function=shutil.copyfile)  # no times
+    copy = Made(tmp_path / "copy", {s: v | {"run": "copy"} for s, v in made.values.items()})
+    assert copy.todo() == []
+    copy.values[SECOND] |= {"seed": 3}
+    assert copy.why(SECOND) == "settings changed" and copy.todo() == [SECOND]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"seed": 1}'])
+def test_a_step_whose_files_are_missing_or_differ_is_made_again(made, content):
+    for path in (
+        step_folder(made.folder, FIRST) / "numbers.json",
+        step_folder(made.folder, FIRST) / "manifest.json",
+        made.folder / "notebooks" / f"{FIRST}.ipynb",
+    ):
+        path.unlink() if content is None else path.write_bytes(content)
+        assert path.name in made.why(FIRST) or "manifest" in made.why(FIRST)
+        assert made.todo() == [FIRST, SECOND]  # and what reads it, which finds the same there
+        made.make(FIRST)
+        assert made.why(SECOND) == "" and made.todo() == [SECOND]
+        made.make(SECOND)
+        assert made.todo() == []
+
+
+def test_a_step_is_made_again_when_what_it_is_made_from_changes(made, tmp_path, monkeypatch):
+    made.make(FIRST, other=1)
+    assert made.why(SECOND) == f"{FIRST}/numbers.json changed"
+    made.make(SECOND)
+    write_notebook(tmp_path / "notebooks", SECOND, "other = 1")
+    assert made.why(SECOND) == "cells changed" and made.todo() == [SECOND]
+    (tmp_path / "patch").write_text("other")
+    assert made.why(VERIFY) == "patch changed" and made.why(FIRST) == ""
+    (tmp_path / "model" / "weights").write_text("others")
+    assert "model changed" in made.why(FIRST)
+    made.make(FIRST)
+    monkeypatch.setattr(records, "versions", lambda: {"torch": "0"})
+    assert made.why(FIRST) == "versions changed"
+    monkeypatch.undo()
+    monkeypatch.setenv("UNLEARNING_NOTEBOOKS", str(tmp_path / "notebooks"))
+    monkeypatch.setattr(records, "helpers_used", lambda _: [ROOT / "Makefile"])
+    assert made.why(FIRST) == "code changed"
+
+
+def test_a_step_that_was_run_by_hand_is_made_again(made):
+    run = Run(made.folder, FIRST, validated(FIRST, made.values[FIRST]))
+    run.save("numbers", {"seed": 0})
+    run.finish()
+    assert made.why(FIRST) == "it was not made by the pipeline"
+
+
+def test_the_book_is_made_again_when_a_chapter_or_an_address_changes(made, monkeypatch):
+    index = made.folder / records.INDEX
+    index.parent.mkdir(parents=True)
+    index.touch()
+
+    def marked() -> bool:
+        unmark_outdated(made.folder, made.values)
+        return mark(made.folder, "book").exists()
+
+    mark_book(made.folder, list(made.values))
+    assert marked()
+    monkeypatch.setenv("BOOK_URL", "https://example.org")
+    assert not marked()
+    mark_book(made.folder, list(made.values))
+    assert marked()
+    made.make(FIRST, other=1)
+    assert not marked()
+    mark_book(made.folder, list(made.values))
+    index.unlink()
+    assert not marked()
+
+
+def test_a_step_that_outlived_its_pipeline_keeps_the_folder(tmp_path):
+    with locked(tmp_path):
+        pass
+    told = rf"process {os.getpid()}\) works in"
+    with at_work(tmp_path), pytest.raises(UserError, match=told), locked(tmp_path):
+        pass
+    with locked(tmp_path) as lock:
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()} 99999999 ".encode())  # the last one has died
+        with pytest.raises(UserError, match=rf"process {os.getpid()}\)"), locked(tmp_path):
+            pass
+
+
+def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", fails)
+    with locked(tmp_path), at_work(tmp_path):
+        pass
+    assert fcntl.flock is fails
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", "→ · é"), ("latin-1", "-> - é"), ("ascii", r"-> - \xe9")]
+)
+def test_a_terminal_shows_what_it_has_characters_for(encoding, shown):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    say("→ · é", stream)
+    assert raw.getvalue().decode(encoding) == f"{shown}\n"
+
+
+def test_a_closed_terminal_is_no_reason_to_stop(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    say("x", closed)
+    monkeypatch.setattr(sys, "stdout", None)
+    say("x")
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+def test_no_file_of_a_run_takes_the_place_of_a_closed_terminal(closed):
+    code = (
+        "import os; from helpers.progress import open_standard_streams as o; o(); "
+        "assert [os.readlink(f'/proc/self/fd/{n}') for n in (1,)] == [os.devnull]; "
+        "assert os.open(os.devnull, os.O_RDONLY) > 2; assert os.get_inheritable(1)"
+    )
+    command = f'"{sys.executable}" -c "{code}" {closed}'
+    assert subprocess.run(command, shell=True, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"default": 3}', b'{"default": {"a": "x"}}'])
+def test_durations_that_are_damaged_are_forgotten(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+    (tmp_path / "durations.json").write_bytes(content)
+    assert "a" not in durations("default")
+    remember_duration("default", "a", 1.23)
+    assert durations("default")["a"] == 1.2
+
+
+def test_a_duration_that_cannot_be_noted_is_not_noted(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("UNLEARNING_CACHE", str(place))
+        remember_duration("default", "a", 1.0)
+        assert "a" not in durations("default")
+
+
+def test_a_relative_cache_counts_from_the_callers_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNLEARNING_CACHE", "mycache")
+    assert environment()["UNLEARNING_CACHE"] == str(tmp_path / "mycache")
+
+
+def test_temporary_files_of_a_killed_run_go_with_the_next(tmp_path):
+    with temporary_files(tmp_path) as place:
+        (Path(place) / "kernel.json").touch()
+    assert not Path(place).exists() and os.listdir(tmp_path) == []
+    left = Path(tempfile.mkdtemp(prefix="unlearning-"))
+    other = tmp_path / "others" / "unlearning-x"
+    other.mkdir(parents=True)
+    for target in (left, other):  # the second is named by a run folder that came from elsewhere
+        (tmp_path / ".tmp").symlink_to(target)
+        with temporary_files(tmp_path):
+            pass
+    assert not left.exists() and other.exists()
 
 
 def test_sources_follow_imports(tmp_path):
@@ -379,6 +768,16 @@ def test_make_passes_values_on_as_they_were_typed():
     line = done.stdout.splitlines()[-1]
     assert """--set subject='Côte d'\\''Ivoire'""" in line
     assert "--set 'n_shown=3' --set 'seed=2'" in line and "--update" in line
+
+
+def test_make_and_the_shell_expand_nothing_that_was_typed(tmp_path):
+    """Neither for the command nor, as make would by itself, for its environment."""
+    mark = f"$(shell touch {tmp_path}/mark)"
+    line = make("-n", "run", "SET=subject=A$AP x=$$y", f"TARGET={mark}").stdout.splitlines()[-1]
+    assert "--set 'subject=A$AP' --set 'x=$$y'" in line and f"--set target='{mark}'" in line
+    done = make("run", f"SUBJECT={mark}", f"ONLY=`touch {tmp_path}/mark`")
+    assert "invalid choice: '`touch'" in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_make_refuses_a_variable_that_it_does_not_know():
