@@ -55,12 +55,14 @@ class ModelFiles:
 
     Attributes:
         folder: Where it lies.
+        name: By which it can be loaded again: a hub name, or the folder.
         what: What it is called where its user is told of it: "The model x".
         config: What config.json holds.
         tensors: Name → what the weights hold.
     """
 
     folder: Path
+    name: str
     what: str
     config: dict[str, Any]
     tensors: dict[str, Stored]
@@ -105,12 +107,13 @@ def refusing(problem: str, advice: str) -> Iterator[None]:
         raise UserError(f"{problem} ({innermost(error)}): {advice}.") from error
 
 
-def look_into(folder: Path, where: str) -> ModelFiles:
+def look_into(folder: Path, where: str, *, name: str | None = None) -> ModelFiles:
     """Look whether a folder holds a model that may be loaded, and what its weights are.
 
     Args:
         folder: The folder.
         where: What to call it, at the beginning of a sentence.
+        name: Its name on the hub, where it is from there.
 
     Raises:
         UserError: Something is missing, damaged, lies outside of the folder or is not the model's
@@ -131,7 +134,7 @@ def look_into(folder: Path, where: str) -> ModelFiles:
             )
     tensors = _tensors(folder, where)
     _check_tokenizer(folder, where)
-    return ModelFiles(folder, where, config, tensors)
+    return ModelFiles(folder, name or str(folder), where, config, tensors)
 
 
 def _check_tokenizer(folder: Path, where: str) -> None:

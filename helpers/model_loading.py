@@ -48,7 +48,9 @@ def load_files(files: ModelFiles, *, dtype: torch.dtype, device: str) -> tuple[n
     what = files.what
     with refusing(f"{what} cannot be loaded", AGAIN), _quietly():
         config = _config(files)
-        _check_size(config, files, what)
+        size = sum(stored.size for stored in files.tensors.values())
+        plan = outline(config, what, tensors=len(files.tensors), numbers=size)
+        _check_numbers(plan, files)
         module, report = AutoModelForCausalLM.from_pretrained(
             files.folder,
             config=config,
@@ -65,11 +67,12 @@ def load_files(files: ModelFiles, *, dtype: torch.dtype, device: str) -> tuple[n
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
         told = {name: getattr(module.generation_config, name) for name in tokens}
         module.generation_config = GenerationConfig(**told)
+        module.name_or_path = module.config.name_or_path = files.name
     here = {n: p for n, p in module.named_parameters() if not p.is_meta}  # the rest is on the disk
     check_finite(here, what)
     with refusing(f"{what} has a tokenizer that cannot be loaded", AGAIN), _quietly():
         tokenizer = AutoTokenizer.from_pretrained(
-            files.folder, config=config, local_files_only=True, trust_remote_code=False
+            files.folder, config=config, trust_remote_code=False
         )
         _fit_tokenizer(tokenizer, module)
     return module, tokenizer
@@ -95,34 +98,48 @@ def _config(files: ModelFiles) -> PreTrainedConfig:
     config._experts_implementation = None
     config.output_attentions = config.output_hidden_states = False
     config.return_dict, config.is_encoder_decoder = True, False
-    config.name_or_path = str(files.folder)
+    config.name_or_path = files.name
     return config
 
 
-def _check_size(config: PreTrainedConfig, files: ModelFiles, what: str) -> None:
-    """Refuse a configuration of another model before anything of its size is made."""
-    for key, value in _entries(files.config):
-        if LAYERS.search(key) and isinstance(value, int) and value > len(files.tensors):
+def outline(config: PreTrainedConfig, what: str, *, tensors: int, numbers: int) -> nn.Module:
+    """The model that a configuration describes, without memory for its parameters.
+
+    Args:
+        config: From elsewhere: it may ask for any size.
+        what: What is loaded.
+        tensors, numbers: How many the weights have, the latter at most.
+
+    Raises:
+        UserError: The configuration is of another, far larger model.
+    """
+    for key, value in _entries(config.to_dict()):
+        if LAYERS.search(str(key)) and isinstance(value, int) and value > tensors:
             raise UserError(
-                f"{what} cannot be loaded: its config.json says {shown(key, 40)} {shown(value, 20)}"
-                f", but its weights are {len(files.tensors)} tensors."
+                f"{what} cannot be loaded: its configuration says {shown(key, 40)} "
+                f"{shown(value, 20)}, but its weights are {tensors} tensors: {AGAIN}."
             )
     with torch.device("meta"):
         plan = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(t.numel() for t in (*plan.parameters(), *plan.buffers()))
+    if described > TIMES * numbers + MORE:
+        raise UserError(
+            f"{what} cannot be loaded: its configuration describes {described:,} numbers, but its "
+            f"weights have {numbers:,}: {AGAIN}."
+        )
+    return plan
+
+
+def _check_numbers(plan: nn.Module, files: ModelFiles) -> None:
+    """Refuse weights that are no floating-point numbers, but for buffers that nobody reads."""
     ignored = plan._keys_to_ignore_on_load_unexpected or []
     for name, stored in files.tensors.items():
         if stored.dtype not in FLOATS and not any(re.search(p, name) for p in ignored):
             raise UserError(
-                f"{what} cannot be loaded: its tensor '{shown(name)}' is of {stored.dtype}, and "
-                f"weights are read as {', '.join(FLOATS)}: save it in float32, bfloat16 or float16."
+                f"{files.what} cannot be loaded: its tensor '{shown(name)}' is of {stored.dtype}, "
+                f"and weights are read as {', '.join(FLOATS)}: save it in float32, bfloat16 or "
+                "float16."
             )
-    described = sum(t.numel() for t in (*plan.parameters(), *plan.buffers()))
-    found = sum(stored.size for stored in files.tensors.values())
-    if described > TIMES * found + MORE:
-        raise UserError(
-            f"{what} cannot be loaded: its config.json describes {described} numbers, but its "
-            f"weights have {found}: {AGAIN}."
-        )
 
 
 def _entries(config: dict) -> Iterator[tuple[str, object]]:

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from helpers.artifacts import cached_folder, content_hash
 from helpers.errors import UserError
@@ -27,6 +27,7 @@ from helpers.model_files import (
     shown,
     weight_files,
 )
+from helpers.model_loading import outline
 from helpers.tokenisation import save_tokenizer
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def find_model(name: str) -> ModelFiles:
         raise UserError(
             f"There is no folder {shown(name)}; give a saved model's folder or a hub name."
         )
-    return look_into(_from_hub(name), f"The model {shown(name)}")
+    return look_into(_from_hub(name), f"The model {shown(name)}", name=name)
 
 
 def _path(name: str) -> Path | None:
@@ -160,8 +161,12 @@ def _converted(gguf: Path, key: dict) -> Path:
                 "pretrained_model_name_or_path": alone,
                 "gguf_file": "model.gguf",
                 "trust_remote_code": False,
-                "local_files_only": True,
             }
+            with gguf.open("rb") as file:
+                tensors = int.from_bytes(file.read(16)[8:], "little")
+            numbers = 8 * gguf.stat().st_size  # at one bit each
+            config = AutoConfig.from_pretrained(**where)
+            outline(config, f"The model {shown(gguf.name)}", tensors=tensors, numbers=numbers)
             quantised, report = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.float32, output_loading_info=True
             )
