@@ -148,15 +148,17 @@ def harvest(
         sites: Any of `helpers.tracing.SITES`.
         layers: Which layers; negative ones count from the end.
         folder: Where to keep them; by default in the cache, by what they depend on. What is
-            already there of the same harvest is kept and completed.
+            already there of the same harvest is kept and completed; what is damaged in the cache
+            is made again.
         leave_out: Token ids whose activations are not wanted; by default the tokenizer's special
             tokens, padding among them.
         first: Positions before this are left out. The first token of a sequence is an attention
             sink whose activations are tens of times longer than all others; 0 keeps it.
 
     Raises:
-        UserError: Unknown site or layer, nothing to keep, the folder holds another harvest, the
-            disk is full (what is there is kept), or an activation does not fit float16.
+        UserError: Unknown site or layer, nothing to keep, the folder holds another harvest or a
+            damaged one, the disk is full (what is there is kept), or an activation does not fit
+            float16.
     """
     parts = anatomy(model)
     keys = [
@@ -181,7 +183,7 @@ def harvest(
     folder = Path(folder or cache_dir() / "activations" / content_hash(wanted.of))
     with alone(folder):
         try:
-            index = _resumed(folder, wanted)
+            index = _resumed(folder, wanted, named_by_content=cached)
         except DamagedError as error:
             if not cached:
                 raise UserError(_again(folder, error.cause)) from None
@@ -236,11 +238,12 @@ def _file(folder: Path, key: tuple[str, int]) -> Path:
     return folder / f"{key[0]}.{key[1]}.f16"
 
 
-def _resumed(folder: Path, wanted: _Index) -> _Index:
+def _resumed(folder: Path, wanted: _Index, *, named_by_content: bool) -> _Index:
     """How far this harvest is.
 
     Raises:
-        DamagedError: What is there is not what was written.
+        DamagedError: What is there is not what was written; so is another harvest under this one's
+            name in the cache.
         UserError: It is another harvest.
     """
     if folder.exists() and not folder.is_dir():
@@ -249,6 +252,8 @@ def _resumed(folder: Path, wanted: _Index) -> _Index:
         return wanted
     index = read_checked(folder / INDEX, _Index)
     _check_files(folder, index, _read_tokens(folder, index)[1])
+    if named_by_content and index.of != wanted.of:
+        raise DamagedError(f"{INDEX} names another harvest")
     _same_model(folder, index.of, wanted.of)
     if index.of != wanted.of:
         raise UserError(f"{folder} holds another harvest: name another folder or delete it.")

@@ -253,6 +253,16 @@ def test_a_damaged_part_is_not_gone_on_with(tiny_model, monkeypatch, tmp_path, c
     assert "made again: mlp.0.f16 is damaged (its checksum differs)" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["model_hash", "tokenizer_hash"])
+def test_an_index_of_another_model_in_the_cache_is_damage(tiny_model, name, caplog):
+    model = tiny_model()
+    shards = harvest(model, TOKENS, layers=[0])
+    expected = np.array(shards["mlp", 0])
+    rewritten(shards.folder / "shards.json", **{name: "0123456789abcdef"})
+    assert np.array_equal(harvest(model, TOKENS, layers=[0])["mlp", 0], expected)
+    assert "made again: shards.json names another harvest" in caplog.text
+
+
 def test_a_file_where_the_folder_should_be(tiny_model, tmp_path):
     model = tiny_model()
     shards = harvest(model, TOKENS, layers=[0])
