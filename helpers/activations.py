@@ -183,7 +183,7 @@ def harvest(
     folder = Path(folder or cache_dir() / "activations" / content_hash(wanted.of))
     with alone(folder):
         try:
-            index = _resumed(folder, wanted, named_by_content=cached)
+            index = _resumed(folder, wanted, cached)
         except DamagedError as error:
             if not cached:
                 raise UserError(_again(folder, error.cause)) from None
@@ -238,7 +238,7 @@ def _file(folder: Path, key: tuple[str, int]) -> Path:
     return folder / f"{key[0]}.{key[1]}.f16"
 
 
-def _resumed(folder: Path, wanted: _Index, *, named_by_content: bool) -> _Index:
+def _resumed(folder: Path, wanted: _Index, cached: bool) -> _Index:
     """How far this harvest is.
 
     Raises:
@@ -252,7 +252,7 @@ def _resumed(folder: Path, wanted: _Index, *, named_by_content: bool) -> _Index:
         return wanted
     index = read_checked(folder / INDEX, _Index)
     _check_files(folder, index, _read_tokens(folder, index)[1])
-    if named_by_content and index.of != wanted.of:
+    if cached and index.of != wanted.of:
         raise DamagedError(f"{INDEX} names another harvest")
     _same_model(folder, index.of, wanted.of)
     if index.of != wanted.of:
