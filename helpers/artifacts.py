@@ -47,7 +47,14 @@ CACHE = "UNLEARNING_CACHE"
 RECORD = "files.json"  # of a folder in the cache: the hashes of its files
 MANIFEST = "manifest.json"  # of a step
 PLACE = "UNLEARNING_PLACE"  # where a step's kernel writes; helpers.steps publishes it at the end
-TIMES = ("started", "seconds", "peak_memory_mb", "times", "record")  # differ from run to run
+TIMES = (
+    "started",
+    "seconds",
+    "peak_memory_mb",
+    "times",
+    "papermill",
+    "record",
+)  # of equal runs too
 
 
 def cache_dir() -> Path:

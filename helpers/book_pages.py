@@ -46,6 +46,8 @@ class Executed:
         notebook = _read_json(path, stem)
         manifest = _read_json(run_folder / "artifacts" / stem / "manifest.json", stem)
         papermill = notebook.get("metadata", {}).get("papermill")
+        if papermill is not None:
+            papermill |= manifest.get("papermill", {})  # the times, which helpers.steps moves there
         if papermill is None or papermill.get("duration") is None:
             raise UserError(
                 f"{path} has no record of a finished run by papermill: run it again with "

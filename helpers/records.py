@@ -98,13 +98,14 @@ def misfit(folder: Path, stem: str, asked: dict[str, str]) -> str:
     return ""
 
 
-def record(place: Path, notebook: Path, asked: dict[str, str]) -> None:
-    """Add to the manifest of a step what `misfit` compares.
+def record(place: Path, notebook: Path, asked: dict[str, str], times: dict[str, Any]) -> None:
+    """Add to the manifest of a step what `misfit` compares, and papermill's times.
 
     Args:
         place: Where the manifest lies.
         notebook: The executed notebook.
         asked: `made_from` as it was before the step began.
+        times: When it began and ended, and the seconds it took.
 
     Raises:
         UserError: The step left no manifest.
@@ -112,6 +113,7 @@ def record(place: Path, notebook: Path, asked: dict[str, str]) -> None:
     if not (place / MANIFEST).exists():
         raise UserError(f"{place.name} left no {MANIFEST}: its last cell should finish its run.")
     manifest = read_json(place / MANIFEST)
+    manifest["papermill"] = times
     manifest[RECORD] = {"made_from": asked, "notebook": content_hash(notebook)}
     write_json(place / MANIFEST, manifest)
 

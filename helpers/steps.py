@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nbformat import NotebookNode
+
 from helpers.artifacts import PLACE, atomic_path, step_folder
 from helpers.errors import UserError
 from helpers.progress import Progress, remember_duration, say
@@ -56,11 +58,11 @@ def execute(folder: Path, stem: str, parameters: dict[str, Any], asked: dict[str
         atomic_path(step_folder(folder, stem), folder=True, replace=True) as place,
     ):
         os.environ[PLACE] = str(place)  # the kernel inherits it
-        _execute(folder, stem, parameters, notebook)
-        record(place, notebook, asked)
+        times = _execute(folder, stem, parameters, notebook)
+        record(place, notebook, asked, times)
 
 
-def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path) -> None:
+def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path) -> dict[str, Any]:
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
     from papermill.exceptions import PapermillExecutionError
@@ -114,8 +116,26 @@ def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path
         ) from error
     for key, path in (("input_path", source), ("output_path", folder / "notebooks" / source.name)):
         notebook.metadata.papermill[key] = os.path.relpath(path, ROOT)  # no machine's own paths
+    times = _take_times(notebook)
     write_ipynb(notebook, str(executed))
     half_run.unlink(missing_ok=True)
+    return times
+
+
+def _take_times(notebook: NotebookNode) -> dict[str, Any]:
+    """Take away what the clock and chance wrote into a notebook: equal runs leave equal ones.
+
+    Returns:
+        When it started and ended, and the seconds of all and of each cell, as papermill names them.
+    """
+    names = ("start_time", "end_time", "duration")
+    times = {name: notebook.metadata.papermill.pop(name) for name in names}
+    cells = [{n: cell.metadata.papermill.pop(n, None) for n in names} for cell in notebook.cells]
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected-parameters"  # papermill draws one
+    return times | {"cells": [cell["duration"] for cell in cells]}
 
 
 def _unfilled(path: Path) -> str:

@@ -54,7 +54,7 @@ def write_notebook(folder: Path, stem: str, code: str = "") -> Path:
             f"print(1, file=open(run.folder / '{stem}.count', 'a'))\n{read}",
         ),
         ("", code),
-        ("", "run.save('numbers', {'seed': settings.seed})\nrun.finish()"),
+        ("", "run.save('numbers', {'seed': settings.seed})\n_ = run.finish()"),
     ]
     notebook = {
         "cells": [
@@ -158,11 +158,12 @@ def test_a_change_reruns_only_what_uses_it(project):
     out = project(*only).stdout
     assert f"[1/2] {FIRST}" in out and f"[2/2] {SECOND} · done in" in out
     executed = json.loads((project.run() / "notebooks" / f"{SECOND}.ipynb").read_text())
-    assert executed["metadata"]["papermill"]["duration"] > 0
-    assert all(cell["metadata"]["papermill"]["duration"] >= 0 for cell in executed["cells"])
     assert not (project.run() / "logs" / f"{SECOND}.ipynb").exists()
     manifest = json.loads((project.run() / "artifacts" / SECOND / "manifest.json").read_text())
     assert manifest["settings"] == executed["metadata"]["papermill"]["parameters"]
+    times = manifest["papermill"]
+    assert times["duration"] > 0 and times["start_time"] < times["end_time"]
+    assert len(times["cells"]) == len(executed["cells"]) and min(times["cells"]) >= 0
 
     assert "Nothing to do" in project(*only).stdout
 
@@ -196,9 +197,15 @@ def test_another_patch_under_the_same_name_is_verified_again(project):
     only = ("--only", VERIFY, "--set", f"patch={patch}", "--name", "mine")
     project(*only)
     assert "Nothing to do" in project(*only).stdout
+    made = [
+        project.run("mine") / "notebooks" / f"{VERIFY}.ipynb",
+        step_folder(project.run("mine"), VERIFY) / "numbers.json",
+    ]
+    before = [path.read_bytes() for path in made]
     patch.write_text("another edit")
     project(*only)
     assert project.executions(VERIFY, "mine") == 2
+    assert [path.read_bytes() for path in made] == before  # times stand in the manifest alone
 
 
 @pytest.mark.slow
@@ -556,7 +563,7 @@ class Made:
         with atomic_path(notebook) as temporary:
             temporary.write_text(f"executed with {settings.seed} {numbers}")
         run.finish()
-        record(step_folder(self.folder, stem), notebook, made_from(stem, self.values[stem]))
+        record(step_folder(self.folder, stem), notebook, made_from(stem, self.values[stem]), {})
         with atomic_path(mark(self.folder, stem)) as temporary:
             temporary.touch()
 
