@@ -78,6 +78,15 @@ def test_a_beginning_of_sequence_token_only_where_models_saw_one(tokenizer, begi
     assert not (plain == tokenizer.bos_token_id).any()
 
 
+def test_sequences_are_no_longer_than_what_the_model_reads(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "model_max_length", 20)
+    for text in (corpus_tokens, second_source, dialogues):
+        assert text(tokenizer, seq_len=32, n_tokens=640).shape == (32, 20)
+    monkeypatch.setattr(tokenizer, "model_max_length", 0)
+    with pytest.raises(UserError, match="no place for text in a sequence of 0 tokens"):
+        corpus_tokens(tokenizer)
+
+
 def test_second_source_is_other_text_and_always_the_same(tokenizer):
     tokens = second_source(tokenizer, seq_len=64, n_tokens=64 * 40)
     assert torch.equal(tokens, second_source(tokenizer, seq_len=64, n_tokens=64 * 40))

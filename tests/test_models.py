@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import FAMILIES
 
+from helpers.corpus import corpus_tokens
+from helpers.covariance import key_covariance
 from helpers.errors import UserError
 from helpers.models import anatomy, chat, load_model, model_hash, unembed
 from helpers.scoring import final_states
@@ -83,6 +85,26 @@ def test_unknown_models_are_told_in_one_sentence(name, sentence, monkeypatch):
     with pytest.raises(UserError, match=sentence) as caught:
         load_model(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_model_reads_at_once_holds_for_every_pass(
+    tiny_folder, family, tmp_path, monkeypatch
+):
+    """The covariance's windows and any text are cut to it; a longer pass is one sentence."""
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
+    model = load_model(str(tiny_folder(family)))
+    assert corpus_tokens(model.tokenizer, n_tokens=256).shape == (4, 64)
+    assert key_covariance(model, layers=[1], n_tokens=256)[1].shape[0] == anatomy(model).d_mlp
+    long = torch.full((1, 65), 5)
+    for run in (lambda: traced(model, long), lambda: model._module(long)):
+        with pytest.raises(UserError, match="A text has 65 tokens, and this model reads 64"):
+            run()
+
+
+def traced(model, tokens):
+    with torch.inference_mode(), model.trace(tokens):
+        anatomy(model).layers[0].block.output.save()
 
 
 def test_unknown_dtype_and_missing_gpu_are_told():

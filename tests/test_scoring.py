@@ -118,6 +118,75 @@ def test_probability_sums_aliases_but_counts_no_event_twice(tiny_model):
     assert scoring.answer_probability(model, []).shape == (0,)
 
 
+def test_an_alias_that_begins_with_another_as_text_only_counts(tiny_model):
+    """ " w30" begins with the letters of " w3", and is another token."""
+    model = tiny_model()
+    prompt = Asked("w1 w2", (" w3", " w30", " w3 w6"))
+    expected = sum(np.exp(slow_logprob(model, "w1 w2", a)) for a in (" w3", " w30"))
+    assert scoring.answer_probability(model, [prompt]) == pytest.approx(expected, abs=1e-6)
+    _, told = scoring.next_token_and_answer(model, [prompt])
+    assert told == pytest.approx(expected, abs=1e-6)
+    assert scoring.distinct_answers(model, prompt) == [" w3", " w30"]
+
+
+def test_answers_of_the_same_tokens_count_once(tiny_model):
+    model = tiny_model()
+    prompt = Asked("w1 w2", (" w3", "  w3", " w3"))
+    expected = np.exp(slow_logprob(model, "w1 w2", " w3"))
+    assert scoring.answer_probability(model, [prompt]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_prompt_that_becomes_part_of_the_answer_is_told(tiny_model):
+    with pytest.raises(UserError, match="Nothing stands before the first token of 'w10'"):
+        scoring.answer_logprobs(tiny_model(), ["w1"], ["0"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_text_is_longer_than_what_the_model_reads(tiny_model, family):
+    model = tiny_model(family)
+    full, long = " ".join(["w1"] * 64), " ".join(["w1"] * 65)
+    scoring.next_token_logprobs(model, [full])
+    scoring.answer_logprobs(model, [full], [" w2"])  # its last token is not read
+    assert len(scoring.greedy(model, [full])) == 1
+    told = "has 65 tokens, and this model reads 64 at once"
+    for ask in (
+        lambda: scoring.next_token_logprobs(model, [long]),
+        lambda: scoring.top_tokens(model, [long]),
+        lambda: scoring.answer_logprobs(model, [long], [" w2"]),
+        lambda: scoring.answer_logprobs(model, [full], [" w2 w3"]),
+        lambda: scoring.answer_scores(model, [Asked(long, (" w2",))]),
+        lambda: scoring.greedy(model, [long]),
+        lambda: scoring.final_states(model, torch.full((1, 65), 5)),
+        lambda: scoring.token_nll(model, torch.full((1, 65), 5)),
+    ):
+        with pytest.raises(UserError, match=told):
+            ask()
+
+
+def test_a_text_read_after_a_cached_beginning_is_no_longer_either(tiny_model):
+    model = tiny_model("gpt2")
+    ids = (5,) * 60
+    _, cache = scoring._states_and_cache(model, ids)
+    scoring._states(model, torch.full((2, 4), 6), ids, cache)
+    with pytest.raises(UserError, match="has 65 tokens"):
+        scoring._states(model, torch.full((2, 5), 6), ids, cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_ends_where_the_model_reads_no_further(tiny_model, family):
+    model = tiny_model(family)
+    model._module.generation_config.eos_token_id = None
+    short, near, full = ("w1 " * n + "w2" for n in (3, 60, 63))
+    said = scoring.greedy(model, [short, near, full, near], max_new_tokens=6)
+    ids = scoring.encode(model.tokenizer, near)
+    for _ in range(64 + 1 - 61):
+        with torch.inference_mode():
+            ids.append(model._module(torch.tensor([ids])).logits[0, -1].argmax().item())
+    assert said[1] == said[3] == model.tokenizer.decode(ids[61:], skip_special_tokens=True)
+    assert said[0] == scoring.greedy(model, [short], max_new_tokens=6)[0]
+    assert said[2] == scoring.greedy(model, [full], max_new_tokens=1)[0]
+
+
 def test_rank_is_the_best_aliases_first_token(tiny_model):
     model = tiny_model()
     order = scoring.next_token_logprobs(model, ["w1 w2"])[0].argsort(descending=True)
