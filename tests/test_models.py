@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, tiny_tokenizer
 
 from helpers.corpus import corpus_tokens
 from helpers.covariance import key_covariance
@@ -94,6 +94,9 @@ def test_what_a_model_reads_at_once_holds_for_every_pass(
     """The covariance's windows and any text are cut to it; a longer pass is one sentence."""
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
     model = load_model(str(tiny_folder(family)))
+    assert model.tokenizer.model_max_length == 64
+    model.tokenizer = tiny_tokenizer()  # transformers takes some families' own class instead
+    model.tokenizer.model_max_length = 64
     assert corpus_tokens(model.tokenizer, n_tokens=256).shape == (4, 64)
     assert key_covariance(model, layers=[1], n_tokens=256)[1].shape[0] == anatomy(model).d_mlp
     long = torch.full((1, 65), 5)
