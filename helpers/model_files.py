@@ -119,6 +119,13 @@ def look_into(folder: Path, where: str, *, name: str | None = None) -> ModelFile
         UserError: Something is missing, damaged, lies outside of the folder or is not the model's
             own; says what.
     """
+    try:
+        return _looked_into(folder, where, name or str(folder))
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({innermost(error)}): see who may.") from error
+
+
+def _looked_into(folder: Path, where: str, name: str) -> ModelFiles:
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{where} holds an adapter (adapter_config.json), which would change or choose the "
@@ -134,7 +141,7 @@ def look_into(folder: Path, where: str, *, name: str | None = None) -> ModelFile
             )
     tensors = _tensors(folder, where)
     _check_tokenizer(folder, where)
-    return ModelFiles(folder, name or str(folder), where, config, tensors)
+    return ModelFiles(folder, name, where, config, tensors)
 
 
 def _check_tokenizer(folder: Path, where: str) -> None:
@@ -237,13 +244,9 @@ def _header(file: Path, where: str) -> dict[str, Stored]:
 
 def _object(file: Path, where: str) -> dict[str, Any]:
     """What a JSON file of the folder holds, which is one object."""
-    try:
-        if file.stat().st_size > LARGEST:
-            raise UserError(f"{where} is damaged: {file.name} has more than {LARGEST} bytes.")
-        raw = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {file.name} ({innermost(error)}).") from error
-    return _parsed(raw, file.name, where)
+    if file.stat().st_size > LARGEST:
+        raise UserError(f"{where} is damaged: {file.name} has more than {LARGEST} bytes.")
+    return _parsed(file.read_bytes(), file.name, where)
 
 
 def _parsed(raw: bytes, what: str, where: str) -> dict[str, Any]:

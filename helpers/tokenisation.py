@@ -14,9 +14,10 @@ from helpers.model_files import refusing
 
 def opening(tokenizer) -> list[int]:
     """Ids that the tokenizer puts before every text: mostly its beginning token, or none."""
-    alone, whole = (tokenizer("a", add_special_tokens=s).input_ids for s in (False, True))
-    n = len(whole) - len(alone)
-    return whole[: next((i for i in range(n + 1) if whole[i : len(whole) - n + i] == alone), 0)]
+    coded, own = _coded(tokenizer, "a")
+    if own:
+        return coded.input_ids[: own.start]
+    return coded.input_ids[:1] if coded.input_ids[:1] == [tokenizer.bos_token_id] else []
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -25,7 +26,8 @@ def encode(tokenizer, text: str) -> list[int]:
     Raises:
         UserError: The text is empty.
     """
-    ids = _before(tokenizer, text) + tokenizer(text, add_special_tokens=False).input_ids
+    coded, own = _coded(tokenizer, text)
+    ids = coded.input_ids[: own.stop] if own else opening(tokenizer)
     if not ids:
         raise UserError("An empty prompt cannot be scored: give it at least one word.")
     return ids
@@ -33,15 +35,16 @@ def encode(tokenizer, text: str) -> list[int]:
 
 def encode_with_places(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """As `encode`, and where in the text each token stands; (0, 0) for those before it."""
-    before = _before(tokenizer, text)
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    places = [tuple(place) for place in coded["offset_mapping"]]
-    return before + coded["input_ids"], [(0, 0)] * len(before) + places
+    coded, own = _coded(tokenizer, text, return_offsets_mapping=True)
+    return coded.input_ids[: own.stop], coded.offset_mapping[: own.stop]
 
 
-def _before(tokenizer, text: str) -> list[int]:
+def _coded(tokenizer, text: str, **options: bool):
+    """What the tokenizer makes of a text, and which of the tokens are the text's own."""
     begun = tokenizer.bos_token and text.startswith(tokenizer.bos_token)  # as chat templates do
-    return [] if begun else opening(tokenizer)
+    coded = tokenizer(text, add_special_tokens=not begun, **options)
+    own = [i for i, text_of in enumerate(coded.sequence_ids(0)) if text_of is not None]
+    return coded, range(own[0], own[-1] + 1) if own else range(0)
 
 
 def in_template(tokenizer, messages: Sequence[dict[str, str]], *, answer: bool = False) -> str:

@@ -289,6 +289,14 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     refused(folder, "114 tokens, the model 64: it is another model's")
 
 
+def test_a_folder_that_may_not_be_read_is_told(folder, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(folder), "read_bytes", denied)
+    refused(folder, "cannot be read .*Permission denied")
+
+
 def test_words_of_a_folder_cannot_command_a_terminal(folder):
     change(folder, lambda t: t | {"\x1b[31mred": torch.zeros(1)})
     refused(folder, r"have '\\x1b\[31mred'")
