@@ -15,6 +15,7 @@ from helpers.hooks import Hook
 from helpers.methods.intervention import Intervention, Settings, intervention_kind
 from helpers.methods.protocol import method
 from helpers.models import body_of, check_length
+from helpers.tokenisation import opening
 
 KIND = "in_context"
 POSITIONS = ("wpe", "embed_positions")  # where families keep positions that they learnt one by one
@@ -87,8 +88,7 @@ def _before_every_text(model: LanguageModel, request: Int[Tensor, "1 n"]) -> lis
     def begins(ids: Tensor) -> int:
         """1 where a token that opens every text stands first, and the request goes after it."""
         bos = tokenizer.bos_token_id
-        plain = tokenizer("a").input_ids[0]
-        return int(bos is not None and plain == bos and bool((ids[:, 0] == bos).all()))
+        return int(opening(tokenizer) == [bos] and bool((ids[:, 0] == bos).all()))
 
     def longer(module, args, kwargs):
         ids = args[0] if args else kwargs["input_ids"]
