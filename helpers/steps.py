@@ -35,6 +35,8 @@ from helpers.sources import notebook_path
 from helpers.words import visible
 
 KERNEL = "python3"  # the environment's own
+WIDGET = "application/vnd.jupyter.widget-view+json"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
 NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
 
@@ -135,6 +137,12 @@ def _take_times(notebook: NotebookNode) -> dict[str, Any]:
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"  # papermill draws one
+        if "outputs" in cell:  # bars of what was not in the cache yet
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        for output in cell.get("outputs", []):
+            if "text/plain" in output.get("data", {}):  # of an object that has no words of its own
+                output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
+    notebook.metadata.pop("widgets", None)
     return times | {"cells": [cell["duration"] for cell in cells]}
 
 

@@ -193,12 +193,12 @@ def test_another_patch_under_the_same_name_is_verified_again(project):
     project.given = {"PYTHONIOENCODING": "ascii"}  # a terminal without the marks that we use
     patch = project.folder / "mine{b}.safetensors"
     patch.write_text("an edit")
-    project.notebook(VERIFY)
+    project.notebook(VERIFY, "from tqdm.auto import tqdm\nfor _ in tqdm([1]): pass\nobject()")
     only = ("--only", VERIFY, "--set", f"patch={patch}", "--name", "mine")
     project(*only)
     assert "Nothing to do" in project(*only).stdout
     made = [
-        project.run("mine") / "notebooks" / f"{VERIFY}.ipynb",
+        executed(project, "mine", VERIFY),
         step_folder(project.run("mine"), VERIFY) / "numbers.json",
     ]
     before = [path.read_bytes() for path in made]
@@ -310,8 +310,8 @@ def test_other_settings_in_the_same_folder_are_refused(project):
     assert {p: p.read_bytes() for p in (*folder.iterdir(), executed(project, "mine"))} == before
 
 
-def executed(project: Project, name: str = "default") -> Path:
-    return project.run(name) / "notebooks" / f"{FIRST}.ipynb"
+def executed(project: Project, name: str = "default", stem: str = FIRST) -> Path:
+    return project.run(name) / "notebooks" / f"{stem}.ipynb"
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(project):
