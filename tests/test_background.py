@@ -19,7 +19,8 @@ class Letters:
         bos_token = None
 
         def __call__(self, text, **_):
-            return type("Out", (), {"input_ids": [ord(c) for c in text]})
+            own = {"input_ids": [ord(c) for c in text], "sequence_ids": lambda _: [0] * len(text)}
+            return type("Out", (), own)
 
     tokenizer = tokenizer()
 
