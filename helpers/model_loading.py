@@ -29,7 +29,14 @@ from helpers.tokenisation import opening
 # tied, buffers. What is far beyond would fill the memory first.
 TIMES, MORE = 3, 50_000_000
 IN_MLP = re.compile(r"\b(mlp|fc1|fc2)\b")
-LAYERS = re.compile(r"(^|_)n?_?layers?$")  # how configurations call their number of blocks
+LAYERS = (  # how configurations call their number of blocks
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
 AGAIN = "save the model again with save_pretrained, or fetch it again"
 
 
@@ -114,7 +121,7 @@ def outline(config: PreTrainedConfig, what: str, *, tensors: int, numbers: int) 
         UserError: The configuration is of another, far larger model.
     """
     for key, value in _entries(config.to_dict()):
-        if LAYERS.search(str(key)) and isinstance(value, int) and value > tensors:
+        if key in LAYERS and isinstance(value, int) and value > tensors:
             raise UserError(
                 f"{what} cannot be loaded: its configuration says {shown(key, 40)} "
                 f"{shown(value, 20)}, but its weights are {tensors} tensors: {AGAIN}."

@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from helpers.artifacts import content_hash
 from helpers.errors import UserError
 from helpers.hooks import marks
-from helpers.model_files import shown
+from helpers.model_files import refusing, shown
 from helpers.model_loading import context_length, load_files, valid_id
 from helpers.model_sources import DEFAULT, find_model
 from helpers.tokenisation import in_template
@@ -176,13 +176,19 @@ def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cp
     disable_progress_bar()
     files = find_model(name)
     module, tokenizer = load_files(files, dtype=DTYPES[dtype], device=device)
-    with warnings.catch_warnings():
+    module.eval().requires_grad_(False)
+    advice = (
+        "the suite knows the families of Llama, GPT-2, GPT-NeoX, OPT, Gemma, Qwen2 and the like"
+    )
+    with (
+        refusing(f"{files.what} is of a kind that is not known", advice),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", NNsightDeprecationWarning)  # the class is ours to pin
         spread = hasattr(module, "hf_device_map")  # then it is not to be moved
         where = {} if spread else {"device": module.device}
         model = LanguageModel(module, tokenizer=tokenizer, **where)
-    module.eval().requires_grad_(False)
-    anatomy(model)
+        anatomy(model)
     body_of(model).register_forward_pre_hook(_check_pass, with_kwargs=True)
     return model
 

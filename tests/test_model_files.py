@@ -5,13 +5,22 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    MistralConfig,
+    Olmo2Config,
+    Qwen3Config,
+)
 
 from helpers.artifacts import atomic_path
 from helpers.errors import UserError
 from helpers.models import load_model, model_hash
 from helpers.scoring import next_token_logprobs
+from helpers.tokenisation import save_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LAST = "model.layers.2.mlp.down_proj.weight"
@@ -60,6 +69,22 @@ def test_every_parameter_is_the_weights_own(tiny_folder, family):
     stored = list(load_file(folder / WEIGHTS).values())
     for name, parameter in load_model(str(folder))._module.named_parameters():
         assert any(torch.equal(parameter, tensor) for tensor in stored), name
+
+
+@pytest.mark.parametrize("kind", [Gemma2Config, MistralConfig, Olmo2Config, Qwen3Config])
+def test_small_models_of_further_families_load(kind, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 64}
+    config = kind(**sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert load_model(str(tmp_path))
+
+
+def test_families_that_are_not_known_are_told(tmp_path):
+    config = BloomConfig(hidden_size=16, n_layer=1, n_head=4, vocab_size=64)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    refused(tmp_path, "Bloom.*not known yet")
 
 
 @pytest.mark.parametrize(
@@ -303,10 +328,6 @@ def test_words_of_a_folder_cannot_command_a_terminal(folder):
 
 
 def test_a_full_disk_while_a_tokenizer_is_saved_is_told_as_such(tmp_path):
-    from conftest import tiny_tokenizer
-
-    from helpers.tokenisation import save_tokenizer
-
     class Full:
         def save_pretrained(self, folder):
             raise Exception("No space left on device (os error 28)")  # as tokenizers does
