@@ -564,7 +564,7 @@ def _reject_unknown(given: dict, known: list[str], what: str) -> None:
 
 def _hint(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(name)[:100], known, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else f"; known: {', '.join(known)}"
+    return f"; did you mean {' or '.join(close)}" if close else f"; known: {', '.join(known)}"
 
 
 def _sentence(error: ValidationError, model: type[Common]) -> str:

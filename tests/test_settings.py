@@ -70,7 +70,7 @@ NAN_SHARES = "0.5, nan"
 @pytest.mark.parametrize(
     ("stem", "values", "told"),
     [
-        ("06_edit_mlps", {"methods": "roem"}, "no method 'roem' (did you mean rome"),
+        ("06_edit_mlps", {"methods": "roem"}, "no method 'roem'; did you mean rome"),
         ("06_edit_mlps", {"methods": "rome,"}, "no method ''"),
         ("07_training_methods", {"methods": "npo, roem"}, "no method 'roem'"),
         ("07_training_methods", {"shown": "x"}, "no method 'x'"),
@@ -80,11 +80,11 @@ NAN_SHARES = "0.5, nan"
         ("08_evaluate", {"method": "roem"}, "did you mean rome"),
         ("08_evaluate", {"method": "all"}, "no method 'all'"),
         ("09_verify", {"method": "sae_pair"}, "needs SAEs"),
-        ("09_verify", {"attacks": "len"}, "no attack 'len' (did you mean lens"),
+        ("09_verify", {"attacks": "len"}, "no attack 'len'; did you mean lens"),
         ("09_verify", {"attacks": "lens"}, "'paraphrases': add it"),
         ("09_verify", {"hidden_attacks": "paraphrases, len"}, "no attack 'len'"),
-        ("04_sparse_autoencoders", {"site": "mpl"}, "no site 'mpl' (did you mean mlp"),
-        ("00_model_and_facts", {"dtype": "float"}, "no dtype 'float' (did you mean float32"),
+        ("04_sparse_autoencoders", {"site": "mpl"}, "no site 'mpl'; did you mean mlp"),
+        ("00_model_and_facts", {"dtype": "float"}, "no dtype 'float'; did you mean float32"),
         ("06_edit_mlps", {"shares": "a,b"}, "positive numbers"),
         ("06_edit_mlps", {"shares": NAN_SHARES}, "positive numbers"),
         ("06_edit_mlps", {"shares": "-1"}, "positive numbers"),
