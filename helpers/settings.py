@@ -26,6 +26,7 @@ from pydantic import (
 
 from helpers.artifacts import content_hash
 from helpers.errors import UserError
+from helpers.registered import attack_names, method_names
 from helpers.words import visible
 from helpers.yaml_files import read_yaml
 
@@ -33,73 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 MOST = 10**8  # of anything that is counted: more would take years
 LONGEST = 4096  # characters of a text, as many as of a path
 
-# The registers `helpers.methods.METHODS`, `helpers.evaluation.attacks.ATTACKS`,
-# `helpers.tracing.SITES` and `helpers.models.DTYPES`, which cannot be read without torch.
-METHODS = {
-    "surgery": (
-        "sae_direction",
-        "rome",
-        "memit",
-        "alphaedit",
-        "gated_neuron",
-        "knowledge_neurons",
-        "leace",
-        "mean_difference",
-        "needle",
-        "neurons",
-        "pisces",
-        "sae_pair",
-        "tangent_kernel",
-    ),
-    "control": ("random_latents", "random_direction", "random_rows", "random_neurons"),
-    "training": (
-        "crisp",
-        "elm",
-        "gradient_ascent",
-        "gradient_difference",
-        "idk",
-        "idk_dpo",
-        "kl_minimisation",
-        "npo",
-        "rmu",
-        "simnpo",
-        "task_vector",
-        "undial",
-        "weighted_ascent",
-    ),
-    "inference": ("dynamic_clamp", "in_context", "sae_clamp", "who_is"),
-}
-NEED_SAES = (
-    "sae_direction",
-    "random_latents",
-    "dynamic_clamp",
-    "sae_clamp",
-    "pisces",
-    "sae_pair",
-    "crisp",
-)
-EVERY_METHOD = [name for names in METHODS.values() for name in names]
-ATTACKS = (
-    "quantisation_int8",
-    "quantisation_int4",
-    "quantisation_nf4",
-    "paraphrases",
-    "reverse",
-    "few_shot",
-    "prefilled",
-    "languages",
-    "cut_neurons",
-    "cut_directions",
-    "lens",
-    "probe",
-    "relearning_unrelated",
-    "relearning_neighbours",
-    "relearning_forgotten",
-    "stitched",
-    "trigger",
-)
+# Names that a chapter would refuse are refused here. Methods and attacks are read from their files
+# (`helpers.registered`); these two lists stand for `helpers.tracing.SITES` and
+# `helpers.models.DTYPES`, which cannot be read without torch.
 SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
 DTYPES = ("float32", "bfloat16", "float16")
+EVERY_METHOD = [m.name for m in method_names()]
+NEED_SAES = [m.name for m in method_names() if m.needs_saes]
 
 
 def _known(kind: str, names: Sequence[str], *, unfit: Sequence[str] = (), why: str = ""):
@@ -133,7 +74,7 @@ def _check_methods(text: str) -> str:
 
 
 def _check_shown(text: str) -> str:
-    able = [name for name in METHODS["training"] if name not in NEED_SAES]
+    able = [m.name for m in method_names() if m.family == "training" and not m.needs_saes]
     unfit = [name for name in EVERY_METHOD if name not in able]
     why = f"is not looked into here: choose from {', '.join(able)}"
     for name in text.split(","):
@@ -146,7 +87,7 @@ def _check_attacks(text: str) -> str:
     if names == ["all"]:
         return "all"
     for name in names:
-        _known("attack", ATTACKS).func(name)
+        _known("attack", attack_names()).func(name)
     if "paraphrases" not in names:
         raise ValueError("every verdict begins with the attack 'paraphrases': add it")
     return text

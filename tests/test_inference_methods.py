@@ -236,6 +236,10 @@ def test_a_request_stands_in_front_of_every_text(tiny_model, family):
     ("call", "sentence"),
     [
         (lambda m: unlearn(m, FRANCE, "in_context", request="{x}"), "may name {subject} and"),
+        (
+            lambda m: unlearn(m, FRANCE, "in_context", request="{subject.__class__}"),
+            "only, not {subject.__class__}",
+        ),
         (lambda m: unlearn(m, FRANCE, "in_context", request=" "), "The request is empty"),
         (lambda m: unlearn(m, FRANCE, "sae_clamp"), "sae_clamp needs SAEs"),
         (lambda m: unlearn(m, FRANCE, "who_is", alpha=-1), "alpha is -1"),

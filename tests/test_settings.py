@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from helpers.errors import UserError
+from helpers.registered import attack_names, method_names
 from helpers.settings import NOTEBOOKS, ROOT, from_notebook, load_profile, slug, validated
 
 STEM = "01_keys_and_values"
@@ -160,11 +161,11 @@ def test_the_names_are_those_of_the_registers():
     from helpers.models import DTYPES
     from helpers.tracing import SITES
 
-    families = {name: family for family, names in settings.METHODS.items() for name in names}
+    families = {m.name: m.family for m in method_names()}
     assert families == {name: method.family for name, method in METHODS.items()}
     needing = {name for name, m in METHODS.items() if "saes" in m.hyperparameters()}
-    assert set(settings.NEED_SAES) == needing
-    assert set(settings.ATTACKS) == set(ATTACKS)
+    assert {m.name for m in method_names() if m.needs_saes} == needing
+    assert set(attack_names()) == set(ATTACKS)
     assert set(settings.SITES) == set(SITES) and set(settings.DTYPES) == set(DTYPES)
 
 

@@ -35,9 +35,8 @@ from helpers.models import anatomy, model_hash
 from helpers.scoring import answer_probability
 from helpers.words import visible
 
-NARROW = (
-    torch.float16
-)  # its numbers end at 65,504: what is computed may pass that, not only weights
+NARROW = torch.float16  # its numbers end at 65,504: what is computed may pass that
+LEFT = 0.05  # of what was wanted, as a sum of squares: from here on the user is told
 
 
 @dataclass(frozen=True)
@@ -440,7 +439,8 @@ def unlearn(
             edited model says are not finite.
 
     Warns:
-        UserWarning: The model does not know a pair: there is nothing to forget.
+        UserWarning: The model does not know a pair, so there is nothing to forget; or an edit that
+            is solved for left more than `LEFT` of what was wanted undone.
     """
     if method not in METHODS:
         raise UserError(f"There is no method '{method}'{_hint(method, list(METHODS))}.")
@@ -473,6 +473,13 @@ def unlearn(
     made = Unlearning(method, about, delta, known | hyperparameters, seed, seconds, base)
     if model._module.dtype == NARROW:
         require_finite_answers(model, made, pairs)
+    if (left := delta.notes.get("left", 0.0)) > LEFT:
+        warnings.warn(
+            f"The edit ({method}) left {left:.0%} of what was wanted undone: what is to be "
+            "forgotten and what must stay pull against each other. Look at what it leaves, or "
+            "forget with another method.",
+            stacklevel=2,
+        )
     return made
 
 

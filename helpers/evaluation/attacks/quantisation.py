@@ -131,8 +131,10 @@ def block_weights(model: LanguageModel) -> dict[str, bool]:
     return found
 
 
-def _register(scheme: str) -> None:
-    @attack(f"quantisation_{scheme}", budget="bits", costly=True)
+BITS = {"int8": 8, "int4": 4, "nf4": 4}
+
+
+def _rounded(scheme: str) -> Callable[..., pd.DataFrame]:
     def rounded_and_asked(
         model: LanguageModel, pair: ConceptPair, *, seed: int = 0, split: str = "heldout"
     ) -> pd.DataFrame:
@@ -140,7 +142,9 @@ def _register(scheme: str) -> None:
         with quantised(model, scheme):
             return curve({BITS[scheme]: answer_probability(model, pair.prompts(split))})
 
+    return rounded_and_asked
 
-BITS = {"int8": 8, "int4": 4, "nf4": 4}
-for _scheme in SCHEMES:
-    _register(_scheme)
+
+attack("quantisation_int8", budget="bits", costly=True)(_rounded("int8"))
+attack("quantisation_int4", budget="bits", costly=True)(_rounded("int4"))
+attack("quantisation_nf4", budget="bits", costly=True)(_rounded("nf4"))

@@ -1,5 +1,6 @@
 """In context: ask the model to forget."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from helpers.methods.intervention import Intervention, Settings, intervention_ki
 from helpers.methods.protocol import method
 from helpers.models import body_of, check_length
 from helpers.tokenisation import opening
+from helpers.words import visible
 
 KIND = "in_context"
 POSITIONS = ("wpe", "embed_positions")  # where families keep positions that they learnt one by one
@@ -47,12 +49,16 @@ def in_context(
     Raises:
         UserError: The request is empty or names something else.
     """
-    try:
-        text = request.format(subject=pair.subject, target=pair.target)
-    except (KeyError, IndexError, ValueError):
+    names = {"{subject}": pair.subject, "{target}": pair.target}
+    fields = re.findall(r"\{[^{}]*\}", request)
+    if unknown := [field for field in fields if field not in names]:
         raise UserError(
-            f"The request '{request}' may name {{subject}} and {{target}} only."
-        ) from None
+            f"The request '{visible(request)}' may name {{subject}} and {{target}} only, not "
+            f"{visible(unknown[0])}."
+        )
+    # Put in literally and all at once: `format` would read attributes that a request names, and a
+    # subject may hold braces itself.
+    text = re.sub(r"\{(?:subject|target)\}", lambda field: names[field[0]], request)
     if not text.strip():
         raise UserError("The request is empty: say what the model should do.")
     if len(text) > LONGEST:
