@@ -221,6 +221,23 @@ def write_tensors(
 
     with atomic_path(path) as temporary:
         save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata)
+        _order_header(temporary)
+
+
+def _order_header(path: Path) -> None:
+    """Sort a safetensors file's header, so that equal content is equal bytes.
+
+    The format's own writer puts the metadata in another order each time.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        metadata = header.pop("__metadata__", None)
+        parts = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+        text = json.dumps(parts | header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the rest is filled with spaces, as the format does it
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":

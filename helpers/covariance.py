@@ -17,7 +17,7 @@ from helpers.artifacts import cached_layers, read_tensors
 from helpers.batching import length_batches
 from helpers.corpus import corpus_tokens
 from helpers.errors import UserError
-from helpers.models import anatomy, context_length, model_hash
+from helpers.models import anatomy, model_hash, text_length
 
 READ_BY = {"neurons": "out_envoy", "mlp_in": "in_envoy"}
 """Site → whose input it is: the hidden activations that W_out reads, what W_in reads."""
@@ -49,7 +49,7 @@ def key_covariance(
     """
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers]
-    seq_len = min(SEQ_LEN, context_length(model._module) or SEQ_LEN)
+    seq_len = text_length(model, SEQ_LEN)
     key = {
         "model": model_hash(model),
         "site": site,

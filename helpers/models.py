@@ -33,6 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # Where each family keeps its parts, tried in this order. Paths of a block are relative to it.
 NORM = ("norm", "ln_f", "final_layer_norm", "decoder.final_layer_norm")
+POSITIONS = ("wpe", "embed_positions")  # tables of learned positions
 BLOCKS = ("layers", "h", "decoder.layers")
 ATTENTION_OUT = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.out_proj")
 MLP_PARTS = (  # gate, in, out, activation
@@ -189,7 +190,9 @@ def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cp
         where = {} if spread else {"device": module.device}
         model = LanguageModel(module, tokenizer=tokenizer, **where)
         anatomy(model)
-    body_of(model).register_forward_pre_hook(_check_pass, with_kwargs=True)
+    body = body_of(model)
+    if any(_has(body, name) for name in POSITIONS):
+        body.register_forward_pre_hook(_check_pass, with_kwargs=True)
     return model
 
 
@@ -337,8 +340,17 @@ def _check_length_of(module: nn.Module, n: int, what: str) -> None:
         raise UserError(f"{what} has {n} tokens, and this model reads {most} at once: shorten it.")
 
 
+def text_length(model: LanguageModel, wanted: int = 128) -> int:
+    """Tokens of a stretch of text: `wanted`, or as many as the model reads at once."""
+    return min(wanted, context_length(model._module) or wanted)
+
+
 def _check_pass(body: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Before every forward pass, whoever asks for it: no position that the model has not got."""
+    """Before every forward pass of a model with a table of positions: none that it has not got.
+
+    Where positions are computed a longer text can be run; prompts and texts of ours are checked and
+    cut before.
+    """
     given = args[0] if args else kwargs.get("input_ids")
     given = kwargs.get("inputs_embeds") if given is None else given
     past = kwargs.get("past_key_values")

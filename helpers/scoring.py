@@ -354,7 +354,12 @@ def token_nll(model: LanguageModel, tokens: Int[Tensor, "n t"]) -> Float[Tensor,
 
 
 def final_states(model: LanguageModel, tokens: Int[Tensor, "n t"]) -> Float[Tensor, "n t d_model"]:
-    """States after the final norm: `helpers.models.unembed` turns them into logits."""
+    """States after the final norm: `helpers.models.unembed` turns them into logits.
+
+    Raises:
+        UserError: The sequences are longer than what the model reads at once.
+    """
+    check_length(model, tokens.shape[1])
     step = max(1, BATCH_TOKENS // tokens.shape[1])
     return torch.cat([_states(model, part) for part in tokens.split(step)])
 

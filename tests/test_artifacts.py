@@ -461,3 +461,15 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         cached_table("known", {}, TABLE.copy)
     with pytest.raises(UserError, match=r"cannot be written .*check the folder's permissions"):
         write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_equal_tensors_and_notes_are_equal_bytes(tmp_path):
+    """The format's own writer puts notes in another order each time."""
+    notes = {f"note {i}": 'ü "x"\n' * i for i in range(8)}
+    tensors = {"b": torch.ones(3, 2), "a": torch.arange(4), "日": torch.zeros(1)}
+    files = [tmp_path / f"{i}.safetensors" for i in range(5)]
+    for file in files:
+        write_tensors(file, tensors, notes)
+    assert len({file.read_bytes() for file in files}) == 1
+    back, told = read_tensors(files[0])
+    assert told == notes and all(torch.equal(back[k], tensors[k]) for k in tensors)

@@ -27,7 +27,7 @@ from helpers.facts.relations import check_split
 from helpers.lower_layers import LowerLayers, lowest_layer, reusing
 from helpers.methods import applied_to, original
 from helpers.methods.intervention import Intervention
-from helpers.models import model_hash
+from helpers.models import model_hash, text_length
 from helpers.scoring import answer_scores, final_states, greedy
 
 PARTS = ("efficacy", "greedy", "retention", "model", "generation")
@@ -193,12 +193,11 @@ class _Answers:
             self.texts = {}
             if "model" in parts:
                 tokenizer = model.tokenizer
+                size = {"seq_len": text_length(model), "n_tokens": n_tokens}
                 self.texts = {
-                    "factbook": corpus_tokens(
-                        tokenizer, split="heldout", n_tokens=n_tokens, seed=seed
-                    ),
-                    "other": second_source(tokenizer, n_tokens=n_tokens),
-                    "chat": dialogues(tokenizer, n_tokens=n_tokens),
+                    "factbook": corpus_tokens(tokenizer, split="heldout", seed=seed, **size),
+                    "other": second_source(tokenizer, **size),
+                    "chat": dialogues(tokenizer, **size),
                 }
             self.share(model, layer)
             self._ask(model)

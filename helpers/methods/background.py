@@ -23,7 +23,7 @@ from helpers.corpus import corpus_tokens
 from helpers.covariance import key_covariance, keys_by_layer, second_moments
 from helpers.facts import ConceptPair, facts, subject_span
 from helpers.facts.relations import RELATIONS
-from helpers.models import anatomy, model_hash
+from helpers.models import anatomy, model_hash, text_length
 from helpers.tracing.states import token_ids
 
 Where = list[tuple[tuple[int, ...], list[int]]]
@@ -88,7 +88,10 @@ def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
 def text_sequences(model: LanguageModel, *, seed: int = 0) -> Sequences:
     """Factbook passages."""
     tokens = corpus_tokens(
-        model.tokenizer, seq_len=TEXT_LENGTH, n_tokens=TEXT_TOKENS, seed=seed + 1
+        model.tokenizer,
+        seq_len=text_length(model, TEXT_LENGTH),
+        n_tokens=TEXT_TOKENS,
+        seed=seed + 1,
     ).tolist()
     return Sequences([(tuple(t), list(range(len(t)))) for t in tokens], ("",) * len(tokens))
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from helpers.artifacts import cache_dir, cached_folder, content_hash, read_json, write_json
-from helpers.errors import UserError
 from helpers.organism.fit import fit, save
 from helpers.organism.recipe import Recipe
 
@@ -39,8 +38,7 @@ def organisms(recipes: Sequence[Recipe], *, workers: int | None = None) -> list[
         workers: Processes; by default as many as torch may use cores.
 
     Raises:
-        UserError: A pair cannot be left out, a training ran away, or the cache holds an organism
-            from other settings under a recipe's name.
+        UserError: A pair cannot be left out, or a training ran away.
     """
     todo = [r for r in dict.fromkeys(recipes) if not (cache_dir() / KIND / _name(r)).exists()]
     workers = min(workers or torch.get_num_threads(), len(todo))
@@ -49,25 +47,7 @@ def organisms(recipes: Sequence[Recipe], *, workers: int | None = None) -> list[
             workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
             list(pool.map(_made, todo))
-    return [check(_made(r), r) for r in recipes]
-
-
-def check(folder: Path, recipe: Recipe) -> Path:
-    """`folder` itself when it holds the model of this recipe.
-
-    Raises:
-        UserError: It holds another, or none.
-    """
-    there = read_json(folder / RECORD)["recipe"]
-    wanted = _plain(recipe)
-    other = [k for k, v in wanted.items() if there.get(k) != v]
-    if other:
-        k = other[0]
-        raise UserError(
-            f"The organism in {folder} is from other settings ({k} {there.get(k)}, not "
-            f"{wanted[k]}): delete that folder, or ask for its own settings."
-        )
-    return folder
+    return [_made(r) for r in recipes]
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from nnsight import LanguageModel
 
 from helpers.batching import length_batches
-from helpers.models import anatomy, context_length
+from helpers.models import anatomy, text_length
 from helpers.tokenisation import encode_with_places
 from helpers.tracing.states import site_value
 
@@ -57,7 +57,7 @@ def firings(
     parts = anatomy(model)
     neurons = [(parts.check_layer(layer), parts.check_neuron(i)) for layer, i in neurons]
     layers = sorted({layer for layer, _ in neurons})
-    most = min(max_tokens, context_length(model._module) or max_tokens)
+    most = text_length(model, max_tokens)
     coded = [encode_with_places(model.tokenizer, t) for t in texts]
     ids = [found[:most] for found, _ in coded]
     found: list = [None] * len(ids)

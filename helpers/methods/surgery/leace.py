@@ -14,7 +14,7 @@ from helpers.facts import ConceptPair
 from helpers.methods.contrast import contrast, reading_matrices, stored
 from helpers.methods.delta import WeightDelta
 from helpers.methods.protocol import method
-from helpers.models import anatomy
+from helpers.models import anatomy, text_length
 
 SEQ_LEN = 128  # of the ordinary text
 
@@ -105,7 +105,8 @@ def leace(
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(4))]
     found = contrast(model, pair, layers=layers, n_subjects=n_subjects, seed=seed)
-    text = corpus_tokens(model.tokenizer, seq_len=SEQ_LEN, n_tokens=n_tokens, seed=seed)
+    seq_len = text_length(model, SEQ_LEN)
+    text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed)
     sequences = [(row, range(1, len(row))) for row in text.tolist()]
     ordinary = dict(keys_by_layer(model, sequences, layers=layers, site="mlp_in"))
     changes = {}

@@ -37,7 +37,7 @@ from helpers.methods.protocol import Unlearning, method
 from helpers.methods.solved import check_form, solved_edit
 from helpers.methods.surgery.gated_neuron import WIDTH
 from helpers.methods.surgery.sae_direction import load_fitting
-from helpers.models import anatomy
+from helpers.models import anatomy, text_length
 from helpers.tracing import selectivity
 
 READS = "mlp_in"
@@ -335,7 +335,8 @@ def named(
 
     notes = edit.delta.notes["latents"]
     loaded = load_all(model, saes)
-    text = corpus_tokens(model.tokenizer, n_tokens=n_tokens, seed=edit.seed)
+    seq_len = text_length(model)
+    text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=edit.seed)
     shards = harvest(model, text, sites=[READS], layers=sorted({x["layer"] for x in notes}))
     rows = []
     for note in notes:
