@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,23 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from helpers import book
 
 ROOT = Path(__file__).parents[1]
+
+
+def copy_sources(root: Path, *, library: bool = True) -> Path:
+    """Copy what a book is built from, so that nobody edits it meanwhile.
+
+    Args:
+        root: The copy.
+        library: The whole library, whose pages take most of the time; else one module of it.
+    """
+    for name in ("book", "benchmarks", *(["helpers"] if library else [])):
+        shutil.copytree(ROOT / name, root / name)
+    if not library:
+        (root / "helpers").mkdir()
+        for name in ("__init__.py", "errors.py"):
+            shutil.copy(ROOT / "helpers" / name, root / "helpers")
+    shutil.copy(ROOT / "_config.yml", root)
+    return root
 
 
 def title_of(path: Path) -> str:

@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from fake_book import ROOT, TITLES, code, fake_run, glue
+from fake_book import TITLES, code, copy_sources, fake_run, glue
 from nbformat.v4 import new_output
 
 from helpers import book, plots
@@ -90,10 +90,7 @@ def hostile_run(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """The book of a hostile run, built from a copy of the sources."""
-    root = tmp_path_factory.mktemp("root")
-    for name in ("book", "helpers", "benchmarks"):
-        shutil.copytree(ROOT / name, root / name)
-    shutil.copy(ROOT / "_config.yml", root)
+    root = copy_sources(tmp_path_factory.mktemp("root"), library=False)
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "ROOT", root)
