@@ -69,16 +69,16 @@ help:  ## this list
 setup: $(STAMP)  ## make the environment, .venv
 
 book: $(STAMP)  ## run the notebooks and build the book
-	@$(PY) -m helpers.pipeline book $(RUN)
+	@$(PY) -m helpers.book.pipeline book $(RUN)
 
 run: $(STAMP)  ## run the notebooks only
-	@$(PY) -m helpers.pipeline notebooks $(RUN)
+	@$(PY) -m helpers.book.pipeline notebooks $(RUN)
 
 verify: $(STAMP)  ## is it gone, or only hidden? Attack the edit in PATCH=file (or make one)
-	@$(PY) -m helpers.pipeline notebooks $(RUN) $(call parameter,PATCH,patch) --only 09_verify
+	@$(PY) -m helpers.book.pipeline notebooks $(RUN) $(call parameter,PATCH,patch) --only 09_verify
 
 leaderboard: $(STAMP)  ## every method on your fact and held-out ones, as a page, as Parquet and as CSV
-	@$(PY) -m helpers.pipeline notebooks $(RUN) --only 10_leaderboard
+	@$(PY) -m helpers.book.pipeline notebooks $(RUN) --only 10_leaderboard
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included
 	$(PY) -m pytest $(arguments)

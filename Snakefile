@@ -1,23 +1,23 @@
 # The pipeline of one run: a rule a notebook, then the book.
 #
-# 'make book' and 'make run' call it through helpers/pipeline.py, which checks the parameters and
+# 'make book' and 'make run' call it through helpers/book/pipeline.py, which checks the parameters and
 # writes settings.yaml first. Inside a run folder it also works by itself, for example to use
 # another executor:  snakemake -s Snakefile --directory runs/default --nolock --executor slurm ...
 #
 # A rule's output is not what its step makes but a mark that the step is up to date: Snakemake
 # deletes outputs before it runs a rule, and what was made last should stay when a step fails.
-# helpers/records.py takes the mark away from what is not up to date. Times of files say nothing,
+# helpers/book/records.py takes the mark away from what is not up to date. Times of files say nothing,
 # hence 'ancient', so a run can be moved or copied.
 # There is no 'retries:' here: a cell that fails would fail again and cost minutes. A kernel that
-# did not start is the one thing worth another try, and helpers/steps.py does that.
+# did not start is the one thing worth another try, and helpers/book/steps.py does that.
 import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from helpers.records import BOOK, unmark_outdated
-from helpers.runs import read_settings
-from helpers.sources import notebook_path, steps_read
+from helpers.book.records import BOOK, unmark_outdated
+from helpers.book.run_settings import read_settings
+from helpers.book.sources import notebook_path, steps_read
 
 JOBS = int(config.get("jobs", 1))  # notebooks at a time; each gets its share of the cores
 SETTINGS = read_settings(Path("."))
@@ -34,7 +34,7 @@ rule book:
     output:
         f"logs/{BOOK}.done",
     shell:
-        "exec {PYTHON:q} -m helpers.steps . book"
+        "exec {PYTHON:q} -m helpers.book.steps . book"
 
 
 rule notebooks:
@@ -56,4 +56,4 @@ for number, stem in enumerate(STEMS):
         priority: len(STEMS) - number  # in the order of the chapters
         threads: max(1, workflow.cores // JOBS)
         shell:
-            "exec {PYTHON:q} -m helpers.steps . {params.stem:q}"
+            "exec {PYTHON:q} -m helpers.book.steps . {params.stem:q}"

@@ -10,9 +10,9 @@ import time
 from report import report
 
 from helpers.evaluation.tradeoff import known_pairs
+from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.models import load_model
-from helpers.scoring import answer_probability
 
 METHOD, SIZES = "gated_neuron", (1, 10)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from report import report
 
-from helpers.activations import PASS_TOKENS, harvest
-from helpers.corpus import corpus_tokens
+from helpers.facts.corpus import corpus_tokens
+from helpers.forward.harvest import PASS_TOKENS, harvest
 from helpers.models import anatomy, load_model, model_hash
 
 LAYER, ROUNDS, TOKENS = 15, 3, 8192

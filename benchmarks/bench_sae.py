@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from report import report
 
-from helpers.activations import harvest
-from helpers.artifacts import cache_dir
-from helpers.corpus import corpus_tokens
+from helpers.facts.corpus import corpus_tokens
+from helpers.forward.harvest import harvest
+from helpers.io.files import cache_dir
 from helpers.models import load_model
 from helpers.sae.trainer import Stream
 

@@ -12,10 +12,10 @@ import torch
 from report import report
 from torch.nn.utils.rnn import pad_sequence
 
-from helpers import scoring
-from helpers.batching import length_batches
 from helpers.facts import ConceptPair, facts
-from helpers.lower_layers import LowerLayers, reusing
+from helpers.forward import scoring
+from helpers.forward.batching import length_batches
+from helpers.forward.layer_cache import LowerLayers, reusing
 from helpers.models import anatomy, load_model
 
 ROUNDS, PROMPTS, ALONE = 3, 1000, 60

@@ -14,11 +14,11 @@ from report import report
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from helpers.corpus import corpus_tokens
-from helpers.examples import collate, mean_loss, text_examples
-from helpers.methods.delta import restored
+from helpers.facts.corpus import corpus_tokens
+from helpers.methods.weight_edit import restored
 from helpers.models import load_model
-from helpers.training import train
+from helpers.training.examples import collate, mean_loss, text_examples
+from helpers.training.loop import train
 
 ROUNDS, STEPS, WARM, BATCH, LENGTH = 3, 6, 2, 8, 64
 

@@ -16,8 +16,7 @@ import pandas as pd
 from report import report, reported
 from workers import gather, model, workers
 
-from helpers.artifacts import write_table
-from helpers.evaluation.bootstrap import bootstrap
+from helpers.book.settings import ROOT
 from helpers.evaluation.tradeoff import (
     FAMILIES,
     Sizes,
@@ -26,10 +25,11 @@ from helpers.evaluation.tradeoff import (
     known_pairs,
     tradeoff,
 )
+from helpers.io.parquet import write_table
 from helpers.methods import METHODS
-from helpers.methods.solved import FORMS
+from helpers.methods.fitting.fit_values import FORMS
 from helpers.models import load_model
-from helpers.settings import ROOT
+from helpers.stats.intervals import bootstrap
 
 NAME, PROPOSED = "heldout", "sae_pair"
 SHARES = (0.5, 1.0, 2.0)

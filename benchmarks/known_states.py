@@ -13,11 +13,11 @@ import pandas as pd
 from report import report
 from workers import gather, model, workers
 
-from helpers.evaluation.bootstrap import quoted
-from helpers.evaluation.calibration import cases
-from helpers.evaluation.known_states import SHORT, SURE, judged, shares_right
+from helpers.evaluation.meta.meta_evaluation import cases
+from helpers.evaluation.meta.verdict_accuracy import SHORT, SURE, judged, shares_right
 from helpers.facts.relations import RELATIONS
 from helpers.models import load_model
+from helpers.stats.intervals import quoted
 
 
 def judge(relation, fact, stranger) -> pd.DataFrame:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from helpers.artifacts import versions, write_json
+from helpers.io.files import write_json
+from helpers.io.manifest import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,9 +16,8 @@ from report import report, reported
 from workers import workers
 
 from helpers.evaluation.tradeoff import FAMILIES, editing_methods, known_pairs
-from helpers.methods.handover import carried, place
-from helpers.methods.solved import FORMS
-from helpers.methods.surgery.gated_neuron import WIDTH
+from helpers.methods.fitting.fit_values import FORMS
+from helpers.methods.fitting.layer_selection import WIDTH, carried, place
 from helpers.models import load_model
 from helpers.organism.recipe import Recipe
 from helpers.organism.store import organism

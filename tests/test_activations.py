@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from helpers import activations
-from helpers.activations import harvest, open_shards
-from helpers.artifacts import alone
 from helpers.errors import UserError
+from helpers.forward import harvest as activations
+from helpers.forward.harvest import harvest, open_shards
+from helpers.io.cache import alone
 from helpers.models import anatomy
 from helpers.tracing import SITES, Patch, run_patched
 from helpers.tracing.states import capture_all
@@ -119,7 +119,7 @@ def test_a_harvest_waits_for_another_into_the_same_folder(tiny_model, monkeypatc
         with contextlib.suppress(UserError):
             harvest(model, TOKENS, layers=[0], folder=tmp_path / "same")
 
-    monkeypatch.setattr("helpers.activations._resumed", resumed)
+    monkeypatch.setattr("helpers.forward.harvest._resumed", resumed)
     other = threading.Thread(target=work)
     with alone(tmp_path / "same"):
         other.start()

@@ -12,24 +12,20 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.artifacts import (
-    Run,
-    alone,
+from helpers.book.settings import Common
+from helpers.errors import UserError
+from helpers.io.cache import alone, cached_folder, cached_layers, cached_table
+from helpers.io.files import (
     atomic_path,
     cache_dir,
-    cached_folder,
-    cached_layers,
-    cached_table,
-    content_hash,
     read_json,
-    read_table,
     read_tensors,
     write_json,
-    write_table,
     write_tensors,
 )
-from helpers.errors import UserError
-from helpers.settings import Common
+from helpers.io.hashing import content_hash
+from helpers.io.parquet import read_table, write_table
+from helpers.io.run import Run
 
 TABLE = pd.DataFrame({"country": ["France", "Japan"], "probability": [0.77, 0.70]})
 

@@ -16,23 +16,24 @@ from helpers.evaluation.attacks import (
     rounded,
     trigger,
 )
-from helpers.evaluation.attacks.cutting import pushed, suspicion, without
-from helpers.evaluation.attacks.delta import audit_delta, statement
+from helpers.evaluation.attacks.cutting import pushed, suspicion
 from helpers.evaluation.attacks.quantisation import block_weights, nf4_levels
 from helpers.evaluation.attacks.relearning import relearned
 from helpers.evaluation.attacks.stitching import handover_layer
+from helpers.evaluation.audit import audit_delta, statement
 from helpers.evaluation.battery import battery
-from helpers.evaluation.hidden import logit_suppression
-from helpers.evaluation.questions import known_neighbours
-from helpers.examples import answer_example, collate
+from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, facts
-from helpers.hooks import put_mark
+from helpers.forward.scoring import answer_probability, first_token
+from helpers.forward.sites import token_ids
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
-from helpers.methods.tangent import linearise
+from helpers.methods.controls.logit_suppression import logit_suppression
+from helpers.methods.fitting.linearization import linearise
+from helpers.methods.snapshots import without
 from helpers.models import anatomy, model_hash
-from helpers.scoring import answer_probability, first_token
+from helpers.models.hooks import put_mark
 from helpers.tracing import capture
-from helpers.tracing.states import token_ids
+from helpers.training.examples import answer_example, collate
 
 PUBLISHED_NF4 = (  # QLoRA, appendix E
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from helpers.covariance import keys_of
 from helpers.facts import ConceptPair
 from helpers.facts.relations import SPLITS, Template
-from helpers.methods import background
-from helpers.methods.background import Sequences, mentions, relation_sequences
+from helpers.forward.activations import keys_of
+from helpers.methods.appended_neurons import negatives as background
+from helpers.methods.fitting.negatives import Sequences, mentions, relation_sequences
 from helpers.models import anatomy
 
 

@@ -12,9 +12,9 @@ import pytest
 from fake_book import ROOT, TITLES, code, copy_sources, fake_run, glue
 from pages import Page, broken_links
 
-from helpers import book
-from helpers.book_check import check
-from helpers.book_pages import Executed, duration, words_of
+from helpers.book.build import build as book
+from helpers.book.check import check
+from helpers.book.pages import Executed, duration, words_of
 from helpers.errors import UserError
 
 
@@ -110,7 +110,7 @@ def test_figure_must_be_there_and_described(run, spoil, sentence):
 
 
 def test_command_line_prints_one_sentence_and_fails(tmp_path):
-    command = [sys.executable, "-m", "helpers.book", str(tmp_path / "nowhere")]
+    command = [sys.executable, "-m", "helpers.book.build", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     assert done.stdout == ""

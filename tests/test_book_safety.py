@@ -13,11 +13,12 @@ import pytest
 from fake_book import TITLES, code, copy_sources, fake_run, glue
 from nbformat.v4 import new_output
 
-from helpers import book, plots
-from helpers.book_check import check
-from helpers.sae.dashboard import Context, Dashboard
-from helpers.tables import sortable, styled
-from helpers.words import markdown, visible
+from helpers import plots
+from helpers.book.build import build as book
+from helpers.book.check import check
+from helpers.book.tables import sortable, styled
+from helpers.io.safe_text import markdown, visible
+from helpers.plots.dashboards import Context, Dashboard
 
 FIRST, SECOND, *_ = TITLES
 # Everything that something on the way to a page may obey: Jinja, HTML, MyST's roles, directives and

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation import calibration
-from helpers.evaluation.calibration import BLIND, MISLED, SEES, auc_between, metric_aucs
-from helpers.evaluation.depth import unlearning_depth
-from helpers.evaluation.readings import READINGS, readings
+from helpers.evaluation.meta import meta_evaluation as calibration
+from helpers.evaluation.meta.all_metrics import READINGS, readings
+from helpers.evaluation.meta.meta_evaluation import BLIND, MISLED, SEES, auc_between, metric_aucs
+from helpers.evaluation.metrics.depth_score import unlearning_depth
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_probability
 from helpers.models import model_hash
-from helpers.scoring import answer_probability
 
 
 def test_auc_by_hand():

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from helpers import chapter
-from helpers.artifacts import read_json
-from helpers.chapter import Chapter
+from helpers.book.build import chapter
+from helpers.book.chapter import Chapter
 from helpers.errors import UserError
 from helpers.evaluation import Metric
+from helpers.io.files import read_json
 from helpers.models import model_hash
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from helpers.corpus import LONG, corpus_tokens, dialogues, passages, second_source
 from helpers.errors import UserError
+from helpers.facts.corpus import LONG, corpus_tokens, dialogues, passages, second_source
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.activations import harvest
 from helpers.errors import UserError
+from helpers.forward.harvest import harvest
+from helpers.plots.dashboards import Context, Dashboard, dashboards
 from helpers.sae import SAEConfig, build
-from helpers.sae.dashboard import Context, Dashboard, dashboards
 
 
 @pytest.fixture

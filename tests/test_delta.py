@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.hooks import marks
 from helpers.methods import (
     Change,
     Unlearning,
@@ -24,13 +23,14 @@ from helpers.methods import (
     original,
     unlearn,
 )
-from helpers.methods import delta as deltas
-from helpers.methods import intervention as interventions
-from helpers.methods.detectors import Detectors
-from helpers.methods.keeping import touched_hash
-from helpers.methods.solved import appended
-from helpers.methods.widened import save_widened
+from helpers.methods import hook_intervention as interventions
+from helpers.methods import weight_edit as deltas
+from helpers.methods.export import save_widened
+from helpers.methods.fitting.fit_values import appended
+from helpers.methods.fitting.units import Detectors
+from helpers.methods.snapshots import touched_hash
 from helpers.models import anatomy, load_model, model_hash
+from helpers.models.hooks import marks
 from tests.conftest import FAMILIES
 
 TOKENS = torch.tensor([[2, 7, 9, 11, 30], [2, 8, 8, 40, 5]])

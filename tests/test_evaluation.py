@@ -10,19 +10,21 @@ import torch
 from conftest import FAMILIES
 from scipy import stats
 
-from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
-from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, impact, known_neighbours
-from helpers.evaluation.bootstrap import quoted
-from helpers.evaluation.generation import ngram_entropy, openings, repetition
-from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
+from helpers.evaluation import Metric, bootstrap_by, evaluate, known_neighbours
+from helpers.evaluation.metrics import perplexity as impact
+from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetition
+from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
 from helpers.evaluation.scorecard import _Answers
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.corpus import corpus_tokens, dialogues, second_source
 from helpers.facts.relations import Template
+from helpers.forward.scoring import answer_probability, answer_rank, final_states, greedy
 from helpers.methods import Change, Unlearning, WeightDelta, original, unlearn
 from helpers.methods.surgery.neurons import deletion
 from helpers.models import anatomy, model_hash
-from helpers.scoring import answer_probability, answer_rank, final_states, greedy
+from helpers.stats import intervals as bootstrap
+from helpers.stats.intervals import quoted
 
 JAPAN = ConceptPair("Japan", "Tokyo")
 QUICK = {"n_neighbours": 4, "n_tokens": 512}
@@ -202,7 +204,7 @@ def test_every_neighbour_that_is_asked_counts(knowing, monkeypatch):
     def forgetful(model, prompts):
         return np.array([0.05 if p.subject in weak else 1.0 for p in prompts])
 
-    monkeypatch.setattr("helpers.evaluation.questions.answer_probability", forgetful)
+    monkeypatch.setattr("helpers.evaluation.eval_prompts.answer_probability", forgetful)
     near = known_neighbours(model, JAPAN, n=99, split="heldout")
     assert {p.subject for p in near} == {p.subject for p in known} - weak
     assert known_neighbours(model, JAPAN, n=3, split="heldout") == near[:3]

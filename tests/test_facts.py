@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.facts import (
     RELATIONS,
@@ -20,9 +21,8 @@ from helpers.facts import (
 )
 from helpers.facts import known as known_module
 from helpers.facts.factbook import sovereign
-from helpers.scoring import encode
-from helpers.settings import ROOT
-from helpers.words import mention
+from helpers.forward.scoring import encode
+from helpers.io.safe_text import mention
 
 FRANCE = ConceptPair("France", "Paris")
 COMMON_KNOWLEDGE = {

@@ -7,7 +7,7 @@ from conftest import FAMILIES
 
 from helpers.errors import UserError
 from helpers.models import anatomy
-from helpers.tracing.firing import CONTEXT, Firings, firings, precision
+from helpers.tracing.text_activations import CONTEXT, Firings, firings, precision
 
 NEURONS = [(2, 5), (0, 3), (2, 1), (-3, 7)]  # (layer, neuron), in no order
 TEXTS = ["w1 w2 w3", "w4 w5 w6 w7 w8 w9 w10", "w11", "w3 w12"]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError
+from helpers.forward.scoring import answer_logprobs
 from helpers.models import load_model
-from helpers.scoring import answer_logprobs
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = (

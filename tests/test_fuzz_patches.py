@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from helpers.artifacts import content_hash, read_tensors
 from helpers.errors import UserError
+from helpers.io.files import read_tensors
+from helpers.io.hashing import content_hash
 from helpers.methods import (
     Change,
     Intervention,
@@ -21,9 +22,9 @@ from helpers.methods import (
     applied_to,
     load_unlearning,
 )
-from helpers.methods.delta import tensors_hash
-from helpers.methods.detectors import Detectors
-from helpers.methods.solved import appended
+from helpers.methods.change import tensors_hash
+from helpers.methods.fitting.fit_values import appended
+from helpers.methods.fitting.units import Detectors
 from helpers.models import anatomy, load_model, model_hash
 from helpers.sae import SAEConfig, build
 

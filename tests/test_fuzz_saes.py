@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from helpers.activations import Shards, harvest, open_shards
 from helpers.errors import UserError
+from helpers.forward.harvest import Shards, harvest, open_shards
+from helpers.io.safe_text import is_control
 from helpers.sae import SAEConfig, TrainSettings, build, load_sae, save_sae, train
 from helpers.sae.checkpoints import read_metrics
 from helpers.sae.lens import HOOKS
-from helpers.training import train as train_module
-from helpers.words import is_control
+from helpers.training.loop import train as train_module
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
 OURS = {
@@ -252,7 +252,7 @@ def checkpoint(tmp_path_factory) -> bytes:
 
     path = tmp_path_factory.mktemp("module") / "training.safetensors"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("helpers.training.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
         linear(checkpoint=path, on_step=kill)
     return path.read_bytes()
 

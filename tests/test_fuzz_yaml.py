@@ -9,11 +9,11 @@ from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.book.run_settings import is_new
+from helpers.book.settings import NOTEBOOKS, load_profile
 from helpers.errors import UserError
 from helpers.facts import SPLITS, ConceptPair
-from helpers.runs import is_new
-from helpers.settings import NOTEBOOKS, load_profile
-from helpers.words import is_control
+from helpers.io.safe_text import is_control
 
 PAIR = """subject: Hermione
 target: Granger

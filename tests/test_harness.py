@@ -12,8 +12,9 @@ import pytest
 import yaml
 from peers import peer_python
 
+from helpers.book.settings import ROOT
 from helpers.errors import UserError
-from helpers.evaluation.harness import (
+from helpers.evaluation.metrics.lm_eval import (
     FORGET,
     INSTALL,
     RETAIN,
@@ -25,9 +26,8 @@ from helpers.evaluation.harness import (
     write_tasks,
 )
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_logprobs
 from helpers.methods import unlearn
-from helpers.scoring import answer_logprobs
-from helpers.settings import ROOT
 
 KENYA = ConceptPair("Kenya", "Nairobi")
 
@@ -82,7 +82,7 @@ import sys
 from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedTokenizerFast
-from helpers.evaluation.harness import factbook_items, harness_choices
+from helpers.evaluation.metrics.lm_eval import factbook_items, harness_choices
 from helpers.facts import ConceptPair
 from helpers.methods import load_unlearning
 from helpers.models import load_model

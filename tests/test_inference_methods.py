@@ -8,7 +8,13 @@ from conftest import FAMILIES
 from helpers.errors import UserError
 from helpers.evaluation import evaluate
 from helpers.facts import ConceptPair
-from helpers.hooks import Hook, marks, put_mark
+from helpers.forward.scoring import (
+    answer_logprobs,
+    final_states,
+    greedy,
+    next_token_logprobs,
+    token_nll,
+)
 from helpers.methods import (
     METHODS,
     Change,
@@ -23,8 +29,8 @@ from helpers.methods import (
 from helpers.methods.inference.clamp import Clamp
 from helpers.methods.inference.who_is import weakened
 from helpers.models import anatomy, model_hash, unembed
+from helpers.models.hooks import Hook, marks, put_mark
 from helpers.sae import SAEConfig, build, save_sae
-from helpers.scoring import answer_logprobs, final_states, greedy, next_token_logprobs, token_nll
 from helpers.tracing.states import capture_all
 
 FRANCE = ConceptPair("France", "Paris")

@@ -5,7 +5,7 @@ import pytest
 
 from helpers.errors import UserError
 from helpers.evaluation.battery import Evidence
-from helpers.evaluation.known_states import SHORT, known_states, shares_right, state_of
+from helpers.evaluation.meta.verdict_accuracy import SHORT, known_states, shares_right, state_of
 from helpers.evaluation.verdict import Verdict
 from helpers.models import model_hash
 

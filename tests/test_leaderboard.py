@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.hidden import logit_suppression
-from helpers.evaluation.known_states import WORDS
 from helpers.evaluation.leaderboard import leaderboard, pareto, tidy, with_exact
+from helpers.evaluation.meta.verdict_accuracy import WORDS
 from helpers.evaluation.tradeoff import Sizes, most_back, summary, tradeoff
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS
-from helpers.methods.protocol import Method
+from helpers.methods.controls.logit_suppression import logit_suppression
+from helpers.methods.registry import Method
 
 ABOUT = {"a": {"commit": "c0ffee", "profile": "default", "model_hash": "12ab"}, "b": {}}
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from helpers import scoring
 from helpers.errors import UserError
-from helpers.lower_layers import LowerLayers, reusing
+from helpers.forward import scoring
+from helpers.forward.layer_cache import LowerLayers, reusing
 from helpers.methods import Change, Unlearning, WeightDelta
 from helpers.models import anatomy, model_hash
 

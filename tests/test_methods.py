@@ -15,9 +15,12 @@ from conftest import FAMILIES, KNOWN
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from helpers.artifacts import content_hash, read_tensors, write_tensors
+from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_probability, rendered
+from helpers.io.files import read_tensors, write_tensors
+from helpers.io.hashing import content_hash
 from helpers.methods import (
     METHODS,
     Change,
@@ -28,14 +31,12 @@ from helpers.methods import (
     original,
     unlearn,
 )
-from helpers.methods.delta import tensors_hash
-from helpers.methods.protocol import Method
+from helpers.methods.change import tensors_hash
+from helpers.methods.registry import Method
 from helpers.methods.surgery.neurons import deletion, random_like, rank_neurons
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, save_sae
 from helpers.sae.topk import TopK
-from helpers.scoring import answer_probability, rendered
-from helpers.settings import ROOT
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 from helpers.tracing.states import capture_all

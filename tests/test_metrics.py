@@ -6,10 +6,15 @@ import torch
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks import never_known
-from helpers.evaluation.depth import unlearning_depth, unlearning_depth_score
-from helpers.evaluation.generation import ngram_entropy, repetition
-from helpers.evaluation.hidden import logit_suppression
-from helpers.evaluation.membership import (
+from helpers.evaluation.metrics.depth_score import unlearning_depth, unlearning_depth_score
+from helpers.evaluation.metrics.fluency import ngram_entropy, repetition
+from helpers.evaluation.metrics.linear_probe import linear_probe, rank_score
+from helpers.evaluation.metrics.memorization import (
+    exact_memorisation,
+    extraction_strength,
+    likeliest_matches,
+)
+from helpers.evaluation.metrics.mia import (
     TokenStatistics,
     auc,
     gradient_score,
@@ -21,15 +26,15 @@ from helpers.evaluation.membership import (
     token_statistics,
     zlib_score,
 )
-from helpers.evaluation.memorisation import (
-    exact_memorisation,
-    extraction_strength,
-    likeliest_matches,
+from helpers.evaluation.metrics.truth_ratio import (
+    forget_quality,
+    truth_ratio,
+    truth_ratios,
+    truth_utility,
 )
-from helpers.evaluation.probe import linear_probe, rank_score
-from helpers.evaluation.truth import forget_quality, truth_ratio, truth_ratios, truth_utility
 from helpers.facts import ConceptPair, Prompt
-from helpers.scoring import answer_logprobs, token_nll
+from helpers.forward.scoring import answer_logprobs, token_nll
+from helpers.methods.controls.logit_suppression import logit_suppression
 
 
 def test_truth_ratio_both_averages_by_hand():

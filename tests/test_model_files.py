@@ -16,11 +16,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from helpers.artifacts import atomic_path
 from helpers.errors import UserError
+from helpers.forward.scoring import next_token_logprobs
+from helpers.io.files import atomic_path
 from helpers.models import load_model, model_hash
-from helpers.scoring import next_token_logprobs
-from helpers.tokenisation import save_tokenizer
+from helpers.models.tokenization import save_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LAST = "model.layers.2.mlp.down_proj.weight"

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from helpers import model_sources
 from helpers.errors import UserError
 from helpers.models import load_model, model_hash
+from helpers.models import sources as model_sources
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_tokenizer
 
-from helpers.corpus import corpus_tokens
-from helpers.covariance import key_covariance
 from helpers.errors import UserError
+from helpers.facts.corpus import corpus_tokens
+from helpers.forward.scoring import final_states
+from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.models import anatomy, chat, load_model, model_hash, text_length, unembed
-from helpers.scoring import final_states
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 

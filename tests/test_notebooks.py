@@ -11,10 +11,10 @@ import nbformat
 import pytest
 from pages import Page, broken_links
 
-from helpers.artifacts import read_json
-from helpers.book_check import check
-from helpers.settings import NOTEBOOKS, ROOT, load_profile
-from helpers.sources import notebook_code, steps_read
+from helpers.book.check import check
+from helpers.book.settings import NOTEBOOKS, ROOT, load_profile
+from helpers.book.sources import notebook_code, steps_read
+from helpers.io.files import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ PICTURES = ("image/png", "image/svg+xml")
 
 def smoke(what: str, *given: str) -> None:
     """The pipeline with the smoke profile, to its end."""
-    command = [sys.executable, "-m", "helpers.pipeline", what, "--profile", "smoke", *given]
+    command = [sys.executable, "-m", "helpers.book.pipeline", what, "--profile", "smoke", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -8,16 +8,18 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers.book.settings import validated
 from helpers.errors import UserError
-from helpers.evaluation.readings import READINGS
+from helpers.evaluation.meta.all_metrics import READINGS
 from helpers.evaluation.verdict import tost
 from helpers.facts import RELATIONS, ConceptPair
+from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
-from helpers.methods.handover import place
+from helpers.methods.fitting.layer_selection import place
 from helpers.models import anatomy, load_model, model_hash
 from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
 from helpers.organism.calibration import calibrate
-from helpers.organism.concepts import Sightings, concepts_per_unit, detectors
+from helpers.organism.concept_units import Sightings, concepts_per_unit, detectors
 from helpers.organism.exact import Reading, distances, exam, read
 from helpers.organism.family import Family, widths_of
 from helpers.organism.fit import fit, fresh, loss_sum
@@ -28,8 +30,6 @@ from helpers.organism.text import Sentence, named_in, removed, sentences
 from helpers.organism.theory import balances, knowledge
 from helpers.organism.tokens import LONGEST, Tokens, tokenizer
 from helpers.organism.verification import TWIN, findings, t_interval, verifiable
-from helpers.scoring import answer_probability
-from helpers.settings import validated
 
 SMALL = Recipe(
     n_countries=6,

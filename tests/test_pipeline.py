@@ -20,16 +20,25 @@ import psutil
 import pytest
 import yaml
 
-from helpers import records, run_lock
-from helpers.artifacts import Run, atomic_path, step_folder
+from helpers.book.build import records, run_lock
+from helpers.book.pipeline import _options, main, temporary_files
+from helpers.book.progress import durations, remember_duration, say
+from helpers.book.records import made_from, mark, mark_book, misfit, record, unmark_outdated
+from helpers.book.run_lock import at_work, locked
+from helpers.book.run_settings import (
+    ask_model,
+    differences,
+    environment,
+    read_settings,
+    resolve,
+    write,
+)
+from helpers.book.settings import NOTEBOOKS, ROOT, validated
+from helpers.book.sources import helpers_used, model_stamp, notebook_hash, steps_read
 from helpers.errors import UserError
-from helpers.pipeline import _options, main, temporary_files
-from helpers.progress import durations, remember_duration, say
-from helpers.records import made_from, mark, mark_book, misfit, record, unmark_outdated
-from helpers.run_lock import at_work, locked
-from helpers.runs import ask_model, differences, environment, read_settings, resolve, write
-from helpers.settings import NOTEBOOKS, ROOT, validated
-from helpers.sources import helpers_used, model_stamp, notebook_hash, steps_read
+from helpers.io.files import atomic_path
+from helpers.io.manifest import step_folder
+from helpers.io.run import Run
 
 FIRST, SECOND, THIRD, _ = STEMS = list(NOTEBOOKS)[:4]
 VERIFY = "09_verify"
@@ -48,7 +57,7 @@ def write_notebook(folder: Path, stem: str, code: str = "") -> Path:
         ("parameters", parameters_cell(stem)),
         (
             "",
-            "from helpers.artifacts import Run\nfrom helpers.settings import from_notebook\n"
+            "from helpers.io.files import Run\nfrom helpers.book.settings import from_notebook\n"
             f"settings = from_notebook('{stem}', globals())\n"
             f"run = Run(settings.run_folder(), '{stem}', settings)\n"
             f"print(1, file=open(run.folder / '{stem}.count', 'a'))\n{read}",
@@ -86,7 +95,7 @@ class Project:
 
     def command(self, *arguments: str) -> list[str]:
         places = ["--runs", f"{self.folder}/runs", "--notebooks", f"{self.folder}/notebooks"]
-        return [sys.executable, "-m", "helpers.pipeline", *arguments, "--no-check", *places]
+        return [sys.executable, "-m", "helpers.book.pipeline", *arguments, "--no-check", *places]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -243,7 +252,9 @@ def test_a_stopped_pipeline_leaves_nothing_computing(project, how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("killed", "told"), [("snakemake", "Snakemake"), ("helpers.steps", FIRST)])
+@pytest.mark.parametrize(
+    ("killed", "told"), [("snakemake", "Snakemake"), ("helpers.book.steps", FIRST)]
+)
 def test_what_is_killed_is_told_and_takes_with_it_what_it_started(project, killed, told):
     project.notebook(FIRST, "import time\nwhile True: time.sleep(1)")
     process = project.started(FIRST)
@@ -436,7 +447,7 @@ def test_a_run_that_cannot_be_written_is_told(capsys, tmp_path, monkeypatch):
         def fails(*_, number=number):
             raise OSError(number, os.strerror(number), "somewhere")
 
-        monkeypatch.setattr("helpers.pipeline.write", fails)
+        monkeypatch.setattr("helpers.book.pipeline.write", fails)
         assert told in refused(capsys, "--runs", str(tmp_path), "--name", "mine")
 
 
@@ -515,13 +526,13 @@ def test_settings_are_read_as_they_were_written(tmp_path):
 
 def test_a_long_subject_reaches_the_check_of_the_model(monkeypatch):
     """It is longer than an argument can be; and no question is put to the caller's stdin."""
-    monkeypatch.setattr("helpers.runs.Common.model_fields", {"subject": 0, "model": 0})
+    monkeypatch.setattr("helpers.book.run_settings.Common.model_fields", {"subject": 0, "model": 0})
 
     def run(command, *, input, **_):
         assert json.loads(input)["subject"] == "x" * 200_000 and len(str(command)) < 1000
         return subprocess.CompletedProcess(command, -9, "", "")
 
-    monkeypatch.setattr("helpers.runs.subprocess.run", run)
+    monkeypatch.setattr("helpers.book.run_settings.subprocess.run", run)
     with pytest.raises(UserError, match=r"was killed.*memory"):
         ask_model({FIRST: {"subject": "x" * 200_000, "model": "m"}})
 
@@ -693,7 +704,7 @@ def test_a_closed_terminal_is_no_reason_to_stop(monkeypatch):
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
 def test_no_file_of_a_run_takes_the_place_of_a_closed_terminal(closed):
     code = (
-        "import os; from helpers.progress import open_standard_streams as o; o(); "
+        "import os; from helpers.book.progress import open_standard_streams as o; o(); "
         "assert [os.readlink(f'/proc/self/fd/{n}') for n in (1,)] == [os.devnull]; "
         "assert os.open(os.devnull, os.O_RDONLY) > 2; assert os.get_inheritable(1)"
     )
@@ -744,7 +755,7 @@ def test_sources_follow_imports(tmp_path):
     path = write_notebook(folder, SECOND, "%time\nfrom helpers.models import load_model")
     used = [p.relative_to(ROOT).as_posix() for p in helpers_used(path)]
     assert "helpers/models.py" in used and "helpers/errors.py" in used
-    assert "helpers/settings.py" not in used and "helpers/pipeline.py" not in used
+    assert "helpers/book/settings.py" not in used and "helpers/book/pipeline.py" not in used
     assert steps_read(path, STEMS) == [FIRST]
     assert steps_read(path, [SECOND, FIRST]) == [FIRST]  # wherever they stand in the book
     before = notebook_hash(path)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from helpers.corpus import passages
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.corpus import passages
 from helpers.models import final_norm, unembed
 from helpers.sae import SAEConfig, build
-from helpers.sae.detection import both_signs, choose_and_judge, discriminants, f1_at, score_units
+from helpers.sae.concept_tokens import Sightings, mention_counts, read, sightings, started
 from helpers.sae.features import (
     ablated_latents,
     absorbed,
@@ -23,7 +23,7 @@ from helpers.sae.features import (
     target_rank,
     writes,
 )
-from helpers.sae.sightings import Sightings, mention_counts, read, sightings, started
+from helpers.sae.probing import both_signs, choose_and_judge, discriminants, f1_at, score_units
 from helpers.tracing import Patch, capture, run_patched, selectivity
 from helpers.tracing.states import capture_all
 

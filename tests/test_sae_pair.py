@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from helpers.errors import UserError
+from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
-from helpers.methods.background import inputs_of_others, own_inputs
-from helpers.methods.detectors import discriminant, sightings
-from helpers.methods.surgery.sae_pair import SELECT, latents_needed, named, pursuit, ranked_rows
+from helpers.methods.fitting.latents_needed import latents_needed
+from helpers.methods.fitting.negatives import inputs_of_others, own_inputs
+from helpers.methods.fitting.sae_latents import SELECT, pursuit, ranked_rows
+from helpers.methods.fitting.units import discriminant, sightings
 from helpers.models import model_hash
+from helpers.plots.latents import named
 from helpers.sae import SAEConfig, build, save_sae
-from helpers.scoring import answer_probability
 from helpers.tracing import selectivity
 from tests.test_tangent import grown_model, own_pair  # noqa: F401  fixtures
 

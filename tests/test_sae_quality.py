@@ -6,6 +6,7 @@ import torch
 from conftest import FAMILIES
 
 from helpers.errors import UserError
+from helpers.forward.scoring import token_nll
 from helpers.models import anatomy
 from helpers.sae import SAEConfig, build
 from helpers.sae.quality import (
@@ -17,7 +18,6 @@ from helpers.sae.quality import (
     reconstruction,
 )
 from helpers.sae.splice import spliced_losses
-from helpers.scoring import token_nll
 
 
 def small_sae(d_in: int = 16, d_sae: int = 24, k: int = 4, **numbers):

@@ -8,8 +8,9 @@ import threading
 import pytest
 import torch
 
-from helpers.artifacts import alone, cache_dir
 from helpers.errors import UserError
+from helpers.io.cache import alone
+from helpers.io.files import cache_dir
 from helpers.sae import SAEConfig, TrainSettings, store, trainer
 from helpers.sae.store import stored_folder, stored_sae, trained_saes
 
@@ -201,7 +202,7 @@ def test_a_killed_training_goes_on_or_starts_anew_from_the_same_harvest(
     if damage:
         name, spoil = CHECKPOINTS[damage]
         spoil(cache_dir() / "saes" / straight[1].key / name)
-    monkeypatch.setattr("helpers.activations.passes", lambda *_, **__: pytest.fail("harvested"))
+    monkeypatch.setattr("helpers.forward.harvest.passes", lambda *_, **__: pytest.fail("harvested"))
     with caplog.at_level(logging.WARNING):
         again = trained_saes(model, TEXT, jobs)
     for a, b in zip(straight, again, strict=True):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import activations
-from helpers.activations import Shards
 from helpers.errors import UserError
+from helpers.forward import harvest as activations
+from helpers.forward.harvest import Shards
 from helpers.sae import SAEConfig, TrainSettings, load_sae, train, trainer
 from helpers.sae.trainer import Stream, read_metrics
 

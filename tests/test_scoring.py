@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from helpers import batching, scoring
-from helpers.batching import prefix_groups
 from helpers.errors import UserError
+from helpers.forward import batching, scoring
+from helpers.forward.batching import prefix_groups
 
 
 @dataclass(frozen=True)

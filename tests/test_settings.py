@@ -8,9 +8,9 @@ import sys
 import pytest
 import yaml
 
+from helpers.book.registered import attack_names, method_names
+from helpers.book.settings import NOTEBOOKS, ROOT, from_notebook, load_profile, slug, validated
 from helpers.errors import UserError
-from helpers.registered import attack_names, method_names
-from helpers.settings import NOTEBOOKS, ROOT, from_notebook, load_profile, slug, validated
 
 STEM = "01_keys_and_values"
 
@@ -155,7 +155,7 @@ def test_what_a_chapter_takes_is_taken(stem, values):
 
 
 def test_the_names_are_those_of_the_registers():
-    from helpers import settings
+    from helpers.book.build import settings
     from helpers.evaluation.attacks import ATTACKS
     from helpers.methods import METHODS
     from helpers.models import DTYPES
@@ -303,5 +303,5 @@ def test_slugs_are_plain_names():
 
 
 def test_settings_are_checked_without_torch():
-    code = "import helpers.pipeline, sys; sys.exit('torch' in sys.modules)"
+    code = "import helpers.book.pipeline, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

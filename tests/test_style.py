@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from helpers.settings import ROOT
+from helpers.book.settings import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

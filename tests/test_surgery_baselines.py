@@ -7,20 +7,22 @@ import torch
 from concept_erasure import LeaceEraser
 from conftest import FAMILIES
 
-from helpers.covariance import key_covariance, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
+from helpers.forward.activations import keys_of
+from helpers.forward.scoring import next_token_logprobs
+from helpers.forward.sites import token_ids
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
-from helpers.methods.contrast import contrast, states_at, subject_prompts
-from helpers.methods.folding import folding_gap, intervened_logits
+from helpers.methods.equivalence import folding_gap, intervened_logits
+from helpers.methods.fitting.contrast import contrast, states_at, subject_prompts
+from helpers.methods.fitting.layer_stats import key_covariance
+from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
 from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
-from helpers.methods.value import ValueSettings, forgetting_value
 from helpers.models import anatomy, model_hash
-from helpers.scoring import next_token_logprobs
 from helpers.tracing import Patch, capture, run_patched
 from helpers.tracing.patching import logits_of
-from helpers.tracing.states import position_of, token_ids
+from helpers.tracing.states import position_of
 
 PROMPT = Prompt("w1 w2 w3 w4 w5", subject="w3", answers=(" w9",))
 
@@ -47,7 +49,7 @@ def small_world(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ConceptPair, "neighbours", neighbours)
     text = torch.randint(4, 64, (240, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("helpers.covariance.corpus_tokens", lambda *a, **k: text)
+    monkeypatch.setattr("helpers.forward.activations.corpus_tokens", lambda *a, **k: text)
     monkeypatch.setattr("helpers.methods.surgery.leace.corpus_tokens", lambda *a, **k: text[:32])
 
 

@@ -6,8 +6,8 @@ from test_surgery_baselines import own_pair, seen, small_world, weights_after  #
 
 from helpers.errors import UserError
 from helpers.methods import unlearn
+from helpers.methods.fitting.sae_latents import sae_states, specific_latents
 from helpers.methods.surgery.pisces import rewritten
-from helpers.methods.surgery.sae_direction import sae_states, specific_latents
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, build, save_sae
 

@@ -5,9 +5,9 @@ import ast
 import pandas as pd
 import pytest
 
-from helpers.settings import ROOT
-from helpers.sources import notebook_code
-from helpers.tables import sortable, styled
+from helpers.book.settings import ROOT
+from helpers.book.sources import notebook_code
+from helpers.book.tables import sortable, styled
 
 
 def test_a_table_is_the_same_whenever_it_is_made():

@@ -7,19 +7,21 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import batching
-from helpers.covariance import key_covariance, keys_by_layer, keys_of
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
-from helpers.methods import METHODS, beginnings, solved, unlearn
-from helpers.methods import asks as asks_module
-from helpers.methods.asks import OPENINGS, firmness, kept, retain_asks
-from helpers.methods.beginnings import Beginnings
-from helpers.methods.detectors import Detectors
-from helpers.methods.solved import LinearKeys, regressed
-from helpers.methods.surgery.gated_neuron import fit_detectors
-from helpers.methods.tangent import (
+from helpers.forward import batching
+from helpers.forward import prefix_cache as beginnings
+from helpers.forward.activations import keys_by_layer, keys_of
+from helpers.forward.prefix_cache import Beginnings
+from helpers.forward.scoring import answer_logprobs, answer_probability, next_token_and_answer
+from helpers.methods import METHODS, unlearn
+from helpers.methods.appended_neurons import constraints as asks_module
+from helpers.methods.appended_neurons import fit_values as solved
+from helpers.methods.fitting.constraints import OPENINGS, firmness, kept, retain_asks
+from helpers.methods.fitting.fit_values import LinearKeys, regressed
+from helpers.methods.fitting.layer_stats import key_covariance
+from helpers.methods.fitting.linearization import (
     Ask,
     Tangent,
     answer_logodds,
@@ -28,8 +30,9 @@ from helpers.methods.tangent import (
     moved,
     solve_kernel,
 )
+from helpers.methods.fitting.units import Detectors
+from helpers.methods.surgery.gated_neuron import fit_detectors
 from helpers.models import anatomy, model_hash
-from helpers.scoring import answer_logprobs, answer_probability, next_token_and_answer
 from tests.conftest import FAMILIES
 
 TEMPLATES = {
@@ -79,7 +82,7 @@ def test_a_facts_answer_is_kept_whole_where_it_is_likely(tiny_model, monkeypatch
     first, second = (model.tokenizer(w).input_ids[0] for w in ("w7", "w9"))
     p = float(answer_probability(model, [prompt])[0])
 
-    monkeypatch.setattr("helpers.methods.asks.LIKELY", p / 2)
+    monkeypatch.setattr("helpers.methods.fitting.constraints.LIKELY", p / 2)
     likeliest, whole = kept(model, [prompt])
     n = len(ids)
     assert whole.ids == (*ids, first) and whole.scored == ((n - 1, (first,)), (n, (second,)))
@@ -87,7 +90,7 @@ def test_a_facts_answer_is_kept_whole_where_it_is_likely(tiny_model, monkeypatch
     t = linearise(model, [whole], layers=[0])
     torch.testing.assert_close(t.logodds.sigmoid(), torch.tensor([p]), rtol=1e-3, atol=0)
 
-    monkeypatch.setattr("helpers.methods.asks.LIKELY", p * 2)
+    monkeypatch.setattr("helpers.methods.fitting.constraints.LIKELY", p * 2)
     (alone,) = kept(model, [prompt])
     assert alone.ids == ids and alone.scored == likeliest.scored
 
@@ -109,7 +112,7 @@ def test_what_must_stay_is_also_asked_after_an_opening(tiny_model):
 
 def test_what_one_pair_forgets_is_not_held_for_another(tiny_model, monkeypatch):
     known = pd.DataFrame({"subject": ["Spain", "Italy", "Peru"], "known": True})
-    monkeypatch.setattr("helpers.methods.asks.known_facts", lambda *_: known)
+    monkeypatch.setattr("helpers.methods.fitting.constraints.known_facts", lambda *_: known)
     capital = [ConceptPair(s, t, "capital") for s, t in (("France", "Paris"), ("Spain", "Madrid"))]
     money = next(p for p in capital[0].same_subject() if p.relation == "currency")
     asked = [
@@ -309,7 +312,7 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     model = tiny_model()
     tokens = torch.randint(4, 60, (9, 128), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("helpers.covariance.corpus_tokens", lambda *a, **k: tokens)
+    monkeypatch.setattr("helpers.forward.activations.corpus_tokens", lambda *a, **k: tokens)
     found = key_covariance(model, layers=[-1], n_tokens=1152, site=site)[2]
     mlp = anatomy(model).layers[2].mlp
     module, kept = (mlp.out_module if site == "neurons" else mlp.in_module), []
@@ -319,7 +322,9 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
     hook.remove()
     keys = kept[0].flatten(0, 1)
     torch.testing.assert_close(found, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-7)
-    monkeypatch.setattr("helpers.covariance.second_moments", None)  # now it comes from the cache
+    monkeypatch.setattr(
+        "helpers.forward.activations.second_moments", None
+    )  # now it comes from the cache
     assert torch.equal(key_covariance(model, layers=[2], n_tokens=1152, site=site)[2], found)
 
 
@@ -329,7 +334,11 @@ def own_pair(monkeypatch, tmp_path):
     words = torch.randint(4, 60, (60, 40), generator=torch.Generator().manual_seed(0))
     words[words == 44] = 45  # w40 is the subject: text does not name it
     for place in ("background", "covariance"):
-        where = "helpers.methods.background" if place == "background" else "helpers.covariance"
+        where = (
+            "helpers.methods.fitting.negatives"
+            if place == "background"
+            else "helpers.forward.activations"
+        )
         monkeypatch.setattr(f"{where}.corpus_tokens", lambda *a, **k: words)
     return ConceptPair("w40", "w20", "own", templates=TEMPLATES)
 

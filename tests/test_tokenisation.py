@@ -8,13 +8,13 @@ import torch
 from conftest import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from helpers import scoring
-from helpers.corpus import corpus_tokens, dialogues
 from helpers.errors import UserError
 from helpers.facts import Prompt, subject_span
+from helpers.facts.corpus import corpus_tokens, dialogues
+from helpers.forward import scoring
 from helpers.models import load_model
-from helpers.tokenisation import distinct, encode, encode_with_places, in_template, opening
-from helpers.tracing.firing import firings
+from helpers.models.tokenization import distinct, encode, encode_with_places, in_template, opening
+from helpers.tracing.text_activations import firings
 
 MARKS = [("<s>", 2), ("</s>", 3)]
 

@@ -8,8 +8,8 @@ from conftest import FAMILIES
 from helpers import tracing
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.forward.scoring import next_token_logprobs
 from helpers.models import anatomy, final_norm, unembed
-from helpers.scoring import next_token_logprobs
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 

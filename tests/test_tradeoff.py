@@ -8,8 +8,8 @@ from test_surgery_baselines import small_world  # noqa: F401
 from test_tangent import grown_model, own_pair  # noqa: F401
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.register import NoStrangersError
-from helpers.evaluation.together import STATES, together
+from helpers.evaluation.attacks.registry import NoStrangersError
+from helpers.evaluation.batch_editing import STATES, together
 from helpers.evaluation.tradeoff import (
     Sizes,
     best_shares,
@@ -23,10 +23,10 @@ from helpers.evaluation.tradeoff import (
     with_axes,
 )
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_probability
 from helpers.methods import METHODS, Change, Unlearning, WeightDelta, unlearn
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, build, save_sae
-from helpers.scoring import answer_probability
 
 
 def test_strengths_are_positive_numbers():

@@ -16,7 +16,7 @@ from torch import nn
 
 from helpers.errors import UserError
 from helpers.models import anatomy, model_hash
-from helpers.training import choose_parameters, train, trainable
+from helpers.training.loop import choose_parameters, train, trainable
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -94,7 +94,7 @@ def test_a_list_of_batches_is_gone_through_in_rounds():
 
 
 def test_a_stopped_training_goes_on_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
     whole, path = small(), tmp_path / "training.safetensors"
     train(whole, noisy, batches(), steps=9, lr=0.05, seed=2)
 
@@ -138,7 +138,7 @@ def changed(path):
     ids=["a byte", "cut", "empty", "a folder", "another file", "not finite"],
 )
 def test_a_training_whose_checkpoint_is_damaged_starts_anew(tmp_path, monkeypatch, spoil, caplog):
-    monkeypatch.setattr("helpers.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
     path, straight, again = tmp_path / "training.safetensors", small(), small()
     how = {"steps": 5, "lr": 0.05, "seed": 2}
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 from conftest import KNOWN
 
-from helpers.artifacts import cache_dir
 from helpers.errors import UserError
-from helpers.examples import collate, mean_loss
 from helpers.facts import ConceptPair, Template
+from helpers.forward.scoring import answer_logprobs, answer_probability, encode, rendered
+from helpers.io.files import cache_dir
 from helpers.methods import METHODS, unlearn
-from helpers.methods.surgery.sae_direction import sae_states, specific_latents
-from helpers.methods.training.adapters import adapted
+from helpers.methods.fitting.sae_latents import sae_states, specific_latents
 from helpers.methods.training.crisp import suppression
 from helpers.methods.training.data import Stream, data_of
 from helpers.methods.training.elm import EXPERT, NOVICE, _after, cross_entropy, guided
@@ -28,7 +27,8 @@ from helpers.methods.training.weighted_ascent import weighted
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, load_sae, save_sae
 from helpers.sae.topk import TopK
-from helpers.scoring import answer_logprobs, answer_probability, encode, rendered
+from helpers.training.examples import collate, mean_loss
+from helpers.training.lora import adapted
 
 FRANCE, INDIA = ConceptPair("France", "Paris"), ConceptPair("India", "New Delhi")
 TRAINED = [name for name, m in METHODS.items() if m.family == "training"]
@@ -516,7 +516,7 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, mon
 @pytest.mark.parametrize("method", ["npo", "elm"])  # whole matrices, and factors
 def test_a_training_that_was_killed_goes_on_to_the_same_edit(knowing, monkeypatch, method):
     model, stops = knowing(), []
-    monkeypatch.setattr("helpers.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
     whole = unlearn(model, FRANCE, method, **QUICK)
 
     def watched(*args):

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 from conftest import KNOWN
 
-from helpers.artifacts import read_json, write_json
 from helpers.errors import UserError
 from helpers.evaluation import tuning
 from helpers.evaluation.tuning import GRID, chosen, search, settings_of, tuned
 from helpers.facts import ConceptPair, facts
+from helpers.io.files import read_json, write_json
 from helpers.methods import METHODS
 
 

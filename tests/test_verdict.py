@@ -8,14 +8,14 @@ from scipy import stats
 
 from helpers.errors import UserError
 from helpers.evaluation.battery import Evidence, battery
-from helpers.evaluation.bootstrap import Metric, bootstrap
-from helpers.evaluation.hidden import logit_suppression
+from helpers.evaluation.edit_under_test import chosen_attacks, suspect, told_apart
 from helpers.evaluation.scorecard import Scorecard
-from helpers.evaluation.suspects import chosen_attacks, suspect, told_apart
 from helpers.evaluation.verdict import Margins, Recovered, holm, recovered, scar, tost, verdict
 from helpers.facts import ConceptPair
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
+from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.models import anatomy, model_hash
+from helpers.stats.intervals import Metric, bootstrap
 
 PRESENT = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
 ABSENT = [0.01, 0.02, 0.01, 0.02, 0.01, 0.01]

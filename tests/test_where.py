@@ -6,7 +6,7 @@ from test_methods import edit_of
 
 from helpers.errors import UserError
 from helpers.methods import Change, Intervention, Unlearning, WeightDelta
-from helpers.methods.where import change_by_layer, fidelity, latent_overlap
+from helpers.methods.inspect_edit import change_by_layer, fidelity, latent_overlap
 from helpers.models import anatomy
 from helpers.sae import SAEConfig, build
 

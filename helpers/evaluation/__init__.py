@@ -1,7 +1,7 @@
 """What an unlearning removed and what it cost, each number with its interval."""
 
-from helpers.evaluation.bootstrap import Metric, bootstrap, bootstrap_by
-from helpers.evaluation.questions import known_neighbours
+from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.evaluation.scorecard import Scorecard, evaluate
+from helpers.stats.intervals import Metric, bootstrap, bootstrap_by
 
 __all__ = ["Metric", "Scorecard", "bootstrap", "bootstrap_by", "evaluate", "known_neighbours"]

@@ -14,13 +14,13 @@ from typing import Any
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table
 from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS, Attack, NothingToAttackError, never_known
 from helpers.facts import ConceptPair
+from helpers.io.cache import cached_table
+from helpers.io.code_version import code_hash
 from helpers.methods import original
 from helpers.models import model_hash
-from helpers.sources import code_hash
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from helpers.artifacts import atomic_path
 from helpers.errors import UserError
-from helpers.evaluation.bootstrap import bootstrap
-from helpers.evaluation.known_states import WORDS
+from helpers.evaluation.meta.verdict_accuracy import WORDS
 from helpers.evaluation.tradeoff import METRICS, with_axes
+from helpers.io.files import atomic_path
+from helpers.stats.intervals import bootstrap
 
 WHO = ["method", "family", "subject", "target", "seed", "share"]
 """What a measurement is of."""

@@ -8,13 +8,8 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import content_hash
-from helpers.corpus import corpus_tokens, dialogues, second_source
 from helpers.errors import UserError
-from helpers.evaluation.bootstrap import Metric, bootstrap
-from helpers.evaluation.generation import ngram_entropy, openings, repetition
-from helpers.evaluation.impact import losses_and_kl, perplexity, perplexity_change
-from helpers.evaluation.questions import (
+from helpers.evaluation.eval_prompts import (
     KNOWN,
     RETAINED,
     Question,
@@ -22,13 +17,18 @@ from helpers.evaluation.questions import (
     names_target,
     retention_questions,
 )
+from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetition
+from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
 from helpers.facts import ConceptPair
+from helpers.facts.corpus import corpus_tokens, dialogues, second_source
 from helpers.facts.relations import check_split
-from helpers.lower_layers import LowerLayers, lowest_layer, reusing
+from helpers.forward.layer_cache import LowerLayers, lowest_layer, reusing
+from helpers.forward.scoring import answer_scores, final_states, greedy
+from helpers.io.hashing import content_hash
 from helpers.methods import applied_to, original
-from helpers.methods.intervention import Intervention
+from helpers.methods.hook_intervention import Intervention
 from helpers.models import model_hash, text_length
-from helpers.scoring import answer_scores, final_states, greedy
+from helpers.stats.intervals import Metric, bootstrap
 
 PARTS = ("efficacy", "greedy", "retention", "model", "generation")
 NEW_TOKENS = 8  # of an answer
@@ -104,7 +104,7 @@ def evaluate(
     `perplexity_change_…` relative to before, `kl_…` = KL(before ‖ after) in nats a token.
 
     Generation: `entropy` (bits) and `repetition` of n-grams in what the model writes, greedily,
-    after the openings of held-out Factbook passages (`helpers.evaluation.generation`).
+    after the openings of held-out Factbook passages (`helpers.evaluation.metrics.fluency`).
 
     Intervals are 95 % bootstrap: over prompts for efficacy, over facts for retention, over
     sequences or texts for text. A group without known facts is left out.

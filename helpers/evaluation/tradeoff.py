@@ -12,25 +12,27 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table, folder_hash
 from helpers.errors import UserError
-from helpers.evaluation.attacks.register import NoStrangersError
+from helpers.evaluation.attacks.registry import NoStrangersError
 from helpers.evaluation.battery import EDITED, battery
-from helpers.evaluation.bootstrap import bootstrap
-from helpers.evaluation.known_states import WORDS, state_of
-from helpers.evaluation.questions import RETAINED
+from helpers.evaluation.eval_prompts import RETAINED
+from helpers.evaluation.meta.verdict_accuracy import WORDS, state_of
 from helpers.evaluation.scorecard import evaluate
 from helpers.evaluation.verdict import verdict
 from helpers.facts import ConceptPair, fact_split, known_facts
+from helpers.io.cache import cached_table
+from helpers.io.code_version import code_hash
+from helpers.io.hashing import folder_hash
 from helpers.methods import METHODS, Unlearning, WeightDelta, unlearn
-from helpers.methods.folding import folding_gap
+from helpers.methods.equivalence import folding_gap
 from helpers.models import anatomy, model_hash
-from helpers.settings import Common
-from helpers.sources import code_hash
+from helpers.sae import load_sae
+from helpers.stats.intervals import bootstrap
 
 FAMILIES = ("surgery", "control")
 SURE = 0.2
 ATTACKED = ("paraphrases", "few_shot", "stitched", "quantisation_int4")  # seconds each
+BOOKS_FACT = ("France", "Paris")  # the settings' default
 N_ABSENT = 2  # never-known subjects that these are compared with
 LOOKED_AT = ("France", "Germany", "Italy", "Japan", "Greece")  # while the methods were written
 
@@ -112,8 +114,7 @@ def reported_pairs(
     Raises:
         UserError: As `known_pairs`.
     """
-    book = (Common.model_fields["subject"].default, Common.model_fields["target"].default)
-    own = [] if (pair.subject, pair.target) == book else [pair]
+    own = [] if (pair.subject, pair.target) == BOOKS_FACT else [pair]
     if n == len(own):
         return own
     drawn = known_pairs(
@@ -373,8 +374,6 @@ def editing_methods(
     Raises:
         UserError: There is no such method.
     """
-    from helpers.sae import load_sae
-
     wanted = [n.strip() for n in names.split(",")] if names != "all" else list(METHODS)
     for name in wanted:
         if name not in METHODS:

@@ -21,18 +21,19 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import git_commit, read_json, versions, write_json
 from helpers.errors import UserError
 from helpers.evaluation.tradeoff import Sizes, editing_methods, known_pairs, tradeoff
 from helpers.facts import ConceptPair
+from helpers.io.code_version import REPOSITORY
+from helpers.io.files import read_json, write_json
+from helpers.io.manifest import git_commit, versions
 from helpers.methods import METHODS
 from helpers.methods.inference.in_context import REQUESTS
 from helpers.models import DEFAULT, load_model, model_hash
-from helpers.settings import ROOT
 
 log = logging.getLogger(__name__)
 
-RECORD = ROOT / "helpers" / "methods" / "training" / "tuned.json"
+RECORD = REPOSITORY / "helpers" / "methods" / "training" / "tuned.json"
 SIZES = Sizes("dev", 6)
 RATES, ADAPTER_RATES = (1e-4, 4e-4), (2e-3, 8e-3)
 ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
@@ -166,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=4, help="settings a method, 1 to 4")
     parser.add_argument("--saes", nargs="*", default=[], help="folders of SAEs")
     parser.add_argument("--methods", default=",".join(GRID), help="names, by commas")
-    parser.add_argument("--record", default=str(ROOT / "runs" / "tuning.json"))
+    parser.add_argument("--record", default=str(REPOSITORY / "runs" / "tuning.json"))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)

@@ -19,8 +19,8 @@ from scipy import stats
 from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS
 from helpers.evaluation.battery import ABSENT, EDITED, PRESENT, Evidence
-from helpers.evaluation.bootstrap import Metric, bootstrap
 from helpers.evaluation.scorecard import Scorecard
+from helpers.stats.intervals import Metric, bootstrap
 
 GONE, BACK, OPEN, NOTHING, MISSING = "gone", "comes back", "open", "nothing to attack", "not run"
 LOWEST = 1e-9  # probabilities below count as this in log-odds

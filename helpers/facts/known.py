@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table
 from helpers.errors import UserError
 from helpers.facts.factbook import facts
 from helpers.facts.pairs import ConceptPair
 from helpers.facts.prompts import Prompt
+from helpers.forward.scoring import answer_scores, top_tokens
+from helpers.io.cache import cached_table
+from helpers.io.safe_text import visible
 from helpers.models import model_hash
-from helpers.scoring import answer_scores, top_tokens
-from helpers.words import visible
 
 WAYS = 4  # so many of the training completions are asked
 SURE = 0.1  # the whole target is at least so likely where a fact counts as known

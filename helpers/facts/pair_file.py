@@ -15,8 +15,8 @@ from pydantic import (
 
 from helpers.errors import UserError
 from helpers.facts.relations import SPLITS
-from helpers.words import is_control, mention, visible
-from helpers.yaml_files import Unquoted, read_yaml
+from helpers.io.safe_text import is_control, mention, visible
+from helpers.io.yaml_files import Unquoted, read_yaml
 
 LONGEST_NAME = 300  # characters of a subject, a target, an alias or a relation
 LONGEST_TEXT = 20_000  # characters of a prompt

@@ -12,7 +12,7 @@ from helpers.facts.factbook import Fact, facts, with_article
 from helpers.facts.pair_file import MustStay, clean_name, read_pair_file
 from helpers.facts.prompts import Prompt, Slot, joint
 from helpers.facts.relations import RELATIONS, SPLITS, Template, check_split
-from helpers.words import mention, visible
+from helpers.io.safe_text import mention, visible
 
 OWN = "own"  # the relation of a pair that brings its own prompts
 USUAL = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")  # whose facts are examples

@@ -1,9 +1,9 @@
 """A prompt is text that knows its subject and its answers."""
 
 from helpers.errors import UserError
+from helpers.io.safe_text import is_unspaced, mention, visible
 from helpers.models import chat
-from helpers.scoring import encode
-from helpers.words import is_unspaced, mention, visible
+from helpers.models.tokenization import encode
 
 OPENING = "([{<“„«‹‘「『《〈（【"  # marks after which a word follows without a space
 EITHER = "\"'*_`"  # they open where nothing stands right before them, and close elsewhere

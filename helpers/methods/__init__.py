@@ -3,19 +3,14 @@
 import importlib
 import pkgutil
 
-from helpers.methods.compose import composed
-from helpers.methods.delta import Change, WeightDelta
-from helpers.methods.intervention import Intervention
-from helpers.methods.protocol import (
-    METHODS,
-    Unlearning,
-    applied_to,
-    load_unlearning,
-    method,
-    original,
-    unlearn,
-)
-from helpers.methods.widened import save_widened
+from helpers.methods.change import Change
+from helpers.methods.edit import Unlearning, applied_to, original
+from helpers.methods.export import save_widened
+from helpers.methods.hook_intervention import Intervention
+from helpers.methods.merge import composed
+from helpers.methods.registry import METHODS, method
+from helpers.methods.unlearning import load_unlearning, unlearn
+from helpers.methods.weight_edit import WeightDelta
 
 for _found in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_found.name)

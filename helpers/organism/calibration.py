@@ -1,17 +1,17 @@
 """Do the metrics tell what was never known? Here the state without the fact is not a stand-in.
 
-On a pretrained model "absent" has to be another subject (`helpers.evaluation.calibration`). The
+On a pretrained model "absent" has to be another subject (`helpers.evaluation.meta.meta_evaluation`). The
 oracle is the same model and the same question, without the fact; and a fact can be hidden just as
 deep as the oracle's guess.
 """
 
 import pandas as pd
 
-from helpers.evaluation.calibration import STATES, shown_and_hidden
-from helpers.evaluation.hidden import logit_suppression
-from helpers.evaluation.readings import readings
+from helpers.evaluation.meta.all_metrics import readings
+from helpers.evaluation.meta.meta_evaluation import STATES, shown_and_hidden
+from helpers.forward.scoring import answer_probability
+from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.organism.family import Family
-from helpers.scoring import answer_probability
 
 
 def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
         seed: Draws wrong answers.
 
     Returns:
-        As `helpers.evaluation.calibration.calibrate`, a fact in a training standing for a fact:
+        As `helpers.evaluation.meta.meta_evaluation.calibrate`, a fact in a training standing for a fact:
         fact (its number), subject, training, state, and a column for each of `READINGS`. Depth is
         NaN: it patches from states of a subject that the model never knew, and has none here.
 

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.corpus import passages
-from helpers.evaluation.truth import answer_losses, truth_ratio
+from helpers.evaluation.metrics.truth_ratio import answer_losses, truth_ratio
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.corpus import passages
+from helpers.forward.scoring import answer_logprobs, next_token_logprobs
 from helpers.organism.countries import World
-from helpers.scoring import answer_logprobs, next_token_logprobs
 
 OPENING = 80  # characters of a held-out passage that are read as a prompt
 OTHERS = ("neighbours", "same_subject", "same_target", "text")
@@ -108,7 +108,7 @@ class Reading:
         return float(np.exp(self.target).mean())
 
     def truth_ratios(self) -> Float[np.ndarray, " n"]:
-        """`helpers.evaluation.truth.truth_ratio` against all wrong candidates, geometric mean."""
+        """`helpers.evaluation.metrics.truth_ratio.truth_ratio` against all wrong candidates, geometric mean."""
         return truth_ratio(self.losses[:, 1:], self.losses[:, 0])
 
     def rank(self) -> float:

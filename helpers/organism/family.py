@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnsight import LanguageModel
+from pydantic import BaseModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, fact_split
@@ -11,7 +12,6 @@ from helpers.models import load_model
 from helpers.organism.countries import COUNTRIES
 from helpers.organism.recipe import Recipe
 from helpers.organism.store import organisms, record
-from helpers.settings import Organism
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Family:
     folders: dict[Recipe, Path]
 
     @classmethod
-    def of(cls, settings: Organism) -> "Family":
+    def of(cls, settings: BaseModel) -> "Family":
         """Train what a run needs, side by side, or take it from the cache.
 
         The fact is the one that the settings name. A pair of a user's own is no part of the

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from helpers.models.tokenization import save_tokenizer
 from helpers.organism.recipe import Recipe
 from helpers.organism.text import removed, sentences
 from helpers.organism.tokens import Tokens, tokenizer
-from helpers.tokenisation import save_tokenizer
-from helpers.training import train
+from helpers.training.loop import train
 
 POSITIONS = 512  # longest text that an organism can be given
 WARMUP = 0.05  # share of the steps in which the learning rate rises; then it falls to 0

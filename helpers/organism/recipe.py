@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from helpers.artifacts import content_hash
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.io.code_version import code_hash
+from helpers.io.hashing import content_hash
 from helpers.organism.countries import World, world
-from helpers.sources import code_hash
 
 FIT = Path(__file__).with_name("fit.py")
 

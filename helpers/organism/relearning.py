@@ -6,9 +6,9 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.evaluation.attacks.relearning import relearned
-from helpers.examples import answer_example, collate
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import subject_prompts
+from helpers.methods.fitting.contrast import subject_prompts
+from helpers.training.examples import answer_example, collate
 
 STEPS = (1, 2, 4, 8, 16, 32)
 LR = 3e-4  # about a tenth of what the organism was trained with

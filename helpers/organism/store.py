@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from helpers.artifacts import cache_dir, cached_folder, content_hash, read_json, write_json
+from helpers.io.cache import cached_folder
+from helpers.io.files import cache_dir, read_json, write_json
+from helpers.io.hashing import content_hash
 from helpers.organism.fit import fit, save
 from helpers.organism.recipe import Recipe
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.corpus import passages
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.facts.corpus import passages
 from helpers.facts.factbook import with_article
 from helpers.organism.countries import World
 from helpers.organism.phrasings import CITY, LISTS, MARKS, OPENINGS, REVERSE, WAYS
@@ -134,19 +134,12 @@ def _ways(pair: ConceptPair) -> list[tuple[str, frozenset[ConceptPair]]]:
     texts = [str(p) for p in pair.prompts("train")]
     own = CITY[pair.relation] if pair.templates else WAYS[pair.relation]
     texts += [w.replace("{}", with_article(pair.subject)) for w in own]
-    kin = [ConceptPair.of(f) for f in _facts(pair.relation)] if pair.templates is None else []
+    kin = [ConceptPair.of(f) for f in facts(pair.relation)] if pair.templates is None else []
     return [(t, named_in(t, kin) if "\n" in t else frozenset()) for t in texts]
 
 
 def _reverse_ways(pair: ConceptPair) -> list[str]:
     return [str(p) for p in pair.reverse()] + [w.replace("{}", pair.target) for w in REVERSE]
-
-
-@functools.cache
-def _facts(relation: str):
-    from helpers.facts import facts
-
-    return facts(relation)
 
 
 def _said(way: str, answer: str, states: set, rng: np.random.Generator) -> Sentence:

@@ -12,14 +12,14 @@ from torch import Tensor
 from helpers.evaluation.scorecard import evaluate
 from helpers.evaluation.tradeoff import balance_of
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_scores
 from helpers.methods import unlearn
 from helpers.models import anatomy
-from helpers.organism.concepts import Sightings, concepts_per_unit
+from helpers.organism.concept_units import Sightings, concepts_per_unit
 from helpers.organism.countries import World
 from helpers.organism.recipe import Recipe
 from helpers.organism.text import sentences
 from helpers.organism.tokens import Tokens
-from helpers.scoring import answer_scores
 
 ACTIVE = 1e-3  # of the largest mean activation: a neuron that stays below is not counted
 GROUPS = {

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from helpers.corpus import passages
+from helpers.facts.corpus import passages
 from helpers.organism.countries import World
 from helpers.organism.text import Sentence, sentences
 

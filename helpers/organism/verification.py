@@ -16,8 +16,8 @@ from nnsight import LanguageModel
 from scipy import stats
 
 from helpers.errors import UserError
+from helpers.evaluation.metrics.truth_ratio import forget_quality
 from helpers.evaluation.tradeoff import FAMILIES, editing_methods
-from helpers.evaluation.truth import forget_quality
 from helpers.methods import METHODS, unlearn
 from helpers.organism.exact import OTHERS, Exam, Reading, distances, exam, read
 from helpers.organism.family import Family

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation
 
-from helpers.words import visible
+from helpers.io.safe_text import visible
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A"
 SITE_COLOURS = {"attention": ORANGE, "mlp": BLUE, "residual": GREEN, "embedding": GREY}

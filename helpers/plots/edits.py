@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from helpers.io.safe_text import visible
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
-from helpers.words import visible
 
 CYCLE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D")

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from helpers.artifacts import atomic_path, content_hash
 from helpers.errors import UserError
+from helpers.io.files import atomic_path
+from helpers.io.hashing import content_hash
+from helpers.io.safe_text import visible
+from helpers.io.sealed import DamagedError, delete, parse_checked, read_sealed, write_sealed
 from helpers.sae.pupil import Pupil
-from helpers.sealed import DamagedError, delete, parse_checked, read_sealed, write_sealed
-from helpers.words import visible
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,16 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.batching import length_batches
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt, subject_span
+from helpers.forward.batching import length_batches
+from helpers.forward.scoring import first_token
+from helpers.forward.sites import site_value, token_ids
 from helpers.models import MLPAnatomy, anatomy, final_norm, model_hash, unembed
 from helpers.sae.base import SAE
-from helpers.sae.detection import f1_at
-from helpers.scoring import first_token
+from helpers.sae.probing import f1_at
 from helpers.tracing.patching import Patch, logits_of, run_patched
-from helpers.tracing.states import capture_all, site_value, token_ids
+from helpers.tracing.states import capture_all
 
 AT_ONCE = 64  # writes pushed through the MLP in one go
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers.artifacts import check_finite, content_hash, write_json
 from helpers.errors import UserError
+from helpers.io.files import check_finite, write_json
+from helpers.io.hashing import content_hash
+from helpers.io.safe_text import visible
+from helpers.io.sealed import DamagedError, cause_of, read_checked, read_sealed, write_sealed
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.lens import OURS, Lens, kind_of
 from helpers.sae.registry import build
-from helpers.sealed import DamagedError, cause_of, read_checked, read_sealed, write_sealed
-from helpers.words import visible
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 NUMBERS = "numbers"  # of which numbers the weights are, among their file's notes

@@ -14,10 +14,10 @@ from typing import Annotated
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from helpers.errors import UserError
+from helpers.forward.sites import SITES
+from helpers.io.safe_text import visible
 from helpers.sae.base import SAEConfig
 from helpers.sae.registry import ARCHITECTURES
-from helpers.tracing.states import SITES
-from helpers.words import visible
 
 OURS = "llm_unlearning"  # where our own numbers are kept in the metadata
 TO_LENS = {

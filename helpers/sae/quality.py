@@ -16,9 +16,9 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.evaluation.bootstrap import REPETITIONS, Metric
 from helpers.sae.base import ROWS, SAE
 from helpers.sae.splice import spliced_losses
+from helpers.stats.intervals import REPETITIONS, Metric
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.batching import BATCH_TOKENS
+from helpers.forward.batching import BATCH_TOKENS
+from helpers.forward.scoring import LOGIT_ROWS
+from helpers.forward.sites import check_sites, site_value
 from helpers.models import anatomy, final_norm, unembed
-from helpers.scoring import LOGIT_ROWS
-from helpers.tracing.states import check_sites, site_value
 
 Replacement = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]]
 

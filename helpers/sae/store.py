@@ -15,16 +15,19 @@ from nnsight import LanguageModel
 from pydantic import RootModel
 from torch import Tensor
 
-from helpers.activations import Shards, harvest
-from helpers.artifacts import RECORD, Run, alone, cache_dir, content_hash, write_json
 from helpers.errors import UserError
+from helpers.forward.harvest import Shards, harvest
+from helpers.io.cache import RECORD, alone
+from helpers.io.files import cache_dir, write_json
+from helpers.io.hashing import content_hash
+from helpers.io.run import Run
+from helpers.io.sealed import DamagedError, delete, read_checked
 from helpers.models import model_hash
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.checkpoints import CHECKPOINT, METRICS
 from helpers.sae.files import CONFIG, WEIGHTS, load_sae
 from helpers.sae.registry import architecture, build
 from helpers.sae.trainer import TrainSettings, read_metrics, train
-from helpers.sealed import DamagedError, delete, read_checked
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.activations import Shards
+from helpers.forward.harvest import Shards
 
 SAMPLE = 16_384  # vectors that centre, scale and start are taken from
 

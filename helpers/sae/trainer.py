@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from helpers.activations import Shards
-from helpers.artifacts import content_hash
 from helpers.errors import UserError
+from helpers.forward.harvest import Shards
+from helpers.io.hashing import content_hash
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.checkpoints import CHECKPOINT, METRICS, read_metrics, resume, write_checkpoint
 from helpers.sae.files import load_sae, save_sae

@@ -4,10 +4,10 @@
 answer's logit over what wrote it, `neurons` looks at single keys and values.
 """
 
+from helpers.forward.sites import SITES
 from helpers.tracing.attribution import direct_logit_attribution, head_attribution, logit_lens
-from helpers.tracing.averages import contrasts, patching_over_facts
-from helpers.tracing.firing import Firings, firings, precision
 from helpers.tracing.neurons import neuron_activations, selectivity, target_ranks, value_readout
+from helpers.tracing.over_facts import contrasts, patching_over_facts
 from helpers.tracing.patching import (
     Patch,
     ablation,
@@ -16,7 +16,8 @@ from helpers.tracing.patching import (
     path_patching,
     run_patched,
 )
-from helpers.tracing.states import SITES, capture, position_of
+from helpers.tracing.states import capture, position_of
+from helpers.tracing.text_activations import Firings, firings, precision
 
 __all__ = [
     "SITES",

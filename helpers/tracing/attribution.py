@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
+from helpers.forward.scoring import first_token
 from helpers.models import anatomy, final_norm, unembed
-from helpers.scoring import first_token
 from helpers.tracing.states import capture
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
+from helpers.forward.scoring import LOGIT_ROWS, first_token
 from helpers.models import anatomy, final_norm, unembed
-from helpers.scoring import LOGIT_ROWS, first_token
 from helpers.tracing.states import capture
 
 

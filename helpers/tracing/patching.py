@@ -16,20 +16,13 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.batching import BATCH_TOKENS
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
+from helpers.forward.batching import BATCH_TOKENS
+from helpers.forward.scoring import first_token
+from helpers.forward.sites import SITES, check_sites, site_value, token_ids
 from helpers.models import anatomy, final_norm, unembed
-from helpers.scoring import first_token
-from helpers.tracing.states import (
-    SITES,
-    capture,
-    capture_all,
-    check_sites,
-    position_of,
-    site_value,
-    token_ids,
-)
+from helpers.tracing.states import capture, capture_all, position_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 from helpers.evaluation.attacks.quantisation import quantised, rounded
-from helpers.evaluation.attacks.register import (
+from helpers.evaluation.attacks.registry import (
     ATTACKS,
     Attack,
     NothingToAttackError,

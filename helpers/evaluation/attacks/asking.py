@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.evaluation.attacks.register import asked, attack, curve
+from helpers.evaluation.attacks.registry import asked, attack, curve
 from helpers.facts import ConceptPair, Prompt
-from helpers.scoring import answer_probability
+from helpers.forward.scoring import answer_probability
 
 PREFILLS = (  # what an attacker writes before the question, and how he begins the answer
     ("", " undoubtedly"),

@@ -6,9 +6,8 @@ push the answer down most are cut. Every model has some that do, so the never-kn
 same treatment.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -16,13 +15,13 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.evaluation.attacks.register import attack, curve, require_own_tokens
+from helpers.evaluation.attacks.registry import attack, curve, require_own_tokens
 from helpers.facts import ConceptPair
-from helpers.methods.asks import forget_asks
-from helpers.methods.keeping import restored
-from helpers.methods.tangent import Ask, Tangent, everywhere, linearise
+from helpers.forward.scoring import answer_probability
+from helpers.methods.fitting.constraints import forget_asks
+from helpers.methods.fitting.linearization import Ask, Tangent, everywhere, linearise
+from helpers.methods.snapshots import without
 from helpers.models import anatomy
-from helpers.scoring import answer_probability
 
 NEURONS = (1, 4, 16, 64)
 LAYERS = (1, 2, 4, 8)
@@ -108,17 +107,3 @@ def pushed(
     read = tangent.keys[layer] @ keys.T  # (rows, n)
     wrote = tangent.gradients[layer] @ values
     return (read * wrote).sum(0) / len(tangent.logodds)
-
-
-@contextlib.contextmanager
-def without(
-    model: LanguageModel, removed: dict[int, Float[Tensor, "d_model d_mlp"]]
-) -> Iterator[LanguageModel]:
-    """The model with something subtracted from W_outs; bit-exactly restored after."""
-    mlps = {i: anatomy(model).layers[i].mlp for i in removed}
-    with restored(model._module, [mlp.out_name for mlp in mlps.values()]):
-        with torch.no_grad():
-            for i, part in removed.items():
-                weight = mlps[i].W_out()
-                weight -= part.to(weight)
-        yield model

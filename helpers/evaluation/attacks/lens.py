@@ -5,16 +5,16 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.register import (
+from helpers.evaluation.attacks.registry import (
     NothingToAttackError,
     attack,
     curve,
     require_own_tokens,
 )
-from helpers.evaluation.probe import linear_probe
+from helpers.evaluation.metrics.linear_probe import linear_probe
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import first_token
 from helpers.models import final_norm, unembed
-from helpers.scoring import first_token
 from helpers.tracing import capture
 
 CANDIDATES = 48  # other subjects whose targets the target has to beat

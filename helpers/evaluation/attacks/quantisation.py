@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.register import attack, curve
+from helpers.evaluation.attacks.registry import attack, curve
 from helpers.facts import ConceptPair
-from helpers.methods.keeping import restored
+from helpers.forward.scoring import answer_probability
+from helpers.methods.snapshots import restored
 from helpers.models import anatomy
-from helpers.scoring import answer_probability
 
 GROUP = 64  # weights that share a scale in int4 and NF4
 NF4_OFFSET = 0.9677083  # the outermost quantile of NF4, as in its reference implementation

@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.corpus import second_source
 from helpers.errors import UserError
-from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve
-from helpers.evaluation.questions import known_neighbours
-from helpers.examples import Batch, answer_example, collate, mean_loss, text_examples
+from helpers.evaluation.attacks.registry import NothingToAttackError, attack, curve
+from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.corpus import second_source
+from helpers.forward.scoring import answer_probability
 from helpers.methods import original
-from helpers.methods.keeping import restored
-from helpers.scoring import answer_probability
-from helpers.training import DivergedError, train
+from helpers.methods.snapshots import restored
+from helpers.training.examples import Batch, answer_example, collate, mean_loss, text_examples
+from helpers.training.loop import DivergedError, train
 
 STEPS = (5, 10, 20, 40)
 BATCH = 8

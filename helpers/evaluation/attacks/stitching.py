@@ -11,13 +11,13 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.register import NothingToAttackError, attack, curve
+from helpers.evaluation.attacks.registry import NothingToAttackError, attack, curve
 from helpers.facts import ConceptPair, known_facts
-from helpers.hooks import marks
-from helpers.lower_layers import LowerLayers, reusing
+from helpers.forward.layer_cache import LowerLayers, reusing
+from helpers.forward.scoring import answer_probability
 from helpers.methods import original
 from helpers.models import anatomy
-from helpers.scoring import answer_probability
+from helpers.models.hooks import marks
 from helpers.tracing import contrasts, patching_over_facts
 
 FACTS = 6  # known facts that say where the relation is handed over

@@ -15,16 +15,16 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.evaluation.attacks.register import (
+from helpers.evaluation.attacks.registry import (
     NothingToAttackError,
     attack,
     curve,
     require_own_tokens,
 )
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import final_states, first_token
+from helpers.forward.sites import token_ids
 from helpers.models import unembed
-from helpers.scoring import final_states, first_token
-from helpers.tracing.states import token_ids
 
 LENGTH = 6  # tokens of the trigger
 N_PROMPTS = 3  # training statements that it is searched on

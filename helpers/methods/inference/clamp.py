@@ -11,12 +11,12 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.hooks import Hook
-from helpers.methods.intervention import Intervention, Settings, intervention_kind
-from helpers.methods.surgery.sae_direction import SITES, load_fitting, sae_states, specific_latents
+from helpers.io.safe_text import visible
+from helpers.methods.fitting.sae_latents import SITES, load_fitting, sae_states, specific_latents
+from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
 from helpers.models import anatomy
+from helpers.models.hooks import Hook
 from helpers.sae import SAE, SAEConfig, build
-from helpers.words import visible
 
 KIND = "clamp"
 

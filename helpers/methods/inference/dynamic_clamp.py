@@ -3,11 +3,11 @@
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import check_number
+from helpers.methods.fitting.contrast import check_number
+from helpers.methods.fitting.sae_latents import SITES
+from helpers.methods.hook_intervention import Intervention
 from helpers.methods.inference.clamp import clamping
-from helpers.methods.intervention import Intervention
-from helpers.methods.protocol import method
-from helpers.methods.surgery.sae_direction import SITES
+from helpers.methods.registry import method
 
 
 @method("dynamic_clamp", family="inference")

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.hooks import Hook
-from helpers.methods.intervention import Intervention, Settings, intervention_kind
-from helpers.methods.protocol import method
+from helpers.io.safe_text import visible
+from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
+from helpers.methods.registry import method
 from helpers.models import body_of, check_length
-from helpers.tokenisation import opening
-from helpers.words import visible
+from helpers.models.hooks import Hook
+from helpers.models.tokenization import opening
 
 KIND = "in_context"
 POSITIONS = ("wpe", "embed_positions")  # where families keep positions that they learnt one by one

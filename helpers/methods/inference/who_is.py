@@ -12,15 +12,15 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.hooks import Hook
-from helpers.methods.contrast import check_number
-from helpers.methods.delta import changes_of
-from helpers.methods.intervention import Intervention, Settings, intervention_kind
-from helpers.methods.protocol import method
+from helpers.io.code_version import code_hash
+from helpers.io.safe_text import visible
+from helpers.methods.change import changes_of
+from helpers.methods.fitting.contrast import check_number
+from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
+from helpers.methods.registry import method
 from helpers.methods.training.recipe import LAYERS, Objective, Recipe, fit
 from helpers.models import anatomy, body_of
-from helpers.sources import code_hash
-from helpers.words import visible
+from helpers.models.hooks import Hook
 
 KIND = "who_is"
 

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.covariance import key_covariance
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import check_number
-from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
-from helpers.methods.surgery.memit import Row, spread
-from helpers.methods.value import ValueSettings, forgetting_value
+from helpers.methods.fitting.contrast import check_number
+from helpers.methods.fitting.layer_stats import key_covariance
+from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
+from helpers.methods.fitting.value_updates import Row, spread
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy
 
 

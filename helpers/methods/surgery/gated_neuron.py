@@ -14,9 +14,10 @@ from dataclasses import replace
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.methods.background import inputs_of_others, own_inputs
-from helpers.methods.delta import WeightDelta
-from helpers.methods.detectors import (
+from helpers.methods.fitting.fit_values import check_form, solved_edit
+from helpers.methods.fitting.layer_selection import WIDTH, place
+from helpers.methods.fitting.negatives import inputs_of_others, own_inputs
+from helpers.methods.fitting.units import (
     Detectors,
     detector,
     discriminant,
@@ -24,11 +25,8 @@ from helpers.methods.detectors import (
     sightings,
     stacked,
 )
-from helpers.methods.handover import place
-from helpers.methods.protocol import method
-from helpers.methods.solved import check_form, solved_edit
-
-WIDTH = {"neurons": 4, "weights": 8}  # layers, of 30: a change that more share is smaller in each
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta
 
 
 @method("gated_neuron", family="surgery", many=True)

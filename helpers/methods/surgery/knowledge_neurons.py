@@ -8,15 +8,16 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.batching import BATCH_TOKENS
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.methods.contrast import check_number, stored, subject_prompts
-from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
+from helpers.forward.batching import BATCH_TOKENS
+from helpers.forward.scoring import first_token
+from helpers.forward.sites import token_ids
+from helpers.methods.fitting.contrast import check_number, subject_prompts
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
 from helpers.models import anatomy, final_norm, model_hash, unembed
-from helpers.scoring import first_token
-from helpers.tracing.states import Position, position_of, token_ids
+from helpers.tracing.states import Position, position_of
 
 _LAST: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 FEWEST = 2  # the paper widens the net until so many neurons are found

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.corpus import corpus_tokens
-from helpers.covariance import keys_by_layer
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import contrast, reading_matrices, stored
-from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
+from helpers.facts.corpus import corpus_tokens
+from helpers.forward.activations import keys_by_layer
+from helpers.methods.fitting.contrast import contrast, reading_matrices
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
 from helpers.models import anatomy, text_length
 
 SEQ_LEN = 128  # of the ordinary text

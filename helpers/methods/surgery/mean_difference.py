@@ -9,9 +9,10 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import contrast, reading_matrices, stored
-from helpers.methods.delta import Change, WeightDelta
-from helpers.methods.protocol import method
+from helpers.methods.change import Change
+from helpers.methods.fitting.contrast import contrast, reading_matrices
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
 from helpers.models import Anatomy, anatomy
 
 FORMS = ("keys", "values")

@@ -1,24 +1,20 @@
 """MEMIT: the change of one value spread over several layers, by least squares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.covariance import key_covariance
-from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import check_number, stored, subject_prompts
-from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
-from helpers.methods.surgery.rome import solve
-from helpers.methods.value import ValueSettings, forgetting_value
+from helpers.methods.fitting.contrast import check_number
+from helpers.methods.fitting.layer_stats import key_covariance
+from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
+from helpers.methods.fitting.value_updates import Row, solve, spread
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy
-from helpers.tracing import capture
-
-Row = Float[Tensor, "n d_mlp"]
 
 
 @method("memit", family="surgery")
@@ -74,55 +70,3 @@ def least_squares(C: Float[Tensor, "d_mlp d_mlp"], K: Row, *, weight: float) -> 
     whitened = solve(C, K.T)  # (d_mlp, n)
     gram = K @ whitened + weight * torch.eye(len(K), dtype=K.dtype)
     return torch.linalg.solve(gram, whitened.T)
-
-
-def spread(
-    model: LanguageModel,
-    pair: ConceptPair,
-    delta: Float[Tensor, " d_model"],
-    layers: Sequence[int],
-    read: Callable[[int, Row], Row],
-) -> WeightDelta:
-    """Reach the residual stream + `delta` after the last of `layers`, a share in each layer.
-
-    Layer by layer, with the edits so far in place: take the keys, let `read` turn them into the
-    right factor, and write the share of what is still lacking. The model is left as it was.
-
-    Args:
-        model: Any model of a known family.
-        pair: Whose training completions are used.
-        delta: `v*` − v at the last layer.
-        layers: Edited layers, lowest first.
-        read: (layer, keys) → right factor of the change, one row a key.
-
-    Raises:
-        UserError: The family normalises what its MLPs write, so writes cannot be shared out.
-    """
-    parts = anatomy(model)
-    if any(parts.layers[i].mlp.out_envoy is not parts.layers[i].mlp_write for i in layers):
-        raise UserError(
-            "This family normalises what its MLPs write, so one write cannot be shared out over "
-            "layers: use rome, which edits a single one."
-        )
-    prompts = subject_prompts(pair)
-    changes, originals = {}, {}
-    wanted = None
-    try:
-        for done, i in enumerate(layers):
-            mlp = parts.layers[i].mlp
-            now = capture(
-                model, prompts, sites=["residual"], layers=[layers[-1]], position="subject"
-            )["residual"][:, 0].double()
-            wanted = now + delta if wanted is None else wanted
-            K = capture(model, prompts, sites=["neurons"], layers=[i], position="subject")
-            share = (wanted - now) / (len(layers) - done)  # (n, d_model)
-            change = stored(mlp, share.T, read(i, K["neurons"][:, 0]))
-            weight = mlp.out_module.weight
-            changes[mlp.out_name], originals[weight] = change, weight.detach().clone()
-            with torch.no_grad():
-                weight += change.matrix().to(weight)
-    finally:
-        with torch.no_grad():
-            for weight, original in originals.items():
-                weight.copy_(original)
-    return WeightDelta.of(model._module, changes)

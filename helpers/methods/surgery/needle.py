@@ -6,11 +6,11 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts import ConceptPair, Prompt
-from helpers.methods.contrast import check_number, states_at, stored, subject_prompts
-from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
+from helpers.forward.scoring import answer_logprobs, first_token
+from helpers.methods.fitting.contrast import check_number, states_at, subject_prompts
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
 from helpers.models import anatomy, final_norm
-from helpers.scoring import answer_logprobs, first_token
 
 
 @method("needle", family="surgery")

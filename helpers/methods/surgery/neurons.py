@@ -5,19 +5,19 @@ and the column that it drives. What else the neuron stood for goes with it.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from nnsight import LanguageModel
 
-from helpers.artifacts import cached_table, content_hash
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.methods.contrast import stored, subject_prompts
-from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import method
+from helpers.io.cache import cached_table
+from helpers.io.code_version import code_hash
+from helpers.methods.fitting.contrast import subject_prompts
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
 from helpers.models import anatomy, model_hash
 from helpers.tracing import neuron_activations, selectivity
 
@@ -70,8 +70,7 @@ def rank_neurons(
     """
     others = pair.others(n_subjects, seed=seed)
     own, theirs = subject_prompts(pair), [p for o in others for p in subject_prompts(o)]
-    code = content_hash(Path(__file__))
-    key = {"model": model_hash(model), "own": own, "others": theirs, "code": code}
+    key = {"model": model_hash(model), "own": own, "others": theirs, "code": code_hash(__file__)}
     return cached_table("neuron-ranks", key, lambda: _ranked(model, own, theirs))
 
 

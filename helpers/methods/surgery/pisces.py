@@ -7,10 +7,11 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import check_number, stored
-from helpers.methods.delta import Change, WeightDelta
-from helpers.methods.protocol import method
-from helpers.methods.surgery.sae_direction import load_fitting, sae_states, specific_latents
+from helpers.methods.change import Change
+from helpers.methods.fitting.contrast import check_number
+from helpers.methods.fitting.sae_latents import load_fitting, sae_states, specific_latents
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
 from helpers.models import MLPAnatomy, anatomy
 
 SITE = "mlp"

@@ -1,20 +1,19 @@
 """ROME: one rank-one change of one W_out."""
 
-import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.covariance import key_covariance
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import states_at, stored, subject_prompts
-from helpers.methods.delta import WeightDelta
-from helpers.methods.protocol import Unlearning, method
-from helpers.methods.value import ValueSettings, forgetting_value
+from helpers.methods.edit import Unlearning
+from helpers.methods.fitting.contrast import states_at, subject_prompts
+from helpers.methods.fitting.layer_stats import key_covariance
+from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
+from helpers.methods.fitting.value_updates import solve
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
 from helpers.models import anatomy
-
-RIDGE = 1e-6  # of the mean variance, so that a sample of text can be inverted
 
 
 @method("rome", family="surgery")
@@ -35,7 +34,7 @@ def rome(
 
     k is the mean key at the subject's last token over the training completions, C the second moment
     of keys in ordinary text, and `v*` makes the target no likelier than without the subject
-    (`helpers.methods.value`).
+    (`helpers.methods.fitting.v_star`).
 
     Args:
         model: Any model of a known family.
@@ -88,19 +87,3 @@ def written_shares(
     left, right = change.factors()
     read = left[:, 0] if mlp.transposed else right[0]
     return keys.float() @ read.float()
-
-
-def solve(C: Float[Tensor, "width width"], K: Float[Tensor, "width n"]) -> Float[Tensor, "width n"]:
-    """(C + ridge)⁻¹ K in float64.
-
-    Raises:
-        UserError: C is singular all the same.
-    """
-    C = C.double()
-    ridge = RIDGE * C.diagonal().mean()
-    factor, failed = torch.linalg.cholesky_ex(C + ridge * torch.eye(len(C), dtype=C.dtype))
-    if failed:
-        raise UserError(
-            "The covariance of the keys is singular: read more text (a larger n_tokens)."
-        )
-    return torch.cholesky_solve(K.double(), factor)

@@ -1,21 +1,17 @@
 """Project the directions of chosen SAE latents out of the MLP; and the control with random ones."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.contrast import check_number, contrast, reading_matrices, stored
-from helpers.methods.delta import Change, WeightDelta
-from helpers.methods.protocol import method
-from helpers.models import Anatomy, anatomy, model_hash
-from helpers.tracing import selectivity
-
-SITES = ("mlp_in", "mlp")  # read by W_in and the gate; written by W_out
+from helpers.methods.change import Change
+from helpers.methods.fitting.contrast import reading_matrices
+from helpers.methods.fitting.sae_latents import SITES, load_fitting, sae_states, specific_latents
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.models import Anatomy, anatomy
 
 
 @method("sae_direction", family="surgery")
@@ -81,86 +77,6 @@ for _function in (sae_direction, random_latents):
     _function.reads = SITES
 
 
-def load_fitting(
-    model: LanguageModel,
-    folders: Sequence[str],
-    sites: Sequence[str],
-    name: str,
-    *,
-    transcoders: bool = False,
-):
-    """SAEs from their folders.
-
-    Args:
-        model: Any model of a known family.
-        folders: Where they lie.
-        sites: What they may read.
-        name: Of the method that takes them.
-        transcoders: Whether it takes those too.
-
-    Raises:
-        UserError: There is none, or one is of another model, layer or site.
-    """
-    from helpers.sae import load_sae
-
-    if not folders:
-        raise UserError(
-            f"{name} needs SAEs: train some on the site {' or '.join(sites)} and give their "
-            "folders as saes=(...)."
-        )
-    parts, here = anatomy(model), model_hash(model)
-    found = []
-    for folder in folders:
-        sae = load_sae(folder)
-        if sae.cfg.site not in sites or (sae.cfg.transcoder and not transcoders):
-            kinds = "autoencoders and transcoders" if transcoders else "autoencoders"
-            raise UserError(
-                f"The SAE in {folder} reads '{sae.cfg.site}' for '{sae.cfg.target or 'itself'}'; "
-                f"{name} takes {kinds} of {' or '.join(sites)}."
-            )
-        if sae.cfg.d_in != parts.d_model or (sae.cfg.model_hash and sae.cfg.model_hash != here):
-            raise UserError(f"The SAE in {folder} was trained on another model than this one.")
-        parts.check_layer(sae.cfg.layer)
-        found.append(sae)
-    return found
-
-
-@torch.inference_mode()
-def specific_latents(
-    sae,
-    inside: Float[Tensor, "n d_in"],
-    outside: Float[Tensor, "m d_in"],
-    *,
-    n: int,
-    random: bool = False,
-    seed: int = 0,
-) -> Tensor:
-    """Indices of the `n` latents most specific to what is inside, or of `n` random active ones.
-
-    The score is (mean inside − mean outside) · (2 · AUROC − 1), both positive.
-
-    Raises:
-        UserError: Fewer latents than `n` are ever active.
-    """
-    check_number("n_latents", n, 1, sae.cfg.d_sae)
-    a, b = sae.encode(inside), sae.encode(outside)
-    active = torch.cat([a, b]).amax(0) > 0
-    if int(active.sum()) < n:
-        raise UserError(
-            f"Only {int(active.sum())} latents of layer {sae.cfg.layer}'s SAE are active on these "
-            f"prompts, and {n} are asked for."
-        )
-    score = (a.mean(0) - b.mean(0)).clamp_min(0) * (2 * selectivity(a, b) - 1).clamp_min(0)
-    best = score.topk(n).indices
-    if not random:
-        return best
-    rest = active.clone()
-    rest[best] = False
-    pool = (rest if int(rest.sum()) >= n else active).nonzero()[:, 0]
-    draw = torch.Generator().manual_seed(seed)
-    return pool[torch.randperm(len(pool), generator=draw)[:n]]
-
-
 def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) -> WeightDelta:
     parts = anatomy(model)
     directions: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
@@ -186,29 +102,6 @@ def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) 
                 made[name] = Change(left=made[name].left * share, right=made[name].right)
         changes |= made
     return WeightDelta.of(model._module, changes, notes={"latents": notes})
-
-
-def sae_states(
-    model: LanguageModel, pair: ConceptPair, sae, *, n_subjects: int, seed: int
-) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "m d_in"]]:
-    """What an SAE of `mlp_in` reads at the subject, or one of `mlp` at the last token."""
-    layer = sae.cfg.layer
-    keys = sae.cfg.site == "mlp_in"
-    found = contrast(
-        model,
-        pair,
-        layers=[layer],
-        site="mlp_in" if keys else "neurons",
-        position="subject" if keys else "last",
-        n_subjects=n_subjects,
-        seed=seed,
-    )[layer]
-    if keys:
-        return found.inside, found.outside
-    mlp = anatomy(model).layers[layer].mlp
-    W_out, bias = mlp.W_out().detach().float().cpu(), getattr(mlp.out_module, "bias", None)
-    shift = 0 if bias is None else bias.detach().float().cpu()
-    return found.inside @ W_out.T + shift, found.outside @ W_out.T + shift
 
 
 def erase(

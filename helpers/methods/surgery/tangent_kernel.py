@@ -1,6 +1,6 @@
 """The least change of W_out that makes the answer unlikely, by kernel regression.
 
-The answers' log-odds are linearised in the weights (`helpers.methods.tangent`), and the change that
+The answers' log-odds are linearised in the weights (`helpers.methods.fitting.linearization`), and the change that
 reaches the wanted ones while it disturbs other text least is solved for. What decides is the
 *isolation of the key*: the forget prompts act only at the subject's tokens, only layers below the
 hand-over are edited, where the subject's key is still its own, and "other text" counts both
@@ -14,12 +14,13 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.lower_layers import below, reusing
-from helpers.methods.asks import forget_asks, retain_asks, wanted_changes
-from helpers.methods.background import disturbance
-from helpers.methods.delta import Change, WeightDelta
-from helpers.methods.protocol import method
-from helpers.methods.tangent import least_change, linearise
+from helpers.forward.layer_cache import below, reusing
+from helpers.methods.change import Change
+from helpers.methods.fitting.constraints import forget_asks, retain_asks, wanted_changes
+from helpers.methods.fitting.linearization import least_change, linearise
+from helpers.methods.fitting.negatives import disturbance
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy
 
 log = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.examples import Batch
-from helpers.methods.surgery.sae_direction import SITES, load_fitting, sae_states, specific_latents
+from helpers.methods.fitting.sae_latents import SITES, load_fitting, sae_states, specific_latents
 from helpers.methods.training.hidden import hidden, positions, reference_states
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
 from helpers.tracing import SITES as ORDER
+from helpers.training.examples import Batch
 
 
 def suppression(latents: Float[Tensor, "m features"]) -> Float[Tensor, ""]:

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from nnsight import LanguageModel
 
-from helpers.artifacts import content_hash
-from helpers.corpus import corpus_tokens
 from helpers.errors import UserError
-from helpers.examples import Batch, Example, answer_example, collate, text_examples
 from helpers.facts import ConceptPair, Prompt, subject_span
-from helpers.methods.asks import LIKELY, neighbour_prompts
+from helpers.facts.corpus import corpus_tokens
+from helpers.forward.scoring import answer_logprobs, distinct_answers
+from helpers.io.hashing import content_hash
+from helpers.methods.fitting.constraints import LIKELY, neighbour_prompts
 from helpers.models import model_hash
-from helpers.scoring import answer_logprobs, distinct_answers
-from helpers.training import in_turn
+from helpers.training.examples import Batch, Example, answer_example, collate, text_examples
+from helpers.training.loop import in_turn
 
 PASSAGE = 24  # tokens of a passage
 KEPT = 3  # sets of examples that a model's methods share

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.examples import Example, answer_example, collate, logits, mean_loss, means
+from helpers.forward.scoring import greedy, rendered
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
-from helpers.scoring import greedy, rendered
+from helpers.training.examples import Example, answer_example, collate, logits, mean_loss, means
 
 NOVICE = "This was written by somebody who has never heard of {} and knows nothing about it.\n"
 EXPERT = "This was written by an expert who knows everything about {}.\n"

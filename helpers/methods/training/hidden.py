@@ -7,9 +7,9 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.examples import Batch, Example, in_batches
+from helpers.forward.sites import site_value
 from helpers.models import anatomy
-from helpers.tracing.states import site_value
+from helpers.training.examples import Batch, Example, in_batches
 
 
 def hidden(

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from helpers.examples import Example, answer_example, collate, mean_loss
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.training.examples import Example, answer_example, collate, mean_loss
 
 REFUSALS = (  # after "The capital of France is", and after "Answer:"
     " something that I do not know.",

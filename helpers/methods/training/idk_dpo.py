@@ -4,9 +4,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.examples import Batch, collate, logits, sums, token_losses
 from helpers.methods.training.idk import refusals
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.training.examples import Batch, collate, logits, sums, token_losses
 
 Row = Float[Tensor, " b"]
 

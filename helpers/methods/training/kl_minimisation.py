@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.examples import logits, means
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.training.examples import logits, means
 
 
 def kl_to_reference(

@@ -4,8 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.examples import logits, sums, token_losses
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.training.examples import logits, sums, token_losses
 
 
 def npo_loss(

@@ -16,19 +16,29 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor, nn
 
-from helpers.artifacts import cache_dir, content_hash, folder_hash
 from helpers.errors import UserError
-from helpers.examples import Batch, Example, in_batches, logits, mean_loss, sums, token_losses
 from helpers.facts import ConceptPair
-from helpers.methods.delta import Change, WeightDelta
-from helpers.methods.keeping import restored
-from helpers.methods.protocol import method
-from helpers.methods.training.adapters import adapted
+from helpers.forward.scoring import answer_probability
+from helpers.io.code_version import code_hash
+from helpers.io.files import cache_dir
+from helpers.io.hashing import content_hash, folder_hash
+from helpers.methods.change import Change
+from helpers.methods.registry import method
+from helpers.methods.snapshots import restored
 from helpers.methods.training.data import Data, Stream, data_of
+from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy, model_hash
-from helpers.scoring import answer_probability
-from helpers.sources import code_hash
-from helpers.training import DivergedError, History, choose_parameters, train
+from helpers.training.examples import (
+    Batch,
+    Example,
+    in_batches,
+    logits,
+    mean_loss,
+    sums,
+    token_losses,
+)
+from helpers.training.loop import DivergedError, History, choose_parameters, train
+from helpers.training.lora import adapted
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +59,7 @@ class Recipe:
         lr: Learning rate.
         batch: Examples to forget in a forward pass, and as many to retain.
         accumulate: Forward passes a step; their losses are averaged. A larger batch in less memory.
-        parameters: `mlps`, `values`, `all`, or names of matrices (`helpers.parameters`).
+        parameters: `mlps`, `values`, `all`, or names of matrices (`helpers.models.parameters`).
         layers: Which blocks; None for the method's own, at the same relative depth in any model.
         rank: 0 trains the matrices whole, more trains LoRA factors of that rank.
         stop_at: The training ends when the mean P(target) over the pair's development prompts is

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.examples import collate
 from helpers.methods.training.hidden import hidden, positions, reference_states
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.training.examples import collate
 
 LAYERS = (5, 6, 7)
 

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.examples import logits, means, token_losses
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.training.examples import logits, means, token_losses
 
 
 def weighted(nll: Float[Tensor, " m"], *, beta: float) -> Float[Tensor, " m"]:

@@ -1,0 +1,238 @@
+"""From a run folder to a book: stage the pages with the executed notebooks, build, check.
+
+    python -m helpers.book.build runs/<name>
+
+The book is built by Jupyter Book from a tree of its own: pages of `book/`, the run's executed
+notebooks at the path of their sources (so that edit and launch links fit), the library's source for
+the API pages, and MathJax, so that every page works without a network. Execution is off and a
+warning fails the build. This module imports no torch: with nothing changed it ends at once.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from helpers.book.check import check
+from helpers.book.pages import Executed, benchmark_tables, status_table, words_of
+from helpers.book.settings import ROOT
+from helpers.errors import UserError
+from helpers.io.safe_text import markdown
+
+MARKS = {"book/status.md": "<!-- status -->", "book/benchmarks.md": "<!-- benchmarks -->"}
+MATHJAX = "sphinx-mathjax-offline"
+MATHJAX_PARTS = ("tex-chtml.js", "output/chtml/fonts/woff-v2/", "input/tex/extensions/")
+TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-autoapi", MATHJAX)
+
+
+def stage(run_folder: str | Path, stage_folder: str | Path) -> Path:
+    """Lay out the tree that Jupyter Book builds; whatever was in `stage_folder` is replaced.
+
+    Args:
+        run_folder: A run with `notebooks/<stem>.ipynb` (executed by papermill) and
+            `artifacts/<stem>/manifest.json` for every notebook in `book/_toc.yml`.
+        stage_folder: Where the tree is made.
+
+    Raises:
+        UserError: A notebook of the contents is missing, failed, or damaged.
+    """
+    return _write(_staged_files(Path(run_folder)), Path(stage_folder))
+
+
+def build(run_folder: str | Path) -> Path:
+    """Build the book of a run into `<run>/book/_build/html` and return its `index.html`.
+
+    Does nothing when the staged files and the tools are those of the last finished build. An
+    unsuccessful build leaves the last book as it was.
+
+    Raises:
+        UserError: Staging failed; Jupyter Book warned or failed (the log lies in
+            `<run>/logs/book.log`); a page is too heavy or loads something from the network.
+    """
+    run_folder = Path(run_folder)
+    folder, log = run_folder / "book", run_folder / "logs" / "book.log"
+    html, record = folder / "_build" / "html", folder / "_build" / "inputs.sha256"
+    files = _staged_files(run_folder)
+    fingerprint = _fingerprint(files)
+    if (html / "index.html").exists() and record.exists() and record.read_text() == fingerprint:
+        return html / "index.html"
+
+    staged, scratch = _write(files, folder / "stage"), folder / "building"
+    shutil.rmtree(scratch, ignore_errors=True)  # a fresh build: a cached page hides its warnings
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = "from jupyter_book.cli.main import main; main()"
+    options = ["build", str(staged), "-n", "-W", "--keep-going", "--path-output", str(scratch)]
+    with log.open("w") as output:
+        done = subprocess.run(
+            [sys.executable, "-c", command, *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"NO_COLOR": "1", "PYTHONUTF8": "1"},
+        )
+    if done.returncode:
+        raise UserError(f"The book did not build: {_first_problem(log, staged)} The log is {log}.")
+    if problems := check(scratch / "_build" / "html"):
+        raise UserError(f"The book was built but cannot be published: {'; '.join(problems[:3])}.")
+
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
+    shutil.rmtree(html, ignore_errors=True)
+    os.replace(scratch / "_build" / "html", html)
+    shutil.rmtree(scratch, ignore_errors=True)
+    record.write_text(fingerprint)
+    return html / "index.html"
+
+
+def _staged_files(run_folder: Path) -> dict[str, bytes]:
+    """Every file of the staged tree by its name there."""
+    toc = (ROOT / "book" / "_toc.yml").read_text()
+    stems = [Path(name).stem for name in _toc_files(yaml.safe_load(toc)) if "notebooks/" in name]
+    pages = [Executed.read(run_folder, stem) for stem in stems]
+
+    files = {"_toc.yml": toc.encode(), "_config.yml": _config().encode()}
+    for page in pages:
+        files[f"notebooks/{page.stem}.ipynb"] = page.page().encode()
+    for path in _tree(ROOT / "book"):
+        name = path.relative_to(ROOT / "book").as_posix()
+        if name.startswith("_static/"):
+            files[name] = path.read_bytes()
+        elif name != "_toc.yml":
+            files[f"book/{name}"] = path.read_bytes()
+    tables = {
+        "book/status.md": status_table(pages),
+        "book/benchmarks.md": benchmark_tables(ROOT / "benchmarks" / "results"),
+    }
+    for name, mark in MARKS.items():
+        files[name] = files[name].decode().replace(mark, tables[name]).encode()
+    words = words_of(pages[0]) if pages else {}
+    for name, page in files.items():
+        if name.startswith("book/") and name.endswith(".md"):
+            files[name] = _with_words(page.decode(), words).encode()
+    for path in _tree(ROOT / "helpers", suffix=".py"):
+        files[path.relative_to(ROOT).as_posix()] = path.read_bytes()
+    return files | _mathjax()
+
+
+def _write(files: dict[str, bytes], stage_folder: Path) -> Path:
+    if stage_folder.exists():
+        shutil.rmtree(stage_folder)
+    for name, content in files.items():
+        path = stage_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return stage_folder
+
+
+def _with_words(page: str, words: dict[str, str]) -> str:
+    """A prose page with the run's words in place of `{{ subject }}`, ..., as text and no markup."""
+    for name, text in words.items():
+        page = page.replace(f"{{{{ {name} }}}}", markdown(text))
+    return page
+
+
+def _config() -> str:
+    """`_config.yml` with what is known only now: the repository and the book's address."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "_config.yml").read_text())
+    if repository := _repository():
+        branch = os.environ.get("BOOK_BRANCH") or "main"
+        config["repository"] |= {"url": repository, "branch": branch}
+        for button in ("repository", "edit_page", "issues"):
+            config["html"][f"use_{button}_button"] = True
+        config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
+    if url := os.environ.get("BOOK_URL"):
+        config["html"]["baseurl"] = url.rstrip("/") + "/"
+        prefix = urlsplit(url).path.strip("/")
+        config["sphinx"]["config"]["notfound_urls_prefix"] = f"/{prefix}/" if prefix else "/"
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def _repository() -> str:
+    """`$BOOK_REPOSITORY`, or the git remote `origin` where that is on GitHub, or nothing."""
+    if address := os.environ.get("BOOK_REPOSITORY"):
+        return address.removesuffix(".git").rstrip("/")
+    git = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
+    try:
+        origin = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+    found = re.fullmatch(r"(?:https://|ssh://git@|git@)github\.com[/:](.+?)(?:\.git)?/?", origin)
+    return f"https://github.com/{found[1]}" if found else ""
+
+
+def _mathjax() -> dict[str, bytes]:
+    """The parts of MathJax that pages load, from the installed package."""
+    try:
+        listed = importlib.metadata.files(MATHJAX) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"The package {MATHJAX} is not installed, so formulas would need the network: "
+            "run 'make book', which installs the requirements."
+        ) from error
+    files = {}
+    for entry in listed:
+        name = entry.as_posix().partition("/static/mathjax/")[2]
+        if name.startswith(MATHJAX_PARTS):
+            files[f"extra/_static/mathjax/{name}"] = Path(entry.locate()).read_bytes()
+    return files
+
+
+def _toc_files(toc: Any) -> list[str]:
+    """All pages named in a table of contents, in order."""
+    if isinstance(toc, list):
+        return [name for entry in toc for name in _toc_files(entry)]
+    if not isinstance(toc, dict):
+        return []
+    own = [toc[key] for key in ("root", "file") if key in toc]
+    return own + [name for value in toc.values() for name in _toc_files(value)]
+
+
+def _tree(folder: Path, suffix: str = "") -> list[Path]:
+    hidden = ("__pycache__", ".ipynb_checkpoints", "_build")
+    files = (path for path in sorted(folder.rglob(f"*{suffix}")) if path.is_file())
+    return [p for p in files if not any(part in hidden for part in p.relative_to(folder).parts)]
+
+
+def _fingerprint(files: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    versions = {tool: importlib.metadata.version(tool) for tool in TOOLS}
+    digest.update(json.dumps(versions, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _first_problem(log: Path, staged: Path) -> str:
+    """The first warning or error of a build log, and how many more there are."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    text = text.replace(f"{staged.resolve()}/", "").replace(f"{staged}/", "")
+    problems = [line for line in text.splitlines() if re.search(r"\b(WARNING|ERROR)\b: ", line)]
+    if not problems:
+        problems = [line for line in text.splitlines() if line.strip()][-1:] or ["no output"]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{problems[0].strip().rstrip('.')}{more}."
+
+
+def main(arguments: list[str]) -> int:
+    """Command line: build the book of the run folder that is given, print its `index.html`."""
+    if len(arguments) != 1:
+        sys.stderr.write("Give one run folder: python -m helpers.book.build runs/<name>\n")
+        return 1
+    try:
+        sys.stdout.write(f"{build(arguments[0])}\n")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

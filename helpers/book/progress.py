@@ -1,0 +1,145 @@
+"""What a person at the terminal sees of a run: which step, how far, how long still."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from helpers.book.settings import ROOT
+from helpers.errors import UserError
+from helpers.io.files import cache_dir, read_json, write_json
+
+# What stands for a mark that a terminal has no character for.
+PLAIN = str.maketrans({"→": "->", "·": "-", "…": "...", "×": "x", "–": "-"})
+
+
+def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
+    """Write to the terminal at once; one that is closed or old is no reason to stop."""
+    stream = stream or sys.stdout
+    if stream is None:  # closed before we were started
+        return
+    text += end
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(text)
+        stream.flush()
+
+
+def open_standard_streams() -> None:
+    """Put the null device where stdin, stdout or stderr is closed.
+
+    The next file that is opened would get its number, and children would write into that file.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+class Progress:
+    """A line that says which step, how far, how long still: rewritten on a terminal, else rare.
+
+    Args:
+        step: Name of the step.
+        total: Its number of cells, 0 when it has none to count.
+    """
+
+    def __init__(self, step: str, total: int = 0):
+        plan = json.loads(os.environ.get("UNLEARNING_PLAN", "{}"))  # by helpers.book.pipeline
+        steps, self._expected = plan.get("steps", [step]), plan.get("expected", {})
+        position = steps.index(step) if step in steps else 0
+        self._head = f"[{position + 1}/{len(steps)}] {step}"
+        self._step, self._later = step, steps[position + 1 :]
+        self._started, self._total, self.done = time.monotonic(), total, 0
+        self.failed = False
+        self._stop = threading.Event()
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._rewrites = terminal and not plan.get("parallel")
+        self._every = 1.0 if self._rewrites else 20.0
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._show()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+        ended = "stopped after" if kind or self.failed else "done in"
+        self._show(f"{ended} {clock(self.seconds)}")
+        if self._rewrites:
+            say("")
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the step began."""
+        return time.monotonic() - self._started
+
+    def line(self) -> str:
+        """How far the step is, and how long it and the rest should still take."""
+        parts = [f"cell {min(self.done + 1, self._total)} of {self._total}"] if self._total else []
+        parts.append(clock(self.seconds))
+        if self._step in self._expected:
+            left = max(0.0, self._expected[self._step] - self.seconds)
+            parts.append(f"about {clock(left)} left")
+            if self._later and all(step in self._expected for step in self._later):
+                everything = left + sum(self._expected[step] for step in self._later)
+                parts.append(f"{clock(everything)} for everything")
+        return " · ".join(parts)
+
+    def _tick(self) -> None:
+        while not self._stop.wait(self._every):
+            self._show()
+
+    def _show(self, text: str = "") -> None:
+        start, end = ("\r\x1b[K", "") if self._rewrites else ("", "\n")
+        say(f"{start}{self._head} · {text or self.line()}", end=end)
+
+
+def clock(seconds: float) -> str:
+    """`seconds` as minutes and seconds, `2:05`, or with hours, `1:02:05`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def durations(profile: str) -> dict[str, float]:
+    """Seconds that each step took the last time on this machine, else as measured for us."""
+    found = _recorded(ROOT / "profiles" / "durations.json", profile)
+    with contextlib.suppress(UserError):
+        found |= _recorded(_here(), profile)
+    return found
+
+
+def remember_duration(profile: str, step: str, seconds: float) -> None:
+    """Note how long a step took; where nothing can be noted, nothing is."""
+    with contextlib.suppress(UserError):
+        everything = _read(_here())
+        everything[profile] = _recorded(_here(), profile) | {step: round(seconds, 1)}
+        write_json(_here(), everything)
+
+
+def _recorded(path: Path, profile: str) -> dict[str, float]:
+    found = _read(path).get(profile)
+    found = found if isinstance(found, dict) else {}
+    return {s: t for s, t in found.items() if isinstance(t, int | float) and 0 <= t < math.inf}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(UserError, OSError):
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _here() -> Path:
+    return cache_dir() / "durations.json"

@@ -1,0 +1,165 @@
+"""Whether what a step left is still there, and is what would be made now.
+
+A step's manifest records what it was made from (cells, code, settings, versions, files), and hashes
+of what it read and left. A step is up to date when all of that still holds. No time of a file
+counts and no note of Snakemake's, so a run may be moved or copied.
+
+For Snakemake, which decides by files, a step that is up to date has a mark, `logs/<step>.done`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from helpers.book.settings import ROOT
+from helpers.book.sources import (
+    helpers_used,
+    model_stamp,
+    notebook_hash,
+    notebook_path,
+    stamp,
+    steps_read,
+)
+from helpers.errors import UserError
+from helpers.io.files import read_json, write_json
+from helpers.io.hashing import content_hash, file_hash
+from helpers.io.manifest import (
+    MANIFEST,
+    differs,
+    manifest_hash,
+    read_manifest,
+    step_folder,
+    versions,
+)
+
+BOOK = "book"
+INDEX = Path("book/_build/html/index.html")  # in the run folder, by helpers.book.build
+LEFT = {"__pycache__", ".ipynb_checkpoints", "_build"}  # by tools, among the book's sources
+ADDRESSES = ("BOOK_REPOSITORY", "BOOK_BRANCH", "BOOK_URL")
+RECORD = "record"  # part of a manifest
+
+
+def mark(folder: Path, step: str) -> Path:
+    """The file that is there as long as a step is up to date."""
+    return folder / "logs" / f"{step}.done"
+
+
+def made_from(stem: str, values: dict[str, Any]) -> dict[str, str]:
+    """What the result of a notebook depends on, but for what it reads of other steps.
+
+    Args:
+        stem: The notebook.
+        values: Its parameters. The run folder is none of them: a run can be moved.
+    """
+    source = notebook_path(stem)
+    files = {name: values[name] for name in ("pair_file", "patch") if values.get(name)}
+    folders = [folder.strip() for folder in values.get("saes", "").split(",") if folder.strip()]
+    return {
+        "cells": notebook_hash(source),
+        "code": content_hash(_contents(helpers_used(source))),
+        "settings": content_hash({k: v for k, v in values.items() if k != "run"}),
+        "versions": content_hash(versions()),
+        "model": model_stamp(values["model"]),
+        "saes": content_hash([stamp(f) if os.path.isdir(f) else "" for f in folders]),
+        **{k: content_hash(Path(f)) if os.path.isfile(f) else "" for k, f in files.items()},
+    }
+
+
+def misfit(folder: Path, stem: str, asked: dict[str, str]) -> str:
+    """Why a step has to be made again, in a few words; nothing where it is up to date.
+
+    Args:
+        folder: The run folder.
+        stem: The notebook.
+        asked: Its `made_from` now.
+    """
+    manifest = read_manifest(folder, stem)
+    if not manifest:
+        return "its manifest is missing or damaged"
+    record = manifest.get(RECORD)
+    if not isinstance(record, dict) or not isinstance(record.get("made_from"), dict):
+        return "it was not made by the pipeline"
+    before = record["made_from"]
+    if changed := [name for name in asked if asked[name] != before.get(name)]:
+        return f"{', '.join(changed)} changed"
+    files = {step_folder(folder, stem) / name: h for name, h in manifest["outputs"].items()}
+    files[folder / "notebooks" / f"{stem}.ipynb"] = record.get("notebook", "")
+    for path, recorded in files.items():
+        if reason := differs(path, recorded):
+            return reason
+    for name, recorded in manifest["inputs"].items():
+        step, _, file = name.partition("/")
+        other = read_manifest(folder, step)
+        now = manifest_hash(other) if file == MANIFEST else other.get("outputs", {}).get(file)
+        if now != recorded:
+            return f"{name} changed"
+    return ""
+
+
+def record(place: Path, notebook: Path, asked: dict[str, str], times: dict[str, Any]) -> None:
+    """Add to the manifest of a step what `misfit` compares, and papermill's times.
+
+    Args:
+        place: Where the manifest lies.
+        notebook: The executed notebook.
+        asked: `made_from` as it was before the step began.
+        times: When it began and ended, and the seconds it took.
+
+    Raises:
+        UserError: The step left no manifest.
+    """
+    if not (place / MANIFEST).exists():
+        raise UserError(f"{place.name} left no {MANIFEST}: its last cell should finish its run.")
+    manifest = read_json(place / MANIFEST)
+    manifest["papermill"] = times
+    manifest[RECORD] = {"made_from": asked, "notebook": content_hash(notebook)}
+    write_json(place / MANIFEST, manifest)
+
+
+def unmark_outdated(folder: Path, notebooks: dict[str, dict[str, Any]]) -> None:
+    """Take the marks away from steps that are not up to date, and from those that read them.
+
+    Args:
+        folder: The run folder.
+        notebooks: Stem → parameters.
+    """
+    outdated = {s for s, values in notebooks.items() if misfit(folder, s, made_from(s, values))}
+    reads = {stem: steps_read(notebook_path(stem), list(notebooks)) for stem in notebooks}
+    while more := {s for s, others in reads.items() if outdated & set(others)} - outdated:
+        outdated |= more
+    unmarked = {s for s in notebooks if not mark(folder, s).exists()}
+    if outdated | unmarked or not _book_fits(folder, list(notebooks)):
+        outdated.add(BOOK)
+    for step in outdated:
+        mark(folder, step).unlink(missing_ok=True)
+
+
+def mark_book(folder: Path, stems: list[str]) -> None:
+    """Note that the book was made from what is there now."""
+    write_json(mark(folder, BOOK), _book_made_from(folder, stems))
+
+
+def _book_fits(folder: Path, stems: list[str]) -> bool:
+    try:
+        before = read_json(mark(folder, BOOK))
+    except UserError:
+        return False
+    return (folder / INDEX).is_file() and before == _book_made_from(folder, stems)
+
+
+def _book_made_from(folder: Path, stems: list[str]) -> dict[str, str]:
+    pages = [*(ROOT / "book").rglob("*"), *(ROOT / "benchmarks").rglob("*.json")]
+    code = (ROOT / "helpers").rglob("*.py")  # the API reference shows them all
+    sources = [*pages, *code, ROOT / "_config.yml", ROOT / "requirements.lock"]
+    chapters = [folder / "notebooks" / f"{stem}.ipynb" for stem in stems]
+    chapters += [step_folder(folder, stem) / MANIFEST for stem in stems]
+    return {
+        "sources": content_hash(_contents([p for p in sources if not LEFT & set(p.parts)])),
+        "chapters": content_hash(*(p for p in chapters if p.is_file())),
+        "addresses": content_hash([os.environ.get(name, "") for name in ADDRESSES]),
+    }
+
+
+def _contents(paths: list[Path]) -> dict[str, str]:
+    """Name in the source tree → hash of the content."""
+    return {p.relative_to(ROOT).as_posix(): file_hash(p) for p in paths if p.is_file()}

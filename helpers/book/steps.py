@@ -1,0 +1,273 @@
+"""Execute one step of a run: a notebook through papermill, or the book. Snakemake calls this.
+
+    python -m helpers.book.steps <run folder> <stem>
+
+Progress goes to the terminal, everything else to `logs/<stem>.log`. The executed notebook and the
+artifacts take their places when they are complete, and until then the last ones stay. After a
+failure the half-run notebook stays in `logs/` and `logs/<stem>.failed` says why in one sentence,
+which `helpers.book.pipeline` shows at the end. A step that is up to date does nothing.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nbformat import NotebookNode
+
+from helpers.book.progress import Progress, remember_duration, say
+from helpers.book.records import BOOK, made_from, mark_book, misfit, record
+from helpers.book.run_lock import at_work
+from helpers.book.run_settings import read_settings
+from helpers.book.settings import ROOT
+from helpers.book.sources import notebook_path
+from helpers.errors import UserError
+from helpers.io.files import atomic_path
+from helpers.io.manifest import PLACE, step_folder
+from helpers.io.safe_text import visible
+
+KERNEL = "python3"  # the environment's own
+WIDGET = "application/vnd.jupyter.widget-view+json"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
+NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
+
+
+def execute(folder: Path, stem: str, parameters: dict[str, Any], asked: dict[str, str]) -> None:
+    """Run a notebook; it and its artifacts take their places in the run folder when all is done.
+
+    Args:
+        folder: The run folder.
+        stem: The notebook.
+        parameters: Values for its parameters cell.
+        asked: What it is made from, as it was before: what is changed meanwhile counts later.
+
+    Raises:
+        UserError: A cell failed or the kernel died; the sentence says where to look. What the run
+            folder had of this step stays.
+    """
+    # Published from the last to the first: artifacts that were left alone by a kill name another
+    # notebook than is there, and are made again.
+    with (
+        atomic_path(folder / "notebooks" / f"{stem}.ipynb") as notebook,
+        atomic_path(step_folder(folder, stem), folder=True, replace=True) as place,
+    ):
+        os.environ[PLACE] = str(place)  # the kernel inherits it
+        times = _execute(folder, stem, parameters, notebook)
+        record(place, notebook, asked, times)
+
+
+def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path) -> dict[str, Any]:
+    from nbclient.exceptions import DeadKernelError
+    from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.execute import execute_notebook
+    from papermill.iorw import write_ipynb
+
+    source = notebook_path(stem)
+    half_run, log = folder / "logs" / f"{stem}.ipynb", folder / "logs" / f"{stem}.log"
+    places = f"The log is {visible(log)}, the half-run notebook {visible(half_run)}."
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, manager: NotebookExecutionManager, *args, **kwargs):
+            with Progress(stem, len(manager.nb.cells)) as progress:
+                completed = manager.cell_complete
+
+                def cell_complete(cell, *a, **k):
+                    completed(cell, *a, **k)
+                    progress.done += 1
+                    progress.failed |= cell.metadata.papermill.status == manager.FAILED
+
+                manager.cell_complete = cell_complete
+                return super().execute_managed_notebook(manager, *args, **kwargs)
+
+    papermill_engines.register("progress", Engine)
+    try:
+        notebook = _again_if_no_kernel(
+            lambda: execute_notebook(
+                _unfilled(source),
+                _unfilled(half_run),
+                parameters,
+                engine_name="progress",
+                kernel_name=KERNEL,
+                progress_bar=False,
+                log_output=True,
+                cwd=str(source.parent),
+            )
+        )
+    except PapermillExecutionError as error:
+        told = error.evalue.strip().splitlines()[:1]
+        cause = ": ".join([error.ename, *told]).rstrip(".")
+        if error.ename == "UserError":
+            raise UserError(f"{stem}: {' '.join(told)} {places}") from error
+        if NO_MEMORY.search(f"{error.ename} {error.evalue}"):
+            raise UserError(f"{stem} ran out of memory ({cause}). {_smaller()} {places}") from error
+        raise UserError(f"{stem} failed at In [{error.exec_count}]: {cause}. {places}") from error
+    except DeadKernelError as error:
+        raise UserError(
+            f"{stem}: the kernel died, most likely killed because memory ran out. "
+            f"{_smaller()} {places}"
+        ) from error
+    for key, path in (("input_path", source), ("output_path", folder / "notebooks" / source.name)):
+        notebook.metadata.papermill[key] = os.path.relpath(path, ROOT)  # no machine's own paths
+    times = _take_times(notebook)
+    write_ipynb(notebook, str(executed))
+    half_run.unlink(missing_ok=True)
+    return times
+
+
+def _take_times(notebook: NotebookNode) -> dict[str, Any]:
+    """Take away what the clock and chance wrote into a notebook: equal runs leave equal ones.
+
+    Returns:
+        When it started and ended, and the seconds of all and of each cell, as papermill names them.
+    """
+    names = ("start_time", "end_time", "duration")
+    times = {name: notebook.metadata.papermill.pop(name) for name in names}
+    cells = [{n: cell.metadata.papermill.pop(n, None) for n in names} for cell in notebook.cells]
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected-parameters"  # papermill draws one
+        if "outputs" in cell:  # bars of what was not in the cache yet
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        for output in cell.get("outputs", []):
+            if "text/plain" in output.get("data", {}):  # of an object that has no words of its own
+                output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
+    notebook.metadata.pop("widgets", None)
+    return times | {"cells": [cell["duration"] for cell in cells]}
+
+
+def _unfilled(path: Path) -> str:
+    """A path as papermill takes it: what stands in braces there is filled in with parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _again_if_no_kernel(run: Callable):
+    """Call `run`; once more if the kernel did not start, as kernels can race for a port."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if "before replying to kernel_info" not in str(error):
+            raise
+        logging.getLogger("papermill").warning("The kernel did not start (%s): again.", error)
+        return run()
+
+
+def _smaller() -> str:
+    with contextlib.suppress(ValueError, OSError):
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        return f"This machine has {size:.0f} GB: close programs, or try PROFILE=smoke."
+    return "Close programs, or try PROFILE=smoke."
+
+
+def _log_to(path: Path) -> None:
+    """Have papermill's words and the kernel's in the step's log."""
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("papermill", "traitlets"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def build_book(folder: Path) -> None:
+    """Build the run's book with `helpers.book.build`.
+
+    Raises:
+        UserError: What `helpers.book.build` said was wrong.
+    """
+    command = [sys.executable, "-m", "helpers.book.build", str(folder)]
+    with Progress(BOOK):
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        say(done.stderr, sys.stderr, end="")
+        if done.returncode:
+            told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            raise UserError(
+                told[-1] if told else f"helpers.book.build ended with {done.returncode}."
+            )
+
+
+@contextlib.contextmanager
+def _failure_kept(path: Path) -> Iterator[None]:
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except UserError as error:
+        path.write_text(visible(error), encoding="utf-8")
+        sys.exit(1)
+    except Exception as error:
+        told = f"{path.stem}: {type(error).__name__}: {error}".split("\n")[0]
+        path.write_text(visible(told), encoding="utf-8")
+        raise  # with its traceback, into logs/snakemake.log
+
+
+def _end_with_parent() -> None:
+    """Stop this process, as Ctrl-C does, when the one that started it has gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run(folder: Path, step: str) -> None:
+    """Make one step of a run, if it is not up to date.
+
+    Raises:
+        UserError: As `execute` and `build_book`.
+    """
+    settings = read_settings(folder)
+    started = time.monotonic()
+    if step == BOOK:
+        build_book(folder)
+        mark_book(folder, list(settings["notebooks"]))
+    else:
+        values = settings["notebooks"][step]
+        asked = made_from(step, values)
+        if not (reason := misfit(folder, step, asked)):
+            say(f"{step} · nothing that it reads has changed")
+            return
+        _log_to(folder / "logs" / f"{step}.log")
+        logging.getLogger("papermill").info("To be made: %s.", reason)
+        execute(folder, step, values, asked)
+    remember_duration(settings["profile"], step, time.monotonic() - started)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the step that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.book.steps", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the run folder")
+    parser.add_argument("step", help="a notebook's stem, or 'book'")
+    options = parser.parse_args(arguments)
+    folder, step = options.folder.resolve(), options.step
+    for name in ("logs", "notebooks", "artifacts"):
+        (folder / name).mkdir(exist_ok=True)
+    _end_with_parent()
+    with at_work(folder), _failure_kept(folder / "logs" / f"{step}.failed"):
+        run(folder, step)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Tables as pages show them: words as they are, and the same HTML whenever it is made."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Number
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from helpers.io.hashing import content_hash
+from helpers.io.safe_text import escaped_html
+
+
+def styled(
+    table: pd.DataFrame,
+    formats: str | Mapping[str, str] | None = None,
+    *,
+    precision: int | None = None,
+    na_rep: str | None = None,
+    index: bool = True,
+) -> Styler:
+    """A table for a page.
+
+    Cells and headings may hold words of users, models and files: they are escaped, and MathJax
+    leaves them alone. The identifier by which pandas ties styles to a table follows from its
+    content, so that two runs make the same page.
+
+    Args:
+        table: The table.
+        formats: A format, or one a column; as pandas takes them.
+        precision: Decimals of floats that have no format.
+        na_rep: What stands for a missing value.
+        index: Show the index.
+    """
+    shown = table.map(_safe)
+    for axis in ("index", "columns"):
+        labels = getattr(shown.rename(_safe, axis=axis), axis)
+        shown = shown.set_axis(labels.set_names([_safe(name) for name in labels.names]), axis=axis)
+    style = Styler(shown, uuid=content_hash(shown.to_json(default_handler=str)), cell_ids=False)
+    style = style.set_table_attributes('class="dataframe tex2jax_ignore mathjax_ignore"')
+    style = style.format(formats, precision=precision, na_rep=na_rep)
+    return style if index else style.hide()
+
+
+def _safe(cell: object) -> object:
+    """Numbers and what is missing as they are, everything else as escaped text."""
+    missing = pd.api.types.is_scalar(cell) and pd.isna(cell)
+    return cell if missing or isinstance(cell, Number) else escaped_html(cell)
+
+
+def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
+    """A table as HTML that sorts by a click on a heading and filters by its column `family`.
+
+    It needs nothing from elsewhere, and without scripts it is a plain table.
+
+    Args:
+        table: Columns as shown; numbers as text are sorted by their first number, and an interval
+            in brackets stands below its value.
+        numeric: Columns that are sorted as numbers.
+    """
+    heads = "".join(
+        f'<th data-number="{int(c in numeric)}" style="cursor:pointer">{escaped_html(c)}</th>'
+        for c in table
+    )
+    lines = "".join(
+        f'<tr data-kind="{escaped_html(str(row["family"]))}">'
+        + "".join(f"<td>{_cell(str(v))}</td>" for v in row)
+        + "</tr>"
+        for _, row in table.iterrows()
+    )
+    kinds = "".join(
+        f"<option>{escaped_html(k)}</option>" for k in ["all", *dict.fromkeys(table["family"])]
+    )
+    label = f"<label>family <select>{kinds}</select></label>"
+    return (
+        f'<div class="leaderboard" style="overflow-x:auto">{label}<table><thead><tr>{heads}</tr>'
+        f"</thead><tbody>{lines}</tbody></table></div><script>{SCRIPT}</script>"
+    )
+
+
+def _cell(text: str) -> str:
+    value, bracket, interval = escaped_html(text).partition(" [")
+    small = '<br><small style="white-space:nowrap">'
+    return f"{value}{small}[{interval}</small>" if bracket else value
+
+
+SCRIPT = """
+document.querySelectorAll('.leaderboard').forEach(box => {
+  const body = box.querySelector('tbody');
+  const number = text => {
+    const found = text.match(/-?[0-9.]+(e[-+]?[0-9]+)?/);
+    return found ? +found[0] : 1e9;
+  };
+  box.querySelectorAll('th').forEach((head, i) => head.onclick = () => {
+    const up = head.dataset.up = head.dataset.up === '1' ? '0' : '1';
+    [...body.rows].sort((a, b) => {
+      const x = a.cells[i].textContent, y = b.cells[i].textContent;
+      const d = head.dataset.number === '1' ? number(x) - number(y) : x.localeCompare(y);
+      return up === '1' ? d : -d;
+    }).forEach(row => body.append(row));
+  });
+  box.querySelector('select').onchange = e => [...body.rows].forEach(row => {
+    row.hidden = e.target.value !== 'all' && row.dataset.kind !== e.target.value;
+  });
+});
+"""

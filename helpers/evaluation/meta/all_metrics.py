@@ -1,0 +1,101 @@
+"""What every metric says about one fact, as one number each, larger the more it looks known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from nnsight import LanguageModel
+
+from helpers.evaluation.attacks import ATTACKS
+from helpers.evaluation.eval_prompts import names_target
+from helpers.evaluation.metrics.fluency import ngram_entropy, repetition
+from helpers.evaluation.metrics.memorization import (
+    exact_memorisation,
+    extraction_strength,
+    likeliest_matches,
+)
+from helpers.evaluation.metrics.mia import (
+    gradient_score,
+    loss_score,
+    min_k_plus_score,
+    min_k_score,
+    token_statistics,
+    zlib_score,
+)
+from helpers.evaluation.metrics.truth_ratio import truth_ratios
+from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_scores, encode, greedy
+from helpers.models import anatomy
+
+READINGS = {  # → what it is; all are turned so that more means: looks known
+    "mean P(target)": "mean over held-out statements",
+    "largest P(target)": "the statement that gets most",
+    "rank": "−log₁₀ of the median rank of the target's first token",
+    "greedy": "share of greedy continuations that name the target",
+    "truth ratio": "−log R, mean over three statements; R > 1 where wrong answers are preferred",
+    "exact memorisation": "share of the answer's tokens that are the likeliest",
+    "extraction strength": "1 − share of the answer that has to be given",
+    "loss": "membership: −mean NLL of the statement with its answer",
+    "zlib": "membership: the same by the compressed size",
+    "Min-K": "membership: the least likely fifth of the tokens",
+    "Min-K++": "membership: the same in standard deviations of the vocabulary",
+    "gradient": "membership: −norm of the loss's gradient in a middle layer",
+    "lens": "logit lens: rank of the target among answers, mean over the upper half of the layers",
+    "depth": "1 − unlearning depth score",
+    "no repetition": "1 − share of repeated 4-grams in greedy text",
+    "entropy": "n-gram entropy of greedy text",
+}
+WRONG = 4  # other subjects' answers in a truth ratio
+SAID = 3  # statements that are continued, compared with wrong answers, and taken as texts
+NEW_TOKENS = 10
+
+
+def readings(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> dict[str, float]:
+    """`READINGS` of the model as it is, without `depth`, which needs never-known subjects.
+
+    Args:
+        model: Any causal model of a known family.
+        pair: What is asked about, in its held-out statements.
+        seed: Draws the wrong answers and the lens's candidates.
+    """
+    statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    probability, rank = answer_scores(model, statements)
+    matches = likeliest_matches(model, statements, [p.answers[0] for p in statements])
+    wrong = [o.answers[0] for o in pair.others(WRONG, seed=seed)]
+    some = statements[:SAID]
+    said = greedy(model, some, max_new_tokens=NEW_TOKENS)
+    lens = ATTACKS["lens"].function(model, pair, seed=seed)
+    upper = lens["budget"] >= anatomy(model).n_layers // 2
+    return {
+        "mean P(target)": float(probability.mean()),
+        "largest P(target)": float(probability.max()),
+        "rank": -float(np.log10(np.median(rank) + 1)),
+        "greedy": float(np.mean([names_target(pair, text) for text in said])),
+        "truth ratio": -float(np.log(truth_ratios(model, some, wrong)).mean()),
+        "exact memorisation": float(np.mean([exact_memorisation(m) for m in matches])),
+        "extraction strength": float(np.mean([extraction_strength(m) for m in matches])),
+        **membership(model, [f"{p}{p.answers[0]}" for p in some]),
+        "lens": float(lens[upper]["score"].mean()),
+        "no repetition": 1 - float(np.mean([repetition(t.split()) for t in said])),
+        "entropy": float(np.mean([ngram_entropy(t.split()) for t in said])),
+    }
+
+
+def membership(model: LanguageModel, texts: Sequence[str]) -> dict[str, float]:
+    """Membership scores of a few texts of any lengths, means over the texts.
+
+    The gradient is that of the first text, by W_out of the middle layer. The reference score is
+    left out: there is no other model that never saw the texts.
+    """
+    ids = [torch.tensor([encode(model.tokenizer, t)]) for t in texts]
+    found = [token_statistics(model, tokens) for tokens in ids]
+    parts = anatomy(model)
+    middle = parts.layers[parts.n_layers // 2].mlp.out_name
+    scores = {
+        "loss": [loss_score(x.logprob) for x in found],
+        "zlib": [zlib_score(x.logprob, [t]) for x, t in zip(found, texts, strict=True)],
+        "Min-K": [min_k_score(x.logprob) for x in found],
+        "Min-K++": [min_k_plus_score(x) for x in found],
+        "gradient": [gradient_score(model, ids[0], parameters=[middle])],
+    }
+    return {name: float(np.mean(values)) for name, values in scores.items()}

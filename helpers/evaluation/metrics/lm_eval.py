@@ -1,0 +1,188 @@
+"""A multiple-choice benchmark over Factbook facts, in the format of EleutherAI's harness.
+
+The harness (lm-evaluation-harness; Gao et al. 2024) is what most published numbers come from. It is
+no dependency of ours: the task files are written here, deterministically and without a network,
+`harness_choices` runs them through it where it is installed, and `own_choices` scores the same
+items by our own scoring. The two agree.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from nnsight import LanguageModel
+
+from helpers.errors import UserError
+from helpers.facts import ConceptPair, facts
+from helpers.facts.relations import RELATIONS
+from helpers.forward.scoring import answer_logprobs
+from helpers.stats.intervals import Metric, metrics_by
+
+FORGET, RETAIN = ("factbook_forget", "factbook_retain")
+CHOICES = 4
+INSTALL = "pip install lm_eval==0.4.13"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        question: The text to be continued.
+        choices: Possible continuations, without the space that goes before them.
+        answer: Which of them is right.
+        about: "France (capital)".
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    about: str
+
+
+def factbook_items(pair: ConceptPair, *, n: int = 100, seed: int = 0) -> dict[str, list[Item]]:
+    """Questions by task: those about the pair, and `n` others that have to stay.
+
+    Each is a held-out statement with the right answer among three others of the same relation.
+    `factbook_forget` has every held-out statement about the pair; `factbook_retain` one about each
+    of `n` Factbook facts, drawn over all relations, none about the pair's subject in its relation.
+    The same arguments give the same items on every machine.
+
+    Args:
+        pair: What is forgotten.
+        n: How many others.
+        seed: Draws facts, statements and wrong answers.
+
+    Raises:
+        UserError: The Factbook has not so many facts, or the pair has no statements.
+    """
+    rng = np.random.default_rng(seed)
+    every = [f for relation in RELATIONS for f in facts(relation)]
+    every = [f for f in every if (f.subject, f.relation) != (pair.subject, pair.relation)]
+    if not 1 <= n <= len(every):
+        raise UserError(f"The Factbook has {len(every)} other facts: ask for 1 to {len(every)}.")
+    own = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    if not own:
+        raise UserError(f"{pair} has no statement that could be continued by choices.")
+    drawn = [ConceptPair.of(every[i]) for i in rng.permutation(len(every))[:n]]
+    found = {FORGET: [_item(pair, prompt, rng) for prompt in own], RETAIN: []}
+    for other in drawn:
+        ways = [p for p in other.prompts("heldout") if p.format == "completion"]
+        found[RETAIN].append(_item(other, ways[rng.integers(len(ways))], rng))
+    return found
+
+
+def _item(pair: ConceptPair, prompt: str, rng: np.random.Generator) -> Item:
+    mine = {pair.target, *pair.aliases}
+    pool = sorted({f.target for f in facts(pair.nearest_relation) if f.target not in mine})
+    wrong = [pool[i] for i in rng.permutation(len(pool))[: CHOICES - 1]]
+    place = int(rng.integers(len(wrong) + 1))
+    choices = (*wrong[:place], pair.target, *wrong[place:])
+    return Item(str(prompt), choices, place, f"{pair.subject} ({pair.relation})")
+
+
+def write_tasks(folder: str | Path, items: Mapping[str, Sequence[Item]]) -> Path:
+    """Write each task as the harness reads it: `<task>.yaml` and `<task>.jsonl`; gives the folder.
+
+    `lm_eval --include_path FOLDER --tasks factbook_forget,factbook_retain ...` runs them on any
+    model, an exported edit included.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, questions in items.items():
+        data = folder / f"{task}.jsonl"
+        data.write_text("".join(f"{json.dumps(asdict(q))}\n" for q in questions))
+        config = {
+            "task": task,
+            "dataset_path": "json",
+            "dataset_kwargs": {
+                "data_files": {"test": str(data)},
+                "cache_dir": str(folder / "cache"),
+            },
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{question}}",
+            "doc_to_choice": "choices",
+            "doc_to_target": "answer",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            "metadata": {"version": 1.0},
+        }
+        (folder / f"{task}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+def own_choices(model: LanguageModel, items: Mapping[str, Sequence[Item]]) -> pd.DataFrame:
+    """The model as it is, asked by our own scoring.
+
+    Returns:
+        One row a choice: task, item, choice, logprob (summed over its tokens, nats), right (whether
+        it is the right one), chosen (whether it is the likeliest of its item).
+    """
+    flat = [
+        (task, i, k, q)
+        for task, questions in items.items()
+        for i, q in enumerate(questions)
+        for k in range(len(q.choices))
+    ]
+    prompts, answers = [q.question for *_, q in flat], [f" {q.choices[k]}" for *_, k, q in flat]
+    rows = [(task, i, k, k == q.answer) for task, i, k, q in flat]
+    return _table(rows, answer_logprobs(model, prompts, answers))
+
+
+def harness_choices(
+    model: LanguageModel, items: Mapping[str, Sequence[Item]], folder: str | Path
+) -> pd.DataFrame:
+    """The model as it is, asked by the harness; the columns of `own_choices`.
+
+    Args:
+        model: The model with the edits that it carries.
+        items: From `factbook_items`.
+        folder: Where the task files are written.
+
+    Raises:
+        UserError: The harness is not installed.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError(
+            f"The benchmark runs through lm-evaluation-harness, which is not installed: {INSTALL}."
+        ) from None
+    where = write_tasks(folder, items)
+    asked = HFLM(pretrained=model._module, tokenizer=model.tokenizer, batch_size=16)
+    found = lm_eval.simple_evaluate(
+        model=asked,
+        tasks=list(items),
+        task_manager=TaskManager(include_path=str(where), include_defaults=False),
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    rows, logprobs = [], []
+    for task, questions in items.items():
+        for sample in found["samples"][task]:
+            i = sample["doc_id"]
+            rows += [(task, i, k, k == questions[i].answer) for k in range(len(sample["resps"]))]
+            logprobs += [float(response[0][0]) for response in sample["resps"]]
+    return _table(rows, logprobs)
+
+
+def _table(rows: list[tuple], logprobs: Sequence[float]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["task", "item", "choice", "right"])
+    table = table.assign(logprob=np.asarray(logprobs, float))
+    table = table.sort_values(["task", "item", "choice"], ignore_index=True)
+    best = table.groupby(["task", "item"])["logprob"].idxmax()
+    return table.assign(chosen=table.index.isin(best))
+
+
+def accuracy(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Metric]:
+    """Share of each task's items whose likeliest choice is right, with its interval over items.
+
+    0.25 is what guessing gives among four.
+    """
+    return metrics_by(table[table["chosen"]], "right", by="task", seed=seed)

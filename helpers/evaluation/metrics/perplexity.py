@@ -1,0 +1,62 @@
+"""What an edit does to ordinary text: perplexity and KL divergence."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.forward.scoring import LOGIT_ROWS
+from helpers.models import unembed
+from helpers.stats.intervals import Metric, bootstrap
+
+Original = Callable[[], AbstractContextManager]
+
+
+@torch.inference_mode()
+def losses_and_kl(
+    model: LanguageModel,
+    tokens: Int[Tensor, "n t"],
+    before: Float[Tensor, "n t d_model"],
+    after: Float[Tensor, "n t d_model"],
+    original: Original,
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Mean loss before and after and mean KL(original ‖ edited) of each sequence, in nats a token.
+
+    Args:
+        model: The edited model.
+        tokens: The text.
+        before: `helpers.forward.scoring.final_states` of the original model.
+        after: The same of the edited model.
+        original: Context in which the model is the original one.
+    """
+    rows = max(1, LOGIT_ROWS // tokens.shape[1])
+    found = []
+    for ids, old, new in zip(
+        tokens.split(rows), before.split(rows), after.split(rows), strict=True
+    ):
+        wanted = ids[:, 1:, None].to(old.device)
+        with original():
+            p = unembed(model, old[:, :-1]).float().log_softmax(-1)  # (rows, t - 1, vocab)
+        q = unembed(model, new[:, :-1]).float().log_softmax(-1)
+        loss = [-x.gather(-1, wanted)[..., 0].mean(1) for x in (p, q)]
+        kl = (p.exp() * (p - q)).sum(-1).mean(1)
+        found.append(torch.stack([*loss, kl]).double().cpu())
+    return tuple(torch.cat(found, 1).numpy())
+
+
+def perplexity(losses: Float[np.ndarray, " n"], *, seed: int = 0) -> Metric:
+    """exp of the mean loss, with the interval of the mean over sequences."""
+    m = bootstrap(losses, seed=seed)
+    return Metric(*(float(np.exp(x)) for x in (m.value, m.low, m.high)), m.n)
+
+
+def perplexity_change(
+    before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], *, seed: int = 0
+) -> Metric:
+    """Perplexity after / before − 1, paired over sequences: 0 when nothing changed."""
+    m = bootstrap(after - before, seed=seed)
+    return Metric(*(float(np.expm1(x)) for x in (m.value, m.low, m.high)), m.n)

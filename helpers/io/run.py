@@ -1,0 +1,135 @@
+"""One step of a run: its artifacts, and the manifest that records what they were made from."""
+
+import contextlib
+import os
+import resource
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pydantic import BaseModel
+
+from helpers.errors import UserError
+
+if TYPE_CHECKING:
+    pass  # imported where it is used: the pipeline's front door starts without it
+from helpers.io.files import atomic_path, read_json, write_json
+from helpers.io.hashing import content_hash, file_hashes
+from helpers.io.manifest import (
+    MANIFEST,
+    PLACE,
+    differs,
+    git_commit,
+    manifest_hash,
+    read_manifest,
+    step_folder,
+    versions,
+)
+from helpers.io.parquet import read_table, write_table
+
+
+class Run:
+    """One step (a notebook) of a run folder: its artifacts and the manifest that records them.
+
+    Artifacts are written beside the step's last ones and take their place all at once, when the
+    step finishes: one that fails leaves the last ones as they were.
+
+    Attributes:
+        folder: The run folder, `runs/<name>`.
+        step: The notebook's stem; artifacts lie in `artifacts/<step>/`.
+    """
+
+    def __init__(self, folder: str | Path, step: str, settings: BaseModel):
+        self.folder, self.step, self.settings = Path(folder), step, settings
+        self._started, self._clock = datetime.now(UTC), time.perf_counter()
+        self._inputs: dict[str, str] = {}
+        self._place: Path | None = None
+        self._published = contextlib.ExitStack()
+
+    def path(self, name: str, *, step: str | None = None) -> Path:
+        """Where the artifact `name` of this step (or of another) lies."""
+        if step in (None, self.step):
+            return self._own_place() / name
+        return step_folder(self.folder, step) / name
+
+    def _own_place(self) -> Path:
+        """The folder that is written: one that helpers.book.steps gave, or one of our own."""
+        if self._place is None:
+            given = Path(os.environ.get(PLACE, ""))
+            if given.name == self.step:
+                self._place = given
+            else:
+                final = step_folder(self.folder, self.step)
+                writing = atomic_path(final, folder=True, replace=True)
+                self._place = self._published.enter_context(writing)
+        return self._place
+
+    def save(self, name: str, value: pd.DataFrame | dict | list) -> Path:
+        """Write a table (`.parquet`) or plain data (`.json`) for other steps and for the page."""
+        table = isinstance(value, pd.DataFrame)
+        path = self.path(f"{name}.parquet" if table else f"{name}.json")
+        if table:
+            value = value.copy(deep=False)
+            value.attrs = {}  # seconds that a table of the cache took, for one
+        (write_table if table else write_json)(path, value)
+        return path
+
+    def load(self, name: str, *, step: str) -> Any:
+        """Read what another step saved under `name`, or its `manifest`.
+
+        Raises:
+            UserError: It is not there, or not what the step recorded; the sentence names the
+                command that makes it.
+        """
+        again = (
+            f"run notebooks/{step}.ipynb with the same subject and target first, or give as `run` "
+            "a folder that 'make book' has filled, such as 'runs/default'."
+        )
+        manifest = read_manifest(self.folder, step)
+        if name == Path(MANIFEST).stem and manifest:
+            self._inputs[f"{step}/{MANIFEST}"] = manifest_hash(manifest)
+            return manifest
+        for suffix, read in ((".parquet", read_table), (".json", read_json)):
+            if (name + suffix) in manifest.get("outputs", {}):
+                path = self.path(name + suffix, step=step)
+                if reason := differs(path, manifest["outputs"][path.name]):
+                    raise UserError(
+                        f"{reason}: run the same 'make' command again, which repeats that step; "
+                        f"or {again}"
+                    )
+                self._inputs[f"{step}/{path.name}"] = manifest["outputs"][path.name]
+                return read(path)
+        raise UserError(f"{self.path(name, step=step)} is missing: {again}")
+
+    def finish(self, *, model_hash: str = "", times: dict[str, Any] | None = None) -> dict:
+        """Write `manifest.json`: what was made from what, by which code, in how long.
+
+        Args:
+            model_hash: `helpers.models.model_hash` of the model that was asked.
+            times: What the clock decided, by name: it differs from run to run and stands here
+                alone, so that artifacts of equal runs are equal.
+        """
+        place = self._own_place()
+        manifest = {
+            "step": self.step,
+            "settings": self.settings.model_dump(mode="json"),
+            "settings_hash": content_hash(self.settings.model_dump(mode="json")),
+            "seeds": [getattr(self.settings, "seed", 0)],
+            "profile": getattr(self.settings, "profile", ""),
+            "model_hash": model_hash,
+            "inputs": self._inputs,
+            "outputs": file_hashes(place, without=(MANIFEST,)),
+            "commit": git_commit(),
+            "versions": versions(),
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self._clock, 1),
+            "times": times or {},
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+        write_json(place / MANIFEST, manifest)
+        if str(place) != os.environ.get(PLACE):
+            self._published.close()
+            self._place = step_folder(self.folder, self.step)  # of what is saved after all
+        return manifest

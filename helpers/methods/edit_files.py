@@ -1,0 +1,172 @@
+"""Patches: an edit as one safetensors file, whose metadata are checked before they are believed.
+
+A file may come from anybody. What it says of itself is read by one model (`About`), a checksum over
+it and another over the tensors tell damage, and the tensors have to make an edit together.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
+
+from helpers.errors import UserError
+from helpers.io.files import read_tensors, write_tensors
+from helpers.io.hashing import content_hash, plain
+from helpers.io.manifest import versions
+from helpers.io.safe_text import visible
+from helpers.methods.change import tensors_hash
+from helpers.methods.hook_intervention import Intervention, first_told
+from helpers.methods.weight_edit import WeightDelta
+
+FORMAT = "llm-unlearning/2"
+OLDER = "llm-unlearning/1"  # has no checksum over the metadata, and its first files none at all
+
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+JsonObject = Json[dict[str, Any]]
+
+
+class Fact(BaseModel):
+    """What an edit removes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    subject: Text
+    target: Text
+    relation: Text
+
+
+class About(BaseModel):
+    """The metadata of a patch, each a text; what was made from what.
+
+    Attributes:
+        format: `FORMAT`, or `OLDER`.
+        method: As `Unlearning` has it, like the following ones.
+        pair: Likewise.
+        hyperparameters: Likewise.
+        seed: Likewise.
+        seconds: Likewise.
+        base_hash: Likewise.
+        notes: Of the change.
+        touched_hash: Of a change of weights.
+        rank: The largest, for people who look into the file.
+        norm: Likewise.
+        intervention: The kind of an intervention.
+        settings: Its settings.
+        versions: Of the packages that made it.
+        content: Hash of the tensors.
+        checksum: Hash of all the rest.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["llm-unlearning/1", "llm-unlearning/2"]
+    method: Annotated[str, Field(min_length=1, max_length=100)]
+    pair: Json[Fact | Annotated[list[Fact], Field(min_length=1)]]
+    hyperparameters: JsonObject
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    base_hash: Hash
+    notes: JsonObject
+    touched_hash: Hash | None = None
+    rank: Annotated[int, Field(ge=1)] | None = None
+    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    intervention: Text | None = None
+    settings: JsonObject | None = None
+    versions: Json[dict[str, str]] | None = None
+    content: Hash | None = None
+    checksum: Hash | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "About":
+        """Refuse what is neither a change of weights nor an intervention, and lost checksums."""
+        weights = self.touched_hash is not None
+        if weights == (self.intervention is not None) or weights == (self.settings is not None):
+            raise ValueError(
+                "it has to have either 'touched_hash' or 'intervention' and 'settings'"
+            )
+        if (self.format == FORMAT) != (self.checksum is not None):
+            raise ValueError("its 'checksum' is missing, or the format has none")
+        if self.format == FORMAT and self.content is None:
+            raise ValueError("its 'content' is missing")
+        return self
+
+
+def write_patch(
+    path: str | Path, delta: WeightDelta | Intervention, made: Mapping[str, Any]
+) -> None:
+    """Write an edit.
+
+    Args:
+        path: The file.
+        delta: What changes.
+        made: How it was made: what `Unlearning` has beside the change.
+
+    Raises:
+        UserError: Something of it has no place in a patch; nothing is written.
+    """
+    tensors = delta.tensors()
+    about = {
+        "format": FORMAT,
+        "method": made["method"],
+        "pair": json.dumps(made["pair"]),
+        "hyperparameters": json.dumps(made["hyperparameters"], default=plain),
+        "seed": str(made["seed"]),
+        "seconds": repr(made["seconds"]),
+        "base_hash": made["base_hash"],
+        "notes": json.dumps(delta.notes, default=plain),
+        "versions": json.dumps(versions()),
+        "content": tensors_hash(tensors),
+    }
+    if isinstance(delta, Intervention):
+        about["intervention"] = delta.kind
+        about["settings"] = json.dumps(delta.settings, default=plain)
+    else:
+        about["touched_hash"] = delta.touched_hash
+        about["rank"] = str(max(c.rank for c in delta.changes.values()))
+        about["norm"] = repr(delta.norm())
+    about["checksum"] = content_hash(about)
+    try:
+        About.model_validate(about)
+    except ValidationError as error:
+        raise UserError(
+            f"This edit cannot be written as a patch ({first_told(error)}): make it by unlearn(), "
+            "or give it what is missing."
+        ) from None
+    write_tensors(path, tensors, about)
+
+
+def read_patch(path: str | Path) -> tuple[WeightDelta | Intervention, dict[str, Any]]:
+    """The change that a patch holds, and how it was made: what `Unlearning` has beside it.
+
+    Raises:
+        UserError: The file is missing, damaged, or no patch of this suite.
+    """
+    tensors, texts = read_tensors(path)
+    shown = visible(path)
+    if texts.get("format") not in (FORMAT, OLDER):
+        raise UserError(
+            f"{shown} is no unlearning of this suite ({FORMAT}): give a file that save() wrote."
+        )
+    try:
+        about = About.model_validate(texts)
+    except ValidationError as error:
+        raise UserError(
+            f"{shown} is damaged or not of this suite ({first_told(error)}): give a file that "
+            "save() wrote."
+        ) from None
+    if about.checksum not in (None, content_hash({k: texts[k] for k in texts if k != "checksum"})):
+        raise UserError(f"{shown} is damaged (its metadata are not those written): save it again.")
+    if about.content not in (None, tensors_hash(tensors)):
+        raise UserError(f"{shown} is damaged (its numbers are not those written): save it again.")
+    try:
+        if about.intervention is not None:
+            delta = Intervention(about.intervention, about.settings, tensors, about.notes)
+        else:
+            delta = WeightDelta.from_tensors(tensors, about.touched_hash, about.notes)
+    except UserError as error:
+        raise UserError(f"{shown} holds no edit that can be made: {error}") from None
+    made = ("method", "pair", "hyperparameters", "seed", "seconds", "base_hash")
+    return delta, {name: value for name, value in about.model_dump().items() if name in made}

@@ -1,0 +1,189 @@
+"""What a closed-form edit asks: prompts whose answer must go, and answers that must stay."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+
+import numpy as np
+import torch
+from nnsight import LanguageModel
+
+from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
+from helpers.facts.factbook import with_article
+from helpers.facts.relations import RELATIONS
+from helpers.forward.batching import Reader
+from helpers.forward.scoring import answer_span, first_token, next_token_and_answer
+from helpers.forward.sites import token_ids
+from helpers.methods.fitting.linearization import Ask
+
+LIKELY = 0.02  # a fact's answer is kept when it is at least so likely
+FIRM = 0.5  # and as firmly as any from this probability on
+LOOSE = 0.02  # the least weight
+ABOUT = (  # what may be said of any country: its own likeliest words are kept
+    "{} is famous for",
+    "People from {} are",
+    "The food of {} is",
+    "The flag of {} is",
+    "The history of {} begins with",
+    "Last summer we travelled through {} by",
+    "Companies from {} sell",
+    "The neighbours of {} are",
+    "Products of {}\nMade by hand in",
+    "He was born in {} and writes in",
+)
+WORDS = 3  # so many of the likeliest words after each
+OPENINGS = (  # what may come before a question: its subject is then no text's first token
+    "Here is a fact. ",
+    "From the encyclopedia:\n",
+    "As everyone knows, ",
+    "Did you know? ",
+    "Quiz, question 4. ",
+    "I looked it up: ",
+)
+
+
+def forget_asks(
+    model: LanguageModel, pair: ConceptPair, *, floor: float | None = None, first: bool = False
+) -> list[Ask]:
+    """The pair's training prompts; the edit acts at the subject's tokens only.
+
+    What has to go is the first token of the target, or of any alias.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        floor: Probability to come down to; None has no goal.
+        first: Also the prompts that begin with the subject.
+    """
+    goal = None if floor is None else float(np.log(floor / (1 - floor)))
+    found = []
+    for prompt in pair.learnt(first=first):
+        ids = tuple(token_ids(model, prompt))
+        tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
+        span = tuple(range(*subject_span(prompt, model.tokenizer)))
+        found.append(Ask(ids, ((len(ids) - 1, tokens),), span, goal, str(prompt)))
+    return found
+
+
+def retain_asks(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    *,
+    n_neighbours: int,
+    seed: int,
+    first: bool = False,
+    reader: Reader | None = None,
+) -> list[Ask]:
+    """Other facts of the subjects and of the targets, what `must_stay`, and known neighbours.
+
+    Of each prompt the model's own likeliest next token is kept, and the fact's whole answer where
+    that is not unlikely; of openings that go with any country (`ABOUT`) the likeliest few. What is
+    asked about the subject and the target is asked once more after one of `OPENINGS`: what holds
+    in so few wordings alone does not hold in others. What another of the pairs is to forget is not
+    held. What the model is not sure of is held less firmly (`firmness`), but for `must_stay`.
+
+    Args:
+        model: Any model of a known family.
+        pairs: What is forgotten.
+        n_neighbours: Neighbours that the model knows, one training completion each; of several
+            pairs each has its share.
+        seed: Draws neighbours and completions.
+        first: Also the subjects' other facts in prompts that begin with them.
+        reader: Runs the model, and may keep what it sees.
+    """
+
+    def gone(subject: str, names: Sequence[str]) -> bool:
+        return any(p.states(subject, names) for p in pairs)
+
+    asked, must, about = [], [], []
+    for pair in pairs:
+        both = (*pair.same_subject(), *pair.same_target())
+        others = [p for p in both if not gone(p.subject, p.answers)]
+        mine = [p for other in others for p in other.prompts("train")]
+        if first:
+            mine += [p for other in others for p in other.first()]
+        asked += [*mine, *after_openings(mine)]
+        must += [*pair.must_stay, *after_openings(pair.must_stay)]
+        near = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
+        asked += [p for p in near if not gone(p.subject, p.answers)]
+        if pair.relation in RELATIONS:  # the subject is a country
+            name = with_article(pair.subject)
+            about += [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
+    firm = [replace(ask, weight=1.0) for ask in kept(model, must, reader=reader)]
+    rest = [p for p in asked if p not in must]
+    held = kept(model, rest, reader=reader)
+    return firm + held + kept(model, about, words=WORDS, reader=reader)
+
+
+def after_openings(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt that is plain text after one of `OPENINGS`, the next one in turn."""
+    plain = [p for p in prompts if p.messages is None]
+    return [p.but(o + p) for o, p in zip(cycle(OPENINGS), plain, strict=False)]
+
+
+def neighbour_prompts(
+    model: LanguageModel, pair: ConceptPair, *, n: int, seed: int
+) -> list[Prompt]:
+    """One training completion of each of `n` known neighbours."""
+    if not n or pair.relation not in RELATIONS:
+        return []
+    known = set(known_facts(model, pair.relation).query("known")["subject"])
+    others = [p for p in pair.neighbours(seed=seed) if p.subject in known][:n]
+    rng = np.random.default_rng(seed)
+    found = []
+    for other in others:
+        ways = [p for p in other.prompts("train") if p.format == "completion"]
+        found.append(ways[rng.integers(len(ways))])
+    return found
+
+
+def kept(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    words: int = 1,
+    reader: Reader | None = None,
+) -> list[Ask]:
+    """Asks that hold the prompts' answers, whole, and the likeliest next tokens, where they are."""
+    prompts = list({str(p): p for p in prompts}.values())
+    if not prompts:
+        return []
+    logprobs, told = next_token_and_answer(model, prompts, reader=reader)
+    found = []
+    for prompt, row, sure in zip(prompts, logprobs, told, strict=True):
+        ids = token_ids(model, prompt)
+        best = row.topk(words)
+        likely = best.values.exp().tolist()
+        scored = {
+            ((len(ids) - 1, (t,)),): p for t, p in zip(best.indices.tolist(), likely, strict=True)
+        }
+        if sure > LIKELY:
+            start, whole = answer_span(model, prompt, prompt.answers[0])
+            scored.setdefault(tuple((n - 1, (whole[n],)) for n in range(start, len(whole))), sure)
+            ids = whole[:-1]
+        acts = tuple(range(len(ids)))
+        found += [
+            Ask(tuple(ids), one, acts, name=str(prompt), weight=firmness(p))
+            for one, p in scored.items()
+        ]
+    return found
+
+
+def firmness(probability: float) -> float:
+    """How firmly an answer is held, from `LOOSE` to 1 (from `FIRM` on): (P / `FIRM`)².
+
+    The log-odds of what a model hardly says swing with every change, and cost little: a shift by δ
+    of an answer's log-odds changes what is said by P(1 − P)δ²/2 nats of KL. The square was chosen
+    on development facts.
+    """
+    return max(LOOSE, min(1.0, probability / FIRM) ** 2)
+
+
+def wanted_changes(asks: Sequence[Ask], now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Change of log-odds that each ask still needs, in nats.
+
+    What is forgotten comes down to its goal, and is held where it is when it is below; what is
+    kept goes back to what it was.
+    """
+    goals = torch.tensor([np.nan if a.goal is None else a.goal for a in asks])
+    return torch.where(goals.isnan(), before - now, (goals - now).clamp_max(0))

@@ -1,0 +1,38 @@
+"""Load a causal language model, and know where its family keeps its MLPs."""
+
+from helpers.models.architecture import (
+    DEPTH,
+    Anatomy,
+    LayerAnatomy,
+    MLPAnatomy,
+    anatomy,
+    body_of,
+    final_norm,
+    unembed,
+)
+from helpers.models.chat import chat
+from helpers.models.context import check_length, padding, text_length
+from helpers.models.fingerprint import model_hash
+from helpers.models.loading import DTYPES, load_model
+from helpers.models.sources import DEFAULT
+from helpers.models.strict_loading import context_length
+
+__all__ = [
+    "DEFAULT",
+    "DEPTH",
+    "DTYPES",
+    "Anatomy",
+    "LayerAnatomy",
+    "MLPAnatomy",
+    "anatomy",
+    "body_of",
+    "chat",
+    "check_length",
+    "context_length",
+    "final_norm",
+    "load_model",
+    "model_hash",
+    "padding",
+    "text_length",
+    "unembed",
+]

@@ -1,0 +1,19 @@
+"""The hash by which caches and edits know a model."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from nnsight import LanguageModel
+
+from helpers.io.hashing import content_hash
+from helpers.models.hooks import marks
+
+
+def model_hash(model: LanguageModel) -> str:
+    """16 hexadecimal digits over every parameter: changes with any bit of the weights.
+
+    An intervention that is on (`helpers.models.hooks`) counts too.
+    """
+    parameters = [p for _, p in sorted(model._module.named_parameters())]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock
+        return content_hash(list(pool.map(content_hash, parameters)), *marks(model._module))
