@@ -139,7 +139,7 @@ def _take_times(notebook: NotebookNode) -> dict[str, Any]:
             cell["id"] = "injected-parameters"  # papermill draws one
         if (
             "outputs" in cell
-        ):  # bars and warnings of what was not in the cache yet; the log has them
+        ):  # bars and warnings of a cold cache: the log has them
             cell.outputs = [
                 o
                 for o in cell.outputs
