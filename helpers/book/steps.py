@@ -138,8 +138,14 @@ def _take_times(notebook: NotebookNode) -> dict[str, Any]:
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"  # papermill draws one
-        if "outputs" in cell:  # bars of what was not in the cache yet
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        if (
+            "outputs" in cell
+        ):  # bars and warnings of a cold cache: the log has them
+            cell.outputs = [
+                o
+                for o in cell.outputs
+                if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"
+            ]
         for output in cell.get("outputs", []):
             if "text/plain" in output.get("data", {}):  # of an object that has no words of its own
                 output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])

@@ -56,7 +56,7 @@ def verify(
     Returns:
         Differences: one row a fact, seed and method (and for `ORIGINAL`, and for `TWIN`, the
         oracles of the other seeds): subject, target, training (the seed), method, family, refused,
-        seconds, chance (of a guess), probability, log_odds, rank, ks (p-value of truth ratios
+        chance (of a guess), probability, log_odds, rank, ks (p-value of truth ratios
         against all oracles), n_ks (truth ratios compared), js_<group> (divergence from the oracle),
         learned, and `oracle_...` for the oracle's own probability, log_odds, rank and learned.
         Curves: subject, training, method, step, probability; the oracle's as method `oracle`.
@@ -138,7 +138,7 @@ def _edits(
             continue
         with made.applied(model):
             seen = _seen(model, asked)
-        yield name, kind, seen, {"refused": "", "seconds": made.seconds}
+        yield name, kind, seen, {"refused": ""}
 
 
 def _compared(seen: Seen, oracle: Seen, ratios: Float[np.ndarray, " n"]) -> dict[str, float]:

@@ -86,8 +86,10 @@ def _own_direction(model: LanguageModel, pair: ConceptPair) -> Float[Tensor, " d
     prompt = pair.prompts("train")[0]
     target = first_token(model, prompt, prompt.answers[0])
     tokens = {first_token(model, prompt, o.answers[0]) for o in pair.others(OTHERS)} - {target}
-    head = anatomy(model).head.weight.detach().float().cpu()
-    row, rows = head[target], head[sorted(tokens)][: head.shape[1] // 2]
+    # In float64: LAPACK's last bits depend on where in memory the numbers lie, and differ from run
+    # to run; rounded to float32 they do not.
+    head = anatomy(model).head.weight.detach().cpu()
+    row, rows = head[target].double(), head[sorted(tokens)][: head.shape[1] // 2].double()
     if len(rows):
         row = row - rows.T @ torch.linalg.lstsq(rows.T, row[:, None]).solution[:, 0]
-    return torch.nn.functional.normalize(row, dim=0)
+    return torch.nn.functional.normalize(row, dim=0).float()
