@@ -11,7 +11,7 @@ import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from helpers.book.build import build as book
+from helpers.book import build as book
 
 ROOT = Path(__file__).parents[1]
 

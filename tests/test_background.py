@@ -6,7 +6,7 @@ import torch
 from helpers.facts import ConceptPair
 from helpers.facts.relations import SPLITS, Template
 from helpers.forward.activations import keys_of
-from helpers.methods.appended_neurons import negatives as background
+from helpers.methods.fitting import negatives as background
 from helpers.methods.fitting.negatives import Sequences, mentions, relation_sequences
 from helpers.models import anatomy
 

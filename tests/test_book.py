@@ -12,7 +12,7 @@ import pytest
 from fake_book import ROOT, TITLES, code, copy_sources, fake_run, glue
 from pages import Page, broken_links
 
-from helpers.book.build import build as book
+from helpers.book import build as book
 from helpers.book.check import check
 from helpers.book.pages import Executed, duration, words_of
 from helpers.errors import UserError

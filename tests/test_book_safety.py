@@ -14,7 +14,7 @@ from fake_book import TITLES, code, copy_sources, fake_run, glue
 from nbformat.v4 import new_output
 
 from helpers import plots
-from helpers.book.build import build as book
+from helpers.book import build as book
 from helpers.book.check import check
 from helpers.book.tables import sortable, styled
 from helpers.io.safe_text import markdown, visible

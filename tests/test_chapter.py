@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from helpers.book.build import chapter
+from helpers.book import chapter
 from helpers.book.chapter import Chapter
 from helpers.errors import UserError
 from helpers.evaluation import Metric

@@ -5,8 +5,8 @@ import pytest
 
 from helpers.facts import ConceptPair, facts, subject_span
 from helpers.facts.relations import SPLITS, Template
-from helpers.methods.appended_neurons import layer_selection as handover
-from helpers.methods.appended_neurons import negatives as background
+from helpers.methods.fitting import layer_selection as handover
+from helpers.methods.fitting import negatives as background
 from helpers.methods.fitting.layer_selection import CARRIES, Place, carried, place
 from helpers.models import anatomy
 from helpers.tracing import activation_patching

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from helpers.book.build import records, run_lock
+from helpers.book import records, run_lock
 from helpers.book.pipeline import _options, main, temporary_files
 from helpers.book.progress import durations, remember_duration, say
 from helpers.book.records import made_from, mark, mark_book, misfit, record, unmark_outdated

@@ -118,7 +118,7 @@ def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):  # noqa
     model, _, _, folder = planted
     u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=4, **HOW)
     words = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("helpers.methods.surgery.sae_pair.corpus_tokens", lambda *a, **k: words)
+    monkeypatch.setattr("helpers.plots.latents.corpus_tokens", lambda *a, **k: words)
     table = named(model, u, [str(folder)], n=2)
     assert len(table) == 2 and set(table["subject"]) == {"w40"}
     (note,) = u.delta.notes["latents"]

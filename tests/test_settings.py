@@ -155,7 +155,7 @@ def test_what_a_chapter_takes_is_taken(stem, values):
 
 
 def test_the_names_are_those_of_the_registers():
-    from helpers.book.build import settings
+    from helpers.book import settings
     from helpers.evaluation.attacks import ATTACKS
     from helpers.methods import METHODS
     from helpers.models import DTYPES

@@ -16,8 +16,8 @@ from helpers.forward.activations import keys_by_layer, keys_of
 from helpers.forward.prefix_cache import Beginnings
 from helpers.forward.scoring import answer_logprobs, answer_probability, next_token_and_answer
 from helpers.methods import METHODS, unlearn
-from helpers.methods.appended_neurons import constraints as asks_module
-from helpers.methods.appended_neurons import fit_values as solved
+from helpers.methods.fitting import constraints as asks_module
+from helpers.methods.fitting import fit_values as solved
 from helpers.methods.fitting.constraints import OPENINGS, firmness, kept, retain_asks
 from helpers.methods.fitting.fit_values import LinearKeys, regressed
 from helpers.methods.fitting.layer_stats import key_covariance
@@ -312,7 +312,7 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     model = tiny_model()
     tokens = torch.randint(4, 60, (9, 128), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("helpers.forward.activations.corpus_tokens", lambda *a, **k: tokens)
+    monkeypatch.setattr("helpers.methods.fitting.layer_stats.corpus_tokens", lambda *a, **k: tokens)
     found = key_covariance(model, layers=[-1], n_tokens=1152, site=site)[2]
     mlp = anatomy(model).layers[2].mlp
     module, kept = (mlp.out_module if site == "neurons" else mlp.in_module), []
@@ -323,7 +323,7 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
     keys = kept[0].flatten(0, 1)
     torch.testing.assert_close(found, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-7)
     monkeypatch.setattr(
-        "helpers.forward.activations.second_moments", None
+        "helpers.methods.fitting.layer_stats.second_moments", None
     )  # now it comes from the cache
     assert torch.equal(key_covariance(model, layers=[2], n_tokens=1152, site=site)[2], found)
 
@@ -337,7 +337,7 @@ def own_pair(monkeypatch, tmp_path):
         where = (
             "helpers.methods.fitting.negatives"
             if place == "background"
-            else "helpers.forward.activations"
+            else "helpers.methods.fitting.layer_stats"
         )
         monkeypatch.setattr(f"{where}.corpus_tokens", lambda *a, **k: words)
     return ConceptPair("w40", "w20", "own", templates=TEMPLATES)
