@@ -378,7 +378,7 @@ def test_no_attack_takes_a_model_without_numbers_for_one_that_forgot(knowing, mo
     assert near and 0 <= layer < 3
     place = "helpers.evaluation"  # these two are asked of the original, which has numbers
     monkeypatch.setattr(f"{place}.attacks.relearning.known_neighbours", lambda *_, **__: near)
-    monkeypatch.setattr(f"{place}.probe.known_neighbours", lambda *_, **__: near)
+    monkeypatch.setattr(f"{place}.metrics.linear_probe.known_neighbours", lambda *_, **__: near)
     monkeypatch.setattr(f"{place}.attacks.stitching.handover_layer", lambda *_, **__: layer)
     small = {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.trains}
     small |= {"trigger": {"rounds": 2}, "cut_neurons": {"counts": (1, 4)}}

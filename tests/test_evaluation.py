@@ -11,7 +11,7 @@ from conftest import FAMILIES
 from scipy import stats
 
 from helpers.errors import UserError
-from helpers.evaluation import Metric, bootstrap_by, evaluate, known_neighbours
+from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, known_neighbours
 from helpers.evaluation.metrics import perplexity as impact
 from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetition
 from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
@@ -23,7 +23,6 @@ from helpers.forward.scoring import answer_probability, answer_rank, final_state
 from helpers.methods import Change, Unlearning, WeightDelta, original, unlearn
 from helpers.methods.surgery.neurons import deletion
 from helpers.models import anatomy, model_hash
-from helpers.stats import intervals as bootstrap
 from helpers.stats.intervals import quoted
 
 JAPAN = ConceptPair("Japan", "Tokyo")

@@ -15,6 +15,7 @@ from helpers.forward.scoring import next_token_logprobs
 from helpers.forward.sites import token_ids
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
 from helpers.methods.equivalence import folding_gap, intervened_logits
+from helpers.methods.fitting import value_updates
 from helpers.methods.fitting.contrast import contrast, states_at, subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
@@ -261,7 +262,7 @@ def test_memit_solves_its_normal_equations():
     C, K = A.T @ A / 40, torch.randn(3, 8, generator=generator, dtype=torch.float64)
     R = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     change = R @ memit.least_squares(C, K, weight=2.0)
-    ridged = C + rome.RIDGE * C.diagonal().mean() * torch.eye(8, dtype=torch.float64)
+    ridged = C + value_updates.RIDGE * C.diagonal().mean() * torch.eye(8, dtype=torch.float64)
     assert torch.allclose(change @ (2.0 * ridged + K.T @ K), R @ K, atol=1e-12)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.errors import UserError
-from helpers.facts import ConceptPair
+from helpers.facts import ConceptPair, facts
 from helpers.facts.corpus import passages
 from helpers.facts.factbook import with_article
 from helpers.organism.countries import World
