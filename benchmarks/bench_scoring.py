@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from helpers.facts import ConceptPair, facts
 from helpers.forward import scoring
-from helpers.forward.batching import length_batches
-from helpers.forward.layer_cache import LowerLayers, reusing
+from helpers.forward.batching import bucket_by_length
+from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.models import anatomy, load_model
 
 ROUNDS, PROMPTS, ALONE = 3, 1000, 60
@@ -38,16 +38,16 @@ def main() -> None:
     flop = 2 * (body * tokens + head * len(texts))
     rows = {"limit": [], "batched": [], "forward passes alone": [], "one at a time": []}
     batches = list(padded(model, texts, answers))
-    lower = {f"batched, kept below layer {i}": LowerLayers(model, i) for i in KEPT}
+    lower = {f"batched, kept below layer {i}": LayerCache(model, i) for i in KEPT}
     for kept in lower.values():
-        with reusing(model, kept):
+        with use_layer_cache(model, kept):
             scoring.answer_logprobs(model, texts, answers)
     for _ in range(ROUNDS):
         rows["limit"].append(flop / best_rate(parts))
         rows["batched"].append(seconds(lambda: scoring.answer_logprobs(model, texts, answers)))
         rows["forward passes alone"].append(seconds(lambda: forward(model, batches)))
         for name, kept in lower.items():  # as after an edit of that layer and above
-            with reusing(model, kept):
+            with use_layer_cache(model, kept):
                 again = seconds(lambda: scoring.answer_logprobs(model, texts, answers))
             rows.setdefault(name, []).append(again)
         few = seconds(
@@ -92,7 +92,7 @@ def seconds(work) -> float:
 def padded(model, texts: list[str], answers: list[str]):
     """The sequences in the batches that suit the machine, with their masks."""
     ids = [scoring.answer_span(model, t, a)[1] for t, a in zip(texts, answers, strict=True)]
-    for batch in length_batches([len(i) for i in ids]):
+    for batch in bucket_by_length([len(i) for i in ids]):
         rows = [torch.tensor(ids[n]) for n in batch]
         inputs = pad_sequence(rows, batch_first=True)
         mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)

@@ -27,7 +27,7 @@ from helpers.evaluation.tradeoff import (
 )
 from helpers.io.parquet import write_table
 from helpers.methods import METHODS
-from helpers.methods.fitting.fit_values import FORMS
+from helpers.methods.fitting.fit_values import PARAMETRIZATIONS
 from helpers.models import load_model
 from helpers.stats.intervals import bootstrap
 
@@ -59,7 +59,7 @@ def in_each_form(chosen: dict[str, dict], wanted: list[str]) -> dict[str, dict]:
     """Label → hyperparameters: a method that has forms once in each that is wanted."""
     found = {}
     for name, how in chosen.items():
-        forms = wanted if METHODS[name].hyperparameters().get("form") in FORMS else ()
+        forms = wanted if METHODS[name].hyperparameters().get("form") in PARAMETRIZATIONS else ()
         found |= {f"{name}, {form}": {**how, "form": form} for form in forms} or {name: how}
     return found
 
@@ -139,7 +139,7 @@ def added_by_saes(results: pd.DataFrame) -> list[dict]:
     means = results.groupby(["method", "subject"])[list(COLUMNS)].mean()
     rows = []
     for name in results["method"].unique():
-        form = name.partition(", ")[2] or FORMS[0]
+        form = name.partition(", ")[2] or PARAMETRIZATIONS[0]
         ours = f"{PROPOSED}, {form}"
         if name.startswith(PROPOSED) or ours not in means.index:
             continue
@@ -161,7 +161,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds, each with its own draws")
     parser.add_argument("--dev-facts", type=int, default=2, help="development facts, for strengths")
     parser.add_argument("--methods", default="all", help="all, or names by commas")
-    parser.add_argument("--forms", default=",".join(FORMS), help="of methods that have them")
+    parser.add_argument(
+        "--forms", default=",".join(PARAMETRIZATIONS), help="of methods that have them"
+    )
     parser.add_argument("--saes", nargs="*", default=[], help="folders of SAEs")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes")

@@ -14,7 +14,7 @@ from report import report
 from workers import gather, model, workers
 
 from helpers.evaluation.meta.meta_evaluation import cases
-from helpers.evaluation.meta.verdict_accuracy import SHORT, SURE, judged, shares_right
+from helpers.evaluation.meta.verdict_accuracy import SHORT, SURE, accuracies, judged
 from helpers.facts.relations import RELATIONS
 from helpers.models import load_model
 from helpers.stats.intervals import quoted
@@ -29,7 +29,7 @@ def rows_of(table: pd.DataFrame) -> list[dict]:
     """One row a relation and state."""
     rows = []
     for relation, own in table.groupby("relation", sort=False):
-        for state, _, n, share, low, high in shares_right(own).itertuples(index=False):
+        for state, _, n, share, low, high in accuracies(own).itertuples(index=False):
             wrong = own.loc[(own["state"] == state) & ~own["right"], "word"].value_counts()
             rows.append(
                 {

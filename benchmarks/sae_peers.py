@@ -89,10 +89,10 @@ def sae_lens(d_in, d_sae, lr, sample):
 
 def ours(d_in, d_sae, lr, sample):
     from helpers.sae import SAEConfig, build
-    from helpers.sae.start import start_from
+    from helpers.sae.start import init_from_data
 
     sae = build(SAEConfig("topk", d_in=d_in, d_sae=d_sae, k=K))
-    start_from(sae, sample, sample)
+    init_from_data(sae, sample, sample)
     adam = torch.optim.Adam(sae.parameters(), fused=True)
     idle = torch.zeros(d_sae, dtype=torch.long)
 
@@ -102,7 +102,7 @@ def ours(d_in, d_sae, lr, sample):
         adam.param_groups[0]["lr"] = rate
         adam.step()
         adam.zero_grad()
-        sae.unit_decoder()
+        sae.normalize_decoder()
         idle.add_(len(x))[losses.fired > 0] = 0
 
     return step, sae

@@ -16,8 +16,8 @@ from report import report, reported
 from workers import workers
 
 from helpers.evaluation.tradeoff import FAMILIES, editing_methods, known_pairs
-from helpers.methods.fitting.fit_values import FORMS
-from helpers.methods.fitting.layer_selection import WIDTH, carried, place
+from helpers.methods.fitting.fit_values import PARAMETRIZATIONS
+from helpers.methods.fitting.layer_selection import WIDTH, carried, select_layers
 from helpers.models import load_model
 from helpers.organism.recipe import Recipe
 from helpers.organism.store import organism
@@ -46,7 +46,7 @@ def main() -> None:
     lm = load_model(folder)
     dev = known_pairs(lm, "capital", "dev", n=args.dev_facts)
     heldout = known_pairs(lm, "capital", "heldout", n=args.facts)
-    where = place(lm, heldout, width=max(WIDTH.values()))
+    where = select_layers(lm, heldout, width=max(WIDTH.values()))
     wanted = [
         (
             SAEConfig(
@@ -58,7 +58,9 @@ def main() -> None:
     ]
     trained = trained_saes(lm, training_tokens(RECIPE, SENTENCES), wanted)
     saes = [str(stored_folder(sae.key)) for sae in trained]
-    chosen = in_each_form(editing_methods(args.methods, saes, families=FAMILIES), list(FORMS))
+    chosen = in_each_form(
+        editing_methods(args.methods, saes, families=FAMILIES), list(PARAMETRIZATIONS)
+    )
     with workers(args.workers, "cpu", folder) as pool:
         results = measured(pool, chosen, {}, dev, heldout, seeds=1, until=until)
     means = carried(lm, "capital").groupby(["position", "layer"])["share"].mean()

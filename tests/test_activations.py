@@ -18,7 +18,7 @@ from helpers.forward.harvest import harvest, open_shards
 from helpers.io.cache import alone
 from helpers.models import anatomy
 from helpers.tracing import SITES, Patch, run_patched
-from helpers.tracing.states import capture_all
+from helpers.tracing.states import cache_all_positions
 
 TOKENS = torch.randint(4, 64, (6, 5), generator=torch.Generator().manual_seed(0))
 
@@ -58,7 +58,7 @@ def test_shards_equal_a_plain_forward_pass_to_float16(tiny_model, family):
         assert np.allclose(shards[site, 2], expected, rtol=2e-3, atol=1e-6)
     row = 13
     assert shards.source(row) == (2, 3)
-    state = capture_all(model, TOKENS[2].tolist(), ["residual"])["residual"][2, 3]
+    state = cache_all_positions(model, TOKENS[2].tolist(), ["residual"])["residual"][2, 3]
     assert np.allclose(shards["residual", 2][row], state.numpy(), atol=2e-3)
 
 
@@ -322,7 +322,7 @@ def test_patching_the_mlps_input_runs_the_whole_mlp_on_it(tiny_model, family):
     for row, position in enumerate((1, 3)):
         got = run_patched(model, ids, [patch], read=("mlp", 1, position))[0]
         assert torch.allclose(got, expected[row], atol=1e-6)
-    base = capture_all(model, ids, ["residual", "mlp"])
+    base = cache_all_positions(model, ids, ["residual", "mlp"])
     got = run_patched(model, ids, [patch], read=("residual", 1, 3))[0]
     without = base["residual"][1, 3] - base["mlp"][1, 3]
     assert torch.allclose(got, without + expected[1], atol=1e-5)  # nothing else was changed

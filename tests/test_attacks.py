@@ -9,9 +9,9 @@ from test_surgery_baselines import own_pair
 from helpers.errors import UserError
 from helpers.evaluation.attacks import (
     ATTACKS,
-    NothingToAttackError,
+    AttackNotApplicableError,
     asking,
-    never_known,
+    control_facts,
     quantised,
     rounded,
     trigger,
@@ -28,11 +28,11 @@ from helpers.forward.scoring import answer_probability, first_token
 from helpers.forward.sites import token_ids
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
-from helpers.methods.fitting.linearization import linearise
+from helpers.methods.fitting.linearization import linearize
 from helpers.methods.snapshots import without
 from helpers.models import anatomy, model_hash
-from helpers.models.hooks import put_mark
-from helpers.tracing import capture
+from helpers.models.hooks import register_intervention
+from helpers.tracing import cache_activations
 from helpers.training.examples import answer_example, collate
 
 PUBLISHED_NF4 = (  # QLoRA, appendix E
@@ -120,7 +120,7 @@ def test_an_unknown_rounding_is_told(tiny_model):
 def test_never_known_facts_are_unknown_and_share_the_target(knowing):
     model = knowing()
     pair = ConceptPair("Kenya", "Nairobi")
-    found = never_known(model, pair, n=3)
+    found = control_facts(model, pair, n=3)
     assert len({s.subject for s in found}) == 3
     for stranger in found:
         assert (stranger.target, stranger.answers) == ("Nairobi", (" Nairobi",))
@@ -130,7 +130,7 @@ def test_never_known_facts_are_unknown_and_share_the_target(knowing):
         ways = [p for p in own.prompts("train") if p.format == "completion"]
         assert answer_probability(model, ways[:4]).mean() < 0.1
     with pytest.raises(UserError, match="ask for fewer"):
-        never_known(model, pair, n=40, tried=10)
+        control_facts(model, pair, n=40, tried=10)
 
 
 @pytest.mark.parametrize(
@@ -186,15 +186,15 @@ def test_stitched_is_what_the_lower_layers_still_know(knowing, monkeypatch):
             assert not np.allclose(answer_probability(model, prompts), edited)
             assert np.array_equal(attacked(), edited)
     assert model_hash(model) == before
-    remove = put_mark(model._module, "changed", [])
-    with pytest.raises(NothingToAttackError, match="intervention"):
+    remove = register_intervention(model._module, "changed", [])
+    with pytest.raises(AttackNotApplicableError, match="intervention"):
         attacked()
     remove()
 
 
 def test_where_nothing_is_known_nothing_is_handed_over(tiny_model, monkeypatch, tmp_path):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
-    with pytest.raises(NothingToAttackError, match="knows no fact"):
+    with pytest.raises(AttackNotApplicableError, match="knows no fact"):
         handover_layer(tiny_model(), "capital")
 
 
@@ -241,14 +241,14 @@ def test_pushes_are_the_change_of_log_odds_when_a_neuron_is_cut(tiny_model):
     model, pair = tiny_model(), own_pair()
     asks = suspicion(model, pair)
     last = anatomy(model).n_layers - 1
-    t = linearise(model, asks, layers=[last])
+    t = linearize(model, asks, layers=[last])
     W = anatomy(model).layers[last].mlp.W_out().detach().clone()
     pushes = pushed(t, last, W, torch.eye(W.shape[1]))
     small, most = 0.1, int(pushes.abs().argmax())  # first order: a tenth of the neuron
     removed = torch.zeros_like(W)
     removed[:, most] = small * W[:, most]
     with without(model, {last: removed}):
-        after = linearise(model, asks, layers=[last]).logodds.mean()
+        after = linearize(model, asks, layers=[last]).logodds.mean()
     assert float(t.logodds.mean() - after) == pytest.approx(small * float(pushes[most]), rel=0.1)
 
 
@@ -320,7 +320,7 @@ def test_the_audit_names_the_subject_that_an_edit_responds_to(knowing):
     model, names = knowing(), ["France", "Germany", "Kenya", "Spain", "Egypt", "Peru"]
     capitals = {f.subject: f for f in facts("capital")}
     prompts = [statement(ConceptPair.of(capitals[n])) for n in names]
-    found = capture(model, prompts, sites=["neurons"], layers=[1], position="subject")
+    found = cache_activations(model, prompts, sites=["neurons"], layers=[1], position="subject")
     keys = found["neurons"][:, 0]  # (6, d_mlp)
     reads = torch.linalg.pinv(keys)[:, 2]  # 1 at Kenya's key, 0 at the others'
     change = Change(dense=torch.outer(torch.ones(32), reads))
@@ -337,7 +337,7 @@ def test_the_audit_names_the_subject_that_an_edit_responds_to(knowing):
 
 
 def test_an_attack_without_a_hold_says_so(tiny_model):
-    with pytest.raises(NothingToAttackError, match="reverse"):
+    with pytest.raises(AttackNotApplicableError, match="reverse"):
         ATTACKS["reverse"].function(tiny_model(), own_pair())
 
 

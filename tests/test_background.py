@@ -5,7 +5,7 @@ import torch
 
 from helpers.facts import ConceptPair
 from helpers.facts.relations import SPLITS, Template
-from helpers.forward.activations import keys_of
+from helpers.forward.activations import activation_batches
 from helpers.methods.fitting import negatives as background
 from helpers.methods.fitting.negatives import Sequences, mentions, relation_sequences
 from helpers.models import anatomy
@@ -81,7 +81,7 @@ def test_a_name_that_begins_a_text_is_told_apart_by_itself(tiny_model):
 
     def sizes(name, **how):
         pair = ConceptPair(name, "w20", "own", templates=dict.fromkeys(SPLITS, ways))
-        [found] = background.own_inputs(tiny_model(), [pair], layers=[1], **how)
+        [found] = background.subject_inputs(tiny_model(), [pair], layers=[1], **how)
         return [len(group[1]) for group in found]
 
     assert sizes("w40 w41") == sizes("w40 w41", first=True) == [2, 2]
@@ -92,7 +92,7 @@ def test_a_name_that_begins_a_text_is_told_apart_by_itself(tiny_model):
 def test_of_a_single_first_token_the_next_one_is_read(tiny_model):
     model = tiny_model()
     pair = ConceptPair("w40", "w20", "own", templates=dict.fromkeys(SPLITS, (Template("{} w9"),)))
-    [[read]] = background.own_inputs(model, [pair], layers=[1], first=True)
+    [[read]] = background.subject_inputs(model, [pair], layers=[1], first=True)
     ids = model.tokenizer("w40 w9").input_ids
-    [wanted] = keys_of(model, [(ids, [1])], layers=[1], site="mlp_in")
+    [wanted] = activation_batches(model, [(ids, [1])], layers=[1], site="mlp_in")
     torch.testing.assert_close(read[1], wanted[1])

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.errors import UserError
 from helpers.evaluation.meta import meta_evaluation as calibration
-from helpers.evaluation.meta.all_metrics import READINGS, readings
+from helpers.evaluation.meta.all_metrics import METRICS, compute_metrics
 from helpers.evaluation.meta.meta_evaluation import BLIND, MISLED, SEES, auc_between, metric_aucs
 from helpers.evaluation.metrics.depth_score import unlearning_depth
 from helpers.facts import ConceptPair
@@ -40,7 +40,7 @@ def test_findings_say_on_which_side_of_a_coin_the_interval_lies():
     rows = []
     for fact in range(8):
         for state, shift in (("present", 3), ("hidden", -3), ("absent", 0)):
-            row = dict.fromkeys(READINGS, float(fact % 3)) | {"rank": fact / 8 + shift}
+            row = dict.fromkeys(METRICS, float(fact % 3)) | {"rank": fact / 8 + shift}
             rows.append({"fact": fact, "state": state, **row, "depth": np.nan})
     found = metric_aucs(pd.DataFrame(rows)).set_index(["metric", "state"])
     assert found.loc[("rank", "present"), "finding"] == SEES
@@ -63,7 +63,7 @@ def test_known_states_are_read_as_what_they_are(knowing, monkeypatch):
     table = calibration.calibrate(model, "capital", n=4, n_depth=0)
     assert model_hash(model) == start
     assert table.groupby("state").size().to_dict() == {"absent": 4, "hidden": 4, "present": 4}
-    assert set(READINGS) < set(table.columns)
+    assert set(METRICS) < set(table.columns)
     found = metric_aucs(table).set_index(["metric", "state"])
     assert found.loc[("mean P(target)", "present"), "value"] == 1
     assert found.loc[("lens", "present"), "value"] > 0.8
@@ -82,7 +82,7 @@ def test_a_hidden_fact_is_read_as_by_a_whole_pass(knowing, monkeypatch):
     monkeypatch.setattr(calibration, "logit_suppression", lambda *_: edit)
     table = calibration.one(model, fact, stranger, deep=[]).set_index("state")
     with edit.applied(model):
-        direct = readings(model, fact)
+        direct = compute_metrics(model, fact)
     assert direct == {name: table.loc["hidden", name] for name in direct}
 
 

@@ -17,9 +17,9 @@ from helpers.methods import (
     Change,
     Unlearning,
     WeightDelta,
-    applied_to,
-    composed,
+    active_edits,
     load_unlearning,
+    merge_edits,
     original,
     unlearn,
 )
@@ -27,8 +27,8 @@ from helpers.methods import hook_intervention as interventions
 from helpers.methods import weight_edit as deltas
 from helpers.methods.export import save_widened
 from helpers.methods.fitting.fit_values import appended
-from helpers.methods.fitting.units import Detectors
-from helpers.methods.snapshots import touched_hash
+from helpers.methods.fitting.units import GatedUnits
+from helpers.methods.snapshots import edited_tensors_hash
 from helpers.models import anatomy, load_model, model_hash
 from helpers.models.hooks import marks
 from tests.conftest import FAMILIES
@@ -57,7 +57,7 @@ def low_rank(model, layer=1, rank=3, seed=0, size=0.1):
 def neuron(model, layer=1, seed=0):
     """A detector's two neurons with their biases, gated or not."""
     torch.manual_seed(seed)
-    d = Detectors(torch.randn(1, 16), torch.tensor([0.1]), torch.ones(1))
+    d = GatedUnits(torch.randn(1, 16), torch.tensor([0.1]), torch.ones(1))
     return appended(model, {layer: d}, {layer: torch.randn(1, 16)})
 
 
@@ -70,7 +70,7 @@ def test_edits_of_one_model_add_up_to_one(tiny_model, family, tmp_path):
     edits = [edit(model, d) for d in (low_rank(model), low_rank(model, seed=1), dense)]
     total = sum(e.delta.changes[name].matrix() for e in edits)
     for some, delta in ((edits[:2], total - dense.changes[name].dense), (edits, total)):
-        both = composed(model, some)
+        both = merge_edits(model, some)
         assert (both.delta.changes[name].rank == 6) == (len(some) == 2)  # factors stay factors
         both.save(tmp_path / "both.safetensors")
         with load_unlearning(tmp_path / "both.safetensors").applied(model):
@@ -79,7 +79,7 @@ def test_edits_of_one_model_add_up_to_one(tiny_model, family, tmp_path):
     neurons = [edit(model, neuron(model, seed=s)) for s in (0, 1)]
     with edits[0].applied(model), neurons[0].applied(model), neurons[1].applied(model):
         one_by_one = logits(model)
-        together = composed(model, [edits[0], *neurons])  # of the model without them
+        together = merge_edits(model, [edits[0], *neurons])  # of the model without them
     with together.applied(model):
         assert torch.allclose(logits(model), one_by_one, atol=1e-5)
     assert together.pair == [edits[0].pair] * 3
@@ -96,7 +96,7 @@ def test_what_does_not_add_up_is_told(tiny_model):
         ([edit(other, low_rank(other))], "by by_hand was made on another model"),
     ):
         with pytest.raises(UserError, match=told):
-            composed(model, bad)
+            merge_edits(model, bad)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,7 +138,7 @@ def test_a_detector_says_none_below_its_threshold_and_the_same_above_its_ceiling
 ):
     model = tiny_model(family)
     mlp = anatomy(model).layers[1].mlp
-    d = Detectors(torch.eye(16)[:1], torch.tensor([0.1]), torch.ones(1))
+    d = GatedUnits(torch.eye(16)[:1], torch.tensor([0.1]), torch.ones(1))
     x = torch.zeros(5, 16)
     x[:, 0] = 0.1 + torch.tensor([-1.0, 0.25, 0.5, 1.0, 9.0])
     wanted = torch.tensor([0.0, 0.5, 1.0, 1.0, 1.0])
@@ -197,7 +197,7 @@ def test_an_earlier_edit_comes_off_and_later_ones_stay(tiny_model):
     three.revert(model)
     one.revert(model)
     assert model_hash(model) == only_two
-    assert applied_to(model) == [two]
+    assert active_edits(model) == [two]
     with pytest.raises(UserError, match="is not applied"):
         one.revert(model)
     two.revert(model)
@@ -270,7 +270,7 @@ def test_an_edit_of_another_model_leaves_the_model_untouched(tiny_model):
     narrow = tiny_model("gpt2")
     with pytest.raises(UserError, match="another model"):
         u.apply(narrow)
-    assert model_hash(other) == before and applied_to(other) == []
+    assert model_hash(other) == before and active_edits(other) == []
 
 
 def state(model):
@@ -281,7 +281,7 @@ def state(model):
         if m._forward_hooks or m._forward_pre_hooks
     ]
     sizes = {n: (p.shape, id(p)) for n, p in model._module.named_parameters()}
-    return model_hash(model), marks(model._module), hooks, sizes, applied_to(model)
+    return model_hash(model), marks(model._module), hooks, sizes, active_edits(model)
 
 
 def all_kinds(model):
@@ -341,7 +341,7 @@ def test_apply_and_revert_that_fail_at_any_call_leave_everything_as_it_was(
         one.apply(model)
     assert {(0, "copy_"), (1, "cat"), (1, "set_parameter"), (2, "put_mark")} <= failed
     assert (2, "register_forward_hook") in failed
-    on, failed = applied_to(model), set()
+    on, failed = active_edits(model), set()
     for place in (0, 1, 2):  # the later ones stay, or come back
         for name in ("copy_", "clone", "cat"):
             for nth in (1, 2, 4):
@@ -353,7 +353,7 @@ def test_apply_and_revert_that_fail_at_any_call_leave_everything_as_it_was(
 
 
 def _again(model, edits):
-    for one in reversed(applied_to(model)):
+    for one in reversed(active_edits(model)):
         one.revert(model)
     for one in edits:
         one.apply(model)
@@ -381,7 +381,7 @@ def test_applied_leaves_nothing_of_an_edit_that_fails_half_way(tiny_model, monke
     with two.applied(model), pytest.raises(UserError, match="applied already"):
         with two.applied(model):
             pytest.fail("the block is not entered")
-        assert applied_to(model) == [two]
+        assert active_edits(model) == [two]
     assert state(model) == before
 
 
@@ -414,7 +414,7 @@ def test_ctrl_c_at_any_moment_leaves_weights_and_stack_in_agreement(tiny_model):
                         pass
                     for one in reversed(edits):
                         one.revert(model)
-            assert state(model)[:3] == states[len(applied_to(model))]
+            assert state(model)[:3] == states[len(active_edits(model))]
             _again(model, [])
     finally:
         signal.signal(signal.SIGINT, theirs)
@@ -435,7 +435,7 @@ def test_an_edit_under_one_that_needs_its_neurons_is_refused_before_anything_cha
     assert state(model) == before
     second.revert(model)
     first.revert(model)
-    assert applied_to(model) == []
+    assert active_edits(model) == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -455,9 +455,9 @@ def test_a_file_that_is_read_twice_is_one_edit(tiny_model, tmp_path, family):
         assert state(model) == before
         if made.removes:
             with pytest.raises(UserError, match="given twice"):
-                composed(model, [one, two])
+                merge_edits(model, [one, two])
         two.revert(model)  # the same edit comes off, whichever copy asks
-        assert applied_to(model) == []
+        assert active_edits(model) == []
 
 
 def test_inside_of_original_the_model_carries_nothing_and_interventions_come_back(tiny_model):
@@ -482,7 +482,7 @@ def test_inside_of_original_the_model_carries_nothing_and_interventions_come_bac
     assert state(model) == before
     edits[2].revert(model)
     edits[0].revert(model)
-    assert applied_to(model) == [edits[1], edits[3]]
+    assert active_edits(model) == [edits[1], edits[3]]
 
 
 BIG = torch.tensor(3e38)
@@ -572,11 +572,11 @@ def test_an_edit_that_leaves_the_range_of_the_models_numbers_is_refused(tiny_fol
             module.get_parameter(name).fill_(0.0)
     made = edit(full, WeightDelta.of(full._module, change))
     fits = replace(made.delta.changes[name], dense=torch.full((16, 24), 6e4))
-    delta = WeightDelta({name: fits}, touched_hash(half._module, [name]))
+    delta = WeightDelta({name: fits}, edited_tensors_hash(half._module, [name]))
     with edit(half, delta).applied(half):
         assert float(half._module.get_parameter(name)[0, 0]) == pytest.approx(6e4, rel=1e-3)
     before = state(half)
-    wide = WeightDelta(change, touched_hash(half._module, [name]))
+    wide = WeightDelta(change, edited_tensors_hash(half._module, [name]))
     with pytest.raises(UserError, match="not finite in float16: load the model as float32"):
         edit(half, wide).apply(half)
     assert state(half) == before

@@ -15,7 +15,7 @@ from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, known_
 from helpers.evaluation.metrics import perplexity as impact
 from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetition
 from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
-from helpers.evaluation.scorecard import _Answers
+from helpers.evaluation.scorecard import ModelOutputs
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import corpus_tokens, dialogues, second_source
 from helpers.facts.relations import Template
@@ -32,7 +32,7 @@ QUICK = {"n_neighbours": 4, "n_tokens": 512}
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """No test finds the answers that another one kept; one thread is fastest on small matrices."""
-    monkeypatch.setattr(_Answers, "_kept", {})
+    monkeypatch.setattr(ModelOutputs, "_kept", {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,7 +41,7 @@ def forgotten(monkeypatch):
 
 def afresh(model, pair, **asked):
     """`evaluate` without what it kept."""
-    _Answers._kept = {}
+    ModelOutputs._kept = {}
     return evaluate(model, pair, **asked)
 
 
@@ -393,8 +393,8 @@ def test_kept_answers_are_never_those_of_another_model(knowing):
 def test_the_original_is_asked_once_for_many_edits(knowing, monkeypatch):
     """What makes a sweep over edits bearable: 'kept answers' are kept."""
     model, asked = knowing(), []
-    ask = _Answers._ask
-    monkeypatch.setattr(_Answers, "_ask", lambda s, m: asked.append(model_hash(m)) or ask(s, m))
+    ask = ModelOutputs._ask
+    monkeypatch.setattr(ModelOutputs, "_ask", lambda s, m: asked.append(model_hash(m)) or ask(s, m))
     for layer in range(3):
         with turned(model, layer).applied(model):
             evaluate(model, JAPAN, **QUICK)
@@ -476,7 +476,7 @@ def test_an_edit_is_evaluated_from_what_is_kept_below_it(knowing, monkeypatch):
     for layer in (2, 1, 2, 0):
         with turned(model, layer).applied(model):
             shared[layer] = evaluate(model, JAPAN, **QUICK)
-            lower = next(iter(_Answers._kept.values())).lower
+            lower = next(iter(ModelOutputs._kept.values())).lower
             seen.append((lower.layer, lower.skipped > 0))
     # the original shares with the first; what reaches deeper is kept anew; layer 0 shares nothing
     assert seen == [(2, True), (1, False), (1, True), (1, True)]

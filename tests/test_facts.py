@@ -94,7 +94,7 @@ def test_no_prompt_gives_its_answer_away(relation):
     for fact in facts(relation):
         pair = ConceptPair.of(fact)
         asked = [p for split in SPLITS for p in pair.prompts(split)]
-        asked += [*pair.few_shot(), *pair.learnt(first=True)]
+        asked += [*pair.few_shot(), *pair.edit_prompts(first=True)]
         for prompt in asked:
             assert fact.subject in prompt
             assert prompt.answers == pair.answers
@@ -119,7 +119,7 @@ def test_an_edit_also_learns_from_prompts_that_begin_with_the_subject(relation):
     for subject, begins in (("Japan", "Japan"), ("United States", "The United States")):
         pair = next(ConceptPair.of(f) for f in facts(relation) if f.subject == subject)
         assert len(pair.first()) >= 2
-        assert pair.learnt(first=True) == [*pair.learnt(), *pair.first()]
+        assert pair.edit_prompts(first=True) == [*pair.edit_prompts(), *pair.first()]
         assert all(p.startswith(begins) and p.split == "train" for p in pair.first())
     own = ConceptPair("a", "b", "own", templates=dict.fromkeys(SPLITS, (Template("{} is"),)))
     assert own.first() == []
@@ -207,9 +207,9 @@ def test_the_reversed_pair_is_trained_on_other_words_than_it_is_judged_by():
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_no_training_wording_begins_another_splits_or_is_begun_by_it(relation):
-    learnt = [*RELATIONS[relation].templates["train"], *RELATIONS[relation].first]
+    edit_prompts = [*RELATIONS[relation].templates["train"], *RELATIONS[relation].first]
     asked = [t for split in ("dev", "heldout") for t in RELATIONS[relation].templates[split]]
-    pairs = [(a.text, b.text) for a in learnt for b in asked]
+    pairs = [(a.text, b.text) for a in edit_prompts for b in asked]
     assert not [(a, b) for a, b in pairs if a.startswith(b) or b.startswith(a)]
 
 
@@ -238,10 +238,10 @@ def test_few_shot_solves_other_subjects_first():
 
 
 def test_what_an_edit_learns_from_is_solved_for_other_subjects_than_what_is_reported():
-    learnt = [p for p in FRANCE.learnt() if p.format == "few_shot"]
-    assert {len(str(p).split("\n")) for p in learnt} == {2, 4}  # one example and three
-    assert all(p.split == "train" for p in FRANCE.learnt())
-    examples = {line for p in learnt for line in str(p).split("\n")[:-1]}
+    edit_prompts = [p for p in FRANCE.edit_prompts() if p.format == "few_shot"]
+    assert {len(str(p).split("\n")) for p in edit_prompts} == {2, 4}  # one example and three
+    assert all(p.split == "train" for p in FRANCE.edit_prompts())
+    examples = {line for p in edit_prompts for line in str(p).split("\n")[:-1]}
     reported = {
         line for n in (1, 3) for p in FRANCE.few_shot(n) for line in str(p).split("\n")[:-1]
     }

@@ -7,7 +7,7 @@ from conftest import FAMILIES
 
 from helpers.errors import UserError
 from helpers.models import anatomy
-from helpers.tracing.text_activations import CONTEXT, Firings, firings, precision
+from helpers.tracing.text_activations import CONTEXT, TextActivations, precision, text_activations
 
 NEURONS = [(2, 5), (0, 3), (2, 1), (-3, 7)]  # (layer, neuron), in no order
 TEXTS = ["w1 w2 w3", "w4 w5 w6 w7 w8 w9 w10", "w11", "w3 w12"]
@@ -34,7 +34,7 @@ def plain_activations(model, text: str, neurons) -> np.ndarray:
 def test_activations_are_a_plain_capture_at_every_position_but_the_first(tiny_model, family):
     model = tiny_model(family)
     expected = np.concatenate([plain_activations(model, t, NEURONS)[1:] for t in TEXTS])
-    found = firings(model, TEXTS, NEURONS)
+    found = text_activations(model, TEXTS, NEURONS)
     assert found.activations.shape == (2 + 6 + 0 + 1, 4)
     assert np.allclose(found.activations, expected, atol=1e-6)
     assert [token for token, _ in found.contexts] == [w for t in TEXTS for w in t.split()[1:]]
@@ -44,7 +44,7 @@ def test_activations_are_a_plain_capture_at_every_position_but_the_first(tiny_mo
 def test_long_texts_are_read_up_to_max_tokens(tiny_model):
     model = tiny_model()
     text = " ".join(f"w{i}" for i in range(40))
-    found = firings(model, [text, "w1 w2"], NEURONS, max_tokens=30)
+    found = text_activations(model, [text, "w1 w2"], NEURONS, max_tokens=30)
     assert len(found.contexts) == len(found.mentions) == len(found.activations) == 29 + 1
     whole = plain_activations(model, text, NEURONS)
     assert np.allclose(found.activations[:29], whole[1:30], atol=1e-6)
@@ -55,7 +55,7 @@ def test_long_texts_are_read_up_to_max_tokens(tiny_model):
 
 def test_mentions_are_all_tokens_of_a_name_in_any_form_that_begins_a_word(tiny_model):
     texts = ["w5 w1 w12 w2 w3 xw1 w4", "w1 w9 w1 w9. w2 w4"]
-    found = firings(tiny_model(), texts, [(0, 0)], names=["w1", "w2 w3", "w9."])
+    found = text_activations(tiny_model(), texts, [(0, 0)], names=["w1", "w2 w3", "w9."])
     mentioned = {i for i, hit in enumerate(found.mentions) if hit}
     tokens = [token for token, _ in found.contexts]
     assert tokens == [*texts[0].split()[1:], *texts[1].split()[1:]]
@@ -65,7 +65,7 @@ def test_mentions_are_all_tokens_of_a_name_in_any_form_that_begins_a_word(tiny_m
 
 def test_parts_of_a_word_of_the_real_tokenizer_are_mentions(smollm):
     text = "Of all the Frenchmen in France, nobody left Saint-Denis for Paris."
-    found = firings(smollm, [text], [(0, 0)], names=["France", "Saint-Denis"])
+    found = text_activations(smollm, [text], [(0, 0)], names=["France", "Saint-Denis"])
     hit = [token for (token, _), yes in zip(found.contexts, found.mentions, strict=True) if yes]
     assert hit[0].strip() == "France"
     assert "".join(hit[1:]).strip() == "Saint-Denis"
@@ -73,7 +73,7 @@ def test_parts_of_a_word_of_the_real_tokenizer_are_mentions(smollm):
 
 
 def test_precision_by_hand():
-    found = Firings(
+    found = TextActivations(
         # a neuron that counts upward, one downward, one that never reaches its threshold
         activations=np.array([[2.0, -1, 0], [1, -3, 0], [3, 5, 0], [0.5, -2, 0]]),
         mentions=np.array([True, False, False, True]),
@@ -96,5 +96,5 @@ def test_precision_by_hand():
 )
 def test_bad_input_is_told_in_one_sentence(tiny_model, neurons, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
-        firings(tiny_model(), TEXTS, neurons)
+        text_activations(tiny_model(), TEXTS, neurons)
     assert "\n" not in str(caught.value)

@@ -19,12 +19,12 @@ from helpers.methods import (
     Intervention,
     Unlearning,
     WeightDelta,
-    applied_to,
+    active_edits,
     load_unlearning,
 )
 from helpers.methods.change import tensors_hash
 from helpers.methods.fitting.fit_values import appended
-from helpers.methods.fitting.units import Detectors
+from helpers.methods.fitting.units import GatedUnits
 from helpers.models import anatomy, load_model, model_hash
 from helpers.sae import SAEConfig, build
 
@@ -59,7 +59,7 @@ def saved(model, tmp_path_factory) -> list[tuple[Unlearning, bytes]]:
     factors = {"left": torch.randn(16, 2, generator=draw), "right": torch.randn(2, 24)}
     low = WeightDelta.of(model._module, {mlp.out_name: Change(**factors)}, notes={"left": [0.5]})
     dense = WeightDelta.of(model._module, {mlp.in_name: Change(dense=torch.randn(24, 16))})
-    d = Detectors(torch.randn(1, 16, generator=draw), torch.tensor([0.1]), torch.ones(1))
+    d = GatedUnits(torch.randn(1, 16, generator=draw), torch.tensor([0.1]), torch.ones(1))
     neurons = appended(model, {1: d}, {1: torch.randn(1, 16, generator=draw)})
     sae = build(SAEConfig("topk", 16, 20, k=4, site="mlp_in", layer=1))
     one = {"cfg": sae.cfg.to_dict(), "latents": [3, 4], "values": [-1.0, -2.0]}
@@ -192,6 +192,6 @@ def test_a_file_that_says_something_else_is_read_or_refused_and_the_model_comes_
             model._module(torch.tensor([[2, 7, 9]]))
     except UserError as error:
         assert "\n" not in str(error)
-    assert model_hash(model) == before and applied_to(model) == []
+    assert model_hash(model) == before and active_edits(model) == []
     found.save(path)
     assert same(load_unlearning(path), found)

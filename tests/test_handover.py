@@ -7,7 +7,12 @@ from helpers.facts import ConceptPair, facts, subject_span
 from helpers.facts.relations import SPLITS, Template
 from helpers.methods.fitting import layer_selection as handover
 from helpers.methods.fitting import negatives as background
-from helpers.methods.fitting.layer_selection import CARRIES, Place, carried, place
+from helpers.methods.fitting.layer_selection import (
+    MIN_PATCHING_EFFECT,
+    EditSite,
+    carried,
+    select_layers,
+)
 from helpers.models import anatomy
 from helpers.tracing import activation_patching
 
@@ -23,24 +28,31 @@ def shares(subject, end):
 @pytest.mark.parametrize(
     ("subject", "end", "width", "wanted"),
     [
-        ((1.0, 0.9, 0.1), [(1, 0.9)], 30, Place((0, 1))),
-        ((1.0, 0.9, 0.1), [(1, 0.9)], 4, Place((1,))),  # 4 of 30 is one of 3
-        ((1.0, 0.9, 0.1), [(1, 0.7)], 4, Place((1,), every=True)),  # the last token has too little
-        ((0.7, 0.5, 0.1), [(0, 0.7)], 4, Place((0,))),  # never enough: as early as can be
+        ((1.0, 0.9, 0.1), [(1, 0.9)], 30, EditSite((0, 1))),
+        ((1.0, 0.9, 0.1), [(1, 0.9)], 4, EditSite((1,))),  # 4 of 30 is one of 3
+        (
+            (1.0, 0.9, 0.1),
+            [(1, 0.7)],
+            4,
+            EditSite((1,), every=True),
+        ),  # the last token has too little
+        ((0.7, 0.5, 0.1), [(0, 0.7)], 4, EditSite((0,))),  # never enough: as early as can be
     ],
 )
 def test_an_edit_goes_right_below_the_hand_over(
     tiny_model, monkeypatch, subject, end, width, wanted
 ):
     monkeypatch.setattr(handover, "carried", lambda model, relation: shares(subject, end))
-    assert place(tiny_model(), [PAIR], width=width) == wanted
+    assert select_layers(tiny_model(), [PAIR], width=width) == wanted
 
 
 def test_without_known_facts_it_goes_to_the_same_depth_as_in_the_default_model(tiny_model):
     model, own = tiny_model(), ConceptPair("w40", "w20", "own", templates=WAYS)
     assert carried(model, "own").empty
     assert carried(model, "capital").empty  # it knows none
-    assert place(model, [own], width=4).layers == anatomy(model).at_depth([handover.DEFAULT])
+    assert select_layers(model, [own], width=4).layers == anatomy(model).at_depth(
+        [handover.DEFAULT]
+    )
 
 
 def test_shares_are_those_of_activation_patching_on_development_facts(knowing, monkeypatch):
@@ -48,9 +60,9 @@ def test_shares_are_those_of_activation_patching_on_development_facts(knowing, m
     table = carried(model, "capital")
     assert set(table["subject"]) and not {"Kenya", "Peru"} & set(table["subject"])  # held out
     means = table.groupby(["position", "layer"])["share"].mean()
-    last = place(model, [PAIR], width=4).layers[-1]
+    last = select_layers(model, [PAIR], width=4).layers[-1]
     assert list(means["end"].index) == [last]
-    enough = means["subject"][means["subject"] >= CARRIES]
+    enough = means["subject"][means["subject"] >= MIN_PATCHING_EFFECT]
     assert last == (enough.index.max() if len(enough) else 0)
     asked = [first_wording(s) for s in table["subject"].unique()]
     clean, corrupt = handover._contrasts(model, asked)[0]
@@ -70,20 +82,23 @@ def first_wording(subject):
 def test_every_token_of_a_subject_has_its_inputs_the_last_first(tiny_model):
     model = tiny_model()
     long = ConceptPair("w40 w41 w42", "w20", "own", templates=WAYS)
-    last = background.own_inputs(model, [long], layers=[1])[0]
-    every = background.own_inputs(model, [long], layers=[1], every=True)[0]
+    last = background.subject_inputs(model, [long], layers=[1])[0]
+    every = background.subject_inputs(model, [long], layers=[1], every=True)[0]
     assert len(every) == 3 * len(last)
     for a, b in zip(last, every, strict=False):
         assert (a[1] == b[1]).all()
     one = ConceptPair("w40", "w20", "own", templates=WAYS)
-    assert len(background.own_inputs(model, [one], layers=[1], every=True)[0]) == len(last)
+    assert len(background.subject_inputs(model, [one], layers=[1], every=True)[0]) == len(last)
 
 
 @pytest.mark.slow
 def test_the_default_model_hands_a_capital_over_right_after_the_layers_of_the_edit(smollm):
-    where = place(smollm, [PAIR], width=4)
+    where = select_layers(smollm, [PAIR], width=4)
     means = carried(smollm, "capital").groupby(["position", "layer"])["share"].mean()
     assert (
-        means["subject", where.layers[-1]] >= CARRIES > 0.5 > means["subject", where.layers[-1] + 1]
+        means["subject", where.layers[-1]]
+        >= MIN_PATCHING_EFFECT
+        > 0.5
+        > means["subject", where.layers[-1] + 1]
     )
     assert len(where.layers) == 4 and not where.every

@@ -21,7 +21,7 @@ from helpers.methods import (
     Intervention,
     Unlearning,
     WeightDelta,
-    applied_to,
+    active_edits,
     load_unlearning,
     original,
     unlearn,
@@ -29,9 +29,9 @@ from helpers.methods import (
 from helpers.methods.inference.clamp import Clamp
 from helpers.methods.inference.who_is import weakened
 from helpers.models import anatomy, model_hash, unembed
-from helpers.models.hooks import Hook, marks, put_mark
+from helpers.models.hooks import Hook, marks, register_intervention
 from helpers.sae import SAEConfig, build, save_sae
-from helpers.tracing.states import capture_all
+from helpers.tracing.states import cache_all_positions
 
 FRANCE = ConceptPair("France", "Paris")
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [9, 5, 4, 6, 10]])
@@ -163,7 +163,7 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
     model = tiny_model(family)
     d = anatomy(model).d_model
     sae = build(SAEConfig("topk", d, 4 * d, k=16, site=site, layer=1)).requires_grad_(False)
-    x = [capture_all(model, ids, [site])[site][1] for ids in TOKENS.tolist()]
+    x = [cache_all_positions(model, ids, [site])[site][1] for ids in TOKENS.tolist()]
     z = torch.stack([sae.encode(rows) for rows in x])  # (2, T, d_sae)
     latent = int((z[:, 1:] > 0).sum((0, 1)).argmax())
     expected = []
@@ -182,11 +182,11 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
     settings["saes"][0]["values"] = [-3.0]
     parts = {f"0.{k}": v for k, v in sae.tensors().items()}
     with wrapped(model, Intervention("clamp", settings, parts)).applied(model):
-        inside = capture_all(model, TOKENS[0].tolist(), ["residual"])["residual"]
+        inside = cache_all_positions(model, TOKENS[0].tolist(), ["residual"])["residual"]
         changed = logits(model)
     assert torch.equal(changed[:, 0], plain[:, 0])
     assert not torch.allclose(changed, plain, atol=1e-4)
-    below = capture_all(model, TOKENS[0].tolist(), ["residual"])["residual"]
+    below = cache_all_positions(model, TOKENS[0].tolist(), ["residual"])["residual"]
     assert torch.equal(inside[0], below[0]) and not torch.equal(inside[1], below[1])
 
 
@@ -388,7 +388,7 @@ def test_an_intervention_that_does_not_fit_leaves_no_hook(tiny_model, make, sent
         with pytest.raises(UserError, match=sentence):
             call()
         assert (model_hash(model), hooks_on(model)) == before
-        assert not marks(model._module) and applied_to(model) == []
+        assert not marks(model._module) and active_edits(model) == []
 
 
 def test_hooks_that_were_put_come_off_when_the_next_fails(tiny_model):
@@ -400,9 +400,9 @@ def test_hooks_that_were_put_come_off_when_the_next_fails(tiny_model):
 
     fine = Hook(module, lambda m, args, out: None)
     with pytest.raises(MemoryError):
-        put_mark(module, "made", [fine, fine, Broken(module, print)])
+        register_intervention(module, "made", [fine, fine, Broken(module, print)])
     assert not module._forward_hooks and not marks(module)
-    remove = put_mark(module, "made", [fine, fine])
+    remove = register_intervention(module, "made", [fine, fine])
     assert len(module._forward_hooks) == 2 and marks(module) == ("made",)
     remove()
     remove()
@@ -421,7 +421,7 @@ def test_factors_for_a_model_that_was_widened_since_are_refused(knowing):
         before = model_hash(model)
         with pytest.raises(UserError, match="made for a model of another width"):
             made.apply(model)
-        assert model_hash(model) == before and applied_to(model) == [wide]
+        assert model_hash(model) == before and active_edits(model) == [wide]
 
 
 def test_a_text_that_the_request_makes_too_long_is_told(tiny_model):

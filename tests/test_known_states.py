@@ -5,7 +5,12 @@ import pytest
 
 from helpers.errors import UserError
 from helpers.evaluation.battery import Evidence
-from helpers.evaluation.meta.verdict_accuracy import SHORT, known_states, shares_right, state_of
+from helpers.evaluation.meta.verdict_accuracy import (
+    SHORT,
+    accuracies,
+    known_states,
+    predicted_state,
+)
 from helpers.evaluation.verdict import Verdict
 from helpers.models import model_hash
 
@@ -16,7 +21,7 @@ def test_known_states_get_their_own_word(knowing):
     table = known_states(model, "capital", n=3, attacks=SHORT)
     assert model_hash(model) == start
     assert table.groupby("state").size().to_dict() == {"absent": 3, "hidden": 3, "present": 3}
-    shares = shares_right(table).set_index("state")
+    shares = accuracies(table).set_index("state")
     assert shares["share"].to_dict() == {"present": 1, "hidden": 1, "absent": 1}
     assert shares.loc["hidden", "low"] == pytest.approx(0.025 ** (1 / 3))  # all of three
     assert (table["right"] == (table["word"] == table["state"])).all()
@@ -26,7 +31,7 @@ def test_a_state_is_absent_where_all_that_could_be_tried_shows_it():
     def state(*findings, nothing=()):
         attacks = pd.DataFrame({"finding": findings})
         found = Verdict("partial", [], attacks, pd.DataFrame())
-        return state_of(found, Evidence(pd.DataFrame(), dict.fromkeys(nothing, "why")))
+        return predicted_state(found, Evidence(pd.DataFrame(), dict.fromkeys(nothing, "why")))
 
     assert state("gone", "gone") == "absent"
     assert state("gone", "nothing to attack") == "absent"  # the original says nothing there

@@ -7,7 +7,7 @@ from conftest import FAMILIES
 
 from helpers.errors import UserError
 from helpers.forward import scoring
-from helpers.forward.layer_cache import LowerLayers, reusing
+from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.methods import Change, Unlearning, WeightDelta
 from helpers.models import anatomy, model_hash
 
@@ -41,8 +41,8 @@ def test_an_edit_is_scored_from_kept_states_bit_for_bit(tiny_model, family):
     with turned(model, 1).applied(model):
         edited = asked(model)
     assert not np.allclose(plain, edited)
-    lower = LowerLayers(model, 1)
-    with reusing(model, lower):
+    lower = LayerCache(model, 1)
+    with use_layer_cache(model, lower):
         assert np.array_equal(asked(model), plain)
         assert lower.skipped == 0
         with turned(model, 1).applied(model):
@@ -60,7 +60,7 @@ def test_the_lower_blocks_are_not_run(tiny_model):
     blocks = [x.block._module for x in anatomy(model).layers]
     for i, block in enumerate(blocks):
         block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
-    with reusing(model, LowerLayers(model, -1)):
+    with use_layer_cache(model, LayerCache(model, -1)):
         first = scoring.final_states(model, TEXT)
         assert ran == [0, 1, 2]
         assert torch.equal(scoring.final_states(model, TEXT), first)
@@ -73,7 +73,7 @@ def test_the_lower_blocks_are_not_run(tiny_model):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_change_below_is_noticed(tiny_model, layer):
     model = tiny_model()
-    with reusing(model, LowerLayers(model, 2)):
+    with use_layer_cache(model, LayerCache(model, 2)):
         plain = asked(model)
         with turned(model, layer).applied(model):
             changed = asked(model)
@@ -84,7 +84,7 @@ def test_a_change_below_is_noticed(tiny_model, layer):
 
 def test_changed_embeddings_are_noticed(tiny_model):
     model = tiny_model()
-    with reusing(model, LowerLayers(model, 1)):
+    with use_layer_cache(model, LayerCache(model, 1)):
         plain = asked(model)
         with torch.no_grad():
             model._module.get_input_embeddings().weight.mul_(-1)
@@ -95,6 +95,6 @@ def test_changed_embeddings_are_noticed(tiny_model):
 def test_there_is_nothing_below_the_first_layer(tiny_model):
     model = tiny_model()
     with pytest.raises(UserError, match="nothing below layer 0"):
-        LowerLayers(model, 0)
+        LayerCache(model, 0)
     with pytest.raises(UserError, match="no layer 7"):
-        LowerLayers(model, 7)
+        LayerCache(model, 7)

@@ -26,7 +26,7 @@ from helpers.methods import (
     Change,
     Unlearning,
     WeightDelta,
-    applied_to,
+    active_edits,
     load_unlearning,
     original,
     unlearn,
@@ -39,7 +39,7 @@ from helpers.sae import SAEConfig, save_sae
 from helpers.sae.topk import TopK
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
-from helpers.tracing.states import capture_all
+from helpers.tracing.states import cache_all_positions
 
 FRANCE = ConceptPair("France", "Paris")
 CHOSEN = [(0, 3), (2, 5), (2, 1), (2, 17)]  # (layer, neuron)
@@ -160,7 +160,7 @@ def test_deletion_equals_the_intervention(tiny_model, family):
     """Neurons silenced by nnsight and neurons deleted from the weights are the same edit."""
     model = tiny_model(family)
     ids = TOKENS[0].tolist()
-    before = capture_all(model, ids, ["neurons"])["neurons"]  # (layers, T, d_mlp)
+    before = cache_all_positions(model, ids, ["neurons"])["neurons"]  # (layers, T, d_mlp)
     for layer in {layer for layer, _ in CHOSEN}:
         neurons = [i for at, i in CHOSEN if at == layer]
         silent = before[layer].clone()
@@ -183,13 +183,13 @@ def test_edits_are_applied_once_and_reverted_in_any_order(tiny_model):
     with pytest.raises(UserError, match="is not applied to this model"):
         first.revert(other)
     second.apply(model)
-    assert applied_to(model) == [first, second]
-    assert applied_to(other) == []
+    assert active_edits(model) == [first, second]
+    assert active_edits(other) == []
     first.revert(model)
-    assert applied_to(model) == [second]
+    assert active_edits(model) == [second]
     second.revert(model)
     assert model_hash(model) == before
-    assert applied_to(model) == []
+    assert active_edits(model) == []
 
 
 def test_edits_of_the_same_tensors_do_not_stack_silently(tiny_model):
@@ -256,13 +256,13 @@ def test_an_intervention_is_refused_on_another_model(tiny_model):
     model = tiny_model()
     asking = unlearn(model, FRANCE, "in_context")
     with edit_of(model).applied(model), asking.applied(model):
-        assert applied_to(model)[-1] is asking  # over an edit of the model that it was made on
+        assert active_edits(model)[-1] is asking  # over an edit of the model that it was made on
     other = tiny_model()
     with torch.no_grad():
         anatomy(other).layers[0].mlp.W_in()[0, 0] += 1e-3
     with pytest.raises(UserError, match="made on another model: make it on this one"):
         asking.apply(other)
-    assert not applied_to(other)
+    assert not active_edits(other)
 
 
 def test_a_fact_that_the_model_does_not_know_is_told(tiny_model, knowing):
@@ -468,7 +468,7 @@ def test_an_edit_that_writes_more_than_float16_has_numbers_for_is_refused(
             unlearn(model, FRANCE, "large")
     else:
         unlearn(model, FRANCE, "large")
-    assert model_hash(model) == before and applied_to(model) == []
+    assert model_hash(model) == before and active_edits(model) == []
 
 
 @pytest.mark.parametrize(

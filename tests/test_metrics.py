@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks import never_known
+from helpers.evaluation.attacks import control_facts
 from helpers.evaluation.metrics.depth_score import unlearning_depth, unlearning_depth_score
 from helpers.evaluation.metrics.fluency import ngram_entropy, repetition
 from helpers.evaluation.metrics.linear_probe import linear_probe, rank_score
@@ -195,7 +195,7 @@ def test_depth_score_by_hand():
 @pytest.mark.slow
 def test_hiding_in_the_last_layer_has_no_depth(smollm):
     pair = ConceptPair("France", "Paris")
-    strangers = never_known(smollm, pair, n=6)
+    strangers = control_facts(smollm, pair, n=6)
     hidden = logit_suppression(smollm, pair)
     with hidden.applied(smollm):
         depth = unlearning_depth(smollm, pair, strangers)

@@ -10,17 +10,17 @@ import torch
 
 from helpers.book.settings import validated
 from helpers.errors import UserError
-from helpers.evaluation.meta.all_metrics import READINGS
+from helpers.evaluation.meta.all_metrics import METRICS
 from helpers.evaluation.verdict import tost
 from helpers.facts import RELATIONS, ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
-from helpers.methods.fitting.layer_selection import place
+from helpers.methods.fitting.layer_selection import select_layers
 from helpers.models import anatomy, load_model, model_hash
 from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
 from helpers.organism.calibration import calibrate
 from helpers.organism.concept_units import Sightings, concepts_per_unit, detectors
-from helpers.organism.exact import Reading, distances, exam, read
+from helpers.organism.exact import EvalOutputs, distances, eval_set, read
 from helpers.organism.family import Family, widths_of
 from helpers.organism.fit import fit, fresh, loss_sum
 from helpers.organism.phrasings import OPENINGS, REVERSE, WAYS
@@ -282,7 +282,7 @@ def test_reverse_wordings_ask_from_the_capital():
 
 def fake_reading(said, losses, target):
     said = {"forget": torch.tensor(said).log()}
-    return Reading(said, np.array(losses, float), np.log(np.array(target)))
+    return EvalOutputs(said, np.array(losses, float), np.log(np.array(target)))
 
 
 def test_a_reading_against_hand_worked_numbers():
@@ -305,7 +305,7 @@ def test_divergence_is_nothing_for_the_same_and_ln2_for_the_disjoint():
 
 
 def test_an_exam_asks_for_the_fact_only_where_it_says_so():
-    asked = exam(world(12), FRANCE)
+    asked = eval_set(world(12), FRANCE)
     assert asked.candidates[0] == "Paris"
     assert len(set(asked.candidates)) == len(asked.candidates)
     assert asked.chance == 1 / len(asked.candidates)
@@ -318,7 +318,7 @@ def test_an_exam_asks_for_the_fact_only_where_it_says_so():
 def test_a_model_reads_and_learns_and_is_left_as_it_was(cache):
     model = load_model(str(organism(SMALL)))
     before = model_hash(model)
-    asked = exam(SMALL.world(), FRANCE, n_neighbours=2, n_texts=2)
+    asked = eval_set(SMALL.world(), FRANCE, n_neighbours=2, n_texts=2)
     reading = read(model, asked)
     assert reading.probability() == pytest.approx(
         answer_probability(model, FRANCE.prompts("heldout")).mean(), rel=1e-4
@@ -338,7 +338,7 @@ def test_metrics_are_read_of_the_same_question_in_three_models(cache):
     family = Family(SMALL, (pair,), (0,), (), folders)
     table = calibrate(family).set_index("state")
     assert list(table.index) == ["present", "hidden", "absent"]
-    assert set(READINGS) <= set(table.columns)
+    assert set(METRICS) <= set(table.columns)
     assert set(table["subject"]) == {"France"}
     oracle = answer_probability(family.oracle(pair, 0), pair.prompts("heldout"))
     assert 0 < table.loc["absent", "mean P(target)"] <= 1.001 * oracle.max()
@@ -442,7 +442,7 @@ def test_the_organism_knows_its_facts_and_its_oracle_all_but_one():
     assert knowledge(model, facts)["known"].mean() >= 0.98
     of_others = [p for p in facts if p != FRANCE]
     assert knowledge(oracle, of_others)["known"].mean() >= 0.97
-    assert knowledge(oracle, [FRANCE])["probability"][0] <= exam(recipe.world(), FRANCE).chance
+    assert knowledge(oracle, [FRANCE])["probability"][0] <= eval_set(recipe.world(), FRANCE).chance
 
 
 @pytest.mark.slow
@@ -451,7 +451,7 @@ def test_an_edit_acts_where_the_letters_of_a_name_carry_the_fact():
     model = load_model(str(organism(Recipe())))
     near = [q for p in FRANCE.neighbours() for q in p.prompts("heldout")]
     before = [answer_probability(model, q) for q in (FRANCE.prompts("heldout"), near)]
-    assert place(model, [FRANCE], width=4).every
+    assert select_layers(model, [FRANCE], width=4).every
     with unlearn(model, FRANCE, "gated_neuron").applied(model):
         after = [answer_probability(model, q) for q in (FRANCE.prompts("heldout"), near)]
     known = before[1] >= 0.1

@@ -8,7 +8,7 @@ import torch
 from helpers.errors import UserError
 from helpers.sae import ARCHITECTURES, SAEConfig, build, selection
 from helpers.sae.jumprelu import jump
-from helpers.sae.losses import dead_latents_loss
+from helpers.sae.losses import auxk_loss
 
 NUMBERS = {
     "relu": {"sparsity": 0.3},
@@ -31,7 +31,7 @@ def make(architecture: str, **more):
             p += 0.3 * torch.randn(p.shape, generator=draw)
         if architecture == "jumprelu":
             sae.log_threshold.copy_(torch.linspace(-1, 0.5, 32))
-        sae.unit_decoder()
+        sae.normalize_decoder()
     return sae
 
 
@@ -116,7 +116,7 @@ def test_dead_latents_learn_what_the_others_leave_over():
     sae = make("topk")
     dead = torch.arange(6)
     error = torch.randn(40, 8, generator=torch.Generator().manual_seed(5), requires_grad=True)
-    loss = dead_latents_loss(sae, X, error, dead)
+    loss = auxk_loss(sae, X, error, dead)
     pre = X @ sae.encoder[:6].T + sae.b_enc[:6]
     top = pre.topk(4, 1)  # half of d_out
     z = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
@@ -125,7 +125,7 @@ def test_dead_latents_learn_what_the_others_leave_over():
     loss.backward()
     assert error.grad is None  # the live latents take no part
     assert sae.encoder.grad[6:].abs().sum() == 0 < sae.encoder.grad[:6].abs().sum()
-    assert dead_latents_loss(sae, X, error, dead[:0]) == 0
+    assert auxk_loss(sae, X, error, dead[:0]) == 0
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))

@@ -12,7 +12,13 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import passages
 from helpers.models import final_norm, unembed
 from helpers.sae import SAEConfig, build
-from helpers.sae.concept_tokens import Sightings, mention_counts, read, sightings, started
+from helpers.sae.concept_tokens import (
+    ConceptTokens,
+    concept_tokens,
+    mention_counts,
+    read,
+    with_leading_word,
+)
 from helpers.sae.features import (
     ablated_latents,
     absorbed,
@@ -23,9 +29,9 @@ from helpers.sae.features import (
     target_rank,
     writes,
 )
-from helpers.sae.probing import both_signs, choose_and_judge, discriminants, f1_at, score_units
-from helpers.tracing import Patch, capture, run_patched, selectivity
-from helpers.tracing.states import capture_all
+from helpers.sae.probing import both_signs, discriminants, f1_at, score_units, select_and_evaluate
+from helpers.tracing import Patch, cache_activations, run_patched, selectivity
+from helpers.tracing.states import cache_all_positions
 
 
 def plain_f1(values: np.ndarray, inside: np.ndarray) -> float:
@@ -61,10 +67,10 @@ def test_units_are_chosen_on_training_data_and_judged_on_held_out():
     inside = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     train = torch.tensor([[2.0, 0.0], [2.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
     held = train.flip(1)
-    got = choose_and_judge(score_units(train, inside), held, inside).iloc[0]
+    got = select_and_evaluate(score_units(train, inside), held, inside).iloc[0]
     assert (got["unit"], got["train_auroc"], got["auroc"]) == (0, 1.0, 0.5)
     assert (got["f1_unit"], got["train_f1"], got["f1"]) == (0, 1.0, 0.0)
-    only = choose_and_judge(score_units(train, inside), held, inside, candidates=np.array([1]))
+    only = select_and_evaluate(score_units(train, inside), held, inside, candidates=np.array([1]))
     assert (only.iloc[0]["unit"], only.iloc[0]["auroc"]) == (1, 1.0)
 
 
@@ -84,7 +90,7 @@ def test_sightings_are_read_as_captured(tiny_model, family):
     model = tiny_model(family)
     prompts = [Prompt("w1 w2 w3 w4", subject="w3"), Prompt("w5 w3", subject="w3")]
     ids = tuple(tuple(model.tokenizer(p).input_ids) for p in prompts)
-    seen = Sightings(
+    seen = ConceptTokens(
         ("w3",),
         ids,
         np.array([0, 1, 1]),
@@ -95,7 +101,9 @@ def test_sightings_are_read_as_captured(tiny_model, family):
     got = read(model, seen, sites={"mlp_in": [1], "neurons": [0, 2]})
     assert set(got) == {("mlp_in", 1), ("neurons", 0), ("neurons", 2)}
     for (site, layer), values in got.items():
-        expected = capture(model, prompts, sites=[site], layers=[layer], position="subject")
+        expected = cache_activations(
+            model, prompts, sites=[site], layers=[layer], position="subject"
+        )
         assert torch.allclose(values[:2], expected[site][:, 0], atol=1e-5)
     assert seen.inside().tolist() == [[1, 1, 0]]
 
@@ -105,7 +113,7 @@ def test_passages_are_cut_at_the_name_and_longer_names_are_not_mistaken(smollm):
     prompts = {p.subject: p.prompts("train")[:2] for p in pairs}
     prompts["Equatorial Guinea"] = []
     prompts["Nigeria"] = []
-    seen = sightings(smollm.tokenizer, prompts, split="train", n_mentions=5)
+    seen = concept_tokens(smollm.tokenizer, prompts, split="train", n_mentions=5)
     assert (seen.concept == -1).sum() > 10
     for i in range(len(seen)):
         text = seen.text(smollm.tokenizer, i)
@@ -115,9 +123,9 @@ def test_passages_are_cut_at_the_name_and_longer_names_are_not_mistaken(smollm):
         assert text.endswith(name)
         if name == "Guinea":
             assert not text.endswith("Equatorial Guinea")
-    again = sightings(smollm.tokenizer, prompts, split="train", n_mentions=5)
+    again = concept_tokens(smollm.tokenizer, prompts, split="train", n_mentions=5)
     assert again.ids == seen.ids and (again.position == seen.position).all()
-    held = sightings(smollm.tokenizer, prompts, split="heldout", n_mentions=5)
+    held = concept_tokens(smollm.tokenizer, prompts, split="heldout", n_mentions=5)
     assert not set(held.ids[4:]) & set(seen.ids[4:])
 
 
@@ -159,7 +167,7 @@ def test_what_a_latent_writes_is_what_its_ablation_takes_from_the_mlp(tiny_model
     sae = tiny_sae("mlp_in")
     sae.b_enc.fill_(1.0)  # all are positive, so that the chosen one is active
     ids = model.tokenizer(ABOUT[0]).input_ids
-    states = capture_all(model, ids, ["mlp_in", "mlp", "residual"])
+    states = cache_all_positions(model, ids, ["mlp_in", "mlp", "residual"])
     x = states["mlp_in"][1, 2:3]
     latent = int(sae.encode(x)[0].argmax())
     value = x - sae.encode(x)[0, latent] * sae.W_dec[latent]
@@ -240,9 +248,11 @@ def test_discriminants_separate_what_no_single_coordinate_does():
 
 def test_a_subject_that_stands_first_gets_a_word_before_it(tiny_model):
     tokenizer = tiny_model().tokenizer
-    first = started(Prompt("w3 w6", subject="w3", answers=(" w9",), format="list"), tokenizer)
+    first = with_leading_word(
+        Prompt("w3 w6", subject="w3", answers=(" w9",), format="list"), tokenizer
+    )
     assert str(first) == "Fact: w3 w6" and first.answers == (" w9",) and first.format == "list"
-    assert started(ABOUT[0], tokenizer) is ABOUT[0]
+    assert with_leading_word(ABOUT[0], tokenizer) is ABOUT[0]
 
 
 def test_names_are_counted_as_whole_words():

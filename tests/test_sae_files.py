@@ -35,7 +35,7 @@ def make(architecture: str, **more):
         for name in ("threshold", "last"):
             if name in dict(sae.named_buffers()):
                 getattr(sae, name).fill_(0.5)
-        sae.unit_decoder()
+        sae.normalize_decoder()
     return sae.eval()
 
 

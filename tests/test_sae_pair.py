@@ -7,11 +7,15 @@ from helpers.errors import UserError
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.methods.fitting.latents_needed import latents_needed
-from helpers.methods.fitting.negatives import inputs_of_others, own_inputs
-from helpers.methods.fitting.sae_latents import SELECT, pursuit, ranked_rows
-from helpers.methods.fitting.units import discriminant, sightings
+from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
+from helpers.methods.fitting.sae_latents import (
+    SELECT,
+    orthogonal_matching_pursuit,
+    rank_encoder_rows,
+)
+from helpers.methods.fitting.units import contrastive_sets, discriminant
 from helpers.models import model_hash
-from helpers.plots.latents import named
+from helpers.plots.latents import describe_latents
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.tracing import selectivity
 from tests.test_tangent import grown_model, own_pair  # noqa: F401  fixtures
@@ -23,8 +27,8 @@ HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
 def planted(grown_model, own_pair, tmp_path):  # noqa: F811
     """A model, what its layer 1 has to tell apart, and an SAE whose latent 5 does it alone."""
     model = grown_model()
-    ((_, others),) = inputs_of_others(model, [own_pair], layers=[1])
-    seen = next(sightings(own_inputs(model, [own_pair], layers=[1]), others, 1))
+    ((_, others),) = negative_inputs(model, [own_pair], layers=[1])
+    seen = next(contrastive_sets(subject_inputs(model, [own_pair], layers=[1]), others, 1))
     cfg = SAEConfig(
         "topk", d_in=16, d_sae=12, k=4, site="mlp_in", layer=1, model_hash=model_hash(model)
     )
@@ -39,15 +43,15 @@ def planted(grown_model, own_pair, tmp_path):  # noqa: F811
 def test_the_subjects_latent_is_found(planted):
     _, seen, sae, _ = planted
     how = {"n": 3, "shrink": 0.01, "seed": 0}
-    rows, latents = ranked_rows(sae, seen, select="selective", **how)
+    rows, latents = rank_encoder_rows(sae, seen, select="selective", **how)
     assert latents[0] == 5
     assert selectivity(seen.inside @ rows[5:6].T, seen.outside @ rows[5:6].T)[0] > 0.99
-    drawn = ranked_rows(sae, seen, select="random", **how)[1]
+    drawn = rank_encoder_rows(sae, seen, select="random", **how)[1]
     assert len(set(drawn.tolist())) == 3
-    other, _ = ranked_rows(sae, seen, select="untrained", **how)
+    other, _ = rank_encoder_rows(sae, seen, select="untrained", **how)
     assert other.shape == rows.shape and not torch.allclose(other, rows)
     with pytest.raises(UserError, match="no rule 'best'"):
-        ranked_rows(sae, seen, select="best", **how)
+        rank_encoder_rows(sae, seen, select="best", **how)
 
 
 def test_every_row_of_a_pursuit_does_best_beside_those_before():
@@ -62,7 +66,7 @@ def test_every_row_of_a_pursuit_does_best_beside_those_before():
         w = torch.linalg.solve(r @ cov @ r.T, r @ gap.double())
         return gap.double() - cov @ r.T @ w
 
-    found = pursuit(rows, gap, cov, n=40, shrink=0.0).tolist()
+    found = orthogonal_matching_pursuit(rows, gap, cov, n=40, shrink=0.0).tolist()
     assert len(found) == len(set(found)) == 6
     for k in range(6):
         rest = left(found[:k])
@@ -119,7 +123,7 @@ def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):  # noqa
     u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=4, **HOW)
     words = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("helpers.plots.latents.corpus_tokens", lambda *a, **k: words)
-    table = named(model, u, [str(folder)], n=2)
+    table = describe_latents(model, u, [str(folder)], n=2)
     assert len(table) == 2 and set(table["subject"]) == {"w40"}
     (note,) = u.delta.notes["latents"]
     heaviest = note["latents"][max(range(4), key=lambda j: abs(note["weights"][j]))]

@@ -17,7 +17,7 @@ from helpers.sae.quality import (
     ratio,
     reconstruction,
 )
-from helpers.sae.splice import spliced_losses
+from helpers.sae.splice import patched_ce_loss
 
 
 def small_sae(d_in: int = 16, d_sae: int = 24, k: int = 4, **numbers):
@@ -66,7 +66,7 @@ def test_a_perfect_sae_leaves_nothing_unexplained_and_a_constant_one_everything(
 def test_splicing_the_identity_changes_nothing(tiny_model, family, site):
     model = tiny_model(family)
     tokens = text()
-    got = spliced_losses(model, tokens, {"same": lambda x: x}, layer=1, site=site, first=0)
+    got = patched_ce_loss(model, tokens, {"same": lambda x: x}, layer=1, site=site, first=0)
     assert np.allclose(got["original"], token_nll(model, tokens).mean(1).numpy(), atol=1e-5)
     assert np.allclose(got["same"], got["original"], atol=1e-6)
 
@@ -76,7 +76,7 @@ def test_splicing_a_zero_mlp_equals_zeroed_weights(tiny_model, family):
     model = tiny_model(family)
     tokens = text()
     zero = {"zero": torch.zeros_like}
-    got = spliced_losses(model, tokens, zero, layer=1, site="mlp", first=0)["zero"]
+    got = patched_ce_loss(model, tokens, zero, layer=1, site="mlp", first=0)["zero"]
     module = anatomy(model).layers[1].mlp.out_module
     with torch.no_grad():
         for parameter in module.parameters():
@@ -92,7 +92,7 @@ def test_the_first_positions_are_left_alone(tiny_model):
         seen.append(x.clone())
         return torch.zeros_like(x)
 
-    all_first = spliced_losses(model, text(), {"x": kept}, layer=0, site="mlp_in", first=7)
+    all_first = patched_ce_loss(model, text(), {"x": kept}, layer=0, site="mlp_in", first=7)
     assert np.allclose(all_first["x"], all_first["original"], atol=1e-6)
     assert seen[0].shape == (21, 16)
 
@@ -106,7 +106,7 @@ def test_a_transcoder_is_spliced_from_its_input_to_its_output(tiny_model):
         hidden = torch.nn.functional.silu(x @ mlp.W_gate().T) * (x @ mlp.W_in().T)
         return hidden @ mlp.W_out().T
 
-    got = spliced_losses(
+    got = patched_ce_loss(
         model, text(), {"same": same}, layer=1, site="mlp_in", target="mlp", first=0
     )
     assert np.allclose(got["same"], got["original"], atol=1e-6)
@@ -122,7 +122,7 @@ def test_loss_recovered_is_one_for_the_identity_and_compares_with_both_ablations
     table = loss_recovered(model, sae, text(), mean=torch.ones(16)).set_index("reference")
     assert table["value"].to_numpy() == pytest.approx([1, 1], abs=1e-4)
     assert (table["n"] == 3).all()
-    gone = spliced_losses(
+    gone = patched_ce_loss(
         model, text(), {"one": torch.ones_like, "none": torch.zeros_like}, layer=1, site="mlp"
     )
     assert table.loc["mean", "ablated"] == pytest.approx(gone["one"].mean())

@@ -177,14 +177,14 @@ CHECKPOINTS = {
 
 def killed_at(step: int, monkeypatch) -> None:
     """Kill the training of the SAE of layer 2 at a step."""
-    real = trainer.Pupil.step
+    real = trainer.SAETrainer.step
 
     def dies(self, batch, settings, now):
         if self.sae.cfg.layer == 2 and now == step:
             raise KeyboardInterrupt
         return real(self, batch, settings, now)
 
-    monkeypatch.setattr(trainer.Pupil, "step", dies)
+    monkeypatch.setattr(trainer.SAETrainer, "step", dies)
 
 
 @pytest.mark.parametrize("damage", [None, *CHECKPOINTS])

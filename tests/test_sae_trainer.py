@@ -67,14 +67,14 @@ def test_every_architecture_explains_sparse_data_in_the_models_units(shards, num
 def test_a_resumed_training_ends_in_the_same_bits(shards, tmp_path, monkeypatch):
     configs = [TOPK, TOPK.but(architecture="batch_topk", d_sae=16, seed=1)]
     straight = train(shards, configs, SETTINGS, folder=tmp_path / "straight")
-    real = trainer.Pupil.step
+    real = trainer.SAETrainer.step
 
     def dies(self, batch, settings, step):
         if step == 27:
             raise KeyboardInterrupt
         return real(self, batch, settings, step)
 
-    monkeypatch.setattr(trainer.Pupil, "step", dies)
+    monkeypatch.setattr(trainer.SAETrainer, "step", dies)
     with pytest.raises(KeyboardInterrupt):
         train(shards, configs, SETTINGS, folder=tmp_path / "stopped")
     steps = []
@@ -83,7 +83,7 @@ def test_a_resumed_training_ends_in_the_same_bits(shards, tmp_path, monkeypatch)
         steps.append(step)
         return real(self, batch, settings, step)
 
-    monkeypatch.setattr(trainer.Pupil, "step", counts)
+    monkeypatch.setattr(trainer.SAETrainer, "step", counts)
     resumed = train(shards, configs, SETTINGS, folder=tmp_path / "stopped")
     assert steps[0] == 20
     for a, b in zip(straight, resumed, strict=True):
@@ -94,7 +94,7 @@ def test_a_resumed_training_ends_in_the_same_bits(shards, tmp_path, monkeypatch)
         del line["seconds"]
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0]] == [s for s in range(5, 41, 5) for _ in configs]
-    monkeypatch.setattr(trainer.Pupil, "step", dies)  # nothing is trained again
+    monkeypatch.setattr(trainer.SAETrainer, "step", dies)  # nothing is trained again
     again = train(shards, configs, SETTINGS, folder=tmp_path / "stopped")
     assert torch.equal(again[0].W_dec, straight[0].W_dec)
     assert torch.equal(load_sae(tmp_path / "stopped" / "sae-1").encoder, straight[1].encoder)
@@ -149,7 +149,7 @@ def test_dead_latents_are_trained_on_the_error(shards):
     def strength(dead_after: int) -> float:
         settings = TrainSettings(steps=60, batch=256, lr=1e-2, warmup=1, dead_after=dead_after)
         stream = Stream(shards, [("mlp", 0)], batch=256)
-        pupil = trainer.Pupil(TOPK.but(d_sae=16), stream)
+        pupil = trainer.SAETrainer(TOPK.but(d_sae=16), stream)
         with torch.no_grad():
             pupil.sae.encoder[:4] *= 0.01
             pupil.sae.b_enc[4:] = 0.2

@@ -48,7 +48,7 @@ def test_small_batches_give_the_same(tiny_model, monkeypatch):
     prompts = [f"w{i} w{i + 1} " + "w3 " * (i % 4) + "w9" for i in range(20)]
     answers = [" w1 w2" if i % 2 else " w5" for i in range(20)]
     whole = scoring.answer_logprobs(model, prompts, answers)
-    monkeypatch.setattr(scoring.length_batches, "__kwdefaults__", {"budget": 8, "passes": 1})
+    monkeypatch.setattr(scoring.bucket_by_length, "__kwdefaults__", {"budget": 8, "passes": 1})
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     assert np.allclose(scoring.answer_logprobs(model, prompts, answers), whole, atol=1e-6)
 
@@ -85,7 +85,7 @@ def test_no_other_groups_have_fewer_tokens_to_run(monkeypatch):
 
     def cost(group):
         shared = min(len(s) for s in group) - 1
-        shared = min(shared, *(batching.common_beginning(group[0], s) for s in group))
+        shared = min(shared, *(batching.common_prefix_length(group[0], s) for s in group))
         alone = sum(map(len, group))
         return min(alone, alone - (len(group) - 1) * shared + 3)
 

@@ -10,18 +10,18 @@ from conftest import FAMILIES
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
-from helpers.forward.activations import keys_of
+from helpers.forward.activations import activation_batches
 from helpers.forward.scoring import next_token_logprobs
 from helpers.forward.sites import token_ids
 from helpers.methods import Change, Unlearning, WeightDelta, unlearn
-from helpers.methods.equivalence import folding_gap, intervened_logits
+from helpers.methods.equivalence import intervened_logits, max_logit_diff
 from helpers.methods.fitting import value_updates
 from helpers.methods.fitting.contrast import contrast, states_at, subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
+from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
 from helpers.models import anatomy, model_hash
-from helpers.tracing import Patch, capture, run_patched
+from helpers.tracing import Patch, cache_activations, run_patched
 from helpers.tracing.patching import logits_of
 from helpers.tracing.states import position_of
 
@@ -130,7 +130,7 @@ def test_leace_in_the_weights_reads_erased_inputs(tiny_model, family):
     after = weights_after(model, unlearn(model, pair, "leace", layers=(1,)))
     found = contrast(model, pair, layers=[1])[1]
     text = [(row, range(1, len(row))) for row in leace.corpus_tokens().tolist()]
-    ordinary = [rows[1] for rows in keys_of(model, text, layers=[1], site="mlp_in")]
+    ordinary = [rows[1] for rows in activation_batches(model, text, layers=[1], site="mlp_in")]
     x = torch.cat([found.inside, found.outside, *ordinary]).double()
     z = (torch.arange(len(x)) < len(found.inside)).double()
     names = [n for n in (mlp.in_name, mlp.gate_name) if n]
@@ -213,8 +213,8 @@ def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_mod
     best = int(adds.mean(0).argmax())
     pair, token = replace(pair, target=words[best]), ids[best]
     before = model_hash(model)
-    free = ValueSettings(kl=0.0, decay=0.0, clamp=200.0)  # random MLPs write next to nothing
-    found = forgetting_value(model, pair, layer=1, settings=free)
+    free = VStarHparams(kl=0.0, decay=0.0, clamp=200.0)  # random MLPs write next to nothing
+    found = compute_v_star(model, pair, layer=1, settings=free)
     assert model_hash(model) == before
     mlp, left, written = anatomy(model).layers[1].mlp, [], []
     for row, prompt in zip(rest, prompts, strict=True):
@@ -233,7 +233,7 @@ def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_mod
     assert torch.stack(left).mean() < 0.9 * adds[:, best].mean()
     assert 0 < found.norm() <= 200.1 * torch.stack(written).mean()
     with pytest.raises(UserError, match="no likelier with w3 than without"):
-        forgetting_value(model, replace(pair, target=words[int(adds.mean(0).argmin())]), layer=1)
+        compute_v_star(model, replace(pair, target=words[int(adds.mean(0).argmin())]), layer=1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -274,9 +274,9 @@ def test_memit_with_a_weak_penalty_reaches_the_value(tiny_model, monkeypatch):
     prompts = subject_prompts(pair)
 
     def residual():
-        return capture(model, prompts, sites=["residual"], layers=[2], position="subject")[
-            "residual"
-        ]
+        return cache_activations(
+            model, prompts, sites=["residual"], layers=[2], position="subject"
+        )["residual"]
 
     before, weights = residual(), model_hash(model)
     unlearning = unlearn(model, pair, "memit", layers=(1, 2), weight=1e-9)
@@ -358,7 +358,7 @@ def test_folded_edit_equals_the_intervention(tiny_model, family, name):
     with torch.inference_mode():
         before = model._module(torch.tensor([ids])).logits[0]
     assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-4)
-    assert folding_gap(model, unlearning, [PROMPT, "w7 w8"]) < 1e-4
+    assert max_logit_diff(model, unlearning, [PROMPT, "w7 w8"]) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -377,4 +377,4 @@ def test_appended_neurons_equal_the_intervention(tiny_model, family):
     with torch.inference_mode():
         before = model._module(torch.tensor([ids])).logits[0]
     assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-2)
-    assert folding_gap(model, unlearning, [PROMPT]) < 1e-4
+    assert max_logit_diff(model, unlearning, [PROMPT]) < 1e-4

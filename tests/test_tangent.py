@@ -12,25 +12,30 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.facts.relations import Template
 from helpers.forward import batching
 from helpers.forward import prefix_cache as beginnings
-from helpers.forward.activations import keys_by_layer, keys_of
-from helpers.forward.prefix_cache import Beginnings
+from helpers.forward.activations import activation_batches, activations_by_layer
+from helpers.forward.prefix_cache import PrefixCache
 from helpers.forward.scoring import answer_logprobs, answer_probability, next_token_and_answer
 from helpers.methods import METHODS, unlearn
 from helpers.methods.fitting import constraints as asks_module
 from helpers.methods.fitting import fit_values as solved
-from helpers.methods.fitting.constraints import OPENINGS, firmness, kept, retain_asks
-from helpers.methods.fitting.fit_values import LinearKeys, regressed
+from helpers.methods.fitting.constraints import (
+    CONTEXT_TEMPLATES,
+    confidence_weight,
+    preservation_constraints,
+    retain_constraints,
+)
+from helpers.methods.fitting.fit_values import KeyDirections, fit_key_directions
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.linearization import (
-    Ask,
-    Tangent,
+    EditConstraint,
+    Linearization,
     answer_logodds,
-    least_change,
-    linearise,
-    moved,
-    solve_kernel,
+    fit_kernel_ridge,
+    linearize,
+    min_norm_update,
+    predicted_change,
 )
-from helpers.methods.fitting.units import Detectors
+from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.surgery.gated_neuron import fit_detectors
 from helpers.models import anatomy, model_hash
 from tests.conftest import FAMILIES
@@ -43,7 +48,10 @@ TEMPLATES = {
 
 
 def asks_of(texts=((5, 9, 14, 22), (7, 8, 30), (11, 12, 13, 14, 15, 16)), token=20):
-    return [Ask(t, ((len(t) - 1, (token,)),), tuple(range(len(t))), name=str(t)) for t in texts]
+    return [
+        EditConstraint(t, ((len(t) - 1, (token,)),), tuple(range(len(t))), name=str(t))
+        for t in texts
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,13 +60,13 @@ def test_tangent_is_the_derivative(tiny_model, family):
     parts = anatomy(model)
     torch.manual_seed(0)
     delta = {i: torch.randn(parts.d_model, parts.d_mlp) for i in (0, 2)}
-    here = linearise(model, asks, layers=(0, 2))
+    here = linearize(model, asks, layers=(0, 2))
     both = [
-        linearise(model, asks, layers=(0, 2), extra=lambda i, x, h, e=e: e * (h @ delta[i].T))
+        linearize(model, asks, layers=(0, 2), extra=lambda i, x, h, e=e: e * (h @ delta[i].T))
         for e in (1e-3, -1e-3)
     ]
     slope = (both[0].logodds - both[1].logodds) / 2e-3
-    torch.testing.assert_close(moved(here, delta), slope, rtol=3e-2, atol=2e-3)
+    torch.testing.assert_close(predicted_change(here, delta), slope, rtol=3e-2, atol=2e-3)
 
 
 def test_odds_are_the_whole_answers_and_sum_alternatives(tiny_model):
@@ -66,9 +74,9 @@ def test_odds_are_the_whole_answers_and_sum_alternatives(tiny_model):
     prompt = "w1 w2 w3"
     ids = tuple(model.tokenizer(prompt).input_ids)
     first, second = (model.tokenizer(w).input_ids[0] for w in ("w7", "w9"))
-    whole = Ask((*ids, first), ((2, (first,)), (3, (second,))), (0,))
-    either = Ask(ids, ((2, (first, second)),), (0,))
-    found = linearise(model, [whole, either], layers=[0]).logodds
+    whole = EditConstraint((*ids, first), ((2, (first,)), (3, (second,))), (0,))
+    either = EditConstraint(ids, ((2, (first, second)),), (0,))
+    found = linearize(model, [whole, either], layers=[0]).logodds
     one, two, both = answer_logprobs(model, [prompt] * 3, [" w7", " w9", " w7 w9"])
     wanted = torch.tensor([both, torch.logaddexp(*torch.tensor([one, two]))], dtype=torch.float32)
     odds = wanted - torch.log1p(-wanted.exp())
@@ -82,32 +90,34 @@ def test_a_facts_answer_is_kept_whole_where_it_is_likely(tiny_model, monkeypatch
     first, second = (model.tokenizer(w).input_ids[0] for w in ("w7", "w9"))
     p = float(answer_probability(model, [prompt])[0])
 
-    monkeypatch.setattr("helpers.methods.fitting.constraints.LIKELY", p / 2)
-    likeliest, whole = kept(model, [prompt])
+    monkeypatch.setattr("helpers.methods.fitting.constraints.MIN_PROB", p / 2)
+    likeliest, whole = preservation_constraints(model, [prompt])
     n = len(ids)
     assert whole.ids == (*ids, first) and whole.scored == ((n - 1, (first,)), (n, (second,)))
     assert likeliest.ids == whole.ids and likeliest.scored[0][0] == n - 1  # one forward pass
-    t = linearise(model, [whole], layers=[0])
+    t = linearize(model, [whole], layers=[0])
     torch.testing.assert_close(t.logodds.sigmoid(), torch.tensor([p]), rtol=1e-3, atol=0)
 
-    monkeypatch.setattr("helpers.methods.fitting.constraints.LIKELY", p * 2)
-    (alone,) = kept(model, [prompt])
+    monkeypatch.setattr("helpers.methods.fitting.constraints.MIN_PROB", p * 2)
+    (alone,) = preservation_constraints(model, [prompt])
     assert alone.ids == ids and alone.scored == likeliest.scored
 
 
 def test_what_must_stay_is_also_asked_after_an_opening(tiny_model):
     stay = Prompt("The longest river of France is the", subject="France", answers=(" Loire",))
     pair = ConceptPair("France", "the euro", "currency", must_stay=(stay,))
-    asked = {a.name for a in retain_asks(tiny_model(), [pair], n_neighbours=0, seed=0)}
+    asked = {a.name for a in retain_constraints(tiny_model(), [pair], n_neighbours=0, seed=0)}
     others = [p for f in (*pair.same_subject(), *pair.same_target()) for p in f.prompts("train")]
     others.append(stay)
     plain = [p for p in others if p.messages is None]
-    assert len(plain) > len(OPENINGS)
+    assert len(plain) > len(CONTEXT_TEMPLATES)
     for prompt in plain:
-        assert str(prompt) in asked and sum(f"{o}{prompt}" in asked for o in OPENINGS) == 1
+        assert str(prompt) in asked and sum(f"{o}{prompt}" in asked for o in CONTEXT_TEMPLATES) == 1
     chats = [str(p) for p in others if p.messages]  # their form is the template's
-    assert chats and not [a for a in asked for o in OPENINGS for c in chats if a == o + c]
-    assert {o for o in OPENINGS for a in asked if a.startswith(o)} == set(OPENINGS)
+    assert chats and not [a for a in asked for o in CONTEXT_TEMPLATES for c in chats if a == o + c]
+    assert {o for o in CONTEXT_TEMPLATES for a in asked if a.startswith(o)} == set(
+        CONTEXT_TEMPLATES
+    )
 
 
 def test_what_one_pair_forgets_is_not_held_for_another(tiny_model, monkeypatch):
@@ -116,7 +126,7 @@ def test_what_one_pair_forgets_is_not_held_for_another(tiny_model, monkeypatch):
     capital = [ConceptPair(s, t, "capital") for s, t in (("France", "Paris"), ("Spain", "Madrid"))]
     money = next(p for p in capital[0].same_subject() if p.relation == "currency")
     asked = [
-        {a.name for a in retain_asks(tiny_model(), pairs, n_neighbours=9, seed=0)}
+        {a.name for a in retain_constraints(tiny_model(), pairs, n_neighbours=9, seed=0)}
         for pairs in (capital[:1], [*capital, money])
     ]
     gone = {str(p) for pair in (capital[1], money) for p in pair.prompts("train")}
@@ -135,7 +145,8 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
     asks = asks_of([tuple(torch.randint(4, 60, (n,), generator=draw).tolist()) for n in lengths])
     key, write = torch.randn(2, parts.d_model, generator=draw)
     reads = [
-        next(iter(keys_of(model, [(a.ids, None)], layers=layers, site="mlp_in"))) for a in asks
+        next(iter(activation_batches(model, [(a.ids, None)], layers=layers, site="mlp_in")))
+        for a in asks
     ]
     most = {i: torch.stack([(read[i] @ key).max() for read in reads]) for i in layers}
     least = {i: x.topk(2, largest=False).values.mean() for i, x in most.items()}  # one has nothing
@@ -146,22 +157,26 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
     def extra(i, x, hidden):
         return acts(i, x)[..., None] * write.to(x)
 
-    found = Beginnings(model, layers=layers, acts=acts)
+    found = PrefixCache(model, layers=layers, acts=acts)
     found.cover(a.ids for a in asks)
-    kept = [a for a in asks if found.start(a.ids) is not None]
-    assert len({found.start(a.ids) for a in kept}) > 1  # beginnings of several lengths in one pass
+    preservation_constraints = [a for a in asks if found.start(a.ids) is not None]
+    assert (
+        len({found.start(a.ids) for a in preservation_constraints}) > 1
+    )  # beginnings of several lengths in one pass
     for a, read in zip(asks, reads, strict=True):
         where = torch.stack([acts(i, read[i]) for i in layers]).any(0).nonzero().flatten().tolist()
         assert found.start(a.ids) == (where[0] if where else None)
     for more in (None, extra):
         how = {"layers": layers, "extra": more, "site": "mlp_in"}
-        whole = linearise(model, kept, **how)
-        rest = linearise(model, kept, **how, beginnings=found)
+        whole = linearize(model, preservation_constraints, **how)
+        rest = linearize(model, preservation_constraints, **how, beginnings=found)
         torch.testing.assert_close(rest.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
-        alone = answer_logodds(model, kept, **how, beginnings=found)
+        alone = answer_logodds(model, preservation_constraints, **how, beginnings=found)
         torch.testing.assert_close(alone, rest.logodds, rtol=1e-4, atol=1e-4)
-        later = torch.tensor([p >= found.start(a.ids) for a in kept for p in a.acts])
-        rows = [(n, p) for n, a in enumerate(kept) for p in a.acts]
+        later = torch.tensor(
+            [p >= found.start(a.ids) for a in preservation_constraints for p in a.acts]
+        )
+        rows = [(n, p) for n, a in enumerate(preservation_constraints) for p in a.acts]
         order = {key: r for r, key in enumerate(ordered(whole, rows))}
         mine = [key for key, late in zip(rows, later, strict=True) if late]
         place = {key: r for r, key in enumerate(ordered(rest, mine))}
@@ -189,12 +204,17 @@ def test_beginnings_that_sequences_share_are_run_once(tiny_model, monkeypatch, f
 
         for saved in (1, 10**6):
             monkeypatch.setattr(batching, "SAVED", saved)
-            begun = Beginnings(model, layers=(1, 2), acts=acts)
+            begun = PrefixCache(model, layers=(1, 2), acts=acts)
             begun.cover(a.ids for a in asks)
             starts_here = {a.ids: begun.start(a.ids) for a in asks}
-            kept = [a for a in asks if starts_here[a.ids] is not None]
+            preservation_constraints = [a for a in asks if starts_here[a.ids] is not None]
             how = {"layers": (1, 2), "site": "mlp_in", "beginnings": begun}
-            found[saved] = starts_here, linearise(model, kept, **how) if kept else None
+            found[saved] = (
+                starts_here,
+                linearize(model, preservation_constraints, **how)
+                if preservation_constraints
+                else None,
+            )
         (once, mine), (apart, whole) = found.values()
         assert once == apart
         starts |= set(once.values())
@@ -223,9 +243,9 @@ def test_what_is_asked_anyway_is_not_run_again_for_what_stands_before(tiny_model
     def acts(i, x):
         return x @ key.to(x) > key.norm() / 2
 
-    seen, alone = (Beginnings(model, layers=(1, 2), acts=acts) for _ in range(2))
-    asks = kept(model, prompts, reader=seen)
-    plain = kept(model, prompts)
+    seen, alone = (PrefixCache(model, layers=(1, 2), acts=acts) for _ in range(2))
+    asks = preservation_constraints(model, prompts, reader=seen)
+    plain = preservation_constraints(model, prompts)
     assert [(a.ids, a.scored) for a in asks] == [(a.ids, a.scored) for a in plain]
     alone.cover(a.ids for a in asks)
     monkeypatch.setattr(beginnings, "_read", None)  # from here on nothing may be run
@@ -235,11 +255,11 @@ def test_what_is_asked_anyway_is_not_run_again_for_what_stands_before(tiny_model
     assert len({alone.start(a.ids) for a in asks}) > 2
     assert {len(a.scored) for a in asks} == {1, 3}
     how = {"layers": (1, 2), "site": "mlp_in"}
-    mine, whole = (linearise(model, asks, **how, beginnings=b) for b in (seen, None))
+    mine, whole = (linearize(model, asks, **how, beginnings=b) for b in (seen, None))
     torch.testing.assert_close(mine.logodds, whole.logodds, rtol=1e-4, atol=1e-4)
 
 
-def ordered(t: Tangent, rows):
+def ordered(t: Linearization, rows):
     """(ask, position) of each row of a tangent: asks as they came, positions rising."""
     left = {n: sorted(p for m, p in rows if m == n) for n in {n for n, _ in rows}}
     return [(n, left[n].pop(0)) for n in t.owner.tolist()]
@@ -250,7 +270,7 @@ def random_tangent(n=4, rows=9, d=5, width=7):
     owner = torch.arange(rows) % n
     keys = {i: torch.randn(rows, width) for i in (0, 3)}
     gradients = {i: torch.randn(rows, d) for i in (0, 3)}
-    return Tangent(torch.zeros(n), owner, keys, gradients)
+    return Linearization(torch.zeros(n), owner, keys, gradients)
 
 
 def test_least_change_reaches_what_is_wanted_and_is_the_least():
@@ -258,8 +278,8 @@ def test_least_change_reaches_what_is_wanted_and_is_the_least():
     asks = asks_of() + asks_of()[:1]
     root = {i: torch.tril(torch.randn(7, 7)) + 4 * torch.eye(7) for i in (0, 3)}
     wanted = torch.tensor([-1.0, 0.5, 0.0, -2.0])
-    change = least_change(t, wanted, root, ridge=0.0, asks=asks)
-    torch.testing.assert_close(moved(t, change), wanted, rtol=1e-3, atol=1e-4)
+    change = min_norm_update(t, wanted, root, ridge=0.0, asks=asks)
+    torch.testing.assert_close(predicted_change(t, change), wanted, rtol=1e-3, atol=1e-4)
     # the same by the minimum-norm solution of one big system, in the whitened coordinates Δ L
     rows = []
     for a in range(4):
@@ -275,15 +295,15 @@ def test_least_change_reaches_what_is_wanted_and_is_the_least():
 
 
 def test_what_the_model_is_not_sure_of_is_held_less_firmly(tiny_model):
-    assert [firmness(p) for p in (0.9, 0.5, 0.25, 0.01)] == [1.0, 1.0, 0.25, 0.02]
+    assert [confidence_weight(p) for p in (0.9, 0.5, 0.25, 0.01)] == [1.0, 1.0, 0.25, 0.02]
     model = tiny_model()
     prompts = [Prompt(f"w1 w{n} w3", answers=(" w7",)) for n in (2, 9, 20)]
-    for ask in kept(model, prompts):
-        p = float(linearise(model, [ask], layers=[0]).logodds.sigmoid())
-        assert ask.weight == pytest.approx(firmness(p), rel=1e-3) and ask.weight < 1
+    for ask in preservation_constraints(model, prompts):
+        p = float(linearize(model, [ask], layers=[0]).logodds.sigmoid())
+        assert ask.weight == pytest.approx(confidence_weight(p), rel=1e-3) and ask.weight < 1
     stay = Prompt("w1 w2 w3", answers=(" w7",))
     pair = ConceptPair("w40", "w20", "own", templates=TEMPLATES, must_stay=(stay,))
-    asked = retain_asks(model, [pair], n_neighbours=0, seed=0)
+    asked = retain_constraints(model, [pair], n_neighbours=0, seed=0)
     assert asked and {a.weight for a in asked} == {1.0}  # the user says so
 
 
@@ -291,7 +311,7 @@ def test_a_ridge_of_its_own_lets_an_ask_move():
     root = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double()
     kernel, wanted = root @ root.T, torch.tensor([1.0, -2.0, 0.5]).double()
     ridge = torch.tensor([0.01, 0.5, 0.01]).double()
-    alpha = solve_kernel(kernel, wanted, ridge=ridge, asks=asks_of())
+    alpha = fit_kernel_ridge(kernel, wanted, ridge=ridge, asks=asks_of())
     expected = torch.linalg.solve(kernel + torch.diag(ridge * kernel.diagonal()), wanted)
     torch.testing.assert_close(alpha, expected)
     missed = (kernel @ alpha - wanted).abs()
@@ -302,7 +322,7 @@ def test_coinciding_prompts_are_named():
     kernel = torch.tensor([[1.0, 0.2, 1.0], [0.2, 1.0, 0.2], [1.0, 0.2, 1.0]]).double()
     asks = asks_of()
     with pytest.raises(UserError) as error:
-        solve_kernel(kernel, torch.ones(3).double(), ridge=0.0, asks=asks)
+        fit_kernel_ridge(kernel, torch.ones(3).double(), ridge=0.0, asks=asks)
     assert asks[0].name in str(error.value) and asks[2].name in str(error.value)
     assert asks[1].name not in str(error.value)
 
@@ -315,12 +335,14 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
     monkeypatch.setattr("helpers.methods.fitting.layer_stats.corpus_tokens", lambda *a, **k: tokens)
     found = key_covariance(model, layers=[-1], n_tokens=1152, site=site)[2]
     mlp = anatomy(model).layers[2].mlp
-    module, kept = (mlp.out_module if site == "neurons" else mlp.in_module), []
-    hook = module.register_forward_pre_hook(lambda m, x: kept.append(x[0].double()))
+    module, preservation_constraints = (mlp.out_module if site == "neurons" else mlp.in_module), []
+    hook = module.register_forward_pre_hook(
+        lambda m, x: preservation_constraints.append(x[0].double())
+    )
     with torch.inference_mode():
         model._module(tokens)
     hook.remove()
-    keys = kept[0].flatten(0, 1)
+    keys = preservation_constraints[0].flatten(0, 1)
     torch.testing.assert_close(found, keys.T @ keys / len(keys), rtol=1e-4, atol=1e-7)
     monkeypatch.setattr(
         "helpers.methods.fitting.layer_stats.second_moments", None
@@ -364,10 +386,12 @@ FORMS = {"neurons": {"quantile": 0.9}, "weights": {"quantile": 0.9, "form": "wei
 def test_keys_by_layer_stand_in_the_order_of_the_sequences(tiny_model):
     model = tiny_model()
     where = [((5, 9, 14, 22), [3, 1]), ((7, 8), None), ((11, 12, 13, 14, 15), [4]), ((8, 7), [0])]
-    found = dict(keys_by_layer(model, where, layers=[2, -3], site="mlp_in"))
+    found = dict(activations_by_layer(model, where, layers=[2, -3], site="mlp_in"))
     assert list(found) == [0, 2]
     for i, keys in found.items():
-        each = [next(iter(keys_of(model, [w], layers=[i], site="mlp_in")))[i] for w in where]
+        each = [
+            next(iter(activation_batches(model, [w], layers=[i], site="mlp_in")))[i] for w in where
+        ]
         torch.testing.assert_close(keys, torch.cat(each))
 
 
@@ -400,10 +424,10 @@ def test_the_weights_do_what_the_intervention_does(grown_model, own_pair, family
     layers, asks = anatomy(model).layers, asks_of()
     delta = {i: u.delta.changes[layers[i].mlp.out_name].matrix() for i in (0, 2)}
     delta = {i: d.T if layers[i].mlp.transposed else d for i, d in delta.items()}
-    intervened = linearise(model, asks, layers=(0, 2), extra=lambda i, x, h: h @ delta[i].T)
-    plain = linearise(model, asks, layers=(0, 2))
+    intervened = linearize(model, asks, layers=(0, 2), extra=lambda i, x, h: h @ delta[i].T)
+    plain = linearize(model, asks, layers=(0, 2))
     with u.applied(model):
-        folded = linearise(model, asks, layers=(0, 2))
+        folded = linearize(model, asks, layers=(0, 2))
     torch.testing.assert_close(folded.logodds, intervened.logodds, rtol=1e-3, atol=1e-4)
     assert (folded.logodds - plain.logodds).abs().max() > 1e-3
 
@@ -414,8 +438,10 @@ def test_neurons_of_several_pairs_are_solved_for_as_one_system(grown_model, own_
     how = {"layers": (0, 1), "quantile": 0.9, "steps": (0.3, 0.3)}
     monkeypatch.setattr(solved, "MOST", 3)  # two steps: rounding adds up over many
     apart = unlearn(model, pairs, "gated_neuron", **how).delta.changes
-    whole = LinearKeys.blocks  # one block: every neuron's part in every answer, most of them zero
-    monkeypatch.setattr(Detectors, "blocks", whole)
+    whole = (
+        KeyDirections.blocks
+    )  # one block: every neuron's part in every answer, most of them zero
+    monkeypatch.setattr(GatedUnits, "blocks", whole)
     together = unlearn(model, pairs, "gated_neuron", **how).delta.changes
     assert len(apart[anatomy(model).layers[0].mlp.out_name].appended.T) >= 2
     for name, change in apart.items():
@@ -435,7 +461,7 @@ def test_a_step_that_leads_away_is_taken_back(grown_model, own_pair):
 
 def test_derivatives_serve_again_where_a_step_left_little(grown_model, own_pair, monkeypatch):
     """And are taken anew where that does not hold; it ends as near to what is wanted."""
-    passes = {"linearise": linearise, "answer_logodds": answer_logodds}
+    passes = {"linearise": linearize, "answer_logodds": answer_logodds}
     model, taken = grown_model(), []
     for name, function in passes.items():
 
@@ -446,7 +472,7 @@ def test_derivatives_serve_again_where_a_step_left_little(grown_model, own_pair,
         monkeypatch.setattr(solved, name, counted)
     monkeypatch.setattr(solved, "REACHED", 1e-5)
     found = {}
-    for holds, second in ((0.0, 0.8), (solved.HOLDS, 0.8), (0.3, 0.1)):
+    for holds, second in ((0.0, 0.8), (solved.JACOBIAN_REUSE_RATIO, 0.8), (0.3, 0.1)):
         monkeypatch.setattr(solved, "HOLDS", holds)
         taken.clear()
         how = {"layers": (0, 1), "quantile": 0.9, "floor": 0.01}
@@ -468,12 +494,19 @@ def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fi
     assert set(u.delta.changes) <= {anatomy(model).layers[i].mlp.out_name for i in (0, 1)}
     assert all(c.rank == 1 for c in u.delta.changes.values())
     detectors = fit_detectors(model, [own_pair], shrink=0.01, seed=0, **how)
-    keys = regressed(model, [own_pair], detectors)
+    keys = fit_key_directions(model, [own_pair], detectors)
     ids = [tuple(model.tokenizer(str(p)).input_ids) for p in own_pair.prompts("train")]
     for i, layer in keys.items():
         mlp = anatomy(model).layers[i].mlp
         x, k = (
-            torch.cat([b[i] for b in keys_of(model, [(s, None) for s in ids], layers=[i], site=at)])
+            torch.cat(
+                [
+                    b[i]
+                    for b in activation_batches(
+                        model, [(s, None) for s in ids], layers=[i], site=at
+                    )
+                ]
+            )
             for at in ("mlp_in", "neurons")
         )
         a = detectors[i].fire(mlp, x).clamp_min(0)

@@ -14,7 +14,7 @@ from helpers.facts.corpus import corpus_tokens, dialogues
 from helpers.forward import scoring
 from helpers.models import load_model
 from helpers.models.tokenization import distinct, encode, encode_with_places, in_template, opening
-from helpers.tracing.text_activations import firings
+from helpers.tracing.text_activations import text_activations
 
 MARKS = [("<s>", 2), ("</s>", 3)]
 
@@ -69,7 +69,7 @@ def test_a_tokenizer_that_ends_texts_changes_no_number(saved, begin):
     asked = [Prompt(p, subject="w1", answers=(a,)) for p, a in zip(prompts, answers, strict=True)]
 
     def numbers(model):
-        found = firings(model, ["w1 w2 w3 w4"], [(0, 1)], names=["w3"])
+        found = text_activations(model, ["w1 w2 w3 w4"], [(0, 1)], names=["w3"])
         return [
             scoring.answer_logprobs(model, prompts, answers),
             scoring.next_token_logprobs(model, prompts).numpy(),

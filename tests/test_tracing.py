@@ -70,7 +70,7 @@ def test_patched_neuron_equals_the_weight_edit(tiny_model, family):
     """Silencing a neuron by intervention and by zeroing its value column is the same edit."""
     model = tiny_model(family)
     ids = model.tokenizer(CLEAN).input_ids
-    silenced = tracing.states.capture_all(model, ids, ["neurons"])["neurons"][1].clone()
+    silenced = tracing.states.cache_all_positions(model, ids, ["neurons"])["neurons"][1].clone()
     silenced[:, 5] = 0
     state = run_patched(model, ids, [[Patch("neurons", 1, range(5), silenced)]])
     column = anatomy(model).layers[1].mlp.W_out()[:, 5]
@@ -137,7 +137,7 @@ def test_value_readout_names_the_tokens_a_planted_column_writes(tiny_model):
     head = anatomy(model).head.weight
     with torch.no_grad():
         anatomy(model).layers[2].mlp.W_out()[:, 7] = head[20] - head.mean(0)
-    readout = tracing.value_readout(model, 2, [7], k=1)[0]
+    readout = tracing.top_logit_tokens(model, 2, [7], k=1)[0]
     assert readout["promotes"] == [model.tokenizer.decode([20])]
     ranks = tracing.target_ranks(model, Prompt("w1", answers=(" w16",)))  # w16 is token 20
     assert ranks[2, 7] == 0
@@ -167,7 +167,7 @@ def test_contrasts_pair_prompts_of_one_shape_with_different_answers(tiny_model):
         (lambda m: tracing.capture(m, [CLEAN], position="middle"), "no position 'middle'"),
         (lambda m: tracing.activation_patching(m, CLEAN, CLEAN), "are the same"),
         (lambda m: tracing.activation_patching(m, CLEAN, Prompt("w1")), "as many tokens"),
-        (lambda m: tracing.value_readout(m, 0, [24]), "no neuron 24"),
+        (lambda m: tracing.top_logit_tokens(m, 0, [24]), "no neuron 24"),
         (
             lambda m: tracing.activation_patching(
                 m, CLEAN, Prompt("w1 w2 w7 w4 w5", answers=(" w9",))

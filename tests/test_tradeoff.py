@@ -8,19 +8,19 @@ from test_surgery_baselines import small_world  # noqa: F401
 from test_tangent import grown_model, own_pair  # noqa: F401
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import NoStrangersError
+from helpers.evaluation.attacks.registry import ControlsError
 from helpers.evaluation.batch_editing import STATES, together
 from helpers.evaluation.tradeoff import (
     Sizes,
+    add_summary_columns,
     best_shares,
     editing_methods,
+    evaluation_pairs,
     known_pairs,
-    reported_pairs,
     scaled,
     strengths,
     summary,
     tradeoff,
-    with_axes,
 )
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
@@ -39,11 +39,11 @@ def test_strengths_are_positive_numbers():
 def test_a_run_reports_on_its_own_fact_before_held_out_ones(knowing):
     model, book = knowing(), ConceptPair("France", "Paris")
     held = known_pairs(model, "capital", "heldout", n=9)
-    assert reported_pairs(model, book, n=2) == held[:2]  # methods were built on the book's
+    assert evaluation_pairs(model, book, n=2) == held[:2]  # methods were built on the book's
     own = ConceptPair("Japan", "Tokyo")
-    assert reported_pairs(model, own, n=3) == [own, *held[:2]]
-    assert reported_pairs(model, held[0], n=2) == held[:2]  # once
-    assert reported_pairs(model, own, n=1) == [own]
+    assert evaluation_pairs(model, own, n=3) == [own, *held[:2]]
+    assert evaluation_pairs(model, held[0], n=2) == held[:2]  # once
+    assert evaluation_pairs(model, own, n=1) == [own]
 
 
 def test_half_of_an_edit_is_half_of_its_change(tiny_model):
@@ -98,7 +98,7 @@ def test_only_the_want_of_strangers_leaves_the_attacks_out(tiny_model, monkeypat
 
     with pytest.raises(UserError, match="disk is full"):  # and nothing is kept as if it were done
         refused(UserError("The disk is full."))
-    table = refused(NoStrangersError("too few"))
+    table = refused(ControlsError("too few"))
     assert table["paraphrases"].notna().all() and "stitched" not in table
 
 
@@ -108,7 +108,7 @@ def scores(**columns) -> pd.DataFrame:
 
 
 def test_the_strength_with_the_best_balance_is_chosen():
-    table = with_axes(
+    table = add_summary_columns(
         scores(
             method=["a", "a", "a", "b", "b"],
             share=[0.5, 1.0, 2.0, 1.0, 2.0],
@@ -122,7 +122,7 @@ def test_the_strength_with_the_best_balance_is_chosen():
 
 
 def test_kept_is_a_mean_of_groups_that_cannot_make_up_for_each_other():
-    table = with_axes(
+    table = add_summary_columns(
         scores(method=["a"], share=[1.0], paraphrases=[0.0], neighbours=[0.5], same_subject=[1.5])
     )
     assert table["kept"].tolist() == [0.75]

@@ -8,7 +8,11 @@ from scipy import stats
 
 from helpers.errors import UserError
 from helpers.evaluation.battery import Evidence, battery
-from helpers.evaluation.edit_under_test import chosen_attacks, suspect, told_apart
+from helpers.evaluation.edit_under_test import (
+    auroc_vs_controls,
+    chosen_attacks,
+    load_edit_under_test,
+)
 from helpers.evaluation.scorecard import Scorecard
 from helpers.evaluation.verdict import Margins, Recovered, holm, recovered, scar, tost, verdict
 from helpers.facts import ConceptPair
@@ -248,12 +252,14 @@ def test_a_patch_must_be_of_the_pair_that_is_asked_about(knowing, tmp_path):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     made = unlearn(model, pair, "mean_difference", layers=(1,))
     made.save(tmp_path / "patch.safetensors")
-    found = suspect(model, pair, patch=str(tmp_path / "patch.safetensors"))
-    assert found.delta.touched_hash == made.delta.touched_hash
+    found = load_edit_under_test(model, pair, patch=str(tmp_path / "patch.safetensors"))
+    assert found.delta.edited_tensors_hash == made.delta.edited_tensors_hash
     with pytest.raises(UserError, match="removes Kenya → Nairobi, not Cuba → Havana"):
-        suspect(model, ConceptPair("Cuba", "Havana"), patch=str(tmp_path / "patch.safetensors"))
+        load_edit_under_test(
+            model, ConceptPair("Cuba", "Havana"), patch=str(tmp_path / "patch.safetensors")
+        )
     with pytest.raises(UserError, match="no method 'nothing'"):
-        suspect(model, pair, method="nothing")
+        load_edit_under_test(model, pair, method="nothing")
 
 
 def test_chosen_attacks_are_known_and_begin_with_paraphrases():
@@ -266,7 +272,9 @@ def test_chosen_attacks_are_known_and_begin_with_paraphrases():
 
 
 def test_a_blind_attack_has_an_auc_of_one_half():
-    found = told_apart(evidence({"paraphrases": {0: ABSENT}, "lens": {0: ABSENT, 5: PRESENT}}))
+    found = auroc_vs_controls(
+        evidence({"paraphrases": {0: ABSENT}, "lens": {0: ABSENT, 5: PRESENT}})
+    )
     found = found.set_index("attack")
     assert found.loc["paraphrases", "edited"] == 0.5
     assert found.loc["paraphrases", "present"] == 1.0
@@ -360,7 +368,7 @@ def test_an_attack_with_a_score_that_is_not_finite_is_not_shown_to_be_gone(state
         assert "not finite (NaN), which show nothing: few_shot." in str(got)
         with pytest.raises(UserError, match="scores of few_shot are not finite"):
             recovered(Evidence(table), "few_shot")
-        apart = told_apart(Evidence(table)).set_index("attack")
+        apart = auroc_vs_controls(Evidence(table)).set_index("attack")
         assert apart.loc["few_shot"].isna().all() and apart.loc["lens"].notna().all()
         several = verdict([case(), case(), case(), Evidence(table)], card(), required=NAMES)
         assert several.attacks.set_index("attack").loc["few_shot", "finding"] == "open"
@@ -400,5 +408,5 @@ def test_an_edit_whose_answers_are_no_numbers_is_not_put_to_the_test(knowing, tm
     Unlearning("made", about, delta, {}, 0, 0.0, model_hash(model)).save(path)
     before = model_hash(model)
     with pytest.raises(UserError, match="answers are not finite: it writes more than float16"):
-        suspect(model, pair, patch=str(path))
+        load_edit_under_test(model, pair, patch=str(path))
     assert model_hash(model) == before

@@ -19,7 +19,7 @@ from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_probability
 from helpers.methods import Unlearning
 from helpers.models import anatomy
-from helpers.tracing import capture
+from helpers.tracing import cache_activations
 
 
 class NoChangeError(UserError):
@@ -70,7 +70,9 @@ def audit_delta(
     pairs = {f.subject: ConceptPair.of(f) for f in facts("capital")}
     prompts = [statement(pairs[n]) for n in names]
     parts = anatomy(model)
-    inputs = capture(model, prompts, sites=["mlp_in"], layers=layers, position="subject")["mlp_in"]
+    inputs = cache_activations(model, prompts, sites=["mlp_in"], layers=layers, position="subject")[
+        "mlp_in"
+    ]
     plain = [_written(parts, i, inputs[:, k]) for k, i in enumerate(layers)]
     with unlearning.applied(model):
         edited = [_written(parts, i, inputs[:, k]) for k, i in enumerate(layers)]

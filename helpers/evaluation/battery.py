@@ -15,7 +15,7 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks import ATTACKS, Attack, NothingToAttackError, never_known
+from helpers.evaluation.attacks import ATTACKS, Attack, AttackNotApplicableError, control_facts
 from helpers.facts import ConceptPair
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
@@ -84,7 +84,7 @@ def battery(
             raise UserError(f"There is no attack '{name}'; choose from {', '.join(ATTACKS)}.")
     with original(model):
         base = model_hash(model)
-        drawn = never_known(model, pair, n=n_absent + (asked_as is not None), seed=seed)
+        drawn = control_facts(model, pair, n=n_absent + (asked_as is not None), seed=seed)
     strangers = [s for s in drawn if asked_as is None or s.subject != asked_as.subject][:n_absent]
     now = model_hash(model)
     tables, nothing, seconds = [], {}, {}
@@ -96,7 +96,7 @@ def battery(
             def build() -> pd.DataFrame:
                 try:
                     return entry.function(model, who, seed=seed, **own)
-                except NothingToAttackError as error:
+                except AttackNotApplicableError as error:
                     return pd.DataFrame({"budget": [0.0], "prompt": [-1], "score": [0.0]}).assign(
                         why=str(error)
                     )

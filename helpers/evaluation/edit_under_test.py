@@ -17,7 +17,7 @@ from helpers.methods import METHODS, Unlearning, load_unlearning, unlearn
 from helpers.methods.unlearning import require_finite_answers
 
 
-def suspect(
+def load_edit_under_test(
     model: LanguageModel, pair: ConceptPair, *, patch: str = "", method: str = "", seed: int = 0
 ) -> Unlearning:
     """The edit to verify: from a file, or made now.
@@ -56,7 +56,7 @@ def _made(
     return made
 
 
-def audited(
+def audit_report(
     model: LanguageModel, pair: ConceptPair, made: Unlearning, *, seed: int = 0
 ) -> tuple[Audit | None, str]:
     """What an auditor of the edit finds, and a sentence; only the sentence where he can't look.
@@ -96,7 +96,7 @@ def chosen_attacks(names: str) -> list[str]:
     return found
 
 
-def told_apart(evidence: Evidence, names: Sequence[str] | None = None) -> pd.DataFrame:
+def auroc_vs_controls(evidence: Evidence, names: Sequence[str] | None = None) -> pd.DataFrame:
     """How well each attack's score tells the edited model from facts that were never known.
 
     The area under the ROC curve over prompts: 0.5 is blind, 1 tells every prompt apart. The score

@@ -19,7 +19,7 @@ RETAINED = ("neighbours", "same_subject", "same_target", "must_stay")
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalPrompt:
     """One prompt, and what it counts for.
 
     Attributes:
@@ -33,19 +33,19 @@ class Question:
     prompt: Prompt
 
 
-def efficacy_questions(pair: ConceptPair, split: str) -> list[Question]:
+def efficacy_prompts(pair: ConceptPair, split: str) -> list[EvalPrompt]:
     """The pair itself: the edit's own prompts, paraphrases of `split`, and the reverse."""
     groups = {
         "own": pair.prompts("train"),
         "paraphrases": pair.prompts(split),
         "reverse": pair.reverse(),
     }
-    return [Question(g, i, p) for g, prompts in groups.items() for i, p in enumerate(prompts)]
+    return [EvalPrompt(g, i, p) for g, prompts in groups.items() for i, p in enumerate(prompts)]
 
 
-def retention_questions(
+def retention_prompts(
     model: LanguageModel, pair: ConceptPair, split: str, *, n_neighbours: int, seed: int
-) -> list[Question]:
+) -> list[EvalPrompt]:
     """What has to stay: known neighbours, and all other facts of the subject and of the target.
 
     Each fact is asked by its completions of `split`. A pair's own `must_stay` prompts are facts by
@@ -64,13 +64,13 @@ def retention_questions(
         "same_target": pair.same_target(),
     }
     found = [
-        Question(group, i, prompt)
+        EvalPrompt(group, i, prompt)
         for group, pairs in groups.items()
         for i, fact in enumerate(pairs)
         for prompt in fact.prompts(split)
         if prompt.format == "completion"
     ]
-    return found + [Question("must_stay", i, p) for i, p in enumerate(pair.must_stay)]
+    return found + [EvalPrompt("must_stay", i, p) for i, p in enumerate(pair.must_stay)]
 
 
 def names_target(pair: ConceptPair, text: str) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from helpers.errors import UserError
 from helpers.evaluation.meta.verdict_accuracy import WORDS
-from helpers.evaluation.tradeoff import METRICS, with_axes
+from helpers.evaluation.tradeoff import METRICS, add_summary_columns
 from helpers.io.files import atomic_path
 from helpers.stats.intervals import bootstrap
 
@@ -44,7 +44,7 @@ def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd
         raise UserError("A leaderboard needs results: run notebooks/06_edit_mlps.ipynb first.")
     found = []
     for step, table in tables.items():
-        table = with_axes(table)
+        table = add_summary_columns(table)
         numbers = [c for c in table if c not in WHO and pd.api.types.is_numeric_dtype(table[c])]
         table = table.assign(refused=(table["refused"].fillna("") != "").astype(float))
         long = table.melt(WHO, [*numbers, "refused"], "metric", "value").dropna(subset=["value"])

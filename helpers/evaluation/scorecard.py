@@ -12,20 +12,20 @@ from helpers.errors import UserError
 from helpers.evaluation.eval_prompts import (
     KNOWN,
     RETAINED,
-    Question,
-    efficacy_questions,
+    EvalPrompt,
+    efficacy_prompts,
     names_target,
-    retention_questions,
+    retention_prompts,
 )
 from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetition
 from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
 from helpers.facts import ConceptPair
 from helpers.facts.corpus import corpus_tokens, dialogues, second_source
 from helpers.facts.relations import check_split
-from helpers.forward.layer_cache import LowerLayers, lowest_layer, reusing
+from helpers.forward.layer_cache import LayerCache, lowest_layer, use_layer_cache
 from helpers.forward.scoring import answer_scores, final_states, greedy
 from helpers.io.hashing import content_hash
-from helpers.methods import applied_to, original
+from helpers.methods import active_edits, original
 from helpers.methods.hook_intervention import Intervention
 from helpers.models import model_hash, text_length
 from helpers.stats.intervals import Metric, bootstrap
@@ -127,7 +127,7 @@ def evaluate(
     check_split(split)
     layer = _first_changed(model)
     with original(model):
-        base = _Answers(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts), layer)
+        base = ModelOutputs(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts), layer)
     now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
     before: dict[str, float] = {}
@@ -162,16 +162,16 @@ def evaluate(
 
 def _first_changed(model: LanguageModel) -> int:
     """The lowest layer that the model's edits change; 0 where they may change anything."""
-    edits = [edit.delta for edit in applied_to(model)]
+    edits = [edit.delta for edit in active_edits(model)]
     if any(isinstance(delta, Intervention) for delta in edits):
         return 0
     return lowest_layer(model, [name for delta in edits for name in delta.changes])
 
 
-class _Answers:
+class ModelOutputs:
     """Everything that one state of the model says."""
 
-    lower: LowerLayers | None = None  # what the original and edits of higher layers share
+    lower: LayerCache | None = None  # what the original and edits of higher layers share
 
     _kept: dict[tuple, "_Answers"] = {}  # noqa: RUF012  the last original's, for sweeps over edits
 
@@ -181,13 +181,13 @@ class _Answers:
         if key not in cls._kept:
             self = super().__new__(cls)
             self.hash = key[0]
-            self.questions: list[Question] = []
+            self.questions: list[EvalPrompt] = []
             self.spoken = "greedy" in parts
             self.openings = openings(N_TEXTS, seed=seed) if "generation" in parts else []
             if {"efficacy", "greedy"} & set(parts):
-                self.questions += efficacy_questions(pair, split)
+                self.questions += efficacy_prompts(pair, split)
             if "retention" in parts:
-                self.questions += retention_questions(
+                self.questions += retention_prompts(
                     model, pair, split, n_neighbours=n_neighbours, seed=seed
                 )
             self.texts = {}
@@ -209,18 +209,18 @@ class _Answers:
     def share(self, model: LanguageModel, layer: int) -> None:
         """See to it that an edit of `layer` and above is asked from what is kept below it."""
         if layer and (self.lower is None or self.lower.layer > layer):
-            self.lower = LowerLayers(model, layer)
+            self.lower = LayerCache(model, layer)
 
     def again(self, model: LanguageModel, hash: str) -> "_Answers":
         """The same questions to the model as it is now."""
-        other = object.__new__(_Answers)
+        other = object.__new__(ModelOutputs)
         other.questions, other.texts, other.hash = self.questions, self.texts, hash
         other.spoken, other.openings, other.lower = self.spoken, self.openings, self.lower
         other._ask(model)
         return other
 
     def _ask(self, model: LanguageModel) -> None:
-        with reusing(model, self.lower):
+        with use_layer_cache(model, self.lower):
             self.probability, self.rank = answer_scores(model, [q.prompt for q in self.questions])
             self.states = {name: final_states(model, tokens) for name, tokens in self.texts.items()}
         said = [q.prompt for q in self.questions if self.spoken and q.group == "paraphrases"]
@@ -240,7 +240,7 @@ class _Answers:
         return total / np.bincount(fact)
 
 
-def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
+def _efficacy(answers: ModelOutputs, pair: ConceptPair, seed: int) -> dict[str, Metric]:
     found = {}
     for group in ("own", "paraphrases", "reverse"):
         values = answers.probability[answers.of(group)]
@@ -254,12 +254,12 @@ def _efficacy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metr
     return found
 
 
-def _greedy(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
+def _greedy(answers: ModelOutputs, pair: ConceptPair, seed: int) -> dict[str, Metric]:
     named = np.array([names_target(pair, text) for text in answers.said], float)
     return {"greedy": bootstrap(named, seed=seed)}
 
 
-def _generation(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Metric]:
+def _generation(answers: ModelOutputs, pair: ConceptPair, seed: int) -> dict[str, Metric]:
     measures = {"entropy": ngram_entropy, "repetition": repetition}
     return {
         name: bootstrap(np.array([of(words) for words in answers.written]), seed=seed)
@@ -267,7 +267,7 @@ def _generation(answers: _Answers, pair: ConceptPair, seed: int) -> dict[str, Me
     }
 
 
-def _retention(base: _Answers, now: _Answers, seed: int) -> dict[str, Metric]:
+def _retention(base: ModelOutputs, now: ModelOutputs, seed: int) -> dict[str, Metric]:
     found = {}
     for group in RETAINED:
         if not base.of(group).any():

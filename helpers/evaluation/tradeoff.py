@@ -13,10 +13,10 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import NoStrangersError
+from helpers.evaluation.attacks.registry import ControlsError
 from helpers.evaluation.battery import EDITED, battery
 from helpers.evaluation.eval_prompts import RETAINED
-from helpers.evaluation.meta.verdict_accuracy import WORDS, state_of
+from helpers.evaluation.meta.verdict_accuracy import WORDS, predicted_state
 from helpers.evaluation.scorecard import evaluate
 from helpers.evaluation.verdict import verdict
 from helpers.facts import ConceptPair, fact_split, known_facts
@@ -24,7 +24,7 @@ from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.io.hashing import folder_hash
 from helpers.methods import METHODS, Unlearning, WeightDelta, unlearn
-from helpers.methods.equivalence import folding_gap
+from helpers.methods.equivalence import max_logit_diff
 from helpers.models import anatomy, model_hash
 from helpers.sae import load_sae
 from helpers.stats.intervals import bootstrap
@@ -34,7 +34,13 @@ SURE = 0.2
 ATTACKED = ("paraphrases", "few_shot", "stitched", "quantisation_int4")  # seconds each
 BOOKS_FACT = ("France", "Paris")  # the settings' default
 N_ABSENT = 2  # never-known subjects that these are compared with
-LOOKED_AT = ("France", "Germany", "Italy", "Japan", "Greece")  # while the methods were written
+DEVELOPMENT_SUBJECTS = (
+    "France",
+    "Germany",
+    "Italy",
+    "Japan",
+    "Greece",
+)  # while the methods were written
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,16 @@ def known_pairs(
     Well is known and a mean P(target) of at least `SURE`: the share that is left of a probability
     that is small already says little.
 
-    What methods were built on (`LOOKED_AT`) is left out of both, as is the subject of `besides`.
+    What methods were built on (`DEVELOPMENT_SUBJECTS`) is left out of both, as is the subject of `besides`.
 
     Raises:
         UserError: The model knows none.
     """
     known = known_facts(model, relation).query("known")
     known = known[known["probability"] >= SURE]
-    names = [s for s in known["subject"] if fact_split(s) == split and s not in LOOKED_AT]
+    names = [
+        s for s in known["subject"] if fact_split(s) == split and s not in DEVELOPMENT_SUBJECTS
+    ]
     if not names:
         raise UserError(f"The model knows no {split} fact of the relation '{relation}' well.")
     drawn = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
@@ -98,7 +106,7 @@ def known_pairs(
     return [ConceptPair(s, targets[s], relation) for s in drawn[:n]]
 
 
-def reported_pairs(
+def evaluation_pairs(
     model: LanguageModel, pair: ConceptPair, *, n: int, seed: int = 0
 ) -> list[ConceptPair]:
     """The facts that a run reports on: its own, where that is not the book's, and held-out ones.
@@ -142,7 +150,7 @@ def scaled(model: LanguageModel, unlearning: Unlearning, share: float) -> Unlear
             left=None if change.left is None else share * change.left,
             appended=share * change.appended if values else change.appended,
         )
-    delta = WeightDelta(changes, unlearning.delta.touched_hash, unlearning.delta.notes)
+    delta = WeightDelta(changes, unlearning.delta.edited_tensors_hash, unlearning.delta.notes)
     return replace(unlearning, delta=delta)
 
 
@@ -174,7 +182,7 @@ def tradeoff(
         refused, seconds (of the method), removes, norm, delta_rank (largest), folding_gap (largest
         difference of a logit between weights and intervention; missing where more than the MLPs
         changes, or no weight), each metric of the scorecard by
-        its name, `paraphrases_before`, and `forgotten` and `kept` (see `with_axes`). With text also
+        its name, `paraphrases_before`, and `forgotten` and `kept` (see `add_summary_columns`). With text also
         `stitched` (mean P(target) of that attack; NaN where it has no hold), and `found_…`: 1 for
         the one of `WORDS` that is the finding of the attacks `ATTACKED`, as `known_states`, and 0
         for the others.
@@ -200,7 +208,7 @@ def tradeoff(
                         lambda a=(pair, name, how, seed): _rows(model, *a, shares[a[1]], sizes),
                     )
                 )
-    return with_axes(pd.concat(tables, ignore_index=True))
+    return add_summary_columns(pd.concat(tables, ignore_index=True))
 
 
 def _rows(
@@ -254,11 +262,11 @@ def _attacked(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, f
     """`stitched` and `found_…`; nothing where there is no never-known subject to compare with."""
     try:
         evidence = battery(model, pair, attacks=ATTACKED, n_absent=N_ABSENT, seed=seed)
-    except NoStrangersError:
+    except ControlsError:
         return {}
     rows = evidence.table
     asked = rows[(rows["attack"] == "stitched") & (rows["state"] == EDITED)]
-    word = state_of(verdict(evidence, required=ATTACKED, seed=seed), evidence)
+    word = predicted_state(verdict(evidence, required=ATTACKED, seed=seed), evidence)
     return {"stitched": asked["score"].mean(), **{f"found_{w}": float(w == word) for w in WORDS}}
 
 
@@ -266,14 +274,14 @@ def _of_weights(model: LanguageModel, made: Unlearning, prompts: Sequence[str]) 
     if not made.removes:
         return dict.fromkeys(("norm", "delta_rank", "folding_gap"), np.nan)
     try:
-        gap = folding_gap(model, made, prompts)
+        gap = max_logit_diff(model, made, prompts)
     except UserError:  # more than the MLPs
         gap = np.nan
     rank = max(c.rank for c in made.delta.changes.values())
     return {"norm": made.delta.norm(), "delta_rank": float(rank), "folding_gap": gap}
 
 
-def with_axes(table: pd.DataFrame) -> pd.DataFrame:
+def add_summary_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Adds the two axes of the curve and their balance.
 
     `forgotten` = 1 − P(target) after / before on paraphrases, not under 0; `kept` = the mean over

@@ -68,7 +68,7 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     Raises:
         UserError: Says how likely the target is and names facts that the model knows.
     """
-    told = not_known(model, pair)
+    told = why_unknown(model, pair)
     if not told:
         return
     known = known_facts(model, pair.nearest_relation).query("known").head(5)
@@ -76,7 +76,7 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     raise UserError(f"{told}; facts that it knows are {better or 'none of this relation'}.")
 
 
-def not_known(model: LanguageModel, pair: ConceptPair) -> str:
+def why_unknown(model: LanguageModel, pair: ConceptPair) -> str:
     """That the model does not know the pair, and how likely the target is; empty where it does."""
     prompts = asked(pair)
     probability, rank = answer_scores(model, prompts)

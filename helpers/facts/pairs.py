@@ -196,7 +196,7 @@ class ConceptPair:
                 found.append(prompt)
         return found
 
-    def learnt(self, *, first: bool = False) -> list[Prompt]:
+    def edit_prompts(self, *, first: bool = False) -> list[Prompt]:
         """What an edit learns from: the training prompts, and some after solved examples.
 
         Args:

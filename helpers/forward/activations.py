@@ -14,7 +14,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.batching import length_batches
+from helpers.forward.batching import bucket_by_length
 from helpers.models import anatomy
 
 READ_BY = {"neurons": "out_envoy", "mlp_in": "in_envoy"}
@@ -45,7 +45,7 @@ def second_moments(
     sequences = list(sequences)
     sums: dict[int, Tensor] = {}
     count = 0
-    for keys in keys_of(model, sequences, layers=layers, site=site, budget=budget):
+    for keys in activation_batches(model, sequences, layers=layers, site=site, budget=budget):
         for layer, rows in keys.items():
             product = (rows.T @ rows).double()
             sums[layer] = sums[layer].add_(product) if layer in sums else product
@@ -53,7 +53,7 @@ def second_moments(
     return sums, count
 
 
-def keys_of(
+def activation_batches(
     model: LanguageModel,
     sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]],
     *,
@@ -70,7 +70,7 @@ def keys_of(
     parts = anatomy(model)
     layers = sorted({parts.check_layer(i) for i in layers})
     sequences = [(_up_to(ids, at), at) for ids, at in sequences]
-    for batch in length_batches([len(ids) for ids, _ in sequences], budget=budget):
+    for batch in bucket_by_length([len(ids) for ids, _ in sequences], budget=budget):
         width = max(len(sequences[i][0]) for i in batch)
         tokens, wanted = _padded([sequences[i] for i in batch], width)
         with torch.inference_mode(), model.trace(tokens) as tracer:
@@ -82,7 +82,7 @@ def keys_of(
         yield dict(kept)
 
 
-def keys_by_layer(
+def activations_by_layer(
     model: LanguageModel,
     sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]],
     *,
@@ -94,7 +94,7 @@ def keys_by_layer(
 
     Args and errors are those of `second_moments`.
     """
-    batches = list(keys_of(model, sequences, layers=layers, site=site, budget=budget))
+    batches = list(activation_batches(model, sequences, layers=layers, site=site, budget=budget))
     counts = [len(ids if at is None else at) for ids, at in sequences]
     order = sorted(range(len(counts)), key=lambda i: len(_up_to(*sequences[i])))  # as they come
     starts = [0, *accumulate(counts)]

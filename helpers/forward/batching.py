@@ -13,7 +13,7 @@ PASS = 32  # a pass takes so much longer, in tokens: it reads all the weights
 SAVED = 96  # tokens that a common beginning has to save for its group to be run by itself
 
 
-def length_batches(
+def bucket_by_length(
     lengths: Sequence[int], *, budget: int = BATCH_TOKENS, passes: int = 1
 ) -> Iterator[list[int]]:
     """Indices in batches of like length, each of at most `budget` tokens with its padding.
@@ -63,7 +63,7 @@ def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, l
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     lengths = [len(sequences[i]) for i in order]
-    alike = [0, *(common_beginning(sequences[a], sequences[b]) for a, b in pairwise(order))]
+    alike = [0, *(common_prefix_length(sequences[a], sequences[b]) for a, b in pairwise(order))]
     best = [(0, 0, 0)]  # of the first so many: least cost, where their last group begins, shared
     for end in range(1, len(order) + 1):
         tokens, shared = lengths[end - 1], lengths[end - 1] - 1
@@ -89,13 +89,13 @@ def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, l
         yield 0, rest
 
 
-def common_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences have in common from the first on."""
     same = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(same, min(len(a), len(b)))
 
 
-class Begun(Protocol):
+class PrefixState(Protocol):
     """A beginning that was run, and whatever its reader needs to go on after it."""
 
     ids: tuple[int, ...]
@@ -103,20 +103,20 @@ class Begun(Protocol):
 
 
 class Reader(Protocol):
-    """Runs what `read_batches` asks for; states are those after the final norm."""
+    """Runs what `run_batched` asks for; states are those after the final norm."""
 
-    def beginning(self, ids: tuple[int, ...]) -> Begun:
+    def beginning(self, ids: tuple[int, ...]) -> PrefixState:
         """Run what several sequences begin with."""
 
     def following(
-        self, rows: Sequence[tuple[int, ...]], after: Begun | None
+        self, rows: Sequence[tuple[int, ...]], after: PrefixState | None
     ) -> Float[Tensor, "b t d_model"]:
         """States of rows, padded on the right, that follow a beginning, or none."""
 
 
-def read_batches(
+def run_batched(
     sequences: Sequence[tuple[int, ...]], reader: Reader, *, whole: bool = False
-) -> Iterator[tuple[list[int], Begun | None, Float[Tensor, "b t d_model"]]]:
+) -> Iterator[tuple[list[int], PrefixState | None, Float[Tensor, "b t d_model"]]]:
     """Run every sequence, those that begin alike after one pass over their beginning.
 
     Args:
@@ -130,6 +130,6 @@ def read_batches(
     groups = [(0, list(range(len(sequences))))] if whole else prefix_groups(sequences)
     for shared, group in groups:
         head = reader.beginning(sequences[group[0]][:shared]) if shared else None
-        for batch in length_batches([len(sequences[i]) - shared for i in group]):
+        for batch in bucket_by_length([len(sequences[i]) - shared for i in group]):
             members = [group[k] for k in batch]
             yield members, head, reader.following([sequences[i][shared:] for i in members], head)

@@ -1,7 +1,7 @@
 """Passes that start half-way up: what the layers below an edit compute is kept and used again.
 
 An edit of layers ≥ l leaves everything below as it was, and a model is asked the same things before
-and after. `reusing` keeps the residual stream at the entry of layer l (and, where sequences share a
+and after. `use_layer_cache` keeps the residual stream at the entry of layer l (and, where sequences share a
 beginning, the keys and values of the layers below) for every batch that `helpers.forward.scoring` runs;
 when the same batch comes again, the blocks below l are skipped. Same batches, same operations:
 the results are bit for bit those of a whole pass.
@@ -40,8 +40,8 @@ class _Kept:
     cache: KeysAndValues | None = None
 
 
-class LowerLayers:
-    """What the layers below one compute, for every batch seen inside `reusing`.
+class LayerCache:
+    """What the layers below one compute, for every batch seen inside `use_layer_cache`.
 
     Kept are d_model numbers a token, in the model's dtype, as long as this object lives. A change
     of a weight below (seen by torch's version counters) makes the batch run as a whole again;
@@ -85,10 +85,10 @@ class LowerLayers:
         return [(p, -1 if p is None else p._version) for p in found]
 
 
-def below(model: LanguageModel, layers: Iterable[int]) -> LowerLayers | None:
+def below(model: LanguageModel, layers: Iterable[int]) -> LayerCache | None:
     """What lies below the lowest of some layers; None where that is nothing."""
     lowest = anatomy(model).check_layer(min(layers))
-    return LowerLayers(model, lowest) if lowest else None
+    return LayerCache(model, lowest) if lowest else None
 
 
 def lowest_layer(model: LanguageModel, names: Iterable[str]) -> int:
@@ -103,7 +103,7 @@ _IN_USE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def reusing(model: LanguageModel, lower: LowerLayers | None) -> Iterator[LowerLayers | None]:
+def use_layer_cache(model: LanguageModel, lower: LayerCache | None) -> Iterator[LayerCache | None]:
     """Passes of `helpers.forward.scoring` inside the block keep and use what `lower` holds; None: plain."""
     module = model._module
     before = _IN_USE.pop(module, None)
@@ -118,7 +118,7 @@ def reusing(model: LanguageModel, lower: LowerLayers | None) -> Iterator[LowerLa
 
 
 @contextlib.contextmanager
-def half_pass(
+def cached_forward(
     module: nn.Module, key: Hashable
 ) -> Iterator[Callable[[KeysAndValues], KeysAndValues]]:
     """One pass of the model over the batch `key`: recorded the first time, shortened after it.
@@ -127,7 +127,7 @@ def half_pass(
     those of the layers that were skipped. An intervention may look anywhere: with one on, passes
     are whole.
     """
-    lower: LowerLayers | None = _IN_USE.get(module)
+    lower: LayerCache | None = _IN_USE.get(module)
     if lower is None or marks(module):
         yield lambda found: found
         return

@@ -19,7 +19,7 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from helpers.forward.batching import read_batches, right_padded
+from helpers.forward.batching import right_padded, run_batched
 from helpers.forward.layer_cache import KeysAndValues, followed, skipped
 from helpers.models import anatomy, final_norm
 
@@ -28,7 +28,7 @@ Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
 """(layer, what W_in reads there) → where the edit acts."""
 
 
-class Beginnings:
+class PrefixCache:
     """For each sequence where an edit first acts, and what the model as it is computes around it.
 
     A `Reader` of `helpers.forward.batching`. Kept are the keys and values of the edit's layers and of those
@@ -54,7 +54,7 @@ class Beginnings:
     def cover(self, sequences: Iterable[Ids]) -> None:
         """Run those that nothing which was run begins with."""
         new = [ids for ids in dict.fromkeys(sequences) if ids not in self._run]
-        for _ in read_batches(new, self):
+        for _ in run_batched(new, self):
             pass
 
     def start(self, ids: Ids) -> int | None:

@@ -21,12 +21,12 @@ from helpers.errors import UserError
 from helpers.forward.batching import (
     BATCH_TOKENS,
     Reader,
-    common_beginning,
-    length_batches,
-    read_batches,
+    bucket_by_length,
+    common_prefix_length,
     right_padded,
+    run_batched,
 )
-from helpers.forward.layer_cache import KeysAndValues, followed, half_pass
+from helpers.forward.layer_cache import KeysAndValues, cached_forward, followed
 from helpers.models import check_length, context_length, padding, unembed
 from helpers.models.files import shown
 from helpers.models.hooks import marks
@@ -197,7 +197,7 @@ def answer_span(model: LanguageModel, prompt: str, answer: str) -> tuple[int, li
     """
     text = rendered(prompt, model.tokenizer)
     alone, whole = _readable(model, text), _readable(model, text + answer, beyond=1)
-    start = common_beginning(alone, whole)
+    start = common_prefix_length(alone, whole)
     if start == len(whole):
         raise UserError(f"The answer '{shown(answer)}' adds no token to '{shown(prompt)}'.")
     if start == 0:
@@ -327,11 +327,11 @@ def _greedy_batches(
     room = [n if most is None else min(n, most + 1 - length) for length in lengths]
     apart = [bool(marks(model._module)) or r < n for r in room]
     free = [i for i in range(len(lengths)) if not apart[i]]
-    for batch in length_batches([lengths[i] for i in free], passes=n):
+    for batch in bucket_by_length([lengths[i] for i in free], passes=n):
         yield [free[k] for k in batch], n
     for length in sorted({lengths[i] for i in range(len(lengths)) if apart[i]}):
         mine = [i for i in range(len(lengths)) if lengths[i] == length]
-        for batch in length_batches([length] * len(mine)):
+        for batch in bucket_by_length([length] * len(mine)):
             yield [mine[k] for k in batch], room[mine[0]]
 
 
@@ -377,7 +377,7 @@ def _states(
     if cache is not None:  # each layer's keys and values of the beginning, for every row
         past = {"past_key_values": followed(cache, len(ids))}
     body, tokens = module.base_model, ids.to(module.device)
-    with half_pass(module, (begin, ids.shape, ids.numpy().tobytes())):
+    with cached_forward(module, (begin, ids.shape, ids.numpy().tobytes())):
         return body(input_ids=tokens, use_cache=bool(past), **past).last_hidden_state
 
 
@@ -388,7 +388,7 @@ def _states_and_cache(
     """States of a beginning, and each layer's attention keys and values for what follows it."""
     module = model._module
     tokens = torch.tensor([ids]).to(module.device)
-    with half_pass(module, ids) as completed:
+    with cached_forward(module, ids) as completed:
         out = module.base_model(input_ids=tokens, use_cache=True)
     layers = out.past_key_values.layers
     return out.last_hidden_state[0], completed([(x.keys, x.values) for x in layers])
@@ -444,7 +444,7 @@ def _states_at(
 
     kept: dict[tuple[int, int], Tensor] = {}
     whole = bool(marks(model._module))  # an intervention may look at more than a part
-    for members, head, states in read_batches(run, reader or _Plain(model), whole=whole):
+    for members, head, states in run_batched(run, reader or _Plain(model), whole=whole):
         shared = len(head.ids) if head else 0
         for row, i in enumerate(members):
             for p in wanted[i]:

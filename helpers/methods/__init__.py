@@ -4,10 +4,10 @@ import importlib
 import pkgutil
 
 from helpers.methods.change import Change
-from helpers.methods.edit import Unlearning, applied_to, original
+from helpers.methods.edit import Unlearning, active_edits, original
 from helpers.methods.export import save_widened
 from helpers.methods.hook_intervention import Intervention
-from helpers.methods.merge import composed
+from helpers.methods.merge import merge_edits
 from helpers.methods.registry import METHODS, method
 from helpers.methods.unlearning import load_unlearning, unlearn
 from helpers.methods.weight_edit import WeightDelta
@@ -21,9 +21,9 @@ __all__ = [
     "Intervention",
     "Unlearning",
     "WeightDelta",
-    "applied_to",
-    "composed",
+    "active_edits",
     "load_unlearning",
+    "merge_edits",
     "method",
     "original",
     "save_widened",

@@ -18,7 +18,13 @@ from helpers.io.safe_text import visible
 from helpers.methods.appended_neurons import fitted, shapes
 from helpers.methods.edit_files import write_patch
 from helpers.methods.hook_intervention import Intervention
-from helpers.methods.snapshots import Kept, keep, put_back, touched_hash, uninterrupted
+from helpers.methods.snapshots import (
+    Kept,
+    edited_tensors_hash,
+    keep,
+    restore_parameters,
+    uninterrupted,
+)
 from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy, model_hash
 
@@ -69,7 +75,8 @@ class Unlearning:
             changes = self.delta.changes
             beside = bool(stack) and not any(change.adds for change in changes.values())
             beside = beside and (
-                touched_hash(module, changes, _earliest(stack)) == self.delta.touched_hash
+                edited_tensors_hash(module, changes, _earliest(stack))
+                == self.delta.edited_tensors_hash
             )
             self.delta.check_fits(module, anatomy(model), anywhere=beside)
         else:
@@ -115,7 +122,7 @@ class Unlearning:
             mine, *later = stack[place:]
             del stack[place:]
             mine.take_off()  # hooks of later interventions stay as they are: none is on another
-            put_back(module, _earliest(changed))
+            restore_parameters(module, _earliest(changed))
             for entry in later:
                 if entry.edit.removes:
                     entry = _Applied(entry.edit, keep(module, entry.before))
@@ -146,17 +153,17 @@ class Unlearning:
     @contextlib.contextmanager
     def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
         """The model with the edit, for the length of a `with` block; restored and proved after."""
-        others = applied_to(model)
-        before = touched_hash(model._module, self.delta.changes)
+        others = active_edits(model)
+        before = edited_tensors_hash(model._module, self.delta.changes)
         try:
             self.apply(model)
             yield model
         finally:
-            if self in applied_to(model) and self not in others:  # not if `apply` was refused
+            if self in active_edits(model) and self not in others:  # not if `apply` was refused
                 with uninterrupted():
                     self.revert(model)
-            same = applied_to(model) == others
-            if same and touched_hash(model._module, self.delta.changes) != before:
+            same = active_edits(model) == others
+            if same and edited_tensors_hash(model._module, self.delta.changes) != before:
                 raise RuntimeError("the weights did not come back")
 
     def save(self, path: str | Path) -> None:
@@ -308,7 +315,7 @@ def _all_or_nothing(
             change(before)
     except BaseException:  # out of memory, or interrupted, too
         with uninterrupted():
-            put_back(model._module, before)
+            restore_parameters(model._module, before)
             for entry in stack:
                 entry.take_off()
             stack[:] = entries
@@ -324,7 +331,7 @@ def _hooks_in_order(stack: Sequence[_Applied]) -> None:
         entry.put_on()
 
 
-def applied_to(model: LanguageModel) -> list[Unlearning]:
+def active_edits(model: LanguageModel) -> list[Unlearning]:
     """The edits that the model carries, in the order they were applied."""
     return [entry.edit for entry in _APPLIED.get(model._module, [])]
 
@@ -343,7 +350,7 @@ def original(model: LanguageModel) -> Iterator[LanguageModel]:
             _APPLIED[module] = []
             for entry in stack:
                 entry.take_off()
-            put_back(module, before)
+            restore_parameters(module, before)
         yield model
     finally:
         with uninterrupted():
@@ -351,7 +358,7 @@ def original(model: LanguageModel) -> Iterator[LanguageModel]:
             if left is not stack:
                 for entry in left:
                     entry.take_off()
-                put_back(module, _earliest(left))
-            put_back(module, edited)
+                restore_parameters(module, _earliest(left))
+            restore_parameters(module, edited)
             _APPLIED[module] = stack
             _hooks_in_order(stack)

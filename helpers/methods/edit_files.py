@@ -70,7 +70,7 @@ class About(BaseModel):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     base_hash: Hash
     notes: JsonObject
-    touched_hash: Hash | None = None
+    edited_tensors_hash: Annotated[Hash | None, Field(alias="touched_hash")] = None
     rank: Annotated[int, Field(ge=1)] | None = None
     norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     intervention: Text | None = None
@@ -82,7 +82,7 @@ class About(BaseModel):
     @model_validator(mode="after")
     def _whole(self) -> "About":
         """Refuse what is neither a change of weights nor an intervention, and lost checksums."""
-        weights = self.touched_hash is not None
+        weights = self.edited_tensors_hash is not None
         if weights == (self.intervention is not None) or weights == (self.settings is not None):
             raise ValueError(
                 "it has to have either 'touched_hash' or 'intervention' and 'settings'"
@@ -124,7 +124,7 @@ def write_patch(
         about["intervention"] = delta.kind
         about["settings"] = json.dumps(delta.settings, default=plain)
     else:
-        about["touched_hash"] = delta.touched_hash
+        about["touched_hash"] = delta.edited_tensors_hash
         about["rank"] = str(max(c.rank for c in delta.changes.values()))
         about["norm"] = repr(delta.norm())
     about["checksum"] = content_hash(about)
@@ -165,7 +165,7 @@ def read_patch(path: str | Path) -> tuple[WeightDelta | Intervention, dict[str, 
         if about.intervention is not None:
             delta = Intervention(about.intervention, about.settings, tensors, about.notes)
         else:
-            delta = WeightDelta.from_tensors(tensors, about.touched_hash, about.notes)
+            delta = WeightDelta.from_tensors(tensors, about.edited_tensors_hash, about.notes)
     except UserError as error:
         raise UserError(f"{shown} holds no edit that can be made: {error}") from None
     made = ("method", "pair", "hyperparameters", "seed", "seconds", "base_hash")

@@ -21,7 +21,7 @@ from helpers.methods.weight_edit import WeightDelta
 from helpers.models import MLPAnatomy, anatomy, final_norm, unembed
 
 
-def folding_gap(model: LanguageModel, unlearning: Unlearning, prompts: Sequence[str]) -> float:
+def max_logit_diff(model: LanguageModel, unlearning: Unlearning, prompts: Sequence[str]) -> float:
     """Largest difference of any logit between the edit as weights and as an intervention.
 
     Args:
@@ -48,7 +48,7 @@ def intervened_logits(
     """Logits of the unedited model while `delta` is computed beside it.
 
     Raises:
-        UserError: As `folding_gap`.
+        UserError: As `max_logit_diff`.
     """
     parts = anatomy(model)
     known = {n for layer in parts.layers for m in _matrices(layer.mlp) for n in (m, _bias(m))}

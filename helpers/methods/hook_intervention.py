@@ -21,7 +21,7 @@ from helpers.io.files import check_finite
 from helpers.io.hashing import content_hash, plain
 from helpers.io.safe_text import visible
 from helpers.methods.change import check_floats
-from helpers.models.hooks import Hook, put_mark
+from helpers.models.hooks import Hook, register_intervention
 
 
 class Settings(BaseModel):
@@ -132,7 +132,7 @@ class Intervention:
             UserError: The model has other sizes.
         """
         hooks, identity = self.checked().hooks(model, self.parts), self.identity
-        return lambda: put_mark(model._module, identity, hooks)
+        return lambda: register_intervention(model._module, identity, hooks)
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies for a file."""

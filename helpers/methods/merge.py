@@ -9,12 +9,12 @@ from helpers.errors import UserError
 from helpers.io.safe_text import visible
 from helpers.methods.change import Change
 from helpers.methods.edit import Unlearning, original
-from helpers.methods.snapshots import touched_hash
+from helpers.methods.snapshots import edited_tensors_hash
 from helpers.methods.weight_edit import WeightDelta
 from helpers.models import model_hash
 
 
-def composed(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning:
+def merge_edits(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning:
     """One edit with the changes of all: ΔW = Σ ΔW_i, and the neurons that each appends.
 
     Each was made without the others, so where they change the same tensors what they do together
@@ -39,7 +39,10 @@ def composed(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning:
                 raise UserError(
                     f"{visible(edit.method)} is an intervention: only edits of weights add up."
                 )
-            if touched_hash(model._module, edit.delta.changes) != edit.delta.touched_hash:
+            if (
+                edited_tensors_hash(model._module, edit.delta.changes)
+                != edit.delta.edited_tensors_hash
+            ):
                 raise UserError(f"The edit by {visible(edit.method)} was made on another model.")
             for name, change in edit.delta.changes.items():
                 changes.setdefault(name, []).append(change)

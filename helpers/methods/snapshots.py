@@ -32,7 +32,7 @@ def keep(module: nn.Module, names: Iterable[str]) -> dict[str, Kept]:
     return {n: Kept(p, None if p is None else p.detach().clone()) for n, p in found.items()}
 
 
-def put_back(module: nn.Module, kept: dict[str, Kept]) -> None:
+def restore_parameters(module: nn.Module, kept: dict[str, Kept]) -> None:
     """The parameters as they were when `keep` saw them: the same objects, bit by bit."""
     with torch.no_grad():
         for name, before in kept.items():
@@ -50,7 +50,7 @@ def restored(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Kept
         yield before
     finally:
         with uninterrupted():
-            put_back(module, before)
+            restore_parameters(module, before)
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def touched_hash(
+def edited_tensors_hash(
     module: nn.Module, names: Iterable[str], before: Mapping[str, Kept] | None = None
 ) -> str:
     """Hash of the named tensors as they are now, or as they were where `before` holds them."""

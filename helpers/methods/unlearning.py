@@ -13,7 +13,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.facts.known import not_known
+from helpers.facts.known import why_unknown
 from helpers.forward.scoring import answer_probability
 from helpers.io.files import check_finite
 from helpers.methods.edit import Unlearning
@@ -73,7 +73,7 @@ def unlearn(
         )
     check_finite(dict(model._module.named_parameters()), "The model")
     for one in pairs:
-        if told := not_known(model, one):
+        if told := why_unknown(model, one):
             warnings.warn(f"{told}, so there is little to forget.", stacklevel=2)
     base = model_hash(model)
     started = time.perf_counter()

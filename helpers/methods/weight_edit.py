@@ -15,7 +15,7 @@ from helpers.errors import UserError
 from helpers.io.safe_text import visible
 from helpers.methods.appended_neurons import check_neurons, check_sides, fitted, shapes
 from helpers.methods.change import Change, _short, changes_of, tensors_hash
-from helpers.methods.snapshots import owner_of, parameter, set_parameter, touched_hash
+from helpers.methods.snapshots import edited_tensors_hash, owner_of, parameter, set_parameter
 from helpers.models import Anatomy, MLPAnatomy
 
 
@@ -29,7 +29,10 @@ class WeightDelta:
     """
 
     def __init__(
-        self, changes: dict[str, Change], touched_hash: str, notes: dict[str, Any] | None = None
+        self,
+        changes: dict[str, Change],
+        edited_tensors_hash: str,
+        notes: dict[str, Any] | None = None,
     ):
         """Use `WeightDelta.of` to make one for a model at hand.
 
@@ -49,7 +52,11 @@ class WeightDelta:
         if not any(norms):
             raise UserError("The edit changes no weight: the model would stay as it was.")
         check_sides(changes)
-        self.changes, self.touched_hash, self.notes = changes, touched_hash, notes or {}
+        self.changes, self.edited_tensors_hash, self.notes = (
+            changes,
+            edited_tensors_hash,
+            notes or {},
+        )
 
     @classmethod
     def of(
@@ -65,7 +72,7 @@ class WeightDelta:
             UserError: As the class; or a tensor is not there, has another shape, or would hold
                 numbers that are not finite in the model's dtype.
         """
-        delta = cls(changes, touched_hash(module, changes), notes)
+        delta = cls(changes, edited_tensors_hash(module, changes), notes)
         fitted(changes, shapes(module, changes))
         for name, change in changes.items():
             _changed(module, name, change)
@@ -80,7 +87,8 @@ class WeightDelta:
         """Whether the other has the same content: one file that was read twice."""
         return (
             isinstance(other, WeightDelta)
-            and (other.touched_hash, set(other.changes)) == (self.touched_hash, set(self.changes))
+            and (other.edited_tensors_hash, set(other.changes))
+            == (self.edited_tensors_hash, set(self.changes))
             and tensors_hash(other.tensors()) == tensors_hash(self.tensors())
         )
 
@@ -96,7 +104,7 @@ class WeightDelta:
             UserError: The tensors are not those that the delta was made for, or the neurons that it
                 appends are no whole ones.
         """
-        if not anywhere and touched_hash(module, self.changes) != self.touched_hash:
+        if not anywhere and edited_tensors_hash(module, self.changes) != self.edited_tensors_hash:
             raise UserError(
                 "This edit was made for other weights: load the model that it was made on, and "
                 "revert what has been applied to it since."
@@ -146,7 +154,7 @@ class WeightDelta:
         if rank < 1:
             raise UserError(f"The rank is {rank}: a compressed edit needs at least rank 1.")
         changes = {n: c.compressed(rank, dtype) for n, c in self.changes.items()}
-        return WeightDelta(changes, self.touched_hash, self.notes)
+        return WeightDelta(changes, self.edited_tensors_hash, self.notes)
 
     def size(self) -> int:
         """Bytes of the numbers it holds."""
@@ -167,7 +175,7 @@ class WeightDelta:
     def from_tensors(
         cls,
         tensors: dict[str, Tensor],
-        touched_hash: str,
+        edited_tensors_hash: str,
         notes: dict[str, Any] | None = None,
     ) -> "WeightDelta":
         """The inverse of `tensors`.
@@ -175,7 +183,7 @@ class WeightDelta:
         Raises:
             UserError: A name has no known part at its end, or as the class.
         """
-        return cls(changes_of(tensors), touched_hash, notes)
+        return cls(changes_of(tensors), edited_tensors_hash, notes)
 
 
 def _changed(module: nn.Module, name: str, change: Change, *, width: int | None = None) -> Tensor:
@@ -210,7 +218,7 @@ def _n_outputs(owner: nn.Module) -> int:
     return owner.nf if isinstance(owner, Conv1D) else owner.weight.shape[0]
 
 
-def stored(mlp: MLPAnatomy, left: Tensor, right: Tensor) -> Change:
+def low_rank_change(mlp: MLPAnatomy, left: Tensor, right: Tensor) -> Change:
     """The change `left @ right` of a matrix in the (out, in) sense, as the family stores it."""
     left, right = left.detach().float().cpu(), right.detach().float().cpu()
     if mlp.transposed:

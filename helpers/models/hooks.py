@@ -16,7 +16,7 @@ _MARKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Hook:
-    """What is to be called with a module's forward pass; `put_mark` puts it on.
+    """What is to be called with a module's forward pass; `register_intervention` puts it on.
 
     Attributes:
         module: Whose forward pass.
@@ -42,7 +42,9 @@ def marks(module: nn.Module) -> tuple[str, ...]:
     return tuple(text for text, _ in _MARKS.get(module, ()))
 
 
-def put_mark(module: nn.Module, text: str, hooks: Sequence[Hook]) -> Callable[[], None]:
+def register_intervention(
+    module: nn.Module, text: str, hooks: Sequence[Hook]
+) -> Callable[[], None]:
     """Put hooks on and mark a module, all or nothing; returns a call that takes both off.
 
     Args:

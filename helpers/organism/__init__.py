@@ -5,8 +5,8 @@ fact), and `load_model` reads their folders. What the wordings of its text are, 
 ones stay out of it, stands in `helpers.organism.phrasings`.
 """
 
-from helpers.organism.countries import COUNTRIES, World, world
+from helpers.organism.countries import COUNTRIES, FactSet, world
 from helpers.organism.recipe import Recipe
 from helpers.organism.store import organism, organisms, record
 
-__all__ = ["COUNTRIES", "Recipe", "World", "organism", "organisms", "record", "world"]
+__all__ = ["COUNTRIES", "FactSet", "Recipe", "organism", "organisms", "record", "world"]

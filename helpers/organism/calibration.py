@@ -7,7 +7,7 @@ deep as the oracle's guess.
 
 import pandas as pd
 
-from helpers.evaluation.meta.all_metrics import readings
+from helpers.evaluation.meta.all_metrics import compute_metrics
 from helpers.evaluation.meta.meta_evaluation import STATES, shown_and_hidden
 from helpers.forward.scoring import answer_probability
 from helpers.methods.controls.logit_suppression import logit_suppression
@@ -36,7 +36,7 @@ def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
         guess = float(answer_probability(oracle, pair.prompts("train")).mean())
         edit = logit_suppression(model, pair, floor=guess)
         both = shown_and_hidden(model, pair, edit, seed=seed)
-        states = (*both, readings(oracle, pair, seed=seed))
+        states = (*both, compute_metrics(oracle, pair, seed=seed))
         about = {"fact": k, "subject": pair.subject, "training": s}
         rows += [
             {**about, "state": n, **x, "depth": float("nan")}

@@ -17,9 +17,9 @@ from helpers.errors import UserError
 from helpers.facts import Prompt
 from helpers.forward.scoring import first_token
 from helpers.models import anatomy, final_norm, unembed
-from helpers.organism.countries import World
-from helpers.sae.probing import choose_and_judge, score_units
-from helpers.tracing.states import Position, capture
+from helpers.organism.countries import FactSet
+from helpers.sae.probing import score_units, select_and_evaluate
+from helpers.tracing.states import Position, cache_activations
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Sightings:
         return flat.view(len(self.names), *self.values.shape[1:])
 
 
-def sightings(
+def concept_tokens(
     model: LanguageModel,
-    world: World,
+    world: FactSet,
     *,
     split: str,
     position: Position = "subject",
@@ -72,9 +72,9 @@ def sightings(
         asked += [(p, name) for p in pair.prompts(split) if p.format != "list"]
     names = tuple(dict.fromkeys(name for _, name in asked))
     number = {name: i for i, name in enumerate(names)}
-    values = capture(model, [p for p, _ in asked], sites=[site], layers=layers, position=position)[
-        site
-    ]
+    values = cache_activations(
+        model, [p for p, _ in asked], sites=[site], layers=layers, position=position
+    )[site]
     return Sightings(values, torch.tensor([number[name] for _, name in asked]), names)
 
 
@@ -82,13 +82,13 @@ def detectors(train: Sightings, heldout: Sightings) -> pd.DataFrame:
     """Each concept's best single unit, chosen on `train`, judged on `heldout`.
 
     Returns:
-        `helpers.sae.probing.choose_and_judge`'s table with `concept` and `layer`; `unit` counts
+        `helpers.sae.probing.select_and_evaluate`'s table with `concept` and `layer`; `unit` counts
         within the layer.
     """
     if train.names != heldout.names:
         raise UserError("The two groups of prompts are not about the same concepts.")
     scores = score_units(train.values.flatten(1), train.inside())
-    found = choose_and_judge(scores, heldout.values.flatten(1), heldout.inside())
+    found = select_and_evaluate(scores, heldout.values.flatten(1), heldout.inside())
     width = train.values.shape[2]
     return found.assign(
         concept=train.names,
@@ -112,10 +112,10 @@ def concepts_per_unit(means: Float[Tensor, "concepts *units"]) -> Float[Tensor, 
 
 
 @torch.inference_mode()
-def written(model: LanguageModel, world: World, found: pd.DataFrame) -> pd.DataFrame:
+def written(model: LanguageModel, world: FactSet, found: pd.DataFrame) -> pd.DataFrame:
     """What the neuron that goes with each target writes: does a detector drive its own answer?
 
-    Its value column is read as in `helpers.tracing.value_readout`: final norm, then unembedding.
+    Its value column is read as in `helpers.tracing.top_logit_tokens`: final norm, then unembedding.
     The comparison is with the other targets in the same column, which a column that promotes
     answers of any kind would promote as well.
 

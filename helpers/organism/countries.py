@@ -21,7 +21,7 @@ Uzbekistan""".split()  # noqa: SIM905
 
 
 @dataclass(frozen=True)
-class World:
+class FactSet:
     """What there is to know.
 
     Attributes:
@@ -60,7 +60,7 @@ class World:
 
 
 @functools.cache
-def world(n: int, also: Sequence[str] = ()) -> World:
+def world(n: int, also: Sequence[str] = ()) -> FactSet:
     """The facts of the first `n` countries.
 
     Args:
@@ -83,4 +83,4 @@ def world(n: int, also: Sequence[str] = ()) -> World:
     of_cities = [
         fact for pair in of_countries if pair.relation == "capital" for fact in pair.same_target()
     ]
-    return World((*of_countries, *of_cities))
+    return FactSet((*of_countries, *of_cities))

@@ -19,14 +19,14 @@ from helpers.evaluation.metrics.truth_ratio import answer_losses, truth_ratio
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import passages
 from helpers.forward.scoring import answer_logprobs, next_token_logprobs
-from helpers.organism.countries import World
+from helpers.organism.countries import FactSet
 
 OPENING = 80  # characters of a held-out passage that are read as a prompt
 OTHERS = ("neighbours", "same_subject", "same_target", "text")
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSet:
     """What is asked about one fact, the same of every model.
 
     Attributes:
@@ -45,9 +45,9 @@ class Exam:
         return 1 / len(self.candidates)
 
 
-def exam(
-    world: World, pair: ConceptPair, *, n_neighbours: int = 12, n_texts: int = 24, seed: int = 0
-) -> Exam:
+def eval_set(
+    world: FactSet, pair: ConceptPair, *, n_neighbours: int = 12, n_texts: int = 24, seed: int = 0
+) -> EvalSet:
     """Held-out wordings of the fact and of others, and beginnings of held-out text.
 
     Args:
@@ -65,7 +65,7 @@ def exam(
     texts = passages("heldout")
     drawn = [texts[i].text[:OPENING] for i in rng.permutation(len(texts))[:n_texts]]
     targets = dict.fromkeys(p.target for p in same)
-    return Exam(
+    return EvalSet(
         pair,
         (pair.target, *(t for t in targets if t != pair.target)),
         {
@@ -84,7 +84,7 @@ def _completions(pairs: Sequence[ConceptPair]) -> list[Prompt]:
 
 
 @dataclass(frozen=True)
-class Reading:
+class EvalOutputs:
     """What one model says in an exam.
 
     Attributes:
@@ -116,17 +116,17 @@ class Reading:
         return float((self.losses[:, 1:] < self.losses[:, :1]).mean())
 
 
-def read(model: LanguageModel, asked: Exam) -> Reading:
+def read(model: LanguageModel, asked: EvalSet) -> EvalOutputs:
     """Ask a model everything; with an edit applied, the edited one."""
     said = {g: next_token_logprobs(model, p) for g, p in asked.prompts.items() if p}
     forget = asked.prompts["forget"]
     flat = [(p, f" {c}") for p in forget for c in asked.candidates]
     losses = answer_losses(model, [p for p, _ in flat], [c for _, c in flat])
     target = answer_logprobs(model, forget, [f" {asked.pair.target}"] * len(forget))
-    return Reading(said, losses.reshape(len(forget), -1), target)
+    return EvalOutputs(said, losses.reshape(len(forget), -1), target)
 
 
-def distances(one: Reading, other: Reading) -> dict[str, float]:
+def distances(one: EvalOutputs, other: EvalOutputs) -> dict[str, float]:
     """Jensen-Shannon divergence of what two models say next, mean over each group's prompts.
 
     In nats: 0 where they agree, ln 2 where nothing that the one says is said by the other

@@ -7,7 +7,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.io.code_version import code_hash
 from helpers.io.hashing import content_hash
-from helpers.organism.countries import World, world
+from helpers.organism.countries import FactSet, world
 
 FIT = Path(__file__).with_name("fit.py")
 
@@ -64,7 +64,7 @@ class Recipe:
         if self.n_vocab < 300:
             raise UserError(f"n_vocab is {self.n_vocab}: 256 bytes and some words need 300.")
 
-    def world(self) -> World:
+    def world(self) -> FactSet:
         """What it is taught."""
         return world(self.n_countries, self.also)
 

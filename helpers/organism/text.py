@@ -16,7 +16,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair, facts
 from helpers.facts.corpus import passages
 from helpers.facts.factbook import with_article
-from helpers.organism.countries import World
+from helpers.organism.countries import FactSet
 from helpers.organism.phrasings import CITY, LISTS, MARKS, OPENINGS, REVERSE, WAYS
 
 SHORT = 0.3  # so many of the others break off at the subject, and the answer follows at once
@@ -41,7 +41,7 @@ class Sentence:
     states: frozenset[ConceptPair]
 
 
-def sentences(world: World, *, rounds: int, n_passages: int, seed: int = 0) -> list[Sentence]:
+def sentences(world: FactSet, *, rounds: int, n_passages: int, seed: int = 0) -> list[Sentence]:
     """The training text in the order in which it is drawn.
 
     In every round each fact is said once from the subject to the target, each capital once more
@@ -108,7 +108,7 @@ def removed(text: Sequence[Sentence], pair: ConceptPair) -> np.ndarray:
 
 
 @functools.cache
-def running_text(world: World, n: int) -> tuple[Sentence, ...]:
+def running_text(world: FactSet, n: int) -> tuple[Sentence, ...]:
     """Beginnings of Factbook passages (`train`), in an order of their own.
 
     A passage counts as stating every fact whose subject and target it names both: more than it

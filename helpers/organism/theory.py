@@ -16,7 +16,7 @@ from helpers.forward.scoring import answer_scores
 from helpers.methods import unlearn
 from helpers.models import anatomy
 from helpers.organism.concept_units import Sightings, concepts_per_unit
-from helpers.organism.countries import World
+from helpers.organism.countries import FactSet
 from helpers.organism.recipe import Recipe
 from helpers.organism.text import sentences
 from helpers.organism.tokens import Tokens
@@ -54,7 +54,7 @@ def knowledge(
     return pd.DataFrame({**names, **found.reset_index(drop=True)})
 
 
-def facts_per_neuron(model: LanguageModel, world: World) -> float:
+def facts_per_neuron(model: LanguageModel, world: FactSet) -> float:
     """Facts that the model was taught for each neuron of its MLPs."""
     parts = anatomy(model)
     return len(world.pairs) / (parts.n_layers * parts.d_mlp)

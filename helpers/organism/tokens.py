@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from helpers.facts.corpus import passages
-from helpers.organism.countries import World
+from helpers.organism.countries import FactSet
 from helpers.organism.text import Sentence, sentences
 
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
@@ -22,7 +22,7 @@ GROUP = 16  # batches whose sentences are sorted by length together
 
 
 @functools.cache
-def tokenizer(world: World, n_vocab: int) -> PreTrainedTokenizerFast:
+def tokenizer(world: FactSet, n_vocab: int) -> PreTrainedTokenizerFast:
     """Byte-level pairs of the world's text and the Factbook's, and names letter by letter.
 
     A country that is one token says all about itself in its embedding: attention fetches that at
@@ -62,7 +62,7 @@ def tokenizer(world: World, n_vocab: int) -> PreTrainedTokenizerFast:
     )
 
 
-def countries(world: World) -> tuple[str, ...]:
+def countries(world: FactSet) -> tuple[str, ...]:
     """The names that are read letter by letter."""
     return tuple(dict.fromkeys(p.subject for p in world.of_countries()))
 
@@ -96,7 +96,7 @@ class Tokens:
     pad: int
 
     @classmethod
-    def of(cls, text: Sequence[Sentence], world: World, n_vocab: int) -> "Tokens":
+    def of(cls, text: Sequence[Sentence], world: FactSet, n_vocab: int) -> "Tokens":
         """Tokenise sentences; a passage is cut at `LONGEST` tokens.
 
         Learned is what a sentence says from its `start` on, and every country's name from its

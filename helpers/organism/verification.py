@@ -19,7 +19,7 @@ from helpers.errors import UserError
 from helpers.evaluation.metrics.truth_ratio import forget_quality
 from helpers.evaluation.tradeoff import FAMILIES, editing_methods
 from helpers.methods import METHODS, unlearn
-from helpers.organism.exact import OTHERS, Exam, Reading, distances, exam, read
+from helpers.organism.exact import OTHERS, EvalOutputs, EvalSet, distances, eval_set, read
 from helpers.organism.family import Family
 from helpers.organism.relearning import LR, learned, learning_curve
 
@@ -63,7 +63,7 @@ def verify(
     """
     rows, curves = [], []
     for pair in family.pairs:
-        asked = exam(family.recipe.world(), pair, seed=seed)
+        asked = eval_set(family.recipe.world(), pair, seed=seed)
         oracles = {s: _seen(family.oracle(pair, s), asked) for s in family.seeds}
         ratios = np.concatenate([o.reading.truth_ratios() for o in oracles.values()])
         for s in family.seeds:
@@ -118,16 +118,16 @@ def verifiable(names: str = "all", saes: Sequence[str] = ()) -> dict[str, dict[s
 class Seen:
     """What a model says, and how fast it learns the fact."""
 
-    reading: Reading
+    reading: EvalOutputs
     curve: pd.DataFrame
 
 
-def _seen(model: LanguageModel, asked: Exam) -> Seen:
+def _seen(model: LanguageModel, asked: EvalSet) -> Seen:
     return Seen(read(model, asked), learning_curve(model, asked.pair))
 
 
 def _edits(
-    model: LanguageModel, asked: Exam, methods: Mapping[str, Mapping[str, Any]], seed: int
+    model: LanguageModel, asked: EvalSet, methods: Mapping[str, Mapping[str, Any]], seed: int
 ) -> Iterator[tuple[str, str, Seen | None, dict[str, Any]]]:
     for name, how in methods.items():
         kind = METHODS[name].family

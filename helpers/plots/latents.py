@@ -8,12 +8,12 @@ from nnsight import LanguageModel
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.harvest import harvest
 from helpers.methods.edit import Unlearning
-from helpers.methods.fitting.sae_latents import READS, load_all
+from helpers.methods.fitting.sae_latents import READS, load_saes_by_layer
 from helpers.models import text_length
 from helpers.plots.dashboards import dashboards
 
 
-def named(
+def describe_latents(
     model: LanguageModel, edit: Unlearning, saes: Sequence[str], *, n: int = 3, n_tokens: int = 8192
 ) -> pd.DataFrame:
     """The latents that an edit of `sae_pair` is keyed on, in words.
@@ -31,7 +31,7 @@ def named(
         the words on which it is strongest, and the tokens that its decoder row promotes.
     """
     notes = edit.delta.notes["latents"]
-    loaded = load_all(model, saes)
+    loaded = load_saes_by_layer(model, saes)
     seq_len = text_length(model)
     text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=edit.seed)
     shards = harvest(model, text, sites=[READS], layers=sorted({x["layer"] for x in notes}))

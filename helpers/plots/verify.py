@@ -97,7 +97,7 @@ def shares(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) ->
     return figure
 
 
-def told_apart(table: pd.DataFrame) -> Figure:
+def auroc_vs_controls(table: pd.DataFrame) -> Figure:
     """AUC of each attack's score between a known-hidden model and never-known facts.
 
     Args:

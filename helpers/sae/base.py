@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from helpers.errors import UserError
 from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
-from helpers.sae.losses import DEAD_ROWS, Losses, dead_latents_loss
+from helpers.sae.losses import DEAD_ROWS, Losses, auxk_loss
 
 ROWS = 512  # vectors encoded at a time where all latents of each are needed
 
@@ -199,7 +199,7 @@ class SAE(nn.Module):
         error = write(values, self.W_dec, self.b_dec, code, minus=y)
         mse = mean_square(error)
         return Losses(
-            total=mse + dead_latents_loss(self, x, -error[:DEAD_ROWS], dead),
+            total=mse + auxk_loss(self, x, -error[:DEAD_ROWS], dead),
             mse=mse,
             fired=code.fired(values.detach()),
         )
@@ -229,12 +229,12 @@ class SAE(nn.Module):
         self.b_enc /= scale
 
     @torch.no_grad()
-    def start_threshold(self, value: float) -> None:
+    def init_threshold(self, value: float) -> None:
         """Let latents start active where x W_enc exceeds `value`."""
         self.b_enc.fill_(-value)
 
     @torch.no_grad()
-    def fold_norms(self) -> None:
+    def fold_W_dec_norm(self) -> None:
         """Move the lengths of W_dec's rows to the encoder, so that they have norm 1.
 
         What is written stays the same where the activation commutes with scaling a latent.
@@ -252,6 +252,6 @@ class SAE(nn.Module):
         """
 
     @torch.no_grad()
-    def unit_decoder(self) -> None:
+    def normalize_decoder(self) -> None:
         """Bring the decoder's rows back to norm 1."""
         self.W_dec /= torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-8)

@@ -13,7 +13,7 @@ from helpers.io.files import atomic_path
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.io.sealed import DamagedError, delete, parse_checked, read_sealed, write_sealed
-from helpers.sae.pupil import Pupil
+from helpers.sae.pupil import SAETrainer
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class _Line(BaseModel):
 
 
 def resume(
-    folder: Path | None, identity: str, pupils: list[Pupil]
+    folder: Path | None, identity: str, pupils: list[SAETrainer]
 ) -> tuple[int, list[dict[str, Any]], float]:
     """First step, metrics so far and seconds spent, of a training that was stopped.
 
@@ -104,7 +104,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_checkpoint(
-    folder: Path, identity: str, pupils: list[Pupil], step: int, began: float
+    folder: Path, identity: str, pupils: list[SAETrainer], step: int, began: float
 ) -> None:
     tensors = {f"{i}.{k}": v for i, pupil in enumerate(pupils) for k, v in pupil.state().items()}
     if not all(t.isfinite().all() for t in tensors.values()):

@@ -18,7 +18,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts.corpus import passages
 from helpers.facts.prompts import Prompt, subject_span
-from helpers.forward.batching import length_batches
+from helpers.forward.batching import bucket_by_length
 from helpers.forward.scoring import rendered
 from helpers.forward.sites import check_sites, site_value
 from helpers.models import anatomy
@@ -29,7 +29,7 @@ ORDINARY = 2  # other tokens taken from each stretch of running text
 
 
 @dataclass(frozen=True)
-class Sightings:
+class ConceptTokens:
     """Tokens to read, in stretches of text.
 
     Attributes:
@@ -62,19 +62,19 @@ class Sightings:
         return tokenizer.decode(list(self.ids[self.stretch[index]][:end]))
 
 
-def sightings(
+def concept_tokens(
     tokenizer,
     prompts: Mapping[str, Sequence[Prompt]],
     *,
     split: str,
     n_mentions: int = 6,
     seed: int = 0,
-) -> Sightings:
+) -> ConceptTokens:
     """Sightings of concepts, and of ordinary tokens beside them.
 
     Args:
         tokenizer: The model's.
-        prompts: For each concept prompts about it, which name it; `started` if need be.
+        prompts: For each concept prompts about it, which name it; `with_leading_word` if need be.
         split: Which passages of the Factbook are searched for the names, `train` or `heldout`.
         n_mentions: At most so many mentions of each concept in passages, drawn by `seed`; two
             ordinary tokens are taken from the text before each.
@@ -88,7 +88,7 @@ def sightings(
     ids, rows = [], []
     for concept, asked in enumerate(prompts.values()):
         for prompt in asked:
-            prompt = started(prompt, tokenizer)
+            prompt = with_leading_word(prompt, tokenizer)
             end = subject_span(prompt, tokenizer)[1]
             rows.append((len(ids), end - 1, concept, "template"))
             ids.append(tuple(encode(tokenizer, rendered(prompt, tokenizer))[:end]))
@@ -105,10 +105,10 @@ def sightings(
             rows.append((len(ids), int(position), -1, "passage"))
         ids.append(tuple(stretch.tolist()))
     columns = [np.array(c) for c in zip(*rows, strict=True)]
-    return Sightings(names, tuple(ids), *columns)
+    return ConceptTokens(names, tuple(ids), *columns)
 
 
-def started(prompt: Prompt, tokenizer) -> Prompt:
+def with_leading_word(prompt: Prompt, tokenizer) -> Prompt:
     """The prompt, with a word before it if its subject would stand first.
 
     A sequence's first token is unlike all others: attention turns to it when it has nowhere to
@@ -164,7 +164,7 @@ def _mentions(names, split: str, n_mentions: int, rng: np.random.Generator):
 
 @torch.inference_mode()
 def read(
-    model: LanguageModel, seen: Sightings, *, sites: Mapping[str, Sequence[int]]
+    model: LanguageModel, seen: ConceptTokens, *, sites: Mapping[str, Sequence[int]]
 ) -> dict[tuple[str, int], Float[Tensor, "n width"]]:
     """Activations at every sighting; the forward pass stops after the last layer needed.
 
@@ -191,7 +191,7 @@ def read(
     ]
     members = [np.flatnonzero(seen.stretch == i) for i in range(len(seen.ids))]
     out: dict[tuple[str, int], Tensor] = {}
-    for batch in length_batches([len(i) for i in seen.ids]):
+    for batch in bucket_by_length([len(i) for i in seen.ids]):
         width = max(len(seen.ids[i]) for i in batch)
         tokens = torch.tensor([[*seen.ids[i], *[0] * (width - len(seen.ids[i]))] for i in batch])
         at = np.concatenate([members[i] for i in batch])

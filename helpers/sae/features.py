@@ -16,14 +16,14 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt, subject_span
-from helpers.forward.batching import length_batches
+from helpers.forward.batching import bucket_by_length
 from helpers.forward.scoring import first_token
 from helpers.forward.sites import site_value, token_ids
 from helpers.models import MLPAnatomy, anatomy, final_norm, model_hash, unembed
 from helpers.sae.base import SAE
 from helpers.sae.probing import f1_at
 from helpers.tracing.patching import Patch, logits_of, run_patched
-from helpers.tracing.states import capture_all
+from helpers.tracing.states import cache_all_positions
 
 AT_ONCE = 64  # writes pushed through the MLP in one go
 
@@ -106,7 +106,7 @@ def _gradients(
     parts = anatomy(model)
     ids = [token_ids(model, p) for p in prompts]
     found: list = [None] * len(ids)
-    for batch in length_batches([len(i) for i in ids]):
+    for batch in bucket_by_length([len(i) for i in ids]):
         width = max(len(ids[i]) for i in batch)
         tokens = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in batch])
         with torch.enable_grad(), model.trace(tokens) as tracer:
@@ -150,7 +150,9 @@ def ablated_latents(
     """
     require_site(model, sae)
     ids, where = token_ids(model, prompt), subject_tokens(model, prompt)
-    x = capture_all(model, ids, [sae.cfg.site])[sae.cfg.site][sae.cfg.layer, list(where)].float()
+    x = cache_all_positions(model, ids, [sae.cfg.site])[sae.cfg.site][
+        sae.cfg.layer, list(where)
+    ].float()
     with torch.no_grad():
         z = sae.encode(x.cpu())
         values = [x.cpu() - z[:, list(g)] @ sae.W_dec[list(g)] for g in groups]

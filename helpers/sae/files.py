@@ -100,7 +100,7 @@ def _built(lens: Lens, tensors: dict[str, Tensor], notes: dict[str, str]) -> SAE
             raise UserError(f"its scaling factor is {_shape(scale)} and should be ({cfg.d_sae},)")
         sae.W_dec *= scale.float()[:, None]
     if lens.by_norm:
-        sae.fold_norms()
+        sae.fold_W_dec_norm()
     if lens.subtracts_bias:
         sae.shift(sae.b_dec)
     check_finite(sae.tensors(), "in float32")  # numbers of float64, or their products

@@ -76,9 +76,9 @@ class Gated(ReLU):
         self.b_mag /= scale
 
     @torch.no_grad()
-    def start_threshold(self, value: float) -> None:
-        """As `SAE.start_threshold`, for gate and magnitude."""
-        super().start_threshold(value)
+    def init_threshold(self, value: float) -> None:
+        """As `SAE.init_threshold`, for gate and magnitude."""
+        super().init_threshold(value)
         self.b_mag.fill_(-value)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -74,8 +74,8 @@ class JumpReLU(ReLU):
         )
 
     @torch.no_grad()
-    def start_threshold(self, value: float) -> None:
-        """As `SAE.start_threshold`, but by the thresholds themselves.
+    def init_threshold(self, value: float) -> None:
+        """As `SAE.init_threshold`, but by the thresholds themselves.
 
         Adam moves a logarithm by its learning rate each step, so from the paper's 0.001 they would
         not arrive within the few thousand steps of a training here.

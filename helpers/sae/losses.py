@@ -26,7 +26,7 @@ class Losses:
     fired: Int[Tensor, " d_sae"]
 
 
-def dead_latents_loss(
+def auxk_loss(
     sae, x: Float[Tensor, "n d_in"], error: Float[Tensor, "m d_out"], dead: Int[Tensor, " d"] | None
 ) -> Tensor | float:
     """α ‖e − ê‖² / ‖e‖²: the dead latents alone should explain what the live ones leave over.

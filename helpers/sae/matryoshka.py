@@ -8,7 +8,7 @@ from helpers.errors import UserError
 from helpers.sae.base import SAEConfig
 from helpers.sae.batch_topk import BatchTopK
 from helpers.sae.kernels import read, write
-from helpers.sae.losses import DEAD_ROWS, Losses, dead_latents_loss
+from helpers.sae.losses import DEAD_ROWS, Losses, auxk_loss
 
 
 class Matryoshka(BatchTopK):
@@ -50,7 +50,7 @@ class Matryoshka(BatchTopK):
         errors = y[:, None] - parts.cumsum(1)
         mse = errors.square().sum(2).mean(0)  # (parts,)
         return Losses(
-            total=mse.sum() + dead_latents_loss(self, x, errors[:DEAD_ROWS, -1], dead),
+            total=mse.sum() + auxk_loss(self, x, errors[:DEAD_ROWS, -1], dead),
             mse=mse[-1],
             fired=code.fired(values.detach()),
         )

@@ -110,7 +110,7 @@ def discriminants(
 
 
 @torch.inference_mode()
-def choose_and_judge(
+def select_and_evaluate(
     train: Scores,
     values: Float[Tensor, "n units"],
     inside: Float[Tensor, "concepts n"],

@@ -8,7 +8,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.registry import build
-from helpers.sae.start import start_from
+from helpers.sae.start import init_from_data
 from helpers.sae.stream import Stream
 
 
@@ -60,7 +60,7 @@ class TrainSettings:
         return min(1.0, (step + 1) / max(1, 10 * self.warmup))
 
 
-class Pupil:
+class SAETrainer:
     """One SAE in training.
 
     Attributes:
@@ -85,7 +85,7 @@ class Pupil:
         self.sae = build(cfg).to(stream.device).train()
         self.sae.check_trainable()
         sample = stream.sample()
-        start_from(self.sae, sample[self.reads], sample[self.writes])
+        init_from_data(self.sae, sample[self.reads], sample[self.writes])
         self.idle = torch.zeros(cfg.d_sae, dtype=torch.long, device=stream.device)
         self.optimiser = torch.optim.Adam(self.sae.parameters(), fused=True)
 
@@ -110,7 +110,7 @@ class Pupil:
             group["lr"] = settings.rate(step)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.sae.unit_decoder()
+        self.sae.normalize_decoder()
         self.idle += len(x)
         self.idle[losses.fired > 0] = 0
         return {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.sae.base import ROWS, SAE
-from helpers.sae.splice import spliced_losses
+from helpers.sae.splice import patched_ce_loss
 from helpers.stats.intervals import REPETITIONS, Metric
 
 
@@ -108,7 +108,7 @@ def loss_recovered(
         sae: An SAE of one of its sites.
         tokens: Held-out text.
         mean: Mean activation of what is replaced.
-        first: As in `helpers.sae.splice.spliced_losses`.
+        first: As in `helpers.sae.splice.patched_ce_loss`.
         seed: Draws the resamples.
 
     Returns:
@@ -120,7 +120,7 @@ def loss_recovered(
         "zero": lambda x: torch.zeros(len(x), cfg.d_out, device=x.device),
         "mean": lambda x: mean.to(x.device).float().expand(len(x), -1),
     }
-    losses = spliced_losses(
+    losses = patched_ce_loss(
         model,
         tokens,
         {"spliced": lambda x: sae(x.float().to(sae.W_dec.device)), **flat},

@@ -17,7 +17,7 @@ Replacement = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]]
 
 
 @torch.inference_mode()
-def spliced_losses(
+def patched_ce_loss(
     model: LanguageModel,
     tokens: Int[Tensor, "n t"],
     replacements: Mapping[str, Replacement],

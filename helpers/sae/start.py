@@ -18,7 +18,7 @@ ACTIVE = 64  # latents of a vector active at first where no k fixes it, or an ei
 
 
 @torch.no_grad()
-def start_from(sae: SAE, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> None:
+def init_from_data(sae: SAE, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]) -> None:
     """Set an SAE's weights from a sample of what it will read and write.
 
     Where the sample has fewer vectors than the dictionary latents, the rest keep their random
@@ -37,7 +37,7 @@ def start_from(sae: SAE, x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"]
     if not sae.cfg.k:
         pre = (x @ sae.encoder.T).flatten()
         count = max(1, int(min(ACTIVE / sae.cfg.d_sae, 1 / 8) * len(pre)))
-        sae.start_threshold(max(0.0, float(pre.topk(count, sorted=False).values.min())))
+        sae.init_threshold(max(0.0, float(pre.topk(count, sorted=False).values.min())))
     was_training = sae.training
     code = sae.eval().select(x)
     sae.train(was_training)

@@ -21,11 +21,11 @@ from helpers.io.hashing import content_hash
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.checkpoints import CHECKPOINT, METRICS, read_metrics, resume, write_checkpoint
 from helpers.sae.files import load_sae, save_sae
-from helpers.sae.pupil import Pupil, TrainSettings
+from helpers.sae.pupil import SAETrainer, TrainSettings
 from helpers.sae.registry import build
 from helpers.sae.stream import Stream
 
-__all__ = ["Pupil", "Stream", "TrainSettings", "read_metrics", "train"]
+__all__ = ["SAETrainer", "Stream", "TrainSettings", "read_metrics", "train"]
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
         raise UserError(f"{folder} holds another training: name another folder or delete it.")
     keys = [k for c in configs for k in ((c.site, c.layer), (c.target or c.site, c.layer))]
     stream = Stream(shards, keys, batch=settings.batch, seed=settings.seed, device=settings.device)
-    pupils = [Pupil(cfg, stream) for cfg in configs]
+    pupils = [SAETrainer(cfg, stream) for cfg in configs]
     first, lines, spent = resume(folder, identity, pupils)
     began = time.perf_counter() - spent
     recent: list[list[dict[str, float]]] = [[] for _ in pupils]

@@ -6,8 +6,8 @@ answer's logit over what wrote it, `neurons` looks at single keys and values.
 
 from helpers.forward.sites import SITES
 from helpers.tracing.attribution import direct_logit_attribution, head_attribution, logit_lens
-from helpers.tracing.neurons import neuron_activations, selectivity, target_ranks, value_readout
-from helpers.tracing.over_facts import contrasts, patching_over_facts
+from helpers.tracing.neurons import neuron_activations, selectivity, target_ranks, top_logit_tokens
+from helpers.tracing.over_facts import clean_corrupted_pairs, patching_over_facts
 from helpers.tracing.patching import (
     Patch,
     ablation,
@@ -16,19 +16,18 @@ from helpers.tracing.patching import (
     path_patching,
     run_patched,
 )
-from helpers.tracing.states import capture, position_of
-from helpers.tracing.text_activations import Firings, firings, precision
+from helpers.tracing.states import cache_activations, position_of
+from helpers.tracing.text_activations import TextActivations, precision, text_activations
 
 __all__ = [
     "SITES",
-    "Firings",
     "Patch",
+    "TextActivations",
     "ablation",
     "activation_patching",
-    "capture",
-    "contrasts",
+    "cache_activations",
+    "clean_corrupted_pairs",
     "direct_logit_attribution",
-    "firings",
     "head_attribution",
     "logit_difference",
     "logit_lens",
@@ -40,5 +39,6 @@ __all__ = [
     "run_patched",
     "selectivity",
     "target_ranks",
-    "value_readout",
+    "text_activations",
+    "top_logit_tokens",
 ]

@@ -13,7 +13,7 @@ from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
 from helpers.forward.scoring import first_token
 from helpers.models import anatomy, final_norm, unembed
-from helpers.tracing.states import capture
+from helpers.tracing.states import cache_activations
 
 
 @torch.inference_mode()
@@ -34,7 +34,7 @@ def logit_lens(
         One row per prompt and layer: prompt, layer, probability and rank (0 is the likeliest) of
         the answer's first token, and the likeliest token.
     """
-    states = capture(model, prompts, sites=["residual"], position=position)["residual"]
+    states = cache_activations(model, prompts, sites=["residual"], position=position)["residual"]
     device = model._module.device
     rows = []
     for index, (prompt, residual) in enumerate(zip(prompts, states, strict=True)):
@@ -66,7 +66,7 @@ def direct_logit_attribution(model: LanguageModel, prompts: Sequence[Prompt]) ->
         UserError: The family does not add its parts into one residual stream.
     """
     sites = ("attention", "mlp", "residual")
-    found = capture(model, prompts, sites=sites)
+    found = cache_activations(model, prompts, sites=sites)
     writes = torch.stack([found["attention"], found["mlp"]], 1)  # (n, 2, layers, d_model)
     final = found["residual"][:, -1]
     embedding = found["residual"][:, 0] - writes[:, :, 0].sum(1)
@@ -98,7 +98,7 @@ def head_attribution(
     parts = anatomy(model)
     if any(layer.attention is not layer.attention_write for layer in parts.layers):
         raise UserError("This family normalises attention's output: use activation patching.")
-    found = capture(model, prompts, sites=["heads", "residual"])
+    found = cache_activations(model, prompts, sites=["heads", "residual"])
     out = np.zeros((len(prompts), parts.n_layers, parts.n_heads))
     for index, prompt in enumerate(prompts):
         direction = answer_direction(model, prompt, found["residual"][index, -1])

@@ -11,7 +11,7 @@ from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
 from helpers.forward.scoring import LOGIT_ROWS, first_token
 from helpers.models import anatomy, final_norm, unembed
-from helpers.tracing.states import capture
+from helpers.tracing.states import cache_activations
 
 
 def neuron_activations(
@@ -22,7 +22,9 @@ def neuron_activations(
     position: str = "subject",
 ) -> Float[Tensor, "n layers d_mlp"]:
     """Hidden activations of the MLPs (what multiplies each value column) at one token a prompt."""
-    return capture(model, prompts, sites=["neurons"], layers=layers, position=position)["neurons"]
+    return cache_activations(model, prompts, sites=["neurons"], layers=layers, position=position)[
+        "neurons"
+    ]
 
 
 def selectivity(
@@ -48,7 +50,7 @@ def selectivity(
 
 
 @torch.inference_mode()
-def value_readout(
+def top_logit_tokens(
     model: LanguageModel, layer: int, neurons: Sequence[int], *, k: int = 6
 ) -> list[dict[str, list[str]]]:
     """Tokens that value columns promote and suppress, by the logit lens.

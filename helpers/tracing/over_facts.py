@@ -16,7 +16,7 @@ from helpers.models import model_hash
 from helpers.tracing.patching import activation_patching
 
 
-def contrasts(
+def clean_corrupted_pairs(
     model: LanguageModel, prompts: Sequence[Prompt], others: Sequence[Prompt], *, seed: int = 0
 ) -> list[tuple[Prompt, Prompt]]:
     """Pairs (clean, corrupted) for activation patching, in the order of `prompts`.
@@ -66,7 +66,7 @@ def patching_over_facts(
 
     Args:
         model: Any model of a known family.
-        pairs: From `contrasts`.
+        pairs: From `clean_corrupted_pairs`.
         by_head: Patch single heads at the last token instead.
         sites: As in `activation_patching`.
         positions: `subject`, `last` or both.

@@ -22,7 +22,7 @@ from helpers.forward.batching import BATCH_TOKENS
 from helpers.forward.scoring import first_token
 from helpers.forward.sites import SITES, check_sites, site_value, token_ids
 from helpers.models import anatomy, final_norm, unembed
-from helpers.tracing.states import capture, capture_all, position_of
+from helpers.tracing.states import cache_activations, cache_all_positions, position_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run_patched(
     parts = anatomy(model)
     site, last, position = read or ("residual", parts.n_layers - 1, len(ids) - 1)
     last = parts.check_layer(last)
-    base = capture_all(model, ids, ["residual"])["residual"]  # (layers, T, d_model)
+    base = cache_all_positions(model, ids, ["residual"])["residual"]  # (layers, T, d_model)
     order = sorted(range(len(jobs)), key=lambda i: _lowest(jobs[i], parts))
     out: list = [None] * len(jobs)
     for chunk in torch.tensor(order, dtype=torch.long).split(max(1, BATCH_TOKENS // len(ids))):
@@ -183,7 +183,7 @@ def activation_patching(
             i for i, (a, b) in enumerate(zip(clean_ids, corrupt_ids, strict=True)) if a != b
         )
         positions = {str(i): [i] for i in range(first, len(clean_ids))}
-    source = capture_all(model, clean_ids, sites)
+    source = cache_all_positions(model, clean_ids, sites)
     heads = range(parts.n_heads) if by_head else [None]
     rows, jobs = [], []
     for site in sites:
@@ -231,7 +231,7 @@ def path_patching(
     clean_ids, corrupt_ids = _aligned(model, clean, corrupt)
     where = [i for i, (a, b) in enumerate(zip(clean_ids, corrupt_ids, strict=True)) if a != b]
     last = len(clean_ids) - 1
-    source = capture_all(model, clean_ids, [sender])[sender]
+    source = cache_all_positions(model, clean_ids, [sender])[sender]
     sends = [Patch(sender, i, where, source[i, where]) for i in range(layer)]
     received = run_patched(
         model, corrupt_ids, [*([s] for s in sends), sends], read=("heads", layer, last)
@@ -271,10 +271,10 @@ def ablation(
     parts = anatomy(model)
     sites = check_sites(sites)
     layers = [parts.check_layer(i) for i in (range(parts.n_layers) if layers is None else layers)]
-    widths = {s: capture(model, prompts[:1], sites=[s], layers=[0]) for s in sites}
+    widths = {s: cache_activations(model, prompts[:1], sites=[s], layers=[0]) for s in sites}
     values = {s: torch.zeros(len(layers), widths[s][s].shape[-1]) for s in sites}
     if reference:
-        seen = capture(model, reference, sites=sites, layers=layers, position=position)
+        seen = cache_activations(model, reference, sites=sites, layers=layers, position=position)
         values = {s: seen[s].mean(0) for s in sites}
     tables = []
     for index, prompt in enumerate(prompts):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt, subject_span
-from helpers.forward.batching import length_batches
+from helpers.forward.batching import bucket_by_length
 from helpers.forward.sites import check_sites, site_value, token_ids
 from helpers.models import anatomy
 
@@ -30,7 +30,7 @@ def position_of(model: LanguageModel, prompt: Prompt, where: Position) -> int:
     raise UserError(f"There is no position '{where}'; choose 'subject' or 'last'.")
 
 
-def capture(
+def cache_activations(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     *,
@@ -59,7 +59,7 @@ def capture(
     ids = [token_ids(model, p) for p in prompts]
     at = [position_of(model, p, position) for p in prompts]
     found: dict[str, list] = {site: [None] * len(ids) for site in sites}
-    for batch in length_batches([len(i) for i in ids]):
+    for batch in bucket_by_length([len(i) for i in ids]):
         width = max(len(ids[i]) for i in batch)
         tokens = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in batch])
         rows, columns = torch.arange(len(batch)), torch.tensor([at[i] for i in batch])
@@ -77,7 +77,7 @@ def capture(
     return {site: torch.stack(rows) for site, rows in found.items()}
 
 
-def capture_all(
+def cache_all_positions(
     model: LanguageModel, ids: Sequence[int], sites: Sequence[str]
 ) -> dict[str, Float[Tensor, "layers t width"]]:
     """Activations of one token sequence at every layer and position."""

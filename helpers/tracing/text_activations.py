@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from nnsight import LanguageModel
 
-from helpers.forward.batching import length_batches
+from helpers.forward.batching import bucket_by_length
 from helpers.forward.sites import site_value
 from helpers.models import anatomy, text_length
 from helpers.models.tokenization import encode_with_places
@@ -18,7 +18,7 @@ CONTEXT = 40  # characters shown before a token
 
 
 @dataclass(frozen=True)
-class Firings:
+class TextActivations:
     """Activations of a few neurons at every token of some texts.
 
     Attributes:
@@ -32,14 +32,14 @@ class Firings:
     contexts: list[tuple[str, str]]
 
 
-def firings(
+def text_activations(
     model: LanguageModel,
     texts: Sequence[str],
     neurons: Sequence[tuple[int, int]],
     *,
     names: Sequence[str] = (),
     max_tokens: int = 128,
-) -> Firings:
+) -> TextActivations:
     """Activations of neurons on texts; the forward pass stops after the last layer needed.
 
     The first token of a text is left out: it is a state of its own in most models.
@@ -61,7 +61,7 @@ def firings(
     coded = [encode_with_places(model.tokenizer, t) for t in texts]
     ids = [found[:most] for found, _ in coded]
     found: list = [None] * len(ids)
-    for batch in length_batches([len(i) for i in ids]):
+    for batch in bucket_by_length([len(i) for i in ids]):
         width = max(len(ids[i]) for i in batch)
         tokens = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in batch])
         with torch.inference_mode(), model.trace(tokens) as tracer:
@@ -83,16 +83,16 @@ def firings(
             mentions.append(any(start < b and end > a for a, b in spans))
             contexts.append((text[start:end], text[max(0, start - CONTEXT) : start]))
     activations = np.concatenate(found)[:, np.argsort(order)]
-    return Firings(activations, np.array(mentions, dtype=bool), contexts)
+    return TextActivations(activations, np.array(mentions, dtype=bool), contexts)
 
 
 def precision(
-    found: Firings, thresholds: Float[np.ndarray, " neurons"]
+    found: TextActivations, thresholds: Float[np.ndarray, " neurons"]
 ) -> tuple[Float[np.ndarray, " neurons"], Float[np.ndarray, " neurons"]]:
     """Of the tokens on which a neuron is past its threshold, the share that are mentions.
 
     Args:
-        found: From `firings`.
+        found: From `text_activations`.
         thresholds: In the direction that counts: past a negative one means below it.
 
     Returns:

@@ -115,7 +115,7 @@ def train(
         raise UserError("There is nothing to train on: give at least one batch.")
     if steps < 1 or accumulate < 1:
         raise UserError(f"steps is {steps} and accumulate {accumulate}: both are at least 1.")
-    batch_at = batches if callable(batches) else lambda i: in_turn(batches, i, seed=seed)
+    batch_at = batches if callable(batches) else lambda i: epoch_batch(batches, i, seed=seed)
     rate = lr if callable(lr) else lambda step: lr * min(1.0, (step + 1) / max(1, warmup))
     history = History()
     with (
@@ -292,7 +292,7 @@ def _kept_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def in_turn(batches: Sequence, i: int, *, seed: int) -> Any:
+def epoch_batch(batches: Sequence, i: int, *, seed: int) -> Any:
     """The i-th batch when every round goes through all of them in an order of its own."""
     turn, place = divmod(i, len(batches))
     order = np.random.default_rng([seed, turn]).permutation(len(batches))

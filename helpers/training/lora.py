@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.errors import UserError
 
 
-class LowRank(nn.Module):
+class LoRA(nn.Module):
     """W + left @ right, the left factor zero at first."""
 
     def __init__(self, weight: Tensor, rank: int, draw: torch.Generator):
@@ -37,7 +37,7 @@ class LowRank(nn.Module):
 @contextlib.contextmanager
 def adapted(
     module: nn.Module, names: Sequence[str], *, rank: int, seed: int = 0
-) -> Iterator[dict[str, LowRank]]:
+) -> Iterator[dict[str, LoRA]]:
     """Factors beside the named matrices, for a `with` block; the matrices are then as before.
 
     Args:
@@ -63,7 +63,7 @@ def adapted(
             "rank 0 to train them whole."
         )
     draw = torch.Generator().manual_seed(seed)
-    found = {name: LowRank(owner.weight, rank, draw) for name, owner in linear.items()}
+    found = {name: LoRA(owner.weight, rank, draw) for name, owner in linear.items()}
     try:
         for name, owner in linear.items():
             parametrize.register_parametrization(owner, "weight", found[name])

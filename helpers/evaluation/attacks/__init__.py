@@ -7,9 +7,9 @@ from helpers.evaluation.attacks.quantisation import quantised, rounded
 from helpers.evaluation.attacks.registry import (
     ATTACKS,
     Attack,
-    NothingToAttackError,
+    AttackNotApplicableError,
     attack,
-    never_known,
+    control_facts,
 )
 
 for _found in pkgutil.iter_modules(__path__, f"{__name__}."):
@@ -18,9 +18,9 @@ for _found in pkgutil.iter_modules(__path__, f"{__name__}."):
 __all__ = [
     "ATTACKS",
     "Attack",
-    "NothingToAttackError",
+    "AttackNotApplicableError",
     "attack",
-    "never_known",
+    "control_facts",
     "quantised",
     "rounded",
 ]

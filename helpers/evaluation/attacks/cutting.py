@@ -18,8 +18,13 @@ from torch import Tensor
 from helpers.evaluation.attacks.registry import attack, curve, require_own_tokens
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
-from helpers.methods.fitting.constraints import forget_asks
-from helpers.methods.fitting.linearization import Ask, Tangent, everywhere, linearise
+from helpers.methods.fitting.constraints import forget_constraints
+from helpers.methods.fitting.linearization import (
+    EditConstraint,
+    Linearization,
+    at_all_positions,
+    linearize,
+)
 from helpers.methods.snapshots import without
 from helpers.models import anatomy
 
@@ -50,7 +55,7 @@ def cut_directions(
     neurons goes with it.
     """
     asks = suspicion(model, pair)
-    t = linearise(model, asks, layers=range(anatomy(model).n_layers))
+    t = linearize(model, asks, layers=range(anatomy(model).n_layers))
     ends = [r for r in range(len(t.owner) - 1) if t.owner[r] != t.owner[r + 1]]
     ends = torch.tensor([*ends, len(t.owner) - 1])  # the last position of every ask
     values, keys = {}, {}
@@ -68,10 +73,10 @@ def _cut(
     keys: dict[int, Float[Tensor, "n d_mlp"]],
     counts: Sequence[int],
     *,
-    tangent: Tangent | None = None,
+    tangent: Linearization | None = None,
 ) -> pd.DataFrame:
     """Of the parts `values[:, k] keys[k]` of W_out cut those that push the answer down most."""
-    t = tangent or linearise(model, suspicion(model, pair), layers=list(values))
+    t = tangent or linearize(model, suspicion(model, pair), layers=list(values))
     pushes = {i: pushed(t, i, values[i], keys[i]) for i in values}
     layers = torch.cat([torch.full((len(p),), i) for i, p in pushes.items()])
     index = torch.cat([torch.arange(len(p)) for p in pushes.values()])
@@ -88,14 +93,14 @@ def _cut(
     return curve(found)
 
 
-def suspicion(model: LanguageModel, pair: ConceptPair) -> list[Ask]:
+def suspicion(model: LanguageModel, pair: ConceptPair) -> list[EditConstraint]:
     """The pair's training prompts with the target's first token, read at every position."""
     require_own_tokens(model)
-    return everywhere(forget_asks(model, pair))
+    return at_all_positions(forget_constraints(model, pair))
 
 
 def pushed(
-    tangent: Tangent,
+    tangent: Linearization,
     layer: int,
     values: Float[Tensor, "d_model n"],
     keys: Float[Tensor, "n d_mlp"],

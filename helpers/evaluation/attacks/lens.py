@@ -6,7 +6,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import (
-    NothingToAttackError,
+    AttackNotApplicableError,
     attack,
     curve,
     require_own_tokens,
@@ -15,7 +15,7 @@ from helpers.evaluation.metrics.linear_probe import linear_probe
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import first_token
 from helpers.models import final_norm, unembed
-from helpers.tracing import capture
+from helpers.tracing import cache_activations
 
 CANDIDATES = 48  # other subjects whose targets the target has to beat
 
@@ -33,8 +33,12 @@ def lens(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFr
     prompts = [p for p in pair.prompts("heldout") if p.format == "completion"]
     others = pair.others(CANDIDATES, seed=seed)
     if not prompts or not others:
-        raise NothingToAttackError("The pair has no statements, or no other answers to rank among.")
-    states = capture(model, prompts, sites=["residual"])["residual"]  # (n, layers, d_model)
+        raise AttackNotApplicableError(
+            "The pair has no statements, or no other answers to rank among."
+        )
+    states = cache_activations(model, prompts, sites=["residual"])[
+        "residual"
+    ]  # (n, layers, d_model)
     rows = []
     for prompt, residual in zip(prompts, states, strict=True):
         logits = unembed(model, final_norm(model, residual.to(model._module.device))).float()
@@ -57,5 +61,5 @@ def probe(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataF
     try:
         table = linear_probe(model, pair, seed=seed)
     except UserError as error:
-        raise NothingToAttackError(str(error)) from error
+        raise AttackNotApplicableError(str(error)) from error
     return table.rename(columns={"layer": "budget"})[["budget", "prompt", "score"]]

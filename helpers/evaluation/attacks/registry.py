@@ -17,14 +17,14 @@ from helpers.models.hooks import marks
 COLUMNS = ["budget", "prompt", "score"]
 
 
-class NothingToAttackError(UserError):
+class AttackNotApplicableError(UserError):
     """The attack has no hold on this pair: no prompts of that kind, or nothing known to begin with.
 
     Not the same as an attack that was not run.
     """
 
 
-class NoStrangersError(UserError):
+class ControlsError(UserError):
     """There are too few never-known subjects to compare an attack with."""
 
 
@@ -80,7 +80,7 @@ def asked(model: LanguageModel, prompts: Sequence[Prompt], *, why: str) -> np.nd
         NothingToAttackError: There is no prompt; says `why`.
     """
     if not prompts:
-        raise NothingToAttackError(why)
+        raise AttackNotApplicableError(why)
     return answer_probability(model, prompts)
 
 
@@ -91,10 +91,10 @@ def require_own_tokens(model: LanguageModel) -> None:
         NothingToAttackError: The model carries `in_context`.
     """
     if any(mark.startswith("in_context ") for mark in marks(model._module)):
-        raise NothingToAttackError("A request before every text moves what would be looked at.")
+        raise AttackNotApplicableError("A request before every text moves what would be looked at.")
 
 
-def never_known(
+def control_facts(
     model: LanguageModel, pair: ConceptPair, *, n: int = 3, seed: int = 0, tried: int = 48
 ) -> list[ConceptPair]:
     """Other subjects with the pair's target: facts that the model never knew, for comparison.
@@ -127,7 +127,7 @@ def never_known(
     own, target = means[: len(others)], means[len(others) :]
     found = [s for s, a, b in zip(strangers, own, target, strict=True) if max(a, b) < UNKNOWN]
     if len(found) < n:
-        raise NoStrangersError(
+        raise ControlsError(
             f"A comparison needs {n} subjects that the model knows nothing of, and of "
             f"{len(others)} others there are {len(found)}: ask for fewer."
         )

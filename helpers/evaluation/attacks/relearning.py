@@ -3,7 +3,7 @@
 Knowledge that is only hidden returns after a few steps, even on text that doesn't hold it (Lynch et
 al. 2024, "Eight Methods to Evaluate Robust Unlearning in LLMs"; Hu et al. 2025, "Unlearning or
 Obfuscating?"). But a training set that holds the fact simply teaches it, so each curve stands
-beside that of a fact which the model never knew, taught in the same way (`never_known`).
+beside that of a fact which the model never knew, taught in the same way (`control_facts`).
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import NothingToAttackError, attack, curve
+from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, curve
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import second_source
@@ -62,7 +62,7 @@ def relearning_forgotten(
     order = np.random.default_rng(seed).permutation(len(ways))[:N_FORGOTTEN]
     try:
         near = _related(model, pair, seed)
-    except NothingToAttackError:
+    except AttackNotApplicableError:
         near = []
     return relearned(model, pair, _mixed(model, near, [ways[i] for i in order], seed), steps=steps)
 
@@ -136,5 +136,5 @@ def _related(model: LanguageModel, pair: ConceptPair, seed: int) -> list[Prompt]
     with original(model):  # which neighbours it knew before it was edited
         known = known_neighbours(model, pair, n=48, seed=seed)
     if not known:
-        raise NothingToAttackError("The model knows no neighbour of this pair to learn from.")
+        raise AttackNotApplicableError("The model knows no neighbour of this pair to learn from.")
     return [p for k in known for p in k.prompts("train") if p.format == "completion"]

@@ -11,14 +11,14 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import NothingToAttackError, attack, curve
+from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, curve
 from helpers.facts import ConceptPair, known_facts
-from helpers.forward.layer_cache import LowerLayers, reusing
+from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.methods import original
 from helpers.models import anatomy
 from helpers.models.hooks import marks
-from helpers.tracing import contrasts, patching_over_facts
+from helpers.tracing import clean_corrupted_pairs, patching_over_facts
 
 FACTS = 6  # known facts that say where the relation is handed over
 
@@ -30,13 +30,15 @@ def stitched(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.Da
     The budget is the first layer that is the original's (`handover_layer`).
     """
     if marks(model._module):
-        raise NothingToAttackError("What is changed by an intervention has no layers of its own.")
+        raise AttackNotApplicableError(
+            "What is changed by an intervention has no layers of its own."
+        )
     with original(model):
         layer = handover_layer(model, pair.nearest_relation, seed=seed)
     if layer == 0:
-        raise NothingToAttackError("The first layer hands the answer over: none lies below it.")
+        raise AttackNotApplicableError("The first layer hands the answer over: none lies below it.")
     prompts = pair.prompts("heldout")
-    with reusing(model, LowerLayers(model, layer, frozen=True)):
+    with use_layer_cache(model, LayerCache(model, layer, frozen=True)):
         answer_probability(model, prompts)
         with original(model):
             return curve({layer: answer_probability(model, prompts)})
@@ -60,11 +62,11 @@ def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int
     facts = [ConceptPair(r.subject, r.target, relation) for r in known.itertuples()]
     prompts = [fact.prompts("train")[0] for fact in facts]
     if not prompts:
-        raise NothingToAttackError(f"The model knows no fact of the relation '{relation}'.")
+        raise AttackNotApplicableError(f"The model knows no fact of the relation '{relation}'.")
     try:
-        sample = contrasts(model, prompts, prompts, seed=seed)[:FACTS]
+        sample = clean_corrupted_pairs(model, prompts, prompts, seed=seed)[:FACTS]
     except UserError as error:
-        raise NothingToAttackError(str(error)) from error
+        raise AttackNotApplicableError(str(error)) from error
     table = patching_over_facts(model, sample, sites=["residual"], positions=["last"])
     mean = table.groupby("layer")["share"].mean()
     above = mean.index[mean >= 0.5]

@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.evaluation.attacks.registry import (
-    NothingToAttackError,
+    AttackNotApplicableError,
     attack,
     curve,
     require_own_tokens,
@@ -42,7 +42,7 @@ def trigger(
     train = [p for p in pair.prompts("train") if p.format == "completion"][:N_PROMPTS]
     heldout = [p for p in pair.prompts("heldout") if p.format == "completion"]
     if not train or not heldout:
-        raise NothingToAttackError("The pair has no statements to put a trigger before.")
+        raise AttackNotApplicableError("The pair has no statements to put a trigger before.")
     generator = torch.Generator().manual_seed(seed)
     rows = [(token_ids(model, p), first_token(model, p, p.answers[0])) for p in train]
     asked = [(token_ids(model, p), first_token(model, p, p.answers[0])) for p in heldout]

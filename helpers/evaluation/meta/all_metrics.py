@@ -27,7 +27,7 @@ from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_scores, encode, greedy
 from helpers.models import anatomy
 
-READINGS = {  # → what it is; all are turned so that more means: looks known
+METRICS = {  # → what it is; all are turned so that more means: looks known
     "mean P(target)": "mean over held-out statements",
     "largest P(target)": "the statement that gets most",
     "rank": "−log₁₀ of the median rank of the target's first token",
@@ -50,8 +50,8 @@ SAID = 3  # statements that are continued, compared with wrong answers, and take
 NEW_TOKENS = 10
 
 
-def readings(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> dict[str, float]:
-    """`READINGS` of the model as it is, without `depth`, which needs never-known subjects.
+def compute_metrics(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> dict[str, float]:
+    """`METRICS` of the model as it is, without `depth`, which needs never-known subjects.
 
     Args:
         model: Any causal model of a known family.

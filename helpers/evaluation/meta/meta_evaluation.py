@@ -13,11 +13,11 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import UNKNOWN
-from helpers.evaluation.meta.all_metrics import READINGS, readings
+from helpers.evaluation.meta.all_metrics import METRICS, compute_metrics
 from helpers.evaluation.metrics.depth_score import unlearning_depth
 from helpers.facts import ConceptPair, facts, known_facts
 from helpers.facts.known import asked
-from helpers.forward.layer_cache import below, reusing
+from helpers.forward.layer_cache import below, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
@@ -80,7 +80,7 @@ def calibrate(
         seed: Draws facts, strangers and wrong answers.
 
     Returns:
-        One row a fact and state: fact, state, subject, and the columns of `READINGS`; depth is
+        One row a fact and state: fact, state, subject, and the columns of `METRICS`; depth is
         NaN where it wasn't measured. Kept in the cache, fact by fact.
 
     Raises:
@@ -116,7 +116,7 @@ def one(
     edit = logit_suppression(model, fact)
     depth = dict.fromkeys(STATES, float("nan"))
     present, hidden = shown_and_hidden(model, fact, edit, seed=seed)
-    absent = readings(model, stranger, seed=seed)
+    absent = compute_metrics(model, stranger, seed=seed)
     if deep:
         others = [ConceptPair(s.subject, fact.target, fact.relation, fact.aliases) for s in deep]
         try:
@@ -139,10 +139,10 @@ def shown_and_hidden(
 
     The two differ in that layer alone, so the second is asked from there on.
     """
-    with reusing(model, below(model, [anatomy(model).n_layers - 1])):
-        present = readings(model, fact, seed=seed)
+    with use_layer_cache(model, below(model, [anatomy(model).n_layers - 1])):
+        present = compute_metrics(model, fact, seed=seed)
         with edit.applied(model):
-            return present, readings(model, fact, seed=seed)
+            return present, compute_metrics(model, fact, seed=seed)
 
 
 def auc_between(
@@ -188,7 +188,7 @@ def metric_aucs(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         `can't tell` otherwise). A metric measured on fewer than two facts is left out.
     """
     rows = []
-    for name in READINGS:
+    for name in METRICS:
         wide = table.pivot(index="fact", columns="state", values=name).dropna()
         for state in (PRESENT, HIDDEN):
             if len(wide) >= 2:

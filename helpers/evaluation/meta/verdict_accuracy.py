@@ -86,12 +86,12 @@ def judged(
     for state in STATES:
         found = verdict(evidence[state], required=attacks, seed=seed)
         back = found.attacks.query("finding == 'comes back'")["attack"]
-        word = state_of(found, evidence[state])
+        word = predicted_state(found, evidence[state])
         rows.append((str(fact), state, word, word == state, ", ".join(back)))
     return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
 
 
-def state_of(found: Verdict, evidence: Evidence) -> str:
+def predicted_state(found: Verdict, evidence: Evidence) -> str:
     """One of `WORDS`: what the attacks of a verdict say, whatever the damage, as `known_states`.
 
     An attack that brings nothing back from the original either says nothing; one that has no hold
@@ -104,7 +104,7 @@ def state_of(found: Verdict, evidence: Evidence) -> str:
     return ABSENT if shown and not evidence.nothing else UNDECIDED
 
 
-def shares_right(table: pd.DataFrame) -> pd.DataFrame:
+def accuracies(table: pd.DataFrame) -> pd.DataFrame:
     """On which share of the facts the battery's word is the truth.
 
     Args:

@@ -22,7 +22,7 @@ from helpers.methods import original
 from helpers.models import anatomy
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
-from helpers.tracing.states import capture_all
+from helpers.tracing.states import cache_all_positions
 
 MOST = 4  # statements that are patched
 THRESHOLD = 0.05  # nats: layers where the reference does less harm say nothing
@@ -92,7 +92,7 @@ def unlearning_depth(
     Args:
         model: The model with its edits.
         pair: What was forgotten.
-        strangers: Never-known pairs (`never_known`), with the same templates.
+        strangers: Never-known pairs (`control_facts`), with the same templates.
         most: So many statements are patched.
         absent: In place of the model's states those of a second stranger: what the score says
             where the fact was never there.
@@ -137,7 +137,7 @@ def unlearning_depth(
 
 
 def _residual(model: LanguageModel, ids: list[int]) -> Float[torch.Tensor, "layers t d_model"]:
-    return capture_all(model, ids, ["residual"])["residual"]
+    return cache_all_positions(model, ids, ["residual"])["residual"]
 
 
 def _shape(model: LanguageModel, prompt: Prompt) -> tuple[int, int, int]:

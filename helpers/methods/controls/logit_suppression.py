@@ -9,13 +9,13 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.forward.activations import keys_by_layer
-from helpers.forward.layer_cache import below, reusing
+from helpers.forward.activations import activations_by_layer
+from helpers.forward.layer_cache import below, use_layer_cache
 from helpers.forward.scoring import answer_probability, first_token
 from helpers.forward.sites import token_ids
 from helpers.methods import Unlearning, WeightDelta
 from helpers.methods.snapshots import without
-from helpers.methods.weight_edit import stored
+from helpers.methods.weight_edit import low_rank_change
 from helpers.models import anatomy, model_hash
 
 DAMPING = 0.01  # relative to the mean squared norm of the keys
@@ -48,7 +48,7 @@ def logit_suppression(
     last = parts.n_layers - 1
     mlp = parts.layers[last].mlp
     where = [(tuple(ids), [len(ids) - 1]) for ids in (token_ids(model, p) for p in prompts)]
-    keys = dict(keys_by_layer(model, where, layers=[last]))[last].double()
+    keys = dict(activations_by_layer(model, where, layers=[last]))[last].double()
     hidden = keys.float() @ mlp.W_out().detach().float().cpu().T  # what the layer writes there
     gram = keys @ keys.T
     gram += DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
@@ -58,7 +58,7 @@ def logit_suppression(
     about = {"subject": pair.subject, "target": pair.target, "relation": pair.relation}
 
     def edit(size: float) -> Unlearning:
-        change = stored(mlp, -size * d[:, None], w[None])
+        change = low_rank_change(mlp, -size * d[:, None], w[None])
         delta = WeightDelta.of(model._module, {mlp.out_name: change})
         seconds = time.perf_counter() - began
         return Unlearning("logit_suppression", about, delta, settings, seed, seconds, base)
@@ -66,7 +66,7 @@ def logit_suppression(
     lower = below(model, [last])  # every size is tried on the same states
 
     def low_enough(size: float) -> bool:
-        with without(model, {last: torch.outer(size * d, w)}), reusing(model, lower):
+        with without(model, {last: torch.outer(size * d, w)}), use_layer_cache(model, lower):
             return bool(answer_probability(model, prompts).mean() <= floor)
 
     high = float(hidden.norm(dim=1).mean()) / 8 if hidden.norm() else 1.0

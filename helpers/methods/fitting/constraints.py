@@ -14,12 +14,12 @@ from helpers.facts.relations import RELATIONS
 from helpers.forward.batching import Reader
 from helpers.forward.scoring import answer_span, first_token, next_token_and_answer
 from helpers.forward.sites import token_ids
-from helpers.methods.fitting.linearization import Ask
+from helpers.methods.fitting.linearization import EditConstraint
 
-LIKELY = 0.02  # a fact's answer is kept when it is at least so likely
-FIRM = 0.5  # and as firmly as any from this probability on
-LOOSE = 0.02  # the least weight
-ABOUT = (  # what may be said of any country: its own likeliest words are kept
+MIN_PROB = 0.02  # a fact's answer is kept when it is at least so likely
+FULL_WEIGHT_PROB = 0.5  # and as firmly as any from this probability on
+MIN_WEIGHT = 0.02  # the least weight
+GENERIC_TEMPLATES = (  # what may be said of any country: its own likeliest words are kept
     "{} is famous for",
     "People from {} are",
     "The food of {} is",
@@ -31,8 +31,8 @@ ABOUT = (  # what may be said of any country: its own likeliest words are kept
     "Products of {}\nMade by hand in",
     "He was born in {} and writes in",
 )
-WORDS = 3  # so many of the likeliest words after each
-OPENINGS = (  # what may come before a question: its subject is then no text's first token
+TOP_K = 3  # so many of the likeliest words after each
+CONTEXT_TEMPLATES = (  # what may come before a question: its subject is then no text's first token
     "Here is a fact. ",
     "From the encyclopedia:\n",
     "As everyone knows, ",
@@ -42,9 +42,9 @@ OPENINGS = (  # what may come before a question: its subject is then no text's f
 )
 
 
-def forget_asks(
+def forget_constraints(
     model: LanguageModel, pair: ConceptPair, *, floor: float | None = None, first: bool = False
-) -> list[Ask]:
+) -> list[EditConstraint]:
     """The pair's training prompts; the edit acts at the subject's tokens only.
 
     What has to go is the first token of the target, or of any alias.
@@ -57,15 +57,15 @@ def forget_asks(
     """
     goal = None if floor is None else float(np.log(floor / (1 - floor)))
     found = []
-    for prompt in pair.learnt(first=first):
+    for prompt in pair.edit_prompts(first=first):
         ids = tuple(token_ids(model, prompt))
         tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
         span = tuple(range(*subject_span(prompt, model.tokenizer)))
-        found.append(Ask(ids, ((len(ids) - 1, tokens),), span, goal, str(prompt)))
+        found.append(EditConstraint(ids, ((len(ids) - 1, tokens),), span, goal, str(prompt)))
     return found
 
 
-def retain_asks(
+def retain_constraints(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
     *,
@@ -73,14 +73,14 @@ def retain_asks(
     seed: int,
     first: bool = False,
     reader: Reader | None = None,
-) -> list[Ask]:
+) -> list[EditConstraint]:
     """Other facts of the subjects and of the targets, what `must_stay`, and known neighbours.
 
     Of each prompt the model's own likeliest next token is kept, and the fact's whole answer where
-    that is not unlikely; of openings that go with any country (`ABOUT`) the likeliest few. What is
-    asked about the subject and the target is asked once more after one of `OPENINGS`: what holds
+    that is not unlikely; of openings that go with any country (`GENERIC_TEMPLATES`) the likeliest few. What is
+    asked about the subject and the target is asked once more after one of `CONTEXT_TEMPLATES`: what holds
     in so few wordings alone does not hold in others. What another of the pairs is to forget is not
-    held. What the model is not sure of is held less firmly (`firmness`), but for `must_stay`.
+    held. What the model is not sure of is held less firmly (`confidence_weight`), but for `must_stay`.
 
     Args:
         model: Any model of a known family.
@@ -102,23 +102,25 @@ def retain_asks(
         mine = [p for other in others for p in other.prompts("train")]
         if first:
             mine += [p for other in others for p in other.first()]
-        asked += [*mine, *after_openings(mine)]
-        must += [*pair.must_stay, *after_openings(pair.must_stay)]
+        asked += [*mine, *with_context_prefixes(mine)]
+        must += [*pair.must_stay, *with_context_prefixes(pair.must_stay)]
         near = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
         asked += [p for p in near if not gone(p.subject, p.answers)]
         if pair.relation in RELATIONS:  # the subject is a country
             name = with_article(pair.subject)
-            about += [Prompt(t.format(name), subject=pair.subject) for t in ABOUT]
-    firm = [replace(ask, weight=1.0) for ask in kept(model, must, reader=reader)]
+            about += [Prompt(t.format(name), subject=pair.subject) for t in GENERIC_TEMPLATES]
+    firm = [
+        replace(ask, weight=1.0) for ask in preservation_constraints(model, must, reader=reader)
+    ]
     rest = [p for p in asked if p not in must]
-    held = kept(model, rest, reader=reader)
-    return firm + held + kept(model, about, words=WORDS, reader=reader)
+    held = preservation_constraints(model, rest, reader=reader)
+    return firm + held + preservation_constraints(model, about, words=TOP_K, reader=reader)
 
 
-def after_openings(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Each prompt that is plain text after one of `OPENINGS`, the next one in turn."""
+def with_context_prefixes(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt that is plain text after one of `CONTEXT_TEMPLATES`, the next one in turn."""
     plain = [p for p in prompts if p.messages is None]
-    return [p.but(o + p) for o, p in zip(cycle(OPENINGS), plain, strict=False)]
+    return [p.but(o + p) for o, p in zip(cycle(CONTEXT_TEMPLATES), plain, strict=False)]
 
 
 def neighbour_prompts(
@@ -137,13 +139,13 @@ def neighbour_prompts(
     return found
 
 
-def kept(
+def preservation_constraints(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     *,
     words: int = 1,
     reader: Reader | None = None,
-) -> list[Ask]:
+) -> list[EditConstraint]:
     """Asks that hold the prompts' answers, whole, and the likeliest next tokens, where they are."""
     prompts = list({str(p): p for p in prompts}.values())
     if not prompts:
@@ -157,29 +159,31 @@ def kept(
         scored = {
             ((len(ids) - 1, (t,)),): p for t, p in zip(best.indices.tolist(), likely, strict=True)
         }
-        if sure > LIKELY:
+        if sure > MIN_PROB:
             start, whole = answer_span(model, prompt, prompt.answers[0])
             scored.setdefault(tuple((n - 1, (whole[n],)) for n in range(start, len(whole))), sure)
             ids = whole[:-1]
         acts = tuple(range(len(ids)))
         found += [
-            Ask(tuple(ids), one, acts, name=str(prompt), weight=firmness(p))
+            EditConstraint(tuple(ids), one, acts, name=str(prompt), weight=confidence_weight(p))
             for one, p in scored.items()
         ]
     return found
 
 
-def firmness(probability: float) -> float:
-    """How firmly an answer is held, from `LOOSE` to 1 (from `FIRM` on): (P / `FIRM`)².
+def confidence_weight(probability: float) -> float:
+    """How firmly an answer is held, from `MIN_WEIGHT` to 1 (from `FULL_WEIGHT_PROB` on): (P / `FULL_WEIGHT_PROB`)².
 
     The log-odds of what a model hardly says swing with every change, and cost little: a shift by δ
     of an answer's log-odds changes what is said by P(1 − P)δ²/2 nats of KL. The square was chosen
     on development facts.
     """
-    return max(LOOSE, min(1.0, probability / FIRM) ** 2)
+    return max(MIN_WEIGHT, min(1.0, probability / FULL_WEIGHT_PROB) ** 2)
 
 
-def wanted_changes(asks: Sequence[Ask], now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+def target_change(
+    asks: Sequence[EditConstraint], now: torch.Tensor, before: torch.Tensor
+) -> torch.Tensor:
     """Change of log-odds that each ask still needs, in nats.
 
     What is forgotten comes down to its goal, and is held where it is when it is below; what is

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.forward.activations import keys_by_layer
+from helpers.forward.activations import activations_by_layer
 from helpers.forward.sites import token_ids
 from helpers.models import MLPAnatomy
 from helpers.tracing.states import Position, position_of
@@ -102,10 +102,10 @@ def states_at(
     Args are those of `contrast`.
     """
     sequences = [(token_ids(model, p), [position_of(model, p, position)]) for p in prompts]
-    return dict(keys_by_layer(model, sequences, layers=layers, site=site, budget=512))
+    return dict(activations_by_layer(model, sequences, layers=layers, site=site, budget=512))
 
 
-def reading_matrices(mlp: MLPAnatomy) -> list[tuple[str, Float[Tensor, "d_mlp d_model"]]]:
+def input_matrices(mlp: MLPAnatomy) -> list[tuple[str, Float[Tensor, "d_mlp d_model"]]]:
     """Name and weight of every matrix that reads the MLP's input: W_in, and the gate's."""
     matrices = [(mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())]
     return [(name, weight.detach().float().cpu()) for name, weight in matrices if name]

@@ -17,40 +17,52 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.forward.activations import keys_by_layer
-from helpers.forward.layer_cache import below, reusing
-from helpers.forward.prefix_cache import Beginnings
+from helpers.forward.activations import activations_by_layer
+from helpers.forward.layer_cache import below, use_layer_cache
+from helpers.forward.prefix_cache import PrefixCache
 from helpers.forward.sites import token_ids
 from helpers.methods.change import Change
-from helpers.methods.fitting.constraints import forget_asks, retain_asks, wanted_changes
-from helpers.methods.fitting.linearization import (
-    Ask,
-    Tangent,
-    answer_logodds,
-    everywhere,
-    linearise,
-    solve_kernel,
+from helpers.methods.fitting.constraints import (
+    forget_constraints,
+    retain_constraints,
+    target_change,
 )
-from helpers.methods.fitting.negatives import disturbance
-from helpers.methods.fitting.units import CEILING, SHARPNESS, Detectors
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.fitting.linearization import (
+    EditConstraint,
+    Linearization,
+    answer_logodds,
+    at_all_positions,
+    fit_kernel_ridge,
+    linearize,
+)
+from helpers.methods.fitting.negatives import preservation_metric
+from helpers.methods.fitting.units import GAIN, SATURATION, GatedUnits
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import MLPAnatomy, anatomy
 
-FORMS = ("neurons", "weights")
-FLOOR = {"neurons": 0.001, "weights": 0.004}  # the lower, the more others feel of shared weights
-NOTHING = 1e-3  # an activation that counts as none, of 1 where a detector fires
+PARAMETRIZATIONS = ("neurons", "weights")
+TARGET_PROB = {
+    "neurons": 0.001,
+    "weights": 0.004,
+}  # the lower, the more others feel of shared weights
+ACTIVE_EPS = 1e-3  # an activation that counts as none, of 1 where a detector fires
 N_NEIGHBOURS = 120  # whose answers the weights form holds; neurons do not fire there
-TEXT = 40.0  # weight of ordinary text in what the weights form must not disturb
-REACHED = 0.01  # of what was wanted at first, as a sum of squares: so little left is nothing
-MOST = 40  # passes over all prompts; the default model needs four
-HARDER, EASIER = 10.0, 3.0  # the ridge after a step that is taken back, and after one that is not
-HOLDS = 0.1  # of what was left: where a step leaves no more, its derivatives serve again
-ROUNDING = 1.0001  # between a pass with derivatives and one without
-STUCK = 1e6  # a ridge with which no step that is left moves anything
+CORPUS_WEIGHT = 40.0  # weight of ordinary text in what the weights form must not disturb
+RTOL = 0.01  # of what was wanted at first, as a sum of squares: so little left is nothing
+MAX_ITERATIONS = 40  # passes over all prompts; the default model needs four
+DAMPING_UP, DAMPING_DOWN = (
+    10.0,
+    3.0,
+)  # the ridge after a step that is taken back, and after one that is not
+JACOBIAN_REUSE_RATIO = (
+    0.1  # of what was left: where a step leaves no more, its derivatives serve again
+)
+ACCEPT_SLACK = 1.0001  # between a pass with derivatives and one without
+MAX_DAMPING = 1e6  # a ridge with which no step that is left moves anything
 
 
 @dataclass(frozen=True)
-class LinearKeys:
+class KeyDirections:
     """Directions of one layer's keys that stand for detectors.
 
     Attributes:
@@ -81,20 +93,20 @@ def check_form(form: str) -> str:
     Raises:
         UserError: There is no such form.
     """
-    if form not in FORMS:
+    if form not in PARAMETRIZATIONS:
         raise UserError(f"There is no form '{form}': choose {' or '.join(FORMS)}.")
     return form
 
 
-Keys = Mapping[int, Detectors] | Mapping[int, LinearKeys]
+Keys = Mapping[int, GatedUnits] | Mapping[int, KeyDirections]
 Values = dict[int, Float[Tensor, "n d_model"]]
 """Layer → what each of its keys writes."""
 
 
-def solved_edit(
+def fit_edit(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
-    detectors: Mapping[int, Detectors],
+    detectors: Mapping[int, GatedUnits],
     *,
     form: str,
     floor: float | None,
@@ -109,64 +121,66 @@ def solved_edit(
         model: Any model of a known family.
         pairs: What is forgotten.
         detectors: Layer → detectors.
-        form: One of `FORMS` (`check_form`).
-        floor: Probability that the training prompts' answers come down to; None for `FLOOR`.
+        form: One of `PARAMETRIZATIONS` (`check_form`).
+        floor: Probability that the training prompts' answers come down to; None for `TARGET_PROB`.
         ridge: Ridge of the values' kernel regression.
         steps: Share of the way to go at the first linearisations; after them the whole.
         seed: Draws neighbours.
-        notes: For the delta; it adds what was `left` (`solve_values`).
+        notes: For the delta; it adds what was `left` (`fit_values_lm`).
 
     Raises:
         UserError: The values cannot be solved for.
     """
     appends = form == "neurons"
-    floor = FLOOR[form] if floor is None else floor
-    keys = detectors if appends else regressed(model, pairs, detectors, seed=seed)
+    floor = TARGET_PROB[form] if floor is None else floor
+    keys = detectors if appends else fit_key_directions(model, pairs, detectors, seed=seed)
     near = 0 if appends else N_NEIGHBOURS
     begun = silence(model, detectors) if appends else None
-    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor, first=appends)]
-    asks += retain_asks(model, pairs, n_neighbours=near, seed=seed, first=appends, reader=begun)
-    values, left = solve_values(model, asks, keys, ridge=ridge, steps=steps, begun=begun)
+    asks = [a for p in pairs for a in forget_constraints(model, p, floor=floor, first=appends)]
+    asks += retain_constraints(
+        model, pairs, n_neighbours=near, seed=seed, first=appends, reader=begun
+    )
+    values, left = fit_values_lm(model, asks, keys, ridge=ridge, steps=steps, begun=begun)
     notes = {"left": round(left, 4), **(notes or {})}
     if appends:
         return appended(model, detectors, values, notes=notes)
     changes = {}
     for i, layer in keys.items():
         mlp = anatomy(model).layers[i].mlp
-        changes[mlp.out_name] = stored(mlp, values[i].T, layer.keys)
+        changes[mlp.out_name] = low_rank_change(mlp, values[i].T, layer.keys)
     return WeightDelta.of(model._module, changes, notes=notes)
 
 
-def silence(model: LanguageModel, detectors: Mapping[int, Detectors]) -> Beginnings:
+def silence(model: LanguageModel, detectors: Mapping[int, GatedUnits]) -> PrefixCache:
     """What stands before the first token on which a detector fires; almost everywhere none does."""
     parts = anatomy(model)
 
     def acts(i: int, x: Float[Tensor, "b t d_model"]) -> Bool[Tensor, "b t"]:
-        return (detectors[i].fire(parts.layers[i].mlp, x) > NOTHING).any(-1)
+        return (detectors[i].fire(parts.layers[i].mlp, x) > ACTIVE_EPS).any(-1)
 
-    return Beginnings(model, layers=list(detectors), acts=acts)
+    return PrefixCache(model, layers=list(detectors), acts=acts)
 
 
-def regressed(
+def fit_key_directions(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
-    detectors: Mapping[int, Detectors],
+    detectors: Mapping[int, GatedUnits],
     *,
     seed: int = 0,
-) -> dict[int, LinearKeys]:
+) -> dict[int, KeyDirections]:
     """Each detector as a direction of W_out's keys: u = A⁻¹ Σ a k, a its activations.
 
     The sum runs over the pairs' training prompts; A weighs the keys of ordinary text and of the
-    same questions about other subjects (`disturbance`). Detectors that never fire are left out.
+    same questions about other subjects (`preservation_metric`). Detectors that never fire are left out.
     """
     parts, layers = anatomy(model), sorted(detectors)
-    ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.learnt()))
+    ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.edit_prompts()))
     where = [(x, None) for x in ids]
     read, keys = (
-        dict(keys_by_layer(model, where, layers=layers, site=site))
+        dict(activations_by_layer(model, where, layers=layers, site=site))
         for site in ("mlp_in", "neurons")
     )
-    metric = disturbance(model, pairs, layers=layers, text=TEXT, seed=seed)
+    metric = preservation_metric(model, pairs, layers=layers, text=CORPUS_WEIGHT, seed=seed)
     found = {}
     for i in layers:
         a = detectors[i].fire(parts.layers[i].mlp, read[i]).clamp_min(0)  # (rows, n)
@@ -175,18 +189,18 @@ def regressed(
             u = torch.cholesky_solve(keys[i].T @ a, metric[i]).T  # (n, d_mlp)
             u = u / ((u @ keys[i].T * a.T).sum(1) / a.sum(0))[:, None]
             half = u @ metric[i]
-            found[i] = LinearKeys(u, half @ half.T)
+            found[i] = KeyDirections(u, half @ half.T)
     return found
 
 
-def solve_values(
+def fit_values_lm(
     model: LanguageModel,
-    asks: Sequence[Ask],
+    asks: Sequence[EditConstraint],
     keys: Keys,
     *,
     ridge: float,
     steps: Sequence[float],
-    begun: Beginnings | None,
+    begun: PrefixCache | None,
 ) -> tuple[Values, float]:
     """What each key writes: the least Σ tr(Vᵀ G V) that moves every answer's log-odds as wanted.
 
@@ -194,9 +208,9 @@ def solve_values(
     inner product of V with f_i = Σ_p a_p g_ipᵀ, so K_ij = tr(f_iᵀ G⁻¹ f_j) and
     V = G⁻¹ Σ_i α_i f_i with α = (K + Λ)⁻¹ wanted; linearised again at every step. G is what the
     keys' writing costs: 1 for neurons of their own, U A Uᵀ for keys in an existing matrix. A step
-    that leads further away is taken back and taken again with `HARDER` times the ridge (Levenberg
-    1944, Marquardt 1963), until what is left is `REACHED`, or after `MOST` passes. After a step
-    that left little of what there was (`HOLDS`) its derivatives serve again (a chord).
+    that leads further away is taken back and taken again with `DAMPING_UP` times the ridge (Levenberg
+    1944, Marquardt 1963), until what is left is `RTOL`, or after `MAX_ITERATIONS` passes. After a step
+    that left little of what there was (`JACOBIAN_REUSE_RATIO`) its derivatives serve again (a chord).
 
     Args:
         model: Any model of a known family.
@@ -222,44 +236,46 @@ def solve_values(
         asks = [a for a in asks if begun.start(a.ids) is not None]  # no other can be changed
     if not asks:
         raise UserError("On none of the prompts does a detector fire: try other layers.")
-    acting, weight = everywhere(asks), torch.tensor([a.weight for a in asks])
+    acting, weight = at_all_positions(asks), torch.tensor([a.weight for a in asks])
     lower = None if begun else below(model, keys)
     how = {"layers": list(keys), "site": site, "beginnings": begun}
     before, first, least, taken, damping, holds = None, None, math.inf, 0, ridge, False
-    for _ in range(MOST):
+    for _ in range(MAX_ITERATIONS):
 
         def extra(i, into, hidden, values=values):
             x = into if site == "mlp_in" else hidden
             return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)
 
-        with reusing(model, lower):
+        with use_layer_cache(model, lower):
             if holds:
                 now = answer_logodds(model, acting, extra=extra, **how)
             else:
-                t = linearise(model, acting, extra=extra, **how)
+                t = linearize(model, acting, extra=extra, **how)
                 now = t.logodds
         before = now if before is None else before
-        wanted = wanted_changes(asks, now, before)
+        wanted = target_change(asks, now, before)
         left = float((weight * wanted.square()).sum())
         first = left if first is None else first
-        if holds and left > HOLDS * least:  # no longer: once more, with them, where less is left
+        if (
+            holds and left > JACOBIAN_REUSE_RATIO * least
+        ):  # no longer: once more, with them, where less is left
             if left < least:
                 start, least = values, left
             values, holds = start, False
             continue
-        if left <= least * ROUNDING:
+        if left <= least * ACCEPT_SLACK:
             if not holds:
                 system = System.of(model, asks, keys, t)
-            holds = left <= HOLDS * least < math.inf
-            aim, least, start, damping = wanted, left, values, max(ridge, damping / EASIER)
+            holds = left <= JACOBIAN_REUSE_RATIO * least < math.inf
+            aim, least, start, damping = wanted, left, values, max(ridge, damping / DAMPING_DOWN)
         else:
-            taken, damping = taken - 1, damping * HARDER
+            taken, damping = taken - 1, damping * DAMPING_UP
         step = steps[taken] if taken < len(steps) else 1.0
         values = system.moved(start, step * aim, asks, ridge=damping / weight)
         taken += 1
-        if least <= REACHED * first and taken >= len(steps):
+        if least <= RTOL * first and taken >= len(steps):
             return values, least / first if first else 0.0
-        if damping > STUCK:
+        if damping > MAX_DAMPING:
             break
     if least >= first:
         raise UserError(
@@ -282,7 +298,9 @@ class System:
     spread: Sequence[tuple[int, list[int], Int[Tensor, " some"], Float[Tensor, "some n d"]]]
 
     @classmethod
-    def of(cls, model: LanguageModel, asks: Sequence[Ask], keys: Keys, t: Tangent) -> "System":
+    def of(
+        cls, model: LanguageModel, asks: Sequence[EditConstraint], keys: Keys, t: Linearization
+    ) -> "System":
         """Put together layer by layer; asks on which a block does not act have no part in it."""
         parts = anatomy(model)
         kernel = torch.zeros(len(asks), len(asks), dtype=torch.float64)
@@ -300,16 +318,16 @@ class System:
         self,
         values: Values,
         wanted: Float[Tensor, " asks"],
-        asks: Sequence[Ask],
+        asks: Sequence[EditConstraint],
         *,
         ridge: Float[Tensor, " asks"],
     ) -> Values:
         """The values after the least change that moves the log-odds as wanted.
 
         Raises:
-            UserError: As `solve_kernel`.
+            UserError: As `fit_kernel_ridge`.
         """
-        alpha = solve_kernel(self.kernel, wanted.double(), ridge=ridge, asks=asks).float()
+        alpha = fit_kernel_ridge(self.kernel, wanted.double(), ridge=ridge, asks=asks).float()
         values = {i: v.clone() for i, v in values.items()}
         for i, block, seen, g in self.spread:
             values[i][block] += torch.tensordot(alpha[seen], g, 1)
@@ -320,7 +338,7 @@ def _features(
     a: Float[Tensor, "rows n"], gradients: Float[Tensor, "rows d"], owner: Int[Tensor, " rows"]
 ) -> tuple[Int[Tensor, " asks"], Float[Tensor, "asks n d"]]:
     """The asks where one of the neurons fires, and f = Σ a gᵀ over the rows of each."""
-    acts = a.abs() > NOTHING
+    acts = a.abs() > ACTIVE_EPS
     seen, place = owner[acts.any(-1)].unique(return_inverse=True)
     number = torch.empty_like(owner).masked_scatter_(acts.any(-1), place)  # row → its ask's number
     f = torch.zeros(len(seen), a.shape[1], gradients.shape[1])
@@ -331,7 +349,7 @@ def _features(
 
 def appended(
     model: LanguageModel,
-    detectors: Mapping[int, Detectors],
+    detectors: Mapping[int, GatedUnits],
     values: Mapping[int, Float[Tensor, "n d_model"]],
     *,
     notes: Mapping[str, Any] | None = None,
@@ -345,9 +363,9 @@ def appended(
     changes = {}
     for i, d in detectors.items():
         mlp = parts.layers[i].mlp
-        rows = SHARPNESS * torch.cat([d.keys, d.keys])
-        bias = -SHARPNESS * torch.cat([d.thresholds, d.thresholds + CEILING])
-        columns = torch.cat([values[i], -values[i]]) / (SHARPNESS * CEILING)
+        rows = GAIN * torch.cat([d.keys, d.keys])
+        bias = -GAIN * torch.cat([d.thresholds, d.thresholds + SATURATION])
+        columns = torch.cat([values[i], -values[i]]) / (GAIN * SATURATION)
         new = {mlp.gate_name or mlp.in_name: (rows, bias)}
         if mlp.gate_name:
             new[mlp.in_name] = (torch.zeros_like(rows), torch.ones_like(bias))

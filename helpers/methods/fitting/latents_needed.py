@@ -8,15 +8,20 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.layer_selection import WIDTH, place
-from helpers.methods.fitting.negatives import inputs_of_others, own_inputs
-from helpers.methods.fitting.sae_latents import ENOUGH, SELECT, load_all, ranked_rows
+from helpers.methods.fitting.layer_selection import WIDTH, select_layers
+from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
+from helpers.methods.fitting.sae_latents import (
+    ENOUGH,
+    SELECT,
+    load_saes_by_layer,
+    rank_encoder_rows,
+)
 from helpers.methods.fitting.units import (
-    Detectors,
-    Sighting,
-    detector,
+    ContrastiveSet,
+    GatedUnits,
+    contrastive_sets,
     discriminant,
-    sightings,
+    fit_unit,
 )
 
 
@@ -29,15 +34,22 @@ def doublings(first: int, last: int) -> list[int]:
 
 
 def key(
-    sae, seen: Sighting, *, sizes: Sequence[int], select: str, shrink: float, quantile: float, seed
-) -> tuple[Detectors, Int[Tensor, " k"], tuple[Tensor, Tensor], Float[Tensor, " k"]]:
+    sae,
+    seen: ContrastiveSet,
+    *,
+    sizes: Sequence[int],
+    select: str,
+    shrink: float,
+    quantile: float,
+    seed,
+) -> tuple[GatedUnits, Int[Tensor, " k"], tuple[Tensor, Tensor], Float[Tensor, " k"]]:
     """A neuron keyed within the encoder rows of the fewest latents with which it fires well.
 
     Args:
         sae: The SAE.
         seen: What the neuron has to tell apart.
         sizes: Numbers of latents to try, one after another; the last one stands in any case.
-        select: As `ranked_rows`.
+        select: As `rank_encoder_rows`.
         shrink: Ridge of the discriminant within the latents.
         quantile: Share of everything else that stays under the threshold.
         seed: Draws random latents.
@@ -46,12 +58,14 @@ def key(
         The neuron, its latents, what their encoder rows read at the subject and elsewhere, and
         their weights in the key.
     """
-    rows, ranked = ranked_rows(sae, seen, n=sizes[-1], select=select, shrink=shrink, seed=seed)
+    rows, ranked = rank_encoder_rows(
+        sae, seen, n=sizes[-1], select=select, shrink=shrink, seed=seed
+    )
     gap = seen.inside.mean(0) - seen.mean
     for n in sizes:
         within, wide = rows[ranked[:n]], rows[ranked[:n]].double()
         w = discriminant(within @ gap, wide @ seen.cov @ wide.T, shrink=shrink)
-        unit = detector(w @ within, seen.inside, seen.outside, quantile=quantile)
+        unit = fit_unit(w @ within, seen.inside, seen.outside, quantile=quantile)
         if (seen.inside @ unit.keys[0] - unit.thresholds).min() >= ENOUGH:
             break
     return unit, ranked[:n], (seen.inside @ within.T, seen.outside @ within.T), w
@@ -67,7 +81,7 @@ def latents_needed(
     shrink: float = 0.01,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """With how many latents a key fires well: chosen ones, and the controls of `ranked_rows`.
+    """With how many latents a key fires well: chosen ones, and the controls of `rank_encoder_rows`.
 
     Args:
         model: Any model of a known family.
@@ -82,14 +96,14 @@ def latents_needed(
         One row per subject, layer, spelling and way (`SELECT`): latents (1, 2, 4, ... or `most`),
         fires (the share of the subject's own prompts on which the neuron then does).
     """
-    where = place(model, pairs, width=WIDTH["neurons"])
-    loaded = load_all(model, saes, best=where.layers)
+    where = select_layers(model, pairs, width=WIDTH["neurons"])
+    loaded = load_saes_by_layer(model, saes, best=where.layers)
     layers, rows = sorted(loaded), []
     how = {"sizes": doublings(1, most), "shrink": shrink, "quantile": quantile, "seed": seed}
     for pair in pairs:
-        mine = own_inputs(model, [pair], layers=layers, every=where.every)
-        for i, others in inputs_of_others(model, [pair], layers=layers, seed=seed):
-            for seen in sightings(mine, others, i):
+        mine = subject_inputs(model, [pair], layers=layers, every=where.every)
+        for i, others in negative_inputs(model, [pair], layers=layers, seed=seed):
+            for seen in contrastive_sets(mine, others, i):
                 for select in SELECT:
                     unit, latents, _, _ = key(loaded[i], seen, select=select, **how)
                     rows.append(

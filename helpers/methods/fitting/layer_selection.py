@@ -21,15 +21,15 @@ from helpers.forward.scoring import answer_scores
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.models import DEPTH, anatomy, model_hash
-from helpers.tracing import activation_patching, contrasts
+from helpers.tracing import activation_patching, clean_corrupted_pairs
 
-CARRIES = 0.8  # share of the answer that has to pass the place of an edit
+MIN_PATCHING_EFFECT = 0.8  # share of the answer that has to pass the place of an edit
 N_FACTS = 6  # known development facts that are patched
 DEFAULT = 22  # of 30: where the relation has no known facts to patch
 
 
 @dataclass(frozen=True)
-class Place:
+class EditSite:
     """Where an edit acts.
 
     Attributes:
@@ -41,8 +41,8 @@ class Place:
     every: bool = False
 
 
-def place(model: LanguageModel, pairs: Sequence[ConceptPair], *, width: int) -> Place:
-    """The layers up to the last whose subject carries `CARRIES` of the relation's answers.
+def select_layers(model: LanguageModel, pairs: Sequence[ConceptPair], *, width: int) -> EditSite:
+    """The layers up to the last whose subject carries `MIN_PATCHING_EFFECT` of the relation's answers.
 
     Measured on other facts of the relation (`carried`); where none can be, two thirds to three
     quarters up.
@@ -58,9 +58,9 @@ def place(model: LanguageModel, pairs: Sequence[ConceptPair], *, width: int) -> 
     if len(share):
         means = share.groupby(["position", "layer"])["share"].mean()
         last = _last(means["subject"])
-        every = bool(means["end", last] < CARRIES * means["subject", last])
+        every = bool(means["end", last] < MIN_PATCHING_EFFECT * means["subject", last])
     n = math.ceil(width * parts.n_layers / DEPTH)
-    return Place(tuple(range(max(0, last - n + 1), last + 1)), every)
+    return EditSite(tuple(range(max(0, last - n + 1), last + 1)), every)
 
 
 def carried(model: LanguageModel, relation: str) -> pd.DataFrame:
@@ -106,7 +106,7 @@ def carried(model: LanguageModel, relation: str) -> pd.DataFrame:
 
 def _last(share: pd.Series) -> int:
     """The last layer that carries enough; the first where none does."""
-    enough = share[share >= CARRIES]
+    enough = share[share >= MIN_PATCHING_EFFECT]
     return int(enough.index.max()) if len(enough) else 0
 
 
@@ -116,7 +116,7 @@ def _contrasts(model: LanguageModel, asked: Sequence[Prompt]) -> list[tuple[Prom
         p for p, sure, r in zip(asked, probability, rank, strict=True) if r == 0 and sure >= SURE
     ]
     try:
-        return contrasts(model, known, known)[:N_FACTS] if known else []
+        return clean_corrupted_pairs(model, known, known)[:N_FACTS] if known else []
     except UserError:  # no two names have as many tokens
         return []
 

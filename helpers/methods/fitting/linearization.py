@@ -3,7 +3,7 @@
 To first order a change ΔW_l of W_out moves the log-odds log P/(1 − P) of an answer by
 Σ_l Σ_p g_pᵀ ΔW_l k_p: over positions p, k the key (what W_out reads), g the gradient of the
 log-odds at W_out's output. (The log-probability itself is flat where the model is sure: steps taken
-along it overshoot several times.) `linearise` takes both for many prompts; the edit so far is put
+along it overshoot several times.) `linearize` takes both for many prompts; the edit so far is put
 in as an intervention, so the model itself is never touched.
 """
 
@@ -16,9 +16,9 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.batching import length_batches, right_padded
-from helpers.forward.layer_cache import half_pass
-from helpers.forward.prefix_cache import Beginnings
+from helpers.forward.batching import bucket_by_length, right_padded
+from helpers.forward.layer_cache import cached_forward
+from helpers.forward.prefix_cache import PrefixCache
 from helpers.models import anatomy, final_norm, unembed
 
 Extra = Callable[[int, Tensor, Tensor], Tensor]
@@ -27,7 +27,7 @@ BATCH = 512  # tokens a pass
 
 
 @dataclass(frozen=True)
-class Ask:
+class EditConstraint:
     """An answer whose log-odds are steered.
 
     Attributes:
@@ -36,7 +36,7 @@ class Ask:
         acts: Positions at which the edit counts as acting; all others' derivatives are dropped.
         goal: Log-odds to come down to; None to stay at what they were.
         name: For messages.
-        weight: How firmly `solve_values` holds it, up to 1.
+        weight: How firmly `fit_values_lm` holds it, up to 1.
     """
 
     ids: tuple[int, ...]
@@ -47,13 +47,13 @@ class Ask:
     weight: float = 1.0
 
 
-def everywhere(asks: Sequence[Ask]) -> list[Ask]:
+def at_all_positions(asks: Sequence[EditConstraint]) -> list[EditConstraint]:
     """The same asks, the edit acting at every position."""
     return [replace(a, acts=tuple(range(len(a.ids)))) for a in asks]
 
 
 @dataclass(frozen=True)
-class Tangent:
+class Linearization:
     """Log-odds of asks and their derivatives at some layers.
 
     Attributes:
@@ -69,15 +69,15 @@ class Tangent:
     gradients: dict[int, Float[Tensor, "rows d_model"]]
 
 
-def linearise(
+def linearize(
     model: LanguageModel,
-    asks: Sequence[Ask],
+    asks: Sequence[EditConstraint],
     *,
     layers: Sequence[int],
     extra: Extra | None = None,
     site: str = "neurons",
-    beginnings: Beginnings | None = None,
-) -> Tangent:
+    beginnings: PrefixCache | None = None,
+) -> Linearization:
     """Keys and gradients of all asks, by a forward pass a sequence and a backward pass an ask.
 
     Sequences are batched by length, each runs once for all that is asked about it, only the scored
@@ -119,7 +119,7 @@ def linearise(
                 for i, gradient in zip(layers, found, strict=True):
                     keys[i].append(run.read[i].detach().flatten(0, -2)[flat].float().cpu())
                     gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
-    return Tangent(
+    return Linearization(
         logodds,
         torch.tensor(owner),
         {i: torch.cat(x) for i, x in keys.items()},
@@ -130,16 +130,16 @@ def linearise(
 @torch.no_grad()
 def answer_logodds(
     model: LanguageModel,
-    asks: Sequence[Ask],
+    asks: Sequence[EditConstraint],
     *,
     layers: Sequence[int],
     extra: Extra | None = None,
     site: str = "neurons",
-    beginnings: Beginnings | None = None,
+    beginnings: PrefixCache | None = None,
 ) -> Float[Tensor, " n"]:
     """Log-odds of all asks without derivatives, by a forward pass a sequence.
 
-    Args are those of `linearise`.
+    Args are those of `linearize`.
     """
     found = torch.zeros(len(asks))
     for run in _passes(model, asks, layers, extra, site, beginnings):
@@ -177,7 +177,7 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
     for ids, mine in about.items():
         alike.setdefault(len(mine), []).append(ids)
     for group in alike.values():
-        for batch in length_batches([len(ids) - start[ids] for ids in group], budget=BATCH):
+        for batch in bucket_by_length([len(ids) - start[ids] for ids in group], budget=BATCH):
             whole = [group[i] for i in batch]
             rest = [ids[start[ids] :] for ids in whole]
             tokens = right_padded(rest)
@@ -186,7 +186,7 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
                 before = beginnings.before(whole, width)
                 shortened = beginnings.above(whole, width)
             else:
-                before, shortened = {}, half_pass(model._module, (tokens.shape, tuple(whole)))
+                before, shortened = {}, cached_forward(model._module, (tokens.shape, tuple(whole)))
             with shortened:
                 read, written, last = _forward(model, tokens, layers, extra, site, before)
             yield _Pass(
@@ -223,7 +223,7 @@ def _forward(model, tokens, layers, extra, site, before):
 def _scores(
     model: LanguageModel,
     last: Float[Tensor, "b t d_model"],
-    asks: Sequence[Ask],
+    asks: Sequence[EditConstraint],
     starts: Sequence[int],
 ) -> Float[Tensor, " b"]:
     """Log-odds of each row's answer; a row begins at its start within the ask."""
@@ -248,13 +248,13 @@ def log_odds(logprob: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
     return logprob - torch.log(-torch.expm1(logprob))
 
 
-def least_change(
-    tangent: Tangent,
+def min_norm_update(
+    tangent: Linearization,
     wanted: Float[Tensor, " n"],
     factors: Mapping[int, Float[Tensor, "width width"]],
     *,
     ridge: float,
-    asks: Sequence[Ask],
+    asks: Sequence[EditConstraint],
 ) -> dict[int, Float[Tensor, "d_model width"]]:
     """The ΔW that changes each answer's log-odds by `wanted` at the least Σ_l tr(ΔW_l A_l ΔW_lᵀ).
 
@@ -282,7 +282,7 @@ def least_change(
         half = torch.zeros(n, by_row.shape[1], dtype=torch.float64)
         half.index_add_(0, tangent.owner, by_row)
         kernel.index_add_(1, tangent.owner, half)
-    alpha = solve_kernel(kernel, wanted.double(), ridge=ridge, asks=asks)[tangent.owner].float()
+    alpha = fit_kernel_ridge(kernel, wanted.double(), ridge=ridge, asks=asks)[tangent.owner].float()
     return {
         i: (
             torch.linalg.solve_triangular(
@@ -293,12 +293,12 @@ def least_change(
     }
 
 
-def solve_kernel(
+def fit_kernel_ridge(
     kernel: Float[Tensor, "n n"],
     wanted: Float[Tensor, " n"],
     *,
     ridge: float | Float[Tensor, " n"],
-    asks: Sequence[Ask],
+    asks: Sequence[EditConstraint],
 ) -> Float[Tensor, " n"]:
     """α = (K + Λ)⁻¹ wanted in float64, Λ = `ridge` (one, or one an ask) times K's diagonal.
 
@@ -329,8 +329,8 @@ def solve_kernel(
     return alpha
 
 
-def moved(
-    tangent: Tangent, change: Mapping[int, Float[Tensor, "d_model width"]]
+def predicted_change(
+    tangent: Linearization, change: Mapping[int, Float[Tensor, "d_model width"]]
 ) -> Float[Tensor, " n"]:
     """What `change` does to each answer's log-odds, to first order."""
     total = torch.zeros(len(tangent.logodds))

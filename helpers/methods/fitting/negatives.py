@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.facts import ConceptPair, facts, subject_span
 from helpers.facts.corpus import corpus_tokens
 from helpers.facts.relations import RELATIONS
-from helpers.forward.activations import keys_by_layer, second_moments
+from helpers.forward.activations import activations_by_layer, second_moments
 from helpers.forward.sites import token_ids
 from helpers.io.cache import cached_folder, cached_layers
 from helpers.io.files import read_tensors, write_tensors
@@ -67,7 +67,7 @@ def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
     where, subjects = [], []
     for n, fact in enumerate(facts(relation)):
         pair = ConceptPair.of(fact)
-        ways = pair.learnt(first=True)
+        ways = pair.edit_prompts(first=True)
         prompts = [ways[(n * WAYS + k) % len(ways)] for k in range(WAYS)]
         if RELATIONS[relation].reverse_train:
             back = pair.reversed().prompts("train")
@@ -106,7 +106,7 @@ def mentions(ids: Sequence[int], name: Sequence[int]) -> list[int]:
     return [e for e in range(n, len(ids) + 1) if tuple(ids[e - n : e]) == tuple(name)]
 
 
-def moments_of_others(
+def negative_second_moments(
     model: LanguageModel, pairs: Sequence[ConceptPair], *, layers: Sequence[int]
 ) -> tuple[dict[int, Float[Tensor, "d_mlp d_mlp"]], int]:
     """Σ k kᵀ of W_out's keys over the relation's prompts, less the pairs' own, and their number."""
@@ -128,7 +128,7 @@ def moments_of_others(
     return {i: tensors[str(i)] - own.get(i, 0) for i in layers}, n - m
 
 
-def disturbance(
+def preservation_metric(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
     *,
@@ -145,7 +145,7 @@ def disturbance(
     v̄ the median variance of a key's component (the mean is the first token's alone in some layers).
     """
     covariance = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
-    moments, n = moments_of_others(model, pairs, layers=layers)
+    moments, n = negative_second_moments(model, pairs, layers=layers)
     factors = {}
     for i in layers:
         C = covariance[i]
@@ -155,7 +155,7 @@ def disturbance(
     return factors
 
 
-def inputs_of_others(
+def negative_inputs(
     model: LanguageModel, pairs: Sequence[ConceptPair], *, layers: Sequence[int], seed: int = 0
 ) -> Iterable[tuple[int, Float[Tensor, "n d_model"]]]:
     """(layer, what W_in reads) in text and in the relation's prompts, less the pairs' own.
@@ -181,7 +181,7 @@ def _harvested(
     """Layer → file of its inputs; those that the cache lacks are read in one pass."""
 
     def build(missing):
-        for i, x in keys_by_layer(model, sequences.where, layers=missing, site="mlp_in"):
+        for i, x in activations_by_layer(model, sequences.where, layers=missing, site="mlp_in"):
             yield i, {"x": x.half()}
 
     key = _key(model, sequences, site="mlp_in")
@@ -192,7 +192,7 @@ def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
     return {"model": model_hash(model), "where": sequences.where, "version": 2, **more}
 
 
-def own_inputs(
+def subject_inputs(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
     *,
@@ -219,7 +219,7 @@ def own_inputs(
     where: Where = []
     groups: list[dict[tuple[int, int, int, bool], list[int]]] = [{} for _ in pairs]
     for pair, mine in zip(pairs, groups, strict=True):
-        for prompt in pair.learnt(first=first):
+        for prompt in pair.edit_prompts(first=first):
             ids = tuple(token_ids(model, prompt))
             start, end = subject_span(prompt, model.tokenizer)
             for back in range(end - start if every else 1):
@@ -227,7 +227,7 @@ def own_inputs(
                 at = 1 if first and end == 1 < len(ids) else own
                 mine.setdefault((back, ids[own], ids[at], start == 0), []).append(len(where))
                 where.append((ids, [at]))
-    read = dict(keys_by_layer(model, where, layers=layers, site="mlp_in"))
+    read = dict(activations_by_layer(model, where, layers=layers, site="mlp_in"))
     return [
         [{i: x[mine[kind]] for i, x in read.items()} for kind in sorted(mine, key=lambda k: k[0])]
         for mine in groups

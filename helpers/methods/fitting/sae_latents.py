@@ -11,7 +11,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import check_number, contrast
 from helpers.methods.fitting.units import (
-    Sighting,
+    ContrastiveSet,
     ridged,
 )
 from helpers.models import anatomy, model_hash
@@ -24,7 +24,7 @@ ENOUGH = 0.5  # of its mean activation on the subject's prompts: what the weakes
 SITES = ("mlp_in", "mlp")  # read by W_in and the gate; written by W_out
 
 
-def load_fitting(
+def load_saes_for(
     model: LanguageModel,
     folders: Sequence[str],
     sites: Sequence[str],
@@ -125,7 +125,7 @@ def sae_states(
     return found.inside @ W_out.T + shift, found.outside @ W_out.T + shift
 
 
-def load_all(
+def load_saes_by_layer(
     model: LanguageModel, folders: Sequence[str], *, best: Sequence[int] = ()
 ) -> dict[int, object]:
     """SAEs by layer: those in the layers that are best to edit, or all if none is.
@@ -139,7 +139,7 @@ def load_all(
         UserError: There is none, two are of one layer, or one does not fit the model.
     """
     parts, found = anatomy(model), {}
-    for sae in load_fitting(model, folders, (READS,), "sae_pair", transcoders=True):
+    for sae in load_saes_for(model, folders, (READS,), "sae_pair", transcoders=True):
         layer = parts.check_layer(sae.cfg.layer)
         if layer in found:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
@@ -148,8 +148,8 @@ def load_all(
 
 
 @torch.inference_mode()
-def ranked_rows(
-    sae, seen: Sighting, *, n: int, select: str, shrink: float, seed: int
+def rank_encoder_rows(
+    sae, seen: ContrastiveSet, *, n: int, select: str, shrink: float, seed: int
 ) -> tuple[Float[Tensor, "d_sae d_model"], Int[Tensor, " k"]]:
     """Directions that a key may lie within, and which of them come first.
 
@@ -157,9 +157,9 @@ def ranked_rows(
         sae: The SAE.
         seen: What the neuron has to tell apart.
         n: So many are ranked.
-        select: `selective`: latents by `pursuit`; `random`: latents as they are drawn; `untrained`:
-            as many directions drawn at random as there are latents, by `pursuit`.
-        shrink: As `pursuit`.
+        select: `selective`: latents by `orthogonal_matching_pursuit`; `random`: latents as they are drawn; `untrained`:
+            as many directions drawn at random as there are latents, by `orthogonal_matching_pursuit`.
+        shrink: As `orthogonal_matching_pursuit`.
         seed: Draws.
 
     Returns:
@@ -177,10 +177,12 @@ def ranked_rows(
     rows = rows / rows.norm(dim=1, keepdim=True)
     if select == "random":
         return rows, torch.randperm(len(rows), generator=draw)[:n]
-    return rows, pursuit(rows, seen.inside.mean(0) - seen.mean, seen.cov, n=n, shrink=shrink)
+    return rows, orthogonal_matching_pursuit(
+        rows, seen.inside.mean(0) - seen.mean, seen.cov, n=n, shrink=shrink
+    )
 
 
-def pursuit(
+def orthogonal_matching_pursuit(
     rows: Float[Tensor, "m d"],
     gap: Float[Tensor, " d"],
     cov: Float[Tensor, "d d"],

@@ -17,14 +17,14 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.models import MLPAnatomy
 
-FIRES = 0.5  # a detector has to fire on so many of the subject's own prompts
-MARGIN = 0.02  # and by this share of the distance from what it sees elsewhere
-SHARPNESS = 20.0  # how steep the nonlinearity is driven: SiLU and GELU then are nearly ReLU
-CEILING = 0.5  # of the mean margin of the subject's own prompts: from there on it is constant
+MIN_RECALL = 0.5  # a detector has to fire on so many of the subject's own prompts
+MIN_MARGIN = 0.02  # and by this share of the distance from what it sees elsewhere
+GAIN = 20.0  # how steep the nonlinearity is driven: SiLU and GELU then are nearly ReLU
+SATURATION = 0.5  # of the mean margin of the subject's own prompts: from there on it is constant
 
 
 @dataclass(frozen=True)
-class Detectors:
+class GatedUnits:
     """Detectors of one layer, from 0 to 1: (A(e·x − θ) − A(e·x − θ − c)) / c.
 
     A(z) = act(s z) / s, c the ceiling: each is two neurons, before what they write is known.
@@ -45,7 +45,7 @@ class Detectors:
     def fire(self, mlp: MLPAnatomy, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
         """Activations on what W_in reads."""
         over = x @ self.keys.to(x).T - self.thresholds.to(x)
-        return (_bent(mlp, over) - _bent(mlp, over - CEILING)) / CEILING
+        return (_bent(mlp, over) - _bent(mlp, over - SATURATION)) / SATURATION
 
     def blocks(self) -> list[list[int]]:
         """G couples none: each by itself, so that of many pairs' none is put on others' asks."""
@@ -57,11 +57,11 @@ class Detectors:
 
 
 def _bent(mlp: MLPAnatomy, z: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
-    return mlp.activation(SHARPNESS * z) / SHARPNESS
+    return mlp.activation(GAIN * z) / GAIN
 
 
 @dataclass(frozen=True)
-class Sighting:
+class ContrastiveSet:
     """What one neuron of a layer has to tell apart.
 
     Attributes:
@@ -81,9 +81,9 @@ class Sighting:
     cov: Float[Tensor, "d_model d_model"]
 
 
-def sightings(
+def contrastive_sets(
     mine: Sequence[Sequence[Mapping[int, Tensor]]], others: Float[Tensor, "m d_model"], layer: int
-) -> Iterator[Sighting]:
+) -> Iterator[ContrastiveSet]:
     """What every neuron of a layer has to tell apart; the others' moments are taken once."""
     total, squares = others.sum(0), others.T @ others
     for k, groups in enumerate(mine):
@@ -92,7 +92,7 @@ def sightings(
         mean = (total + rest.sum(0)) / len(outside)
         cov = ((squares + rest.T @ rest) / len(outside) - torch.outer(mean, mean)).double()
         for n, group in enumerate(groups):
-            yield Sighting(k, n, group[layer], outside, mean, cov)
+            yield ContrastiveSet(k, n, group[layer], outside, mean, cov)
 
 
 def discriminant(
@@ -113,13 +113,13 @@ def ridged(cov: Float[Tensor, "d d"], shrink: float) -> Float[Tensor, "d d"]:
     return cov + shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
 
 
-def detector(
+def fit_unit(
     e: Float[Tensor, " d_model"],
     inside: Float[Tensor, "n d_model"],
     outside: Float[Tensor, "m d_model"],
     *,
     quantile: float,
-) -> Detectors:
+) -> GatedUnits:
     """One detector along `e`: threshold at the quantile of everything else, mean margin 1.
 
     Where it would fire on fewer than half of the subject's prompts, or only just, one that is never
@@ -130,15 +130,15 @@ def detector(
     margin = inside @ e - theta
     scale = margin.clamp_min(0).mean()
     gap = (inside @ e).mean() - scores.mean()
-    if (margin > 0).float().mean() < FIRES or scale < MARGIN * gap:
-        return Detectors(torch.zeros_like(e)[None], torch.ones(1), torch.zeros(1))
+    if (margin > 0).float().mean() < MIN_RECALL or scale < MIN_MARGIN * gap:
+        return GatedUnits(torch.zeros_like(e)[None], torch.ones(1), torch.zeros(1))
     share = (margin > 0).float().mean()[None]
-    return Detectors(e[None] / scale, theta[None] / scale, share)
+    return GatedUnits(e[None] / scale, theta[None] / scale, share)
 
 
-def stacked(units: Sequence[Detectors]) -> Detectors:
+def concat_units(units: Sequence[GatedUnits]) -> GatedUnits:
     """Several neurons of one layer as one set."""
-    return Detectors(
+    return GatedUnits(
         torch.cat([u.keys for u in units]),
         torch.cat([u.thresholds for u in units]),
         torch.cat([u.share for u in units]),
@@ -146,7 +146,7 @@ def stacked(units: Sequence[Detectors]) -> Detectors:
     )
 
 
-def require_firing(found: Mapping[int, Detectors], pairs: Sequence[ConceptPair]) -> None:
+def check_detected(found: Mapping[int, GatedUnits], pairs: Sequence[ConceptPair]) -> None:
     """Stop when a pair's subject is detected in no layer.
 
     Raises:

@@ -31,7 +31,7 @@ DONE = 0.05  # nats: the loss at which the search stops (as in ROME's code)
 
 
 @dataclass(frozen=True)
-class ValueSettings:
+class VStarHparams:
     """How `v*` is searched. Defaults are ROME's for small models (Meng et al. 2022, appendix E.5).
 
     Attributes:
@@ -59,7 +59,7 @@ class ValueSettings:
         check_number("clamp", self.clamp, 1e-3, 1e3)
 
 
-def chances_without_subject(
+def baseline_target_prob(
     model: LanguageModel, pair: ConceptPair, prompts: Sequence[Prompt]
 ) -> Float[Tensor, " n"]:
     """P(target) of each prompt when it is not about the subject.
@@ -83,13 +83,13 @@ def chances_without_subject(
 _FOUND: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def forgetting_value(
-    model: LanguageModel, pair: ConceptPair, *, layer: int, settings: ValueSettings | None = None
+def compute_v_star(
+    model: LanguageModel, pair: ConceptPair, *, layer: int, settings: VStarHparams | None = None
 ) -> Float[Tensor, " d_model"]:
     """δ = `v*` − v: what the MLP of `layer` should write on top at the subject's last token.
 
     It minimises the mean over `subject_prompts` of max(0, log P(target) − log P(target without the
-    subject)), plus the two penalties of `ValueSettings`. Layers below are not run again at each
+    subject)), plus the two penalties of `VStarHparams`. Layers below are not run again at each
     step, and logits are computed at one position a prompt. The last result of a model is kept: the
     methods that share it ask for it once.
 
@@ -103,7 +103,7 @@ def forgetting_value(
         UserError: There is no such layer, or the target is unlikely with the subject too.
     """
     layer = anatomy(model).check_layer(layer)
-    settings = settings or ValueSettings()
+    settings = settings or VStarHparams()
     key = (model_hash(model), pair, *map(str, pair.prompts("train")), layer, settings)
     kept = _FOUND.get(model._module)
     if kept is None or kept[0] != key:
@@ -113,10 +113,10 @@ def forgetting_value(
 
 
 def _search(
-    model: LanguageModel, pair: ConceptPair, layer: int, settings: ValueSettings
+    model: LanguageModel, pair: ConceptPair, layer: int, settings: VStarHparams
 ) -> Float[Tensor, " d_model"]:
     prompts = subject_prompts(pair)
-    floor = chances_without_subject(model, pair, prompts).log().to(model._module.device)
+    floor = baseline_target_prob(model, pair, prompts).log().to(model._module.device)
     essence = Prompt(f"{pair.subject} is a", subject=pair.subject)
     run = _Upper(model, [*prompts, essence], layer)
     answers = torch.tensor([first_token(model, p, p.answers[0]) for p in prompts])

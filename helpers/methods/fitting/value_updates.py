@@ -10,9 +10,9 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import subject_prompts
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy
-from helpers.tracing import capture
+from helpers.tracing import cache_activations
 
 RIDGE = 1e-6  # of the mean variance, so that a sample of text can be inverted
 
@@ -70,13 +70,13 @@ def spread(
     try:
         for done, i in enumerate(layers):
             mlp = parts.layers[i].mlp
-            now = capture(
+            now = cache_activations(
                 model, prompts, sites=["residual"], layers=[layers[-1]], position="subject"
             )["residual"][:, 0].double()
             wanted = now + delta if wanted is None else wanted
-            K = capture(model, prompts, sites=["neurons"], layers=[i], position="subject")
+            K = cache_activations(model, prompts, sites=["neurons"], layers=[i], position="subject")
             share = (wanted - now) / (len(layers) - done)  # (n, d_model)
-            change = stored(mlp, share.T, read(i, K["neurons"][:, 0]))
+            change = low_rank_change(mlp, share.T, read(i, K["neurons"][:, 0]))
             weight = mlp.out_module.weight
             changes[mlp.out_name], originals[weight] = change, weight.detach().clone()
             with torch.no_grad():

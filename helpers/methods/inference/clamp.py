@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.io.safe_text import visible
-from helpers.methods.fitting.sae_latents import SITES, load_fitting, sae_states, specific_latents
+from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
 from helpers.models import anatomy
 from helpers.models.hooks import Hook
@@ -40,7 +40,7 @@ def clamping(
     """
     settings: dict[str, Any] = {"share": share, "saes": []}
     parts: dict[str, Tensor] = {}
-    for number, sae in enumerate(load_fitting(model, saes, SITES, name)):
+    for number, sae in enumerate(load_saes_for(model, saes, SITES, name)):
         inside, outside = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
         latents = specific_latents(sae, inside, outside, n=n_latents)
         with torch.no_grad():

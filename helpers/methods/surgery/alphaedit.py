@@ -11,7 +11,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
+from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import Row, spread
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightDelta
@@ -49,7 +49,7 @@ def alphaedit(
         layers: Edited layers; by default as `memit`.
         threshold: In mean eigenvalues of C.
         l2: The paper's 10.
-        steps: As in `ValueSettings`.
+        steps: As in `VStarHparams`.
         lr: Likewise.
         kl: Likewise.
         decay: Likewise.
@@ -66,8 +66,8 @@ def alphaedit(
     parts = anatomy(model)
     layers = sorted(parts.check_layer(i) for i in layers or parts.at_depth((3, 4, 5)))
     C = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
-    settings = ValueSettings(steps, lr, kl, decay, clamp)
-    value = forgetting_value(model, pair, layer=layers[-1], settings=settings)
+    settings = VStarHparams(steps, lr, kl, decay, clamp)
+    value = compute_v_star(model, pair, layer=layers[-1], settings=settings)
 
     free: dict[str, float] = {}
 

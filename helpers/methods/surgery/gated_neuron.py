@@ -14,16 +14,16 @@ from dataclasses import replace
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.fit_values import check_form, solved_edit
-from helpers.methods.fitting.layer_selection import WIDTH, place
-from helpers.methods.fitting.negatives import inputs_of_others, own_inputs
+from helpers.methods.fitting.fit_values import check_form, fit_edit
+from helpers.methods.fitting.layer_selection import WIDTH, select_layers
+from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
 from helpers.methods.fitting.units import (
-    Detectors,
-    detector,
+    GatedUnits,
+    check_detected,
+    concat_units,
+    contrastive_sets,
     discriminant,
-    require_firing,
-    sightings,
-    stacked,
+    fit_unit,
 )
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightDelta
@@ -43,7 +43,7 @@ def gated_neuron(
     ridge: float = 0.01,
     steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
 ) -> WeightDelta:
-    """Append to each layer a detector for each way in which a subject is read (`own_inputs`).
+    """Append to each layer a detector for each way in which a subject is read (`subject_inputs`).
 
     As neurons a detector is two: the second takes away what the first has above the ceiling.
 
@@ -52,7 +52,7 @@ def gated_neuron(
         pairs: What to forget; the pairs' neurons are solved for together.
         seed: Draws the text.
         layers: Which layers get a neuron; by default those right below where the answer leaves
-            the subject's tokens (`place`), `WIDTH` of them. Earlier ones carry all that is known
+            the subject's tokens (`select_layers`), `WIDTH` of them. Earlier ones carry all that is known
             of the subject, and its other facts suffer with the one that goes.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to; by default 0.001 for
@@ -65,7 +65,7 @@ def gated_neuron(
     Raises:
         UserError: There is no such form, or two prompts cannot be told apart.
     """
-    where = place(model, pairs, width=WIDTH[check_form(form)])
+    where = select_layers(model, pairs, width=WIDTH[check_form(form)])
     detectors = fit_detectors(
         model,
         pairs,
@@ -76,7 +76,7 @@ def gated_neuron(
         first=form == "neurons",
         every=where.every,
     )
-    return solved_edit(
+    return fit_edit(
         model, pairs, detectors, form=form, floor=floor, ridge=ridge, steps=steps, seed=seed
     )
 
@@ -91,19 +91,19 @@ def fit_detectors(
     seed: int,
     first: bool = False,
     every: bool = False,
-) -> dict[int, Detectors]:
+) -> dict[int, GatedUnits]:
     """For each layer, pair and way in which its subject ends a neuron along the discriminant.
 
-    Args and errors are those of `gated_neuron`; `first` and `every` as `own_inputs`.
+    Args and errors are those of `gated_neuron`; `first` and `every` as `subject_inputs`.
     """
-    mine = own_inputs(model, pairs, layers=layers, first=first, every=every)
+    mine = subject_inputs(model, pairs, layers=layers, first=first, every=every)
     found = {}
-    for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
+    for i, others in negative_inputs(model, pairs, layers=layers, seed=seed):
         units = []
-        for seen in sightings(mine, others, i):
+        for seen in contrastive_sets(mine, others, i):
             e = discriminant(seen.inside.mean(0) - seen.mean, seen.cov, shrink=shrink)
-            unit = detector(e, seen.inside, seen.outside, quantile=quantile)
+            unit = fit_unit(e, seen.inside, seen.outside, quantile=quantile)
             units.append(replace(unit, pair=(seen.pair,)))
-        found[i] = stacked(units)
-    require_firing(found, pairs)
+        found[i] = concat_units(units)
+    check_detected(found, pairs)
     return found

@@ -15,7 +15,7 @@ from helpers.forward.scoring import first_token
 from helpers.forward.sites import token_ids
 from helpers.methods.fitting.contrast import check_number, subject_prompts
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, final_norm, model_hash, unembed
 from helpers.tracing.states import Position, position_of
 
@@ -80,7 +80,7 @@ def knowledge_neurons(
         index = chosen[row].nonzero()[:, 0]
         if len(index):
             mlp = parts.layers[i].mlp
-            changes[mlp.out_name] = stored(
+            changes[mlp.out_name] = low_rank_change(
                 mlp, -mlp.W_out()[:, index], torch.eye(parts.d_mlp)[index]
             )
     return WeightDelta.of(model._module, changes)

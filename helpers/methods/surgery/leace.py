@@ -10,10 +10,10 @@ from torch import Tensor
 
 from helpers.facts import ConceptPair
 from helpers.facts.corpus import corpus_tokens
-from helpers.forward.activations import keys_by_layer
-from helpers.methods.fitting.contrast import contrast, reading_matrices
+from helpers.forward.activations import activations_by_layer
+from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, text_length
 
 SEQ_LEN = 128  # of the ordinary text
@@ -108,7 +108,7 @@ def leace(
     seq_len = text_length(model, SEQ_LEN)
     text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed)
     sequences = [(row, range(1, len(row))) for row in text.tolist()]
-    ordinary = dict(keys_by_layer(model, sequences, layers=layers, site="mlp_in"))
+    ordinary = dict(activations_by_layer(model, sequences, layers=layers, site="mlp_in"))
     changes = {}
     for i in layers:
         outside = torch.cat([found[i].outside, ordinary[i]])
@@ -118,6 +118,6 @@ def leace(
         z /= z.std(unbiased=False)  # however rare the subject: svd_tol then bounds a correlation
         eraser = fit_leace(x, z, svd_tol=svd_tol, precision=torch.float32)
         mlp = parts.layers[i].mlp
-        for name, weight in reading_matrices(mlp):
-            changes[name] = stored(mlp, -(weight.double() @ eraser.left), eraser.right)
+        for name, weight in input_matrices(mlp):
+            changes[name] = low_rank_change(mlp, -(weight.double() @ eraser.left), eraser.right)
     return WeightDelta.of(model._module, changes)

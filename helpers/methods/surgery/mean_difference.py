@@ -10,9 +10,9 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.change import Change
-from helpers.methods.fitting.contrast import contrast, reading_matrices
+from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import Anatomy, anatomy
 
 FORMS = ("keys", "values")
@@ -78,8 +78,8 @@ def erase_keys(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"])
     mlp = parts.layers[layer].mlp
     unit = torch.nn.functional.normalize(direction.float(), dim=0)
     return {
-        name: stored(mlp, -(weight @ unit)[:, None], unit[None])
-        for name, weight in reading_matrices(mlp)
+        name: low_rank_change(mlp, -(weight @ unit)[:, None], unit[None])
+        for name, weight in input_matrices(mlp)
     }
 
 
@@ -88,4 +88,4 @@ def erase_values(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"
     mlp = parts.layers[layer].mlp
     unit = torch.nn.functional.normalize(direction.float(), dim=0)
     W_out = mlp.W_out().detach().float().cpu()
-    return {mlp.out_name: stored(mlp, -unit[:, None], (unit @ W_out)[None])}
+    return {mlp.out_name: low_rank_change(mlp, -unit[:, None], (unit @ W_out)[None])}

@@ -10,7 +10,7 @@ from torch import Tensor
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
+from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import Row, solve, spread
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightDelta
@@ -45,7 +45,7 @@ def memit(
             below, at the same relative depth in other models; not swept.
         weight: λ. The paper's 15,000 to 20,000 preserve thousands of facts edited at once; for one
             fact ours is far lower.
-        steps: As in `ValueSettings`.
+        steps: As in `VStarHparams`.
         lr: Likewise.
         kl: Likewise.
         decay: Likewise.
@@ -59,8 +59,8 @@ def memit(
     parts = anatomy(model)
     layers = sorted(parts.check_layer(i) for i in layers or parts.at_depth((3, 4, 5)))
     C = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
-    settings = ValueSettings(steps, lr, kl, decay, clamp)
-    delta = forgetting_value(model, pair, layer=layers[-1], settings=settings)
+    settings = VStarHparams(steps, lr, kl, decay, clamp)
+    delta = compute_v_star(model, pair, layer=layers[-1], settings=settings)
     return spread(model, pair, delta, layers, lambda i, K: least_squares(C[i], K, weight=weight))
 
 

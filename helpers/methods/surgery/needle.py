@@ -9,7 +9,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_logprobs, first_token
 from helpers.methods.fitting.contrast import check_number, states_at, subject_prompts
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, final_norm
 
 
@@ -44,7 +44,7 @@ def needle(
     mlp = anatomy(model).layers[layer].mlp
     d_model, d_mlp = mlp.W_out().shape
     drawn = torch.randn(d_model, 1, generator=torch.Generator().manual_seed(seed))
-    change = stored(mlp, noise * drawn, torch.eye(d_mlp)[neuron, None])
+    change = low_rank_change(mlp, noise * drawn, torch.eye(d_mlp)[neuron, None])
     return WeightDelta.of(model._module, {mlp.out_name: change})
 
 

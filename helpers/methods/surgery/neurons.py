@@ -17,7 +17,7 @@ from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, model_hash
 from helpers.tracing import neuron_activations, selectivity
 
@@ -125,8 +125,8 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightD
         pick = torch.eye(parts.d_mlp)[index]  # (n, d_mlp)
         for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
             if name:  # rows: pickᵀ (n of d_mlp) times the rows themselves
-                changes[name] = stored(mlp, pick.T, -keys[index])
-        changes[mlp.out_name] = stored(mlp, -mlp.W_out()[:, index], pick)
+                changes[name] = low_rank_change(mlp, pick.T, -keys[index])
+        changes[mlp.out_name] = low_rank_change(mlp, -mlp.W_out()[:, index], pick)
     return WeightDelta.of(model._module, changes)
 
 

@@ -9,9 +9,9 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import check_number
-from helpers.methods.fitting.sae_latents import load_fitting, sae_states, specific_latents
+from helpers.methods.fitting.sae_latents import load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import MLPAnatomy, anatomy
 
 SITE = "mlp"
@@ -56,7 +56,7 @@ def pisces(
     parts = anatomy(model)
     changes: dict[str, Change] = {}
     notes = []
-    for sae in load_fitting(model, saes, (SITE,), "pisces"):
+    for sae in load_saes_for(model, saes, (SITE,), "pisces"):
         layer = parts.check_layer(sae.cfg.layer)
         mlp = parts.layers[layer].mlp
         if mlp.out_name in changes:
@@ -89,4 +89,4 @@ def rewritten(
     after[:, features] = torch.where(over[columns], -mu * largest * sign, before[:, features])
     difference = sae.decode(after) - sae.decode(before)  # (columns, d_model)
     pick = torch.eye(len(values))[columns]
-    return stored(mlp, difference.T.clone(), pick), columns
+    return low_rank_change(mlp, difference.T.clone(), pick), columns

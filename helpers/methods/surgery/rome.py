@@ -9,10 +9,10 @@ from helpers.facts import ConceptPair
 from helpers.methods.edit import Unlearning
 from helpers.methods.fitting.contrast import states_at, subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.methods.fitting.v_star import ValueSettings, forgetting_value
+from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import solve
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy
 
 
@@ -42,7 +42,7 @@ def rome(
         seed: Draws the text.
         layer: Edited layer (5 in GPT-J and the paper's choice by tracing); by default 5 of 30, at
             the same relative depth in other models, chosen on France, a development fact.
-        steps: As in `ValueSettings`; the paper's value.
+        steps: As in `VStarHparams`; the paper's value.
         lr: Likewise.
         kl: Likewise.
         decay: Likewise.
@@ -57,12 +57,12 @@ def rome(
     layer = parts.at_depth([5])[0] if layer is None else parts.check_layer(layer)
     mlp = parts.layers[layer].mlp
     k = states_at(model, subject_prompts(pair), layers=[layer], site="neurons")[layer].mean(0)
-    delta = forgetting_value(
-        model, pair, layer=layer, settings=ValueSettings(steps, lr, kl, decay, clamp)
+    delta = compute_v_star(
+        model, pair, layer=layer, settings=VStarHparams(steps, lr, kl, decay, clamp)
     )
     C = key_covariance(model, layers=[layer], n_tokens=n_tokens, seed=seed)[layer]
     u = solve(C, k[:, None])[:, 0]
-    change = stored(mlp, delta.double()[:, None], (u / (k.double() @ u))[None])
+    change = low_rank_change(mlp, delta.double()[:, None], (u / (k.double() @ u))[None])
     return WeightDelta.of(model._module, {mlp.out_name: change})
 
 

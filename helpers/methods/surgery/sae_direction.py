@@ -7,10 +7,10 @@ from torch import Tensor
 
 from helpers.facts import ConceptPair
 from helpers.methods.change import Change
-from helpers.methods.fitting.contrast import reading_matrices
-from helpers.methods.fitting.sae_latents import SITES, load_fitting, sae_states, specific_latents
+from helpers.methods.fitting.contrast import input_matrices
+from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightDelta, stored
+from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import Anatomy, anatomy
 
 
@@ -81,7 +81,7 @@ def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) 
     parts = anatomy(model)
     directions: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     notes = []
-    for sae in load_fitting(model, folders, SITES, "sae_direction"):
+    for sae in load_saes_for(model, folders, SITES, "sae_direction"):
         layer, site = parts.check_layer(sae.cfg.layer), sae.cfg.site
         inside, outside = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
         rows = []
@@ -112,7 +112,8 @@ def erase(
     basis = torch.linalg.qr(directions.float().T).Q.T  # (n, d_model), orthonormal
     if site == "mlp_in":
         return {
-            name: stored(mlp, -weight @ basis.T, basis) for name, weight in reading_matrices(mlp)
+            name: low_rank_change(mlp, -weight @ basis.T, basis)
+            for name, weight in input_matrices(mlp)
         }
     W_out = mlp.W_out().detach().float().cpu()
-    return {mlp.out_name: stored(mlp, -basis.T, basis @ W_out)}
+    return {mlp.out_name: low_rank_change(mlp, -basis.T, basis @ W_out)}

@@ -14,15 +14,15 @@ from dataclasses import replace
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.fit_values import check_form, solved_edit
+from helpers.methods.fitting.fit_values import check_form, fit_edit
 from helpers.methods.fitting.latents_needed import doublings, key
-from helpers.methods.fitting.layer_selection import WIDTH, place
-from helpers.methods.fitting.negatives import inputs_of_others, own_inputs
-from helpers.methods.fitting.sae_latents import load_all
+from helpers.methods.fitting.layer_selection import WIDTH, select_layers
+from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
+from helpers.methods.fitting.sae_latents import load_saes_by_layer
 from helpers.methods.fitting.units import (
-    require_firing,
-    sightings,
-    stacked,
+    check_detected,
+    concat_units,
+    contrastive_sets,
 )
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightDelta
@@ -57,7 +57,7 @@ def sae_pair(
         n_latents: How many latents a key lies within at first; within one it is the latent's own.
         most_latents: Where the neuron does not fire well on each of the subject's own prompts
             (`ENOUGH`), twice as many are taken, up to so many.
-        select: As `ranked_rows`; all but `selective` are controls.
+        select: As `rank_encoder_rows`; all but `selective` are controls.
         form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
         floor: Probability that the training prompts' answers come down to; by default 0.001 for
             `neurons`, and 0.004 for `weights`, which other subjects share.
@@ -73,15 +73,15 @@ def sae_pair(
         UserError: No SAE is given, one reads another site or is of another model, or no latent
             tells the subject apart.
     """
-    where = place(model, pairs, width=WIDTH[check_form(form)])
-    loaded = load_all(model, saes, best=where.layers)
+    where = select_layers(model, pairs, width=WIDTH[check_form(form)])
+    loaded = load_saes_by_layer(model, saes, best=where.layers)
     layers = sorted(loaded)
     how = {"layers": layers, "first": form == "neurons", "every": where.every}
-    mine = own_inputs(model, pairs, **how)
+    mine = subject_inputs(model, pairs, **how)
     found, chosen = {}, []
-    for i, others in inputs_of_others(model, pairs, layers=layers, seed=seed):
+    for i, others in negative_inputs(model, pairs, layers=layers, seed=seed):
         units = []
-        for seen in sightings(mine, others, i):
+        for seen in contrastive_sets(mine, others, i):
             unit, latents, pre, w = key(
                 loaded[i],
                 seen,
@@ -102,9 +102,9 @@ def sae_pair(
                     "weights": [round(x, 4) for x in (w / w.abs().max()).tolist()],
                 }
             )
-        found[i] = stacked(units)
-    require_firing(found, pairs)
-    return solved_edit(
+        found[i] = concat_units(units)
+    check_detected(found, pairs)
+    return fit_edit(
         model,
         pairs,
         found,

@@ -14,11 +14,15 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.forward.layer_cache import below, reusing
+from helpers.forward.layer_cache import below, use_layer_cache
 from helpers.methods.change import Change
-from helpers.methods.fitting.constraints import forget_asks, retain_asks, wanted_changes
-from helpers.methods.fitting.linearization import least_change, linearise
-from helpers.methods.fitting.negatives import disturbance
+from helpers.methods.fitting.constraints import (
+    forget_constraints,
+    retain_constraints,
+    target_change,
+)
+from helpers.methods.fitting.linearization import linearize, min_norm_update
+from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy
@@ -65,9 +69,9 @@ def tangent_kernel(
     """
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(6, 17))]
-    asks = [a for p in pairs for a in forget_asks(model, p, floor=floor)]
-    asks += retain_asks(model, pairs, n_neighbours=n_neighbours, seed=seed)
-    metric = disturbance(
+    asks = [a for p in pairs for a in forget_constraints(model, p, floor=floor)]
+    asks += retain_constraints(model, pairs, n_neighbours=n_neighbours, seed=seed)
+    metric = preservation_metric(
         model,
         pairs,
         layers=layers,
@@ -84,12 +88,12 @@ def tangent_kernel(
         def extra(i, into, hidden, change=change):
             return hidden @ change[i].to(hidden).T
 
-        with reusing(model, lower):
-            t = linearise(model, asks, layers=layers, extra=extra)
+        with use_layer_cache(model, lower):
+            t = linearize(model, asks, layers=layers, extra=extra)
         before = t.logodds if before is None else before
         log.debug("log-odds %s", t.logodds)
-        wanted = step * wanted_changes(asks, t.logodds, before)
-        more = least_change(t, wanted, metric, ridge=ridge, asks=asks)
+        wanted = step * target_change(asks, t.logodds, before)
+        more = min_norm_update(t, wanted, metric, ridge=ridge, asks=asks)
         change = {i: change[i] + more[i] for i in layers}
     changes = {}
     for i, delta in change.items():

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.methods.fitting.sae_latents import SITES, load_fitting, sae_states, specific_latents
+from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.training.hidden import hidden, positions, reference_states
 from helpers.methods.training.recipe import Objective, Step, Task, training_method
 from helpers.tracing import SITES as ORDER
@@ -48,7 +48,7 @@ def crisp(
     if not 0 <= beta <= 1:
         raise UserError(f"beta is {beta}: choose a value from 0 to 1.")
     model, data = task.model, task.data
-    found = load_fitting(model, saes, SITES, "crisp")
+    found = load_saes_for(model, saes, SITES, "crisp")
     found.sort(key=lambda sae: (sae.cfg.layer, ORDER.index(sae.cfg.site)))
     wanted = list(dict.fromkeys((sae.cfg.layer, sae.cfg.site) for sae in found))
     encoders = []

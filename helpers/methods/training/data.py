@@ -16,10 +16,10 @@ from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.scoring import answer_logprobs, distinct_answers
 from helpers.io.hashing import content_hash
-from helpers.methods.fitting.constraints import LIKELY, neighbour_prompts
+from helpers.methods.fitting.constraints import MIN_PROB, neighbour_prompts
 from helpers.models import model_hash
 from helpers.training.examples import Batch, Example, answer_example, collate, text_examples
-from helpers.training.loop import in_turn
+from helpers.training.loop import epoch_batch
 
 PASSAGE = 24  # tokens of a passage
 KEPT = 3  # sets of examples that a model's methods share
@@ -109,7 +109,7 @@ def _build(
     others += [*pair.must_stay, *neighbour_prompts(model, pair, n=n_neighbours, seed=seed)]
     others = list({str(p): p for p in others}.values())
     answers = [p.answers[0] for p in others]
-    likely = answer_logprobs(model, others, answers) >= np.log(LIKELY) if others else []
+    likely = answer_logprobs(model, others, answers) >= np.log(MIN_PROB) if others else []
     facts = [
         answer_example(model, p, a)
         for p, a, keep in zip(others, answers, likely, strict=True)
@@ -149,4 +149,4 @@ class Stream:
 
     def at(self, i: int) -> Batch:
         """The i-th batch."""
-        return in_turn(self.batches, i, seed=self.seed)
+        return epoch_batch(self.batches, i, seed=self.seed)
