@@ -13,6 +13,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from helpers.facts import ConceptPair
+from helpers.facts.relations import Template
+
 FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma", "qwen2")
 WORDS = ["<unk>", "<pad>", "<s>", "</s>"] + [f"w{i}" for i in range(60)]
 
@@ -101,7 +104,7 @@ KNOWN = ("France", "Germany", "Japan", "Spain", "Egypt", "Peru", "Kenya", "Polan
 
 def _all_prompts(subject: str) -> list:
     """Every prompt of every fact of a country, and of its capital."""
-    from helpers.facts import SPLITS, ConceptPair, facts
+    from helpers.facts import SPLITS, facts
 
     capital = next(f for f in facts("capital") if f.subject == subject)
     pair = ConceptPair.of(capital)
@@ -190,3 +193,41 @@ def smollm():
     from helpers.models import load_model
 
     return load_model()
+
+
+# A pair in the words of the tiny tokenizer.
+TEMPLATES = {
+    "train": (Template("w1 w2 {} w3"), Template("w4 {} w5 w6 w7"), Template("w8 w9 w10 {} w11")),
+    "dev": (Template("w12 {} w3"),),
+    "heldout": (Template("w13 w2 {} w3"),),
+}
+
+
+@pytest.fixture
+def own_pair(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
+    words = torch.randint(4, 60, (60, 40), generator=torch.Generator().manual_seed(0))
+    words[words == 44] = 45  # w40 is the subject: text does not name it
+    for place in ("background", "covariance"):
+        where = (
+            "helpers.methods.fitting.negatives"
+            if place == "background"
+            else "helpers.methods.fitting.layer_stats"
+        )
+        monkeypatch.setattr(f"{where}.corpus_tokens", lambda *a, **k: words)
+    return ConceptPair("w40", "w20", "own", templates=TEMPLATES)
+
+
+@pytest.fixture
+def grown_model(tiny_model):
+    """A tiny model whose tokens speak to each other as much as a trained one's."""
+
+    def make(family="llama"):
+        model = tiny_model(family)
+        with torch.no_grad():
+            for parameter in model._module.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(10)
+        return model
+
+    return make

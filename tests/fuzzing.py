@@ -1,6 +1,6 @@
 """How long the fuzzers run: a few seconds in the suite, the same inputs each time; longer by hand.
 
-FUZZ_SECONDS=90 .venv/bin/python -m pytest tests/test_fuzz_*.py
+FUZZ_SECONDS=90 .venv/bin/python -m pytest -k fuzz
 """
 
 import os

@@ -18,13 +18,12 @@ from helpers.models import model_hash
 from helpers.plots.latents import describe_latents
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.tracing import selectivity
-from tests.test_tangent import grown_model, own_pair  # noqa: F401  fixtures
 
 HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
 
 
 @pytest.fixture
-def planted(grown_model, own_pair, tmp_path):  # noqa: F811
+def planted(grown_model, own_pair, tmp_path):
     """A model, what its layer 1 has to tell apart, and an SAE whose latent 5 does it alone."""
     model = grown_model()
     ((_, others),) = negative_inputs(model, [own_pair], layers=[1])
@@ -76,7 +75,7 @@ def test_every_row_of_a_pursuit_does_best_beside_those_before():
     assert left(found).norm() < 1e-4 * gap.norm()  # six dimensions hold it all
 
 
-def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa: F811
+def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):
     model, _, sae, folder = planted
     how = HOW | {"n_latents": 1, "most_latents": 1}
     u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **how)
@@ -87,7 +86,7 @@ def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):  # noqa:
     assert torch.cosine_similarity(key, row, dim=0).abs() > 0.9999
 
 
-def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_pair):  # noqa: F811
+def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_pair):
     """Latents drawn at random need more of them than the one that was planted."""
     model, _, _, folder = planted
     used = {}
@@ -106,7 +105,7 @@ def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_
         assert latents.tolist() == used[way]
 
 
-def test_the_answer_comes_down(planted, own_pair):  # noqa: F811
+def test_the_answer_comes_down(planted, own_pair):
     model, _, _, folder = planted
     asked = own_pair.prompts("train")
     was = answer_probability(model, asked)
@@ -118,7 +117,7 @@ def test_the_answer_comes_down(planted, own_pair):  # noqa: F811
     assert now.mean() < 0.9 * was.mean()
 
 
-def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):  # noqa: F811
+def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):
     model, _, _, folder = planted
     u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=4, **HOW)
     words = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0))
@@ -131,7 +130,7 @@ def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):  # noqa
     assert all(w.startswith(("w", "nothing")) for w in table["strongest on"])
 
 
-def test_bad_saes_are_refused(planted, own_pair, grown_model, tmp_path):  # noqa: F811
+def test_bad_saes_are_refused(planted, own_pair, grown_model, tmp_path):
     model, _, sae, folder = planted
     with pytest.raises(UserError, match="needs SAEs"):
         unlearn(model, own_pair, "sae_pair")

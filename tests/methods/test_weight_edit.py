@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import FAMILIES
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -31,7 +32,6 @@ from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.snapshots import edited_tensors_hash
 from helpers.models import anatomy, load_model, model_hash
 from helpers.models.hooks import marks
-from tests.conftest import FAMILIES
 
 TOKENS = torch.tensor([[2, 7, 9, 11, 30], [2, 8, 8, 40, 5]])
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import FAMILIES, TEMPLATES
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.facts.relations import Template
 from helpers.forward import batching
 from helpers.forward import prefix_cache as beginnings
 from helpers.forward.activations import activation_batches, activations_by_layer
@@ -38,13 +38,6 @@ from helpers.methods.fitting.linearization import (
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.surgery.gated_neuron import fit_detectors
 from helpers.models import anatomy, model_hash
-from tests.conftest import FAMILIES
-
-TEMPLATES = {
-    "train": (Template("w1 w2 {} w3"), Template("w4 {} w5 w6 w7"), Template("w8 w9 w10 {} w11")),
-    "dev": (Template("w12 {} w3"),),
-    "heldout": (Template("w13 w2 {} w3"),),
-}
 
 
 def asks_of(texts=((5, 9, 14, 22), (7, 8, 30), (11, 12, 13, 14, 15, 16)), token=20):
@@ -348,36 +341,6 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
         "helpers.methods.fitting.layer_stats.second_moments", None
     )  # now it comes from the cache
     assert torch.equal(key_covariance(model, layers=[2], n_tokens=1152, site=site)[2], found)
-
-
-@pytest.fixture
-def own_pair(monkeypatch, tmp_path):
-    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
-    words = torch.randint(4, 60, (60, 40), generator=torch.Generator().manual_seed(0))
-    words[words == 44] = 45  # w40 is the subject: text does not name it
-    for place in ("background", "covariance"):
-        where = (
-            "helpers.methods.fitting.negatives"
-            if place == "background"
-            else "helpers.methods.fitting.layer_stats"
-        )
-        monkeypatch.setattr(f"{where}.corpus_tokens", lambda *a, **k: words)
-    return ConceptPair("w40", "w20", "own", templates=TEMPLATES)
-
-
-@pytest.fixture
-def grown_model(tiny_model):
-    """A tiny model whose tokens speak to each other as much as a trained one's."""
-
-    def make(family="llama"):
-        model = tiny_model(family)
-        with torch.no_grad():
-            for parameter in model._module.parameters():
-                if parameter.ndim == 2:
-                    parameter.mul_(10)
-        return model
-
-    return make
 
 
 FORMS = {"neurons": {"quantile": 0.9}, "weights": {"quantile": 0.9, "form": "weights"}}
