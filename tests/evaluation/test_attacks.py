@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
-from test_surgery_baselines import own_pair
+from small_edits import own_pair
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks import (

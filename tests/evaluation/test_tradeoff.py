@@ -3,9 +3,8 @@
 import pandas as pd
 import pytest
 import torch
-from test_surgery_baselines import own_pair as baseline_pair
-from test_surgery_baselines import small_world  # noqa: F401
-from test_tangent import grown_model, own_pair  # noqa: F401
+from small_edits import own_pair as baseline_pair
+from small_edits import small_world  # noqa: F401
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import ControlsError
@@ -167,8 +166,8 @@ def test_a_method_is_given_the_saes_of_the_first_of_its_sites(tmp_path):
 
 
 def test_several_facts_are_forgotten_together_in_turn_and_one_comes_back(
-    grown_model,  # noqa: F811
-    own_pair,  # noqa: F811
+    grown_model,
+    own_pair,
 ):
     model = grown_model()
     pairs = [own_pair, ConceptPair("w41", "w21", "own", templates=own_pair.templates)]

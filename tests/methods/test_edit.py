@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import FAMILIES, KNOWN
 from safetensors.torch import save_file
+from small_edits import CHOSEN, edit_of
 from transformers import AutoModelForCausalLM
 
 from helpers.book.settings import ROOT
@@ -42,7 +43,6 @@ from helpers.tracing.patching import logits_of
 from helpers.tracing.states import cache_all_positions
 
 FRANCE = ConceptPair("France", "Paris")
-CHOSEN = [(0, 3), (2, 5), (2, 1), (2, 17)]  # (layer, neuron)
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 SMALL = {"n": 8, "n_subjects": 6, "n_tokens": 512, "quantile": 0.9, "layers": (0, 1)}
 BRIEF = {"steps": 2, "lr": 0.01, "n_neighbours": 4, "n_passages": 2, "n_latents": 2}  # trained
@@ -70,13 +70,6 @@ def small(tmp_path_factory):
 def logits(module, tokens=TOKENS) -> torch.Tensor:
     with torch.inference_mode():
         return module(tokens).logits
-
-
-def edit_of(model, chosen=CHOSEN) -> Unlearning:
-    """An edit by hand, as `unlearn` would wrap it."""
-    pair = {"subject": "w1", "target": "w2", "relation": "own"}
-    delta = deletion(model, chosen)
-    return Unlearning("neurons", pair, delta, {"n": len(chosen)}, 0, 0.125, model_hash(model))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

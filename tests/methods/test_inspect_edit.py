@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_methods import edit_of
+from small_edits import edit_of
 
 from helpers.errors import UserError
 from helpers.methods import Change, Intervention, Unlearning, WeightDelta

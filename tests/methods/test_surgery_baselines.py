@@ -6,10 +6,10 @@ import pytest
 import torch
 from concept_erasure import LeaceEraser
 from conftest import FAMILIES
+from small_edits import own_pair, seen, small_world, weights_after  # noqa: F401
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.facts.relations import Template
 from helpers.forward.activations import activation_batches
 from helpers.forward.scoring import next_token_logprobs
 from helpers.forward.sites import token_ids
@@ -26,41 +26,6 @@ from helpers.tracing.patching import logits_of
 from helpers.tracing.states import position_of
 
 PROMPT = Prompt("w1 w2 w3 w4 w5", subject="w3", answers=(" w9",))
-
-
-def own_pair() -> ConceptPair:
-    """A pair with prompts in the tiny models' words."""
-    ways = tuple(Template(t) for t in ("w1 w2 {} w4", "w5 {} w6 w7", "w8 w9 w10 {}"))
-    return ConceptPair(
-        "w3", "w20", "own", templates=dict.fromkeys(("train", "dev", "heldout"), ways)
-    )
-
-
-@pytest.fixture(autouse=True)
-def small_world(monkeypatch, tmp_path):
-    """Own cache; the tiny pair gets neighbours; text in the tiny models' words."""
-    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
-
-    def neighbours(self, n=None, *, seed=0):
-        others = [
-            ConceptPair(f"w{i}", f"w{i + 20}", "own", templates=self.templates)
-            for i in range(30, 39)
-        ]
-        return others[:n]
-
-    monkeypatch.setattr(ConceptPair, "neighbours", neighbours)
-    text = torch.randint(4, 64, (240, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("helpers.methods.fitting.layer_stats.corpus_tokens", lambda *a, **k: text)
-    monkeypatch.setattr("helpers.methods.surgery.leace.corpus_tokens", lambda *a, **k: text[:32])
-
-
-def weights_after(model, unlearning: Unlearning) -> dict[str, torch.Tensor]:
-    with unlearning.applied(model):
-        return {n: model._module.get_parameter(n).clone() for n in unlearning.delta.changes}
-
-
-def seen(mlp, weight):
-    return weight.T if mlp.transposed else weight
 
 
 @pytest.mark.parametrize("family", FAMILIES)

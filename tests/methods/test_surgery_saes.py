@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_surgery_baselines import own_pair, seen, small_world, weights_after  # noqa: F401
+from small_edits import own_pair, seen, small_world, weights_after  # noqa: F401
 
 from helpers.errors import UserError
 from helpers.methods import unlearn
