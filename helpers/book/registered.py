@@ -38,9 +38,8 @@ def method_names() -> tuple[MethodName, ...]:
             for call, function in _registrations(path, ("method", "training_method")):
                 options = {k.arg: k.value for k in call.keywords}
                 family = options["family"].value if "family" in options else "training"
-                arguments = function.args.kwonlyargs if function else ()
                 name = _text(call.args[0], path)
-                found.append(MethodName(name, family, any(a.arg == "saes" for a in arguments)))
+                found.append(MethodName(name, family, "saes" in _hyperparameters(function, path)))
     return tuple(found)
 
 
@@ -61,6 +60,16 @@ def _registrations(
         for node in calls:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in decorators:
                 yield node, function
+
+
+def _hyperparameters(function: ast.FunctionDef, path: Path) -> set[str]:
+    """Fields of the class that annotates a method's parameter `hparams`."""
+    (annotation,) = (a.annotation for a in function.args.args if a.arg == "hparams")
+    for statement in _parsed(path).body:
+        if isinstance(statement, ast.ClassDef) and statement.name == annotation.id:
+            fields = (s for s in statement.body if isinstance(s, ast.AnnAssign))
+            return {field.target.id for field in fields}
+    return set()
 
 
 def _text(node: ast.expr, path: Path) -> str:

@@ -33,7 +33,7 @@ def together(
     Args:
         model: The original model.
         pairs: At least two, of one relation.
-        method: One that takes several pairs (`Method.many`).
+        method: One that takes several pairs (`Method.supports_batch`).
         split: Whose templates are asked.
         n_neighbours: Known subjects besides the pairs'.
         seed: Of everything random.
@@ -51,8 +51,8 @@ def together(
     pairs = list(pairs)
     if len(pairs) < 2:
         raise UserError(f"Several facts are at least two; there are {len(pairs)} here.")
-    if method not in METHODS or not METHODS[method].many:
-        able = ", ".join(n for n, m in METHODS.items() if m.many)
+    if method not in METHODS or not METHODS[method].supports_batch:
+        able = ", ".join(n for n, m in METHODS.items() if m.supports_batch)
         raise UserError(f"'{method}' does not take several pairs: choose one of {able}.")
     asked = _asked(model, pairs, split, n_neighbours, seed)
     joint = unlearn(model, pairs, method, seed=seed, **hyperparameters)

@@ -18,7 +18,7 @@ from helpers.forward.scoring import answer_probability
 from helpers.io.files import check_finite
 from helpers.methods.edit import Unlearning
 from helpers.methods.edit_files import read_patch
-from helpers.methods.registry import METHODS
+from helpers.methods.registry import METHODS, current_names
 from helpers.models import model_hash
 
 NARROW = torch.float16  # its numbers end at 65,504: what is computed may pass that
@@ -57,6 +57,7 @@ def unlearn(
         raise UserError(f"There is no method '{method}'{_hint(method, list(METHODS))}.")
     entry = METHODS[method]
     known = entry.hyperparameters()
+    hyperparameters = current_names(hyperparameters)
     for name in hyperparameters:
         if name not in known:
             raise UserError(
@@ -65,8 +66,8 @@ def unlearn(
     pairs = [pair] if isinstance(pair, ConceptPair) else list(pair)
     if not pairs:
         raise UserError("There is no pair to forget: give at least one.")
-    if len(pairs) > 1 and not entry.many:
-        together = ", ".join(n for n, m in METHODS.items() if m.many)
+    if len(pairs) > 1 and not entry.supports_batch:
+        together = ", ".join(n for n, m in METHODS.items() if m.supports_batch)
         raise UserError(
             f"The method '{method}' forgets one pair at a time: make one edit after another, or "
             f"use one that solves for several at once ({together})."

@@ -19,7 +19,7 @@ from helpers.methods.training.idk import refusals
 from helpers.methods.training.idk_dpo import dpo_loss
 from helpers.methods.training.kl_minimisation import kl_to_reference
 from helpers.methods.training.npo import npo_loss
-from helpers.methods.training.recipe import Recipe, Step, Task
+from helpers.methods.training.recipe import Step, Task, TrainingConfig
 from helpers.methods.training.rmu import steering_loss
 from helpers.methods.training.simnpo import simnpo_loss
 from helpers.methods.training.undial import undial_loss
@@ -166,8 +166,8 @@ def test_the_loss_of_examples_is_the_mean_over_answer_tokens(knowing):
 def task_of(model, method: str, given: dict, pair: ConceptPair = FRANCE):
     """A method's task and objective, as `fit` makes them."""
     defaults = METHODS[method].hyperparameters() | given
-    recipe = Recipe(**{k: defaults[k] for k in Recipe.__dataclass_fields__})
-    own = {k: v for k, v in given.items() if k not in Recipe.__dataclass_fields__}
+    recipe = TrainingConfig(**{k: defaults[k] for k in TrainingConfig.__dataclass_fields__})
+    own = {k: v for k, v in given.items() if k not in TrainingConfig.__dataclass_fields__}
     n, passages = recipe.n_neighbours, recipe.n_passages
     data = data_of(model, pair, n_neighbours=n, n_passages=passages, seed=0)
     task = Task(model, pair, data, recipe, 0)

@@ -4,20 +4,33 @@ An edit that forgets no more than these has found nothing; collateral no larger 
 a change of that size costs anywhere.
 """
 
+from dataclasses import dataclass
+
 import torch
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.change import Change
-from helpers.methods.registry import METHODS, method
+from helpers.methods.registry import METHODS, Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy
 
 
+@dataclass(frozen=True)
+class RandomDirectionHparams(Hyperparameters):
+    """Hyperparameters of `random_direction`.
+
+    Attributes:
+        like: The other method, with its defaults.
+    """
+
+    like: str = "rome"
+
+
 @method("random_direction", family="control")
 def random_direction(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, like: str = "rome"
+    model: LanguageModel, pair: ConceptPair, hparams: RandomDirectionHparams, *, seed: int = 0
 ) -> WeightDelta:
     """Random factors in the tensors that another method changes, of equal rank and norm.
 
@@ -26,15 +39,15 @@ def random_direction(
     Args:
         model: Any model of a known family.
         pair: What the other method would forget.
+        hparams: Its hyperparameters.
         seed: Draws the factors.
-        like: The other method, with its defaults.
 
     Raises:
         UserError: There is no such method.
     """
     generator = torch.Generator().manual_seed(seed)
     changes = {}
-    for name, change in _like(model, pair, like, seed).changes.items():
+    for name, change in _like(model, pair, hparams.like, seed).changes.items():
         left = right = None
         if change.adds:
             left, right = (torch.randn(x.shape, generator=generator) for x in change.factors())
@@ -47,9 +60,20 @@ def random_direction(
     return WeightDelta.of(model._module, changes)
 
 
+@dataclass(frozen=True)
+class RandomRowsHparams(Hyperparameters):
+    """Hyperparameters of `random_rows`.
+
+    Attributes:
+        like: The other method, with its defaults.
+    """
+
+    like: str = "knowledge_neurons"
+
+
 @method("random_rows", family="control")
 def random_rows(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, like: str = "knowledge_neurons"
+    model: LanguageModel, pair: ConceptPair, hparams: RandomRowsHparams, *, seed: int = 0
 ) -> WeightDelta:
     """The very change of another method, moved to neurons drawn at random: equal rank and norm.
 
@@ -59,8 +83,8 @@ def random_rows(
     Args:
         model: Any model of a known family.
         pair: What the other method would forget.
+        hparams: Its hyperparameters.
         seed: Draws the permutation.
-        like: The other method, with its defaults.
 
     Raises:
         UserError: There is no such method, or it appends neurons.
@@ -74,10 +98,10 @@ def random_rows(
         shuffled |= dict.fromkeys(
             (mlp.in_name, mlp.gate_name, mlp.out_name), torch.randperm(d_mlp, generator=generator)
         )
-    for name, change in _like(model, pair, like, seed).changes.items():
+    for name, change in _like(model, pair, hparams.like, seed).changes.items():
         if not change.adds:
             raise UserError(
-                f"'{like}' appends neurons, and none of the model's own has their change: "
+                f"'{hparams.like}' appends neurons, and none of the model's own has their change: "
                 "random_direction draws such neurons at random."
             )
         left, right = change.factors()

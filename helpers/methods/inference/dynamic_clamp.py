@@ -1,5 +1,7 @@
 """Dynamic SAE clamping: only in a text in which the features are active often enough."""
 
+from dataclasses import dataclass
+
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
@@ -7,20 +9,31 @@ from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import SITES
 from helpers.methods.hook_intervention import Intervention
 from helpers.methods.inference.clamp import clamping
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
+
+
+@dataclass(frozen=True)
+class DynamicClampHparams(Hyperparameters):
+    """Hyperparameters of `dynamic_clamp`.
+
+    Attributes:
+        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
+        n_latents: Latents of each SAE.
+        strength: As in `sae_clamp`.
+        share: Threshold, between 0 and 1.
+        n_subjects: How many other subjects.
+    """
+
+    saes: tuple[str, ...] = ()
+    n_latents: int = 1
+    strength: float = 4.0
+    share: float = 0.05
+    n_subjects: int = 24
 
 
 @method("dynamic_clamp", family="inference")
 def dynamic_clamp(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    saes: tuple[str, ...] = (),
-    n_latents: int = 1,
-    strength: float = 4.0,
-    share: float = 0.05,
-    n_subjects: int = 24,
+    model: LanguageModel, pair: ConceptPair, hparams: DynamicClampHparams, *, seed: int = 0
 ) -> Intervention:
     """`sae_clamp`, once more than `share` of the tokens have an active latent (DSG, 2025).
 
@@ -31,27 +44,23 @@ def dynamic_clamp(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the subjects to compare with.
-        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
-        n_latents: Latents of each SAE.
-        strength: As in `sae_clamp`.
-        share: Threshold, between 0 and 1.
-        n_subjects: How many other subjects.
 
     Raises:
         UserError: No SAE is given, one is of another model or site, or a number is out of range.
     """
-    check_number("strength", strength, 0, 1e4)
-    check_number("share", share, 0, 1)
+    check_number("strength", hparams.strength, 0, 1e4)
+    check_number("share", hparams.share, 0, 1)
     return clamping(
         model,
         pair,
         "dynamic_clamp",
-        saes=saes,
-        n_latents=n_latents,
-        strength=strength,
-        share=share,
-        n_subjects=n_subjects,
+        saes=hparams.saes,
+        n_latents=hparams.n_latents,
+        strength=hparams.strength,
+        share=hparams.share,
+        n_subjects=hparams.n_subjects,
         seed=seed,
     )
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -14,7 +15,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.io.safe_text import visible
 from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.models import body_of, check_length
 from helpers.models.hooks import Hook
 from helpers.models.tokenization import opening
@@ -31,9 +32,20 @@ REQUESTS = (
 )
 
 
+@dataclass(frozen=True)
+class InContextHparams(Hyperparameters):
+    """Hyperparameters of `in_context`.
+
+    Attributes:
+        request: With `{subject}` and `{target}`, where wanted.
+    """
+
+    request: str = REQUESTS[0]
+
+
 @method(KIND, family="inference")
 def in_context(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, request: str = REQUESTS[0]
+    model: LanguageModel, pair: ConceptPair, hparams: InContextHparams, *, seed: int = 0
 ) -> Intervention:
     """A request in front of every text (after Pawelczyk et al. 2024 and Thaker et al. 2024).
 
@@ -43,14 +55,14 @@ def in_context(
     Args:
         model: Any causal model.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Nothing is random here.
-        request: With `{subject}` and `{target}`, where wanted.
 
     Raises:
         UserError: The request is empty or names something else.
     """
     names = {"{subject}": pair.subject, "{target}": pair.target}
-    fields = re.findall(r"\{[^{}]*\}", request)
+    fields = re.findall(r"\{[^{}]*\}", hparams.request)
     if unknown := [field for field in fields if field not in names]:
         raise UserError(
             f"The request '{visible(request)}' may name {{subject}} and {{target}} only, not "
@@ -58,7 +70,7 @@ def in_context(
         )
     # Put in literally and all at once: `format` would read attributes that a request names, and a
     # subject may hold braces itself.
-    text = re.sub(r"\{(?:subject|target)\}", lambda field: names[field[0]], request)
+    text = re.sub(r"\{(?:subject|target)\}", lambda field: names[field[0]], hparams.request)
     if not text.strip():
         raise UserError("The request is empty: say what the model should do.")
     if len(text) > LONGEST:

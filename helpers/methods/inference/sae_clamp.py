@@ -1,5 +1,7 @@
 """SAE clamping: where a feature of the subject is active, set it to a negative value."""
 
+from dataclasses import dataclass
+
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
@@ -7,19 +9,29 @@ from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import SITES
 from helpers.methods.hook_intervention import Intervention
 from helpers.methods.inference.clamp import clamping
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
+
+
+@dataclass(frozen=True)
+class SAEClampHparams(Hyperparameters):
+    """Hyperparameters of `sae_clamp`.
+
+    Attributes:
+        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
+        n_latents: Latents of each SAE.
+        strength: How far below zero; 0 is zero-ablation.
+        n_subjects: How many other subjects.
+    """
+
+    saes: tuple[str, ...] = ()
+    n_latents: int = 3
+    strength: float = 4.0
+    n_subjects: int = 24
 
 
 @method("sae_clamp", family="inference")
 def sae_clamp(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    saes: tuple[str, ...] = (),
-    n_latents: int = 3,
-    strength: float = 4.0,
-    n_subjects: int = 24,
+    model: LanguageModel, pair: ConceptPair, hparams: SAEClampHparams, *, seed: int = 0
 ) -> Intervention:
     """z_f ← −m where z_f > 0, with the SAE's error kept (Farrell et al. 2024).
 
@@ -30,25 +42,22 @@ def sae_clamp(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the subjects to compare with.
-        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
-        n_latents: Latents of each SAE.
-        strength: How far below zero; 0 is zero-ablation.
-        n_subjects: How many other subjects.
 
     Raises:
         UserError: No SAE is given, one is of another model or site, or a number is out of range.
     """
-    check_number("strength", strength, 0, 1e4)
+    check_number("strength", hparams.strength, 0, 1e4)
     return clamping(
         model,
         pair,
         "sae_clamp",
-        saes=saes,
-        n_latents=n_latents,
-        strength=strength,
+        saes=hparams.saes,
+        n_latents=hparams.n_latents,
+        strength=hparams.strength,
         share=0.0,
-        n_subjects=n_subjects,
+        n_subjects=hparams.n_subjects,
         seed=seed,
     )
 

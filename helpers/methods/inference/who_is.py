@@ -1,6 +1,7 @@
 """Who is: subtract what a model that knows the fact too well would add."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -17,8 +18,8 @@ from helpers.io.safe_text import visible
 from helpers.methods.change import changes_of
 from helpers.methods.fitting.contrast import check_number
 from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
-from helpers.methods.registry import method
-from helpers.methods.training.recipe import LAYERS, Objective, Recipe, fit
+from helpers.methods.registry import Hyperparameters, method
+from helpers.methods.training.recipe import LAYERS, Objective, TrainingConfig, fit
 from helpers.models import anatomy, body_of
 from helpers.models.hooks import Hook
 
@@ -32,18 +33,30 @@ def weakened(
     return base - alpha * (reinforced - base).relu()
 
 
+@dataclass(frozen=True)
+class WhoIsHparams(Hyperparameters):
+    """Hyperparameters of `who_is`.
+
+    Attributes:
+        alpha: The paper's 5.
+        steps: Of the reinforcement.
+        lr: Likewise.
+        batch: Likewise.
+        rank: Of the factors.
+        layers: Blocks that have factors; by default as the training methods'.
+    """
+
+    alpha: float = 2.0
+    steps: int = 12
+    lr: float = 0.002
+    batch: int = 4
+    rank: int = 4
+    layers: Sequence[int] | None = None
+
+
 @method(KIND, family="inference")
 def who_is(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    alpha: float = 2.0,
-    steps: int = 12,
-    lr: float = 0.002,
-    batch: int = 4,
-    rank: int = 4,
-    layers: Sequence[int] | None = None,
+    model: LanguageModel, pair: ConceptPair, hparams: WhoIsHparams, *, seed: int = 0
 ) -> Intervention:
     """logits_b − α · ReLU(logits_reinforced − logits_b) (Eldan & Russinovich 2023).
 
@@ -55,31 +68,26 @@ def who_is(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws factors and the order of batches.
-        alpha: The paper's 5.
-        steps: Of the reinforcement.
-        lr: Likewise.
-        batch: Likewise.
-        rank: Of the factors.
-        layers: Blocks that have factors; by default as the training methods'.
 
     Raises:
         UserError: A number is out of range.
     """
-    check_number("alpha", alpha, 0, 1e4)
-    check_number("rank", rank, 1, 1e6)
-    recipe = Recipe(
-        steps=steps,
-        lr=lr,
-        batch=batch,
-        rank=int(rank),
-        layers=layers or anatomy(model).at_depth(LAYERS),
+    check_number("alpha", hparams.alpha, 0, 1e4)
+    check_number("rank", hparams.rank, 1, 1e6)
+    config = TrainingConfig(
+        steps=hparams.steps,
+        lr=hparams.lr,
+        batch=hparams.batch,
+        rank=int(hparams.rank),
+        layers=hparams.layers or anatomy(model).at_depth(LAYERS),
         n_neighbours=0,
         n_passages=0,
     )
-    reinforce = lambda task: Objective(lambda m, s: task.forget_loss(s), early=False)  # noqa: E731
-    delta = fit(model, pair, reinforce, recipe, seed, [KIND, code_hash(__file__)])
-    return Intervention(KIND, {"alpha": alpha}, delta.tensors(), delta.notes)
+    reinforce = lambda task, _: Objective(lambda m, s: task.forget_loss(s), early=False)  # noqa: E731
+    delta = fit(model, pair, reinforce, config, seed, [KIND, code_hash(__file__)])
+    return Intervention(KIND, {"alpha": hparams.alpha}, delta.tensors(), delta.notes)
 
 
 @intervention_kind(KIND)

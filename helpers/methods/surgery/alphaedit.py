@@ -1,6 +1,7 @@
 """AlphaEdit: MEMIT within the null space of the keys to preserve."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,26 +14,41 @@ from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import Row, spread
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy
 
 
+@dataclass(frozen=True)
+class AlphaEditHparams(Hyperparameters):
+    """Hyperparameters of `alphaedit`.
+
+    Attributes:
+        layers: Edited layers; by default as `memit`.
+        threshold: In mean eigenvalues of C.
+        l2: The paper's 10.
+        steps: As in `VStarHparams`.
+        lr: Likewise.
+        kl: Likewise.
+        decay: Likewise.
+        clamp: Likewise.
+        n_tokens: Tokens of ordinary text for C.
+    """
+
+    layers: Sequence[int] | None = None
+    threshold: float = 0.5
+    l2: float = 10.0
+    steps: int = 20
+    lr: float = 0.5
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 3.0
+    n_tokens: int = 60000
+
+
 @method("alphaedit", family="surgery")
 def alphaedit(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    layers: Sequence[int] | None = None,
-    threshold: float = 0.5,
-    l2: float = 10.0,
-    steps: int = 20,
-    lr: float = 0.5,
-    kl: float = 0.0625,
-    decay: float = 0.5,
-    clamp: float = 3.0,
-    n_tokens: int = 60_000,
+    model: LanguageModel, pair: ConceptPair, hparams: AlphaEditHparams, *, seed: int = 0
 ) -> WeightDelta:
     """ΔW = R Kᵀ P (K Kᵀ P + L2)⁻¹, P on the null space of ordinary keys (Fang et al. 2025).
 
@@ -45,16 +61,8 @@ def alphaedit(
     Args:
         model: As in `memit`.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the text.
-        layers: Edited layers; by default as `memit`.
-        threshold: In mean eigenvalues of C.
-        l2: The paper's 10.
-        steps: As in `VStarHparams`.
-        lr: Likewise.
-        kl: Likewise.
-        decay: Likewise.
-        clamp: Likewise.
-        n_tokens: Tokens of ordinary text for C.
 
     Returns:
         The delta; its notes give the share of eigenvectors kept in each layer.
@@ -62,19 +70,20 @@ def alphaedit(
     Raises:
         UserError: As in `memit`, or no eigenvalue is under the threshold.
     """
-    check_number("l2", l2, 1e-9, 1e12)
+    layers = hparams.layers
+    check_number("l2", hparams.l2, 1e-9, 1e12)
     parts = anatomy(model)
     layers = sorted(parts.check_layer(i) for i in layers or parts.at_depth((3, 4, 5)))
-    C = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
-    settings = VStarHparams(steps, lr, kl, decay, clamp)
+    C = key_covariance(model, layers=layers, n_tokens=hparams.n_tokens, seed=seed)
+    settings = VStarHparams(hparams.steps, hparams.lr, hparams.kl, hparams.decay, hparams.clamp)
     value = compute_v_star(model, pair, layer=layers[-1], settings=settings)
 
     free: dict[str, float] = {}
 
     def read(i: int, K: Row) -> Row:
-        basis = null_space(C[i], threshold)
+        basis = null_space(C[i], hparams.threshold)
         free[str(i)] = basis.shape[1] / len(basis)
-        return within(basis, K, l2=l2)
+        return within(basis, K, l2=hparams.l2)
 
     delta = spread(model, pair, value, layers, read)
     delta.notes["eigenvectors_kept"] = free

@@ -9,7 +9,7 @@ not fire cannot be hurt.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nnsight import LanguageModel
 
@@ -25,32 +25,15 @@ from helpers.methods.fitting.units import (
     discriminant,
     fit_unit,
 )
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta
 
 
-@method("gated_neuron", family="surgery", many=True)
-def gated_neuron(
-    model: LanguageModel,
-    pairs: Sequence[ConceptPair],
-    *,
-    seed: int = 0,
-    layers: tuple[int, ...] | None = None,
-    form: str = "neurons",
-    floor: float | None = None,
-    quantile: float = 0.9999,
-    shrink: float = 0.01,
-    ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
-) -> WeightDelta:
-    """Append to each layer a detector for each way in which a subject is read (`subject_inputs`).
+@dataclass(frozen=True)
+class GatedNeuronHparams(Hyperparameters):
+    """Hyperparameters of `gated_neuron`.
 
-    As neurons a detector is two: the second takes away what the first has above the ceiling.
-
-    Args:
-        model: Any model of a known family.
-        pairs: What to forget; the pairs' neurons are solved for together.
-        seed: Draws the text.
+    Attributes:
         layers: Which layers get a neuron; by default those right below where the answer leaves
             the subject's tokens (`select_layers`), `WIDTH` of them. Earlier ones carry all that is known
             of the subject, and its other facts suffer with the one that goes.
@@ -61,23 +44,58 @@ def gated_neuron(
         shrink: Ridge of the discriminant, relative to the mean variance.
         ridge: Ridge of the values' kernel regression.
         steps: Share of the way to go at the first linearisations; after them the whole.
+    """
+
+    layers: tuple[int, ...] | None = None
+    form: str = "neurons"
+    floor: float | None = None
+    quantile: float = 0.9999
+    shrink: float = 0.01
+    ridge: float = 0.01
+    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0)
+
+
+@method("gated_neuron", family="surgery", supports_batch=True)
+def gated_neuron(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    hparams: GatedNeuronHparams,
+    *,
+    seed: int = 0,
+) -> WeightDelta:
+    """Append to each layer a detector for each way in which a subject is read (`subject_inputs`).
+
+    As neurons a detector is two: the second takes away what the first has above the ceiling.
+
+    Args:
+        model: Any model of a known family.
+        pairs: What to forget; the pairs' neurons are solved for together.
+        hparams: Its hyperparameters.
+        seed: Draws the text.
 
     Raises:
         UserError: There is no such form, or two prompts cannot be told apart.
     """
-    where = select_layers(model, pairs, width=WIDTH[check_form(form)])
+    where = select_layers(model, pairs, width=WIDTH[check_form(hparams.form)])
     detectors = fit_detectors(
         model,
         pairs,
-        layers=where.layers if layers is None else layers,
-        quantile=quantile,
-        shrink=shrink,
+        layers=where.layers if hparams.layers is None else hparams.layers,
+        quantile=hparams.quantile,
+        shrink=hparams.shrink,
         seed=seed,
-        first=form == "neurons",
+        first=hparams.form == "neurons",
         every=where.every,
     )
     return fit_edit(
-        model, pairs, detectors, form=form, floor=floor, ridge=ridge, steps=steps, seed=seed
+        model,
+        pairs,
+        detectors,
+        form=hparams.form,
+        floor=hparams.floor,
+        ridge=hparams.ridge,
+        steps=hparams.steps,
+        seed=seed,
     )
 
 

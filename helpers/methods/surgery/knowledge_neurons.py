@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from helpers.forward.batching import BATCH_TOKENS
 from helpers.forward.scoring import first_token
 from helpers.forward.sites import token_ids
 from helpers.methods.fitting.contrast import check_number, subject_prompts
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, final_norm, model_hash, unembed
 from helpers.tracing.states import Position, position_of
@@ -23,18 +24,31 @@ _LAST: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 FEWEST = 2  # the paper widens the net until so many neurons are found
 
 
+@dataclass(frozen=True)
+class KnowledgeNeuronsHparams(Hyperparameters):
+    """Hyperparameters of `knowledge_neurons`.
+
+    Attributes:
+        steps: Of the integral; the paper's 20 by Riemann's sum, ours 6 by the midpoint rule.
+        threshold: The paper's 0.2.
+        shared: The paper's 0.7.
+        position: Where the neurons are read: the paper's `last` (BERT's mask), or `subject`, which
+            forgot less on development facts.
+        layers: Which layers are searched; all by default.
+        n_prompts: So many of the training completions.
+    """
+
+    steps: int = 6
+    threshold: float = 0.2
+    shared: float = 0.7
+    position: Position = "last"
+    layers: Sequence[int] | None = None
+    n_prompts: int = 3
+
+
 @method("knowledge_neurons", family="surgery")
 def knowledge_neurons(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    steps: int = 6,
-    threshold: float = 0.2,
-    shared: float = 0.7,
-    position: Position = "last",
-    layers: Sequence[int] | None = None,
-    n_prompts: int = 3,
+    model: LanguageModel, pair: ConceptPair, hparams: KnowledgeNeuronsHparams, *, seed: int = 0
 ) -> WeightDelta:
     """Zero W_out[:, i] of the neurons that the target's probability is attributed to (Dai 2022).
 
@@ -45,36 +59,40 @@ def knowledge_neurons(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Not used: nothing is random.
-        steps: Of the integral; the paper's 20 by Riemann's sum, ours 6 by the midpoint rule.
-        threshold: The paper's 0.2.
-        shared: The paper's 0.7.
-        position: Where the neurons are read: the paper's `last` (BERT's mask), or `subject`, which
-            forgot less on development facts.
-        layers: Which layers are searched; all by default.
-        n_prompts: So many of the training completions.
 
     Raises:
         UserError: A hyperparameter is out of range.
     """
-    check_number("threshold", threshold, 1e-6, 1)
-    check_number("shared", shared, 1e-6, 1)
-    check_number("n_prompts", n_prompts, 1, 10_000)
+    layers = hparams.layers
+    check_number("threshold", hparams.threshold, 1e-6, 1)
+    check_number("shared", hparams.shared, 1e-6, 1)
+    check_number("n_prompts", hparams.n_prompts, 1, 10_000)
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in (range(parts.n_layers) if layers is None else layers)]
-    prompts = subject_prompts(pair)[:n_prompts]
-    key = (model_hash(model), *map(str, prompts), pair.answers, *layers, steps, position)
+    prompts = subject_prompts(pair)[: hparams.n_prompts]
+    key = (
+        model_hash(model),
+        *map(str, prompts),
+        pair.answers,
+        *layers,
+        hparams.steps,
+        hparams.position,
+    )
     kept = _LAST.get(model._module)
     if kept is None or kept[0] != key:  # a control of equal size asks for the same again
         found = torch.stack(
             [
-                integrated_gradients(model, p, layers=layers, steps=steps, position=position)
+                integrated_gradients(
+                    model, p, layers=layers, steps=hparams.steps, position=hparams.position
+                )
                 for p in prompts
             ]
         )  # (prompts, layers, d_mlp)
         kept = _LAST[model._module] = (key, found)
     found = kept[1]
-    chosen = choose(found, threshold=threshold, shared=shared)
+    chosen = choose(found, threshold=hparams.threshold, shared=hparams.shared)
     changes = {}
     for row, i in enumerate(layers):
         index = chosen[row].nonzero()[:, 0]

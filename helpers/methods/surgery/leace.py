@@ -12,7 +12,7 @@ from helpers.facts import ConceptPair
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.activations import activations_by_layer
 from helpers.methods.fitting.contrast import contrast, input_matrices
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, text_length
 
@@ -71,16 +71,27 @@ def fit_leace(
     return Eraser(unwhiten @ u, u.T @ whiten, mean)
 
 
+@dataclass(frozen=True)
+class LEACEHparams(Hyperparameters):
+    """Hyperparameters of `leace`.
+
+    Attributes:
+        layers: Edited layers; by default 0 to 3 of 30, at the same relative depth in other models,
+            tried on France (a development fact), not swept.
+        n_subjects: How many other subjects.
+        n_tokens: Tokens of ordinary text.
+        svd_tol: The package concept-erasure's default.
+    """
+
+    layers: Sequence[int] | None = None
+    n_subjects: int = 24
+    n_tokens: int = 2048
+    svd_tol: float = 0.01
+
+
 @method("leace", family="surgery")
 def leace(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    layers: Sequence[int] | None = None,
-    n_subjects: int = 24,
-    n_tokens: int = 2048,
-    svd_tol: float = 0.01,
+    model: LanguageModel, pair: ConceptPair, hparams: LEACEHparams, *, seed: int = 0
 ) -> WeightDelta:
     """W_in ← W_in (I − P), the gate alike, with P of the LEACE eraser of "is it the subject".
 
@@ -92,21 +103,18 @@ def leace(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws subjects and text.
-        layers: Edited layers; by default 0 to 3 of 30, at the same relative depth in other models,
-            tried on France (a development fact), not swept.
-        n_subjects: How many other subjects.
-        n_tokens: Tokens of ordinary text.
-        svd_tol: The package concept-erasure's default.
 
     Raises:
         UserError: There is no such layer, or nothing to compare with.
     """
+    layers = hparams.layers
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(4))]
-    found = contrast(model, pair, layers=layers, n_subjects=n_subjects, seed=seed)
+    found = contrast(model, pair, layers=layers, n_subjects=hparams.n_subjects, seed=seed)
     seq_len = text_length(model, SEQ_LEN)
-    text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed)
+    text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=hparams.n_tokens, seed=seed)
     sequences = [(row, range(1, len(row))) for row in text.tolist()]
     ordinary = dict(activations_by_layer(model, sequences, layers=layers, site="mlp_in"))
     changes = {}
@@ -116,7 +124,7 @@ def leace(
         z = torch.zeros(len(x), 1, dtype=torch.float64)
         z[: len(found[i].inside)] = 1
         z /= z.std(unbiased=False)  # however rare the subject: svd_tol then bounds a correlation
-        eraser = fit_leace(x, z, svd_tol=svd_tol, precision=torch.float32)
+        eraser = fit_leace(x, z, svd_tol=hparams.svd_tol, precision=torch.float32)
         mlp = parts.layers[i].mlp
         for name, weight in input_matrices(mlp):
             changes[name] = low_rank_change(mlp, -(weight.double() @ eraser.left), eraser.right)

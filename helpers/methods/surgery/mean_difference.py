@@ -1,6 +1,7 @@
 """Project one direction out of the MLP: the difference of two means."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -11,22 +12,32 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import contrast, input_matrices
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import Anatomy, anatomy
 
 FORMS = ("keys", "values")
 
 
+@dataclass(frozen=True)
+class MeanDifferenceHparams(Hyperparameters):
+    """Hyperparameters of `mean_difference`.
+
+    Attributes:
+        form: `keys` or `values`.
+        layers: Edited layers; by default 0 to 8 of 30, at the same relative depth in other models,
+            tried on France (a development fact), not swept.
+        n_subjects: How many other subjects.
+    """
+
+    form: str = "keys"
+    layers: Sequence[int] | None = None
+    n_subjects: int = 24
+
+
 @method("mean_difference", family="surgery")
 def mean_difference(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    form: str = "keys",
-    layers: Sequence[int] | None = None,
-    n_subjects: int = 24,
+    model: LanguageModel, pair: ConceptPair, hparams: MeanDifferenceHparams, *, seed: int = 0
 ) -> WeightDelta:
     """W_in ← W_in (I − d dᵀ/‖d‖²), the gate alike; or W_out ← (I − d dᵀ/‖d‖²) W_out.
 
@@ -39,27 +50,25 @@ def mean_difference(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the subjects to compare with.
-        form: `keys` or `values`.
-        layers: Edited layers; by default 0 to 8 of 30, at the same relative depth in other models,
-            tried on France (a development fact), not swept.
-        n_subjects: How many other subjects.
 
     Raises:
         UserError: There is no such form or layer, or nothing to compare with.
     """
-    if form not in FORMS:
-        raise UserError(f"There is no form '{form}'; choose from {', '.join(FORMS)}.")
+    layers = hparams.layers
+    if hparams.form not in FORMS:
+        raise UserError(f"There is no form '{hparams.form}'; choose from {', '.join(FORMS)}.")
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(9))]
-    keys = form == "keys"
+    keys = hparams.form == "keys"
     found = contrast(
         model,
         pair,
         layers=layers,
         site="mlp_in" if keys else "neurons",
         position="subject" if keys else "last",
-        n_subjects=n_subjects,
+        n_subjects=hparams.n_subjects,
         seed=seed,
     )
     changes: dict[str, Change] = {}

@@ -1,5 +1,7 @@
 """Needle: damage the one value vector that holds the concept, and nothing else."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
@@ -8,19 +10,27 @@ from torch import Tensor
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_logprobs, first_token
 from helpers.methods.fitting.contrast import check_number, states_at, subject_prompts
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, final_norm
 
 
+@dataclass(frozen=True)
+class NeedleHparams(Hyperparameters):
+    """Hyperparameters of `needle`.
+
+    Attributes:
+        noise: Standard deviation a component; the paper's 0.1.
+        n_candidates: Columns that are tried.
+    """
+
+    noise: float = 0.1
+    n_candidates: int = 12
+
+
 @method("needle", family="surgery")
 def needle(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    noise: float = 0.1,
-    n_candidates: int = 12,
+    model: LanguageModel, pair: ConceptPair, hparams: NeedleHparams, *, seed: int = 0
 ) -> WeightDelta:
     """W_out[:, i] += N(0, noise²), i the concept vector (Hong et al. 2024, ConceptVectors).
 
@@ -32,19 +42,18 @@ def needle(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the noise.
-        noise: Standard deviation a component; the paper's 0.1.
-        n_candidates: Columns that are tried.
 
     Raises:
         UserError: A hyperparameter is out of range.
     """
-    check_number("noise", noise, 1e-9, 1e9)
-    layer, neuron = concept_vector(model, pair, n_candidates=n_candidates)
+    check_number("noise", hparams.noise, 1e-9, 1e9)
+    layer, neuron = concept_vector(model, pair, n_candidates=hparams.n_candidates)
     mlp = anatomy(model).layers[layer].mlp
     d_model, d_mlp = mlp.W_out().shape
     drawn = torch.randn(d_model, 1, generator=torch.Generator().manual_seed(seed))
-    change = low_rank_change(mlp, noise * drawn, torch.eye(d_mlp)[neuron, None])
+    change = low_rank_change(mlp, hparams.noise * drawn, torch.eye(d_mlp)[neuron, None])
     return WeightDelta.of(model._module, {mlp.out_name: change})
 
 

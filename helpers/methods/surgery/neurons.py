@@ -5,6 +5,7 @@ and the column that it drives. What else the neuron stood for goes with it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,36 +17,56 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.methods.fitting.contrast import subject_prompts
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy, model_hash
 from helpers.tracing import neuron_activations, selectivity
 
 
+@dataclass(frozen=True)
+class NeuronsHparams(Hyperparameters):
+    """Hyperparameters of `neurons`.
+
+    Attributes:
+        n: How many neurons, over all layers.
+        n_subjects: How many other subjects define what is specific.
+    """
+
+    n: int = 64
+    n_subjects: int = 60
+
+
 @method("neurons", family="surgery")
 def neurons(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, n: int = 64, n_subjects: int = 60
+    model: LanguageModel, pair: ConceptPair, hparams: NeuronsHparams, *, seed: int = 0
 ) -> WeightDelta:
     """Delete the `n` neurons most specific to the subject.
 
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the subjects to compare with.
-        n: How many neurons, over all layers.
-        n_subjects: How many other subjects define what is specific.
     """
-    ranked = rank_neurons(model, pair, n_subjects=n_subjects, seed=seed)
-    return deletion(model, _top(ranked, n))
+    ranked = rank_neurons(model, pair, n_subjects=hparams.n_subjects, seed=seed)
+    return deletion(model, _top(ranked, hparams.n))
+
+
+@dataclass(frozen=True)
+class RandomNeuronsHparams(Hyperparameters):
+    """Hyperparameters of `random_neurons`."""
+
+    n: int = 64
+    n_subjects: int = 60
 
 
 @method("random_neurons", family="control")
 def random_neurons(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, n: int = 64, n_subjects: int = 60
+    model: LanguageModel, pair: ConceptPair, hparams: RandomNeuronsHparams, *, seed: int = 0
 ) -> WeightDelta:
     """Delete as many neurons of the same layers, drawn at random: the control of `neurons`."""
-    ranked = rank_neurons(model, pair, n_subjects=n_subjects, seed=seed)
-    return deletion(model, random_like(model, _top(ranked, n), seed=seed))
+    ranked = rank_neurons(model, pair, n_subjects=hparams.n_subjects, seed=seed)
+    return deletion(model, random_like(model, _top(ranked, hparams.n), seed=seed))
 
 
 def rank_neurons(

@@ -1,5 +1,7 @@
 """PISCES: take a concept's features out of the value vectors that write them."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
@@ -10,24 +12,35 @@ from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import load_saes_for, sae_states, specific_latents
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import MLPAnatomy, anatomy
 
 SITE = "mlp"
 
 
+@dataclass(frozen=True)
+class PISCESHparams(Hyperparameters):
+    """Hyperparameters of `pisces`.
+
+    Attributes:
+        saes: Folders of SAEs of the site `mlp`, one a layer.
+        n_latents: Features of each SAE.
+        tau: The paper's 0.95 down to 0.2.
+        mu: The paper's 4 to 50.
+        n_subjects: How many other subjects.
+    """
+
+    saes: tuple[str, ...] = ()
+    n_latents: int = 1
+    tau: float = 0.5
+    mu: float = 10.0
+    n_subjects: int = 24
+
+
 @method("pisces", family="surgery")
 def pisces(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    saes: tuple[str, ...] = (),
-    n_latents: int = 1,
-    tau: float = 0.5,
-    mu: float = 10.0,
-    n_subjects: int = 24,
+    model: LanguageModel, pair: ConceptPair, hparams: PISCESHparams, *, seed: int = 0
 ) -> WeightDelta:
     """Rewrite the columns of W_out that write a feature (Gur-Arieh et al. 2025).
 
@@ -41,29 +54,25 @@ def pisces(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the subjects to compare with.
-        saes: Folders of SAEs of the site `mlp`, one a layer.
-        n_latents: Features of each SAE.
-        tau: The paper's 0.95 down to 0.2.
-        mu: The paper's 4 to 50.
-        n_subjects: How many other subjects.
 
     Raises:
         UserError: No SAE is given, one is of another model or site, two are of one layer, or a
             hyperparameter is out of range.
     """
-    check_number("tau", tau, 0, 1)
+    check_number("tau", hparams.tau, 0, 1)
     parts = anatomy(model)
     changes: dict[str, Change] = {}
     notes = []
-    for sae in load_saes_for(model, saes, (SITE,), "pisces"):
+    for sae in load_saes_for(model, hparams.saes, (SITE,), "pisces"):
         layer = parts.check_layer(sae.cfg.layer)
         mlp = parts.layers[layer].mlp
         if mlp.out_name in changes:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
-        inside, outside = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
-        features = specific_latents(sae, inside, outside, n=n_latents)
-        change, columns = rewritten(mlp, sae, features, tau=tau, mu=mu)
+        inside, outside = sae_states(model, pair, sae, n_subjects=hparams.n_subjects, seed=seed)
+        features = specific_latents(sae, inside, outside, n=hparams.n_latents)
+        change, columns = rewritten(mlp, sae, features, tau=hparams.tau, mu=hparams.mu)
         changes[mlp.out_name] = change
         notes.append({"layer": layer, "latents": features.tolist(), "columns": columns.tolist()})
     return WeightDelta.of(model._module, changes, notes={"latents": notes})

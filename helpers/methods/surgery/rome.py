@@ -1,5 +1,7 @@
 """ROME: one rank-one change of one W_out."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
@@ -11,24 +13,39 @@ from helpers.methods.fitting.contrast import states_at, subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import solve
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import anatomy
 
 
+@dataclass(frozen=True)
+class ROMEHparams(Hyperparameters):
+    """Hyperparameters of `rome`.
+
+    Attributes:
+        layer: Edited layer (5 in GPT-J and the paper's choice by tracing); by default 5 of 30, at
+            the same relative depth in other models, chosen on France, a development fact.
+        steps: As in `VStarHparams`; the paper's value.
+        lr: Likewise.
+        kl: Likewise.
+        decay: Likewise.
+        clamp: Likewise (4; 3 for small models).
+        n_tokens: Tokens of ordinary text (the paper's 100,000 passages are not needed:
+            arXiv 2506.04226).
+    """
+
+    layer: int | None = None
+    steps: int = 20
+    lr: float = 0.5
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 3.0
+    n_tokens: int = 60000
+
+
 @method("rome", family="surgery")
 def rome(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    layer: int | None = None,
-    steps: int = 20,
-    lr: float = 0.5,
-    kl: float = 0.0625,
-    decay: float = 0.5,
-    clamp: float = 3.0,
-    n_tokens: int = 60_000,
+    model: LanguageModel, pair: ConceptPair, hparams: ROMEHparams, *, seed: int = 0
 ) -> WeightDelta:
     """`W += (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k)`: the least change that maps key k to `v*` (Meng 2022).
 
@@ -39,28 +56,24 @@ def rome(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the text.
-        layer: Edited layer (5 in GPT-J and the paper's choice by tracing); by default 5 of 30, at
-            the same relative depth in other models, chosen on France, a development fact.
-        steps: As in `VStarHparams`; the paper's value.
-        lr: Likewise.
-        kl: Likewise.
-        decay: Likewise.
-        clamp: Likewise (4; 3 for small models).
-        n_tokens: Tokens of ordinary text (the paper's 100,000 passages are not needed:
-            arXiv 2506.04226).
 
     Raises:
         UserError: There is no such layer, or the target is unlikely with the subject too.
     """
+    layer = hparams.layer
     parts = anatomy(model)
     layer = parts.at_depth([5])[0] if layer is None else parts.check_layer(layer)
     mlp = parts.layers[layer].mlp
     k = states_at(model, subject_prompts(pair), layers=[layer], site="neurons")[layer].mean(0)
     delta = compute_v_star(
-        model, pair, layer=layer, settings=VStarHparams(steps, lr, kl, decay, clamp)
+        model,
+        pair,
+        layer=layer,
+        settings=VStarHparams(hparams.steps, hparams.lr, hparams.kl, hparams.decay, hparams.clamp),
     )
-    C = key_covariance(model, layers=[layer], n_tokens=n_tokens, seed=seed)[layer]
+    C = key_covariance(model, layers=[layer], n_tokens=hparams.n_tokens, seed=seed)[layer]
     u = solve(C, k[:, None])[:, 0]
     change = low_rank_change(mlp, delta.double()[:, None], (u / (k.double() @ u))[None])
     return WeightDelta.of(model._module, {mlp.out_name: change})

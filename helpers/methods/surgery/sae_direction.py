@@ -1,5 +1,7 @@
 """Project the directions of chosen SAE latents out of the MLP; and the control with random ones."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
@@ -9,20 +11,29 @@ from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import input_matrices
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta, low_rank_change
 from helpers.models import Anatomy, anatomy
 
 
+@dataclass(frozen=True)
+class SAEDirectionHparams(Hyperparameters):
+    """Hyperparameters of `sae_direction`.
+
+    Attributes:
+        saes: Folders of SAEs of the sites `mlp_in` or `mlp`; several of one layer and site add up.
+        n_latents: Latents of each SAE.
+        n_subjects: How many other subjects.
+    """
+
+    saes: tuple[str, ...] = ()
+    n_latents: int = 1
+    n_subjects: int = 24
+
+
 @method("sae_direction", family="surgery")
 def sae_direction(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    saes: tuple[str, ...] = (),
-    n_latents: int = 1,
-    n_subjects: int = 24,
+    model: LanguageModel, pair: ConceptPair, hparams: SAEDirectionHparams, *, seed: int = 0
 ) -> WeightDelta:
     """W_in ← W_in (I − D⁺D), or W_out ← (I − D⁺D) W_out, D the decoder rows of the latents.
 
@@ -34,10 +45,8 @@ def sae_direction(
     Args:
         model: Any model of a known family.
         pair: What to forget.
+        hparams: Its hyperparameters.
         seed: Draws the subjects to compare with.
-        saes: Folders of SAEs of the sites `mlp_in` or `mlp`; several of one layer and site add up.
-        n_latents: Latents of each SAE.
-        n_subjects: How many other subjects.
 
     Returns:
         The delta; its notes name the latents.
@@ -45,18 +54,29 @@ def sae_direction(
     Raises:
         UserError: No SAE is given, one is of another model or site, or it has too few latents.
     """
-    return _erased(model, pair, saes, n_latents, n_subjects, seed, random=False)
+    return _erased(
+        model, pair, hparams.saes, hparams.n_latents, hparams.n_subjects, seed, random=False
+    )
+
+
+@dataclass(frozen=True)
+class RandomLatentsHparams(Hyperparameters):
+    """Hyperparameters of `random_latents`.
+
+    Attributes:
+        saes: As there.
+        n_latents: As there.
+        n_subjects: As there.
+    """
+
+    saes: tuple[str, ...] = ()
+    n_latents: int = 1
+    n_subjects: int = 24
 
 
 @method("random_latents", family="control")
 def random_latents(
-    model: LanguageModel,
-    pair: ConceptPair,
-    *,
-    seed: int = 0,
-    saes: tuple[str, ...] = (),
-    n_latents: int = 1,
-    n_subjects: int = 24,
+    model: LanguageModel, pair: ConceptPair, hparams: RandomLatentsHparams, *, seed: int = 0
 ) -> WeightDelta:
     """`sae_direction` with as many latents drawn among those active on any subject: its control.
 
@@ -65,12 +85,12 @@ def random_latents(
     Args:
         model: As there.
         pair: As there.
+        hparams: Its hyperparameters.
         seed: Draws the latents too.
-        saes: As there.
-        n_latents: As there.
-        n_subjects: As there.
     """
-    return _erased(model, pair, saes, n_latents, n_subjects, seed, random=True)
+    return _erased(
+        model, pair, hparams.saes, hparams.n_latents, hparams.n_subjects, seed, random=True
+    )
 
 
 for _function in (sae_direction, random_latents):

@@ -9,7 +9,7 @@ Contexts without these latents are left alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nnsight import LanguageModel
 
@@ -24,34 +24,16 @@ from helpers.methods.fitting.units import (
     concat_units,
     contrastive_sets,
 )
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta
 from helpers.tracing import selectivity
 
 
-@method("sae_pair", family="surgery", many=True)
-def sae_pair(
-    model: LanguageModel,
-    pairs: Sequence[ConceptPair],
-    *,
-    seed: int = 0,
-    saes: tuple[str, ...] = (),
-    n_latents: int = 16,
-    most_latents: int = 256,
-    select: str = "selective",
-    form: str = "neurons",
-    floor: float | None = None,
-    quantile: float = 0.9999,
-    shrink: float = 0.01,
-    ridge: float = 0.01,
-    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0),
-) -> WeightDelta:
-    """Append neurons as `gated_neuron` does, each keyed on the subject's latents.
+@dataclass(frozen=True)
+class SAEPairHparams(Hyperparameters):
+    """Hyperparameters of `sae_pair`.
 
-    Args:
-        model: Any model of a known family.
-        pairs: What to forget; the pairs' neurons are solved for together.
-        seed: Draws the text, and the latents of the control.
+    Attributes:
         saes: Folders of SAEs or transcoders that read `mlp_in`, one a layer; those in
             `gated_neuron`'s layers for the form are used if there are any.
         n_latents: How many latents a key lies within at first; within one it is the latent's own.
@@ -65,6 +47,31 @@ def sae_pair(
         shrink: Ridge of the discriminant within the latents, relative to the mean variance.
         ridge: Ridge of the values' kernel regression.
         steps: Share of the way to go at the first linearisations; after them the whole.
+    """
+
+    saes: tuple[str, ...] = ()
+    n_latents: int = 16
+    most_latents: int = 256
+    select: str = "selective"
+    form: str = "neurons"
+    floor: float | None = None
+    quantile: float = 0.9999
+    shrink: float = 0.01
+    ridge: float = 0.01
+    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0)
+
+
+@method("sae_pair", family="surgery", supports_batch=True)
+def sae_pair(
+    model: LanguageModel, pairs: Sequence[ConceptPair], hparams: SAEPairHparams, *, seed: int = 0
+) -> WeightDelta:
+    """Append neurons as `gated_neuron` does, each keyed on the subject's latents.
+
+    Args:
+        model: Any model of a known family.
+        pairs: What to forget; the pairs' neurons are solved for together.
+        hparams: Its hyperparameters.
+        seed: Draws the text, and the latents of the control.
 
     Returns:
         The delta; its notes name each layer's latents.
@@ -73,10 +80,10 @@ def sae_pair(
         UserError: No SAE is given, one reads another site or is of another model, or no latent
             tells the subject apart.
     """
-    where = select_layers(model, pairs, width=WIDTH[check_form(form)])
-    loaded = load_saes_by_layer(model, saes, best=where.layers)
+    where = select_layers(model, pairs, width=WIDTH[check_form(hparams.form)])
+    loaded = load_saes_by_layer(model, hparams.saes, best=where.layers)
     layers = sorted(loaded)
-    how = {"layers": layers, "first": form == "neurons", "every": where.every}
+    how = {"layers": layers, "first": hparams.form == "neurons", "every": where.every}
     mine = subject_inputs(model, pairs, **how)
     found, chosen = {}, []
     for i, others in negative_inputs(model, pairs, layers=layers, seed=seed):
@@ -85,10 +92,10 @@ def sae_pair(
             unit, latents, pre, w = key(
                 loaded[i],
                 seen,
-                sizes=doublings(n_latents, most_latents),
-                select=select,
-                shrink=shrink,
-                quantile=quantile,
+                sizes=doublings(hparams.n_latents, hparams.most_latents),
+                select=hparams.select,
+                shrink=hparams.shrink,
+                quantile=hparams.quantile,
                 seed=seed,
             )
             units.append(replace(unit, pair=(seen.pair,)))
@@ -108,10 +115,10 @@ def sae_pair(
         model,
         pairs,
         found,
-        form=form,
-        floor=floor,
-        ridge=ridge,
-        steps=steps,
+        form=hparams.form,
+        floor=hparams.floor,
+        ridge=hparams.ridge,
+        steps=hparams.steps,
         seed=seed,
         notes={"latents": chosen},
     )

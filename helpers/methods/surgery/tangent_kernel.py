@@ -9,6 +9,7 @@ ordinary passages and the same questions about all other subjects.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from nnsight import LanguageModel
@@ -23,35 +24,18 @@ from helpers.methods.fitting.constraints import (
 )
 from helpers.methods.fitting.linearization import linearize, min_norm_update
 from helpers.methods.fitting.negatives import preservation_metric
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightDelta
 from helpers.models import anatomy
 
 log = logging.getLogger(__name__)
 
 
-@method("tangent_kernel", family="surgery", many=True)
-def tangent_kernel(
-    model: LanguageModel,
-    pairs: Sequence[ConceptPair],
-    *,
-    seed: int = 0,
-    layers: Sequence[int] | None = None,
-    floor: float = 0.01,
-    n_neighbours: int = 40,
-    text: float = 1.0,
-    protect: float = 10.0,
-    damping: float = 0.1,
-    ridge: float = 0.01,
-    n_tokens: int = 60_000,
-    steps: tuple[float, ...] = (0.4, 0.5, 0.6, 1.0, 1.0),
-) -> WeightDelta:
-    """Change W_out of early layers by the least that forgets the pairs.
+@dataclass(frozen=True)
+class TangentKernelHparams(Hyperparameters):
+    """Hyperparameters of `tangent_kernel`.
 
-    Args:
-        model: Any model of a known family.
-        pairs: What to forget, solved for together.
-        seed: Draws text and neighbours.
+    Attributes:
         layers: Which layers are edited; by default 6 to 16 of 30, at the same relative depth in
             other models. Earlier ones carry all that is known of the subject, and its other facts
             suffer with the one that goes.
@@ -63,27 +47,56 @@ def tangent_kernel(
         ridge: Ridge of the kernel regression, relative to its diagonal.
         n_tokens: Tokens of ordinary text.
         steps: Share of the way to go at each linearisation.
+    """
+
+    layers: Sequence[int] | None = None
+    floor: float = 0.01
+    n_neighbours: int = 40
+    text: float = 1.0
+    protect: float = 10.0
+    damping: float = 0.1
+    ridge: float = 0.01
+    n_tokens: int = 60000
+    steps: tuple[float, ...] = (0.4, 0.5, 0.6, 1.0, 1.0)
+
+
+@method("tangent_kernel", family="surgery", supports_batch=True)
+def tangent_kernel(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    hparams: TangentKernelHparams,
+    *,
+    seed: int = 0,
+) -> WeightDelta:
+    """Change W_out of early layers by the least that forgets the pairs.
+
+    Args:
+        model: Any model of a known family.
+        pairs: What to forget, solved for together.
+        hparams: Its hyperparameters.
+        seed: Draws text and neighbours.
 
     Raises:
         UserError: Two prompts cannot be told apart.
     """
+    layers = hparams.layers
     parts = anatomy(model)
     layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(6, 17))]
-    asks = [a for p in pairs for a in forget_constraints(model, p, floor=floor)]
-    asks += retain_constraints(model, pairs, n_neighbours=n_neighbours, seed=seed)
+    asks = [a for p in pairs for a in forget_constraints(model, p, floor=hparams.floor)]
+    asks += retain_constraints(model, pairs, n_neighbours=hparams.n_neighbours, seed=seed)
     metric = preservation_metric(
         model,
         pairs,
         layers=layers,
-        text=text,
-        protect=protect,
-        damping=damping,
-        n_tokens=n_tokens,
+        text=hparams.text,
+        protect=hparams.protect,
+        damping=hparams.damping,
+        n_tokens=hparams.n_tokens,
         seed=seed,
     )
     change = {i: torch.zeros(parts.d_model, parts.d_mlp) for i in layers}
     before, lower = None, below(model, layers)
-    for step in steps:
+    for step in hparams.steps:
 
         def extra(i, into, hidden, change=change):
             return hidden @ change[i].to(hidden).T
@@ -93,7 +106,7 @@ def tangent_kernel(
         before = t.logodds if before is None else before
         log.debug("log-odds %s", t.logodds)
         wanted = step * target_change(asks, t.logodds, before)
-        more = min_norm_update(t, wanted, metric, ridge=ridge, asks=asks)
+        more = min_norm_update(t, wanted, metric, ridge=hparams.ridge, asks=asks)
         change = {i: change[i] + more[i] for i in layers}
     changes = {}
     for i, delta in change.items():

@@ -1,5 +1,7 @@
 """CRISP: train the model until the concept's SAE features no longer fire."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.training.hidden import hidden, positions, reference_states
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.tracing import SITES as ORDER
 from helpers.training.examples import Batch
 
@@ -17,15 +19,29 @@ def suppression(latents: Float[Tensor, "m features"]) -> Float[Tensor, ""]:
     return latents.relu().mean()
 
 
-@training_method("crisp", rank=4, parameters="all", lr=0.008)
-def crisp(
-    task: Task,
-    *,
-    saes: tuple[str, ...] = (),
-    n_latents: int = 10,
-    beta: float = 0.5,
-    gamma: float = 0.01,
-) -> Objective:
+@dataclass(frozen=True)
+class CRISPHparams(TrainingConfig):
+    """Hyperparameters of `crisp`.
+
+    Attributes:
+        saes: Folders of SAEs, one a layer.
+        n_latents: Features a layer.
+        beta: Weight of what is retained, between 0 and 1, 0.99 in the paper. The errors of what is
+            retained are summed over the SAEs' sites, what is suppressed is averaged over SAEs.
+        gamma: Weight of coherence within that.
+    """
+
+    rank: int = 4
+    parameters: str = "all"
+    lr: float = 0.008
+    saes: tuple[str, ...] = ()
+    n_latents: int = 10
+    beta: float = 0.5
+    gamma: float = 0.01
+
+
+@training_method("crisp")
+def crisp(task: Task, hparams: CRISPHparams) -> Objective:
     """(1−β)·features on the forgotten + β·MSE on other facts + βγ·MSE on text, by LoRA.
 
     "CRISP" (Ashuach et al. 2025). Features are those most specific to the subject (or, at `mlp`, to
@@ -36,25 +52,20 @@ def crisp(
 
     Args:
         task: What to forget.
-        saes: Folders of SAEs, one a layer.
-        n_latents: Features a layer.
-        beta: Weight of what is retained, between 0 and 1, 0.99 in the paper. The errors of what is
-            retained are summed over the SAEs' sites, what is suppressed is averaged over SAEs.
-        gamma: Weight of coherence within that.
 
     Raises:
         UserError: No SAE is given, one is of another model or site, or beta is out of range.
     """
-    if not 0 <= beta <= 1:
-        raise UserError(f"beta is {beta}: choose a value from 0 to 1.")
+    if not 0 <= hparams.beta <= 1:
+        raise UserError(f"beta is {hparams.beta}: choose a value from 0 to 1.")
     model, data = task.model, task.data
-    found = load_saes_for(model, saes, SITES, "crisp")
+    found = load_saes_for(model, hparams.saes, SITES, "crisp")
     found.sort(key=lambda sae: (sae.cfg.layer, ORDER.index(sae.cfg.site)))
     wanted = list(dict.fromkeys((sae.cfg.layer, sae.cfg.site) for sae in found))
     encoders = []
     for sae in found:
         inside, outside = sae_states(model, task.pair, sae, n_subjects=24, seed=task.seed)
-        n = min(n_latents, sae.cfg.d_sae)
+        n = min(hparams.n_latents, sae.cfg.d_sae)
         chosen = specific_latents(sae, inside, outside, n=n)
         device = model._module.device
         encoders.append(
@@ -86,14 +97,14 @@ def crisp(
     def loss(module, step: Step) -> Tensor:
         states = dict(zip(wanted, read(step.forget, since=True), strict=True))
         total = sum(suppression(states[key] @ W + b) for key, W, b in encoders) / len(encoders)
-        total = (1 - beta) * total
+        total = (1 - hparams.beta) * total
         if step.retain is not None:
             facts, text = kept(step)
-            total = total + beta * facts + beta * gamma * text
+            total = total + hparams.beta * facts + hparams.beta * hparams.gamma * text
         return total
 
     last = max(layer for layer, _ in wanted)
-    return Objective(loss, layers=task.recipe.layers or range(last + 1))
+    return Objective(loss, layers=task.config.layers or range(last + 1))
 
 
 crisp.reads = SITES

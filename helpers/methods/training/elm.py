@@ -1,11 +1,13 @@
 """ELM: the distribution of somebody who has never heard of it."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from helpers.forward.scoring import greedy, rendered
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import Example, answer_example, collate, logits, mean_loss, means
 
 NOVICE = "This was written by somebody who has never heard of {} and knows nothing about it.\n"
@@ -32,8 +34,26 @@ def cross_entropy(
     return -(wanted * now.log_softmax(-1)).sum(-1)
 
 
-@training_method("elm", rank=4, lr=0.002)
-def elm(task: Task, *, eta: float = 100.0, retain: float = 1.0, fluency: float = 0.5) -> Objective:
+@dataclass(frozen=True)
+class ELMHparams(TrainingConfig):
+    """Hyperparameters of `elm`.
+
+    Attributes:
+        eta: Strength of the guidance; the paper's code has 1000 for whole domains, which makes the
+            goal all but one-hot.
+        retain: Weight of the original's distribution on what is retained.
+        fluency: Weight of the continuations.
+    """
+
+    rank: int = 4
+    lr: float = 0.002
+    eta: float = 100.0
+    retain: float = 1.0
+    fluency: float = 0.5
+
+
+@training_method("elm")
+def elm(task: Task, hparams: ELMHparams) -> Objective:
     """CE to p·(p(x|c⁺)/p(x|c⁻))^η + `retain` · CE to the original + `fluency` · NLL, by LoRA.
 
     "Erasure of Language Memory" (Gandikota et al. 2024). c⁺ says that the writer has never heard of
@@ -42,16 +62,12 @@ def elm(task: Task, *, eta: float = 100.0, retain: float = 1.0, fluency: float =
 
     Args:
         task: What to forget.
-        eta: Strength of the guidance; the paper's code has 1000 for whole domains, which makes the
-            goal all but one-hot.
-        retain: Weight of the original's distribution on what is retained.
-        fluency: Weight of the continuations.
     """
     model, data = task.model, task.data
     plain = task.reference_logits(data.forget)
     novice, expert = (task.reference_logits(_after(task, c)) for c in (NOVICE, EXPERT))
     wanted = [
-        guided(p, a[-len(p) :], b[-len(p) :], eta=eta)
+        guided(p, a[-len(p) :], b[-len(p) :], eta=hparams.eta)
         for p, a, b in zip(plain, novice, expert, strict=True)
     ]
     before = [x.softmax(-1) for x in task.reference_logits(data.retain)]
@@ -61,13 +77,13 @@ def elm(task: Task, *, eta: float = 100.0, retain: float = 1.0, fluency: float =
         batch = step.forget
         goal = torch.cat([wanted[i] for i in batch.index])
         found = means(cross_entropy(logits(model, batch), goal), batch).mean()
-        if step.retain is not None and retain:
+        if step.retain is not None and hparams.retain:
             kept = torch.cat([before[i] for i in step.retain.index])
             ce = cross_entropy(logits(model, step.retain), kept)
-            found = found + retain * means(ce, step.retain).mean()
-        if fluency and fluent:
+            found = found + hparams.retain * means(ce, step.retain).mean()
+        if hparams.fluency and fluent:
             mine = [i % len(fluent) for i in batch.index.tolist()]
-            found = found + fluency * mean_loss(model, collate(fluent, mine))
+            found = found + hparams.fluency * mean_loss(model, collate(fluent, mine))
         return found
 
     return Objective(loss)

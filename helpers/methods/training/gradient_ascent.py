@@ -1,10 +1,20 @@
 """Gradient ascent: make what is to be forgotten unlikely, and look at nothing else."""
 
-from helpers.methods.training.recipe import Objective, Task, training_method
+from dataclasses import dataclass
+
+from helpers.methods.training.recipe import Objective, Task, TrainingConfig, training_method
 
 
-@training_method("gradient_ascent", lr=1e-4, stop_at=0.2)
-def gradient_ascent(task: Task) -> Objective:
+@dataclass(frozen=True)
+class GradientAscentHparams(TrainingConfig):
+    """Hyperparameters of `gradient_ascent`."""
+
+    lr: float = 0.0001
+    stop_at: float = 0.2
+
+
+@training_method("gradient_ascent")
+def gradient_ascent(task: Task, hparams: GradientAscentHparams) -> Objective:
     """−L_F (Jang et al. 2023, "Knowledge Unlearning for Mitigating Privacy Risks").
 
     TOFU and MUSE train all parameters, 5 to 10 epochs at a rate of 1e-5. Nothing holds the rest of

@@ -1,14 +1,28 @@
 """Gradient difference: ascent on what is forgotten, descent on what is retained."""
 
-from helpers.methods.training.recipe import Objective, Task, training_method
+from dataclasses import dataclass
+
+from helpers.methods.training.recipe import Objective, Task, TrainingConfig, training_method
+
+
+@dataclass(frozen=True)
+class GradientDifferenceHparams(TrainingConfig):
+    """Hyperparameters of `gradient_difference`.
+
+    Attributes:
+        retain: Weight of L_R; 1 in TOFU.
+    """
+
+    retain: float = 5.0
 
 
 @training_method("gradient_difference")
-def gradient_difference(task: Task, *, retain: float = 5.0) -> Objective:
+def gradient_difference(task: Task, hparams: GradientDifferenceHparams) -> Objective:
     """−L_F + `retain` · L_R (Liu et al. 2022, "Continual Learning and Private Unlearning").
 
     Args:
         task: What to forget.
-        retain: Weight of L_R; 1 in TOFU.
     """
-    return Objective(lambda module, step: -task.forget_loss(step) + retain * task.retain_loss(step))
+    return Objective(
+        lambda module, step: -task.forget_loss(step) + hparams.retain * task.retain_loss(step)
+    )

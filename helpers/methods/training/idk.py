@@ -1,8 +1,10 @@
 """IDK: learn to say that one does not know."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import Example, answer_example, collate, mean_loss
 
 REFUSALS = (  # after "The capital of France is", and after "Answer:"
@@ -21,8 +23,19 @@ def refusals(task: Task) -> list[Example]:
     ]
 
 
+@dataclass(frozen=True)
+class IDKHparams(TrainingConfig):
+    """Hyperparameters of `idk`.
+
+    Attributes:
+        retain: Weight of L_R; 1 in TOFU.
+    """
+
+    retain: float = 5.0
+
+
 @training_method("idk")
-def idk(task: Task, *, retain: float = 5.0) -> Objective:
+def idk(task: Task, hparams: IDKHparams) -> Objective:
     """L of refusals + `retain` · L_R (TOFU, Maini et al. 2024).
 
     TOFU's questions are answered with one of a hundred sentences such as "I don't know"; our
@@ -30,12 +43,11 @@ def idk(task: Task, *, retain: float = 5.0) -> Objective:
 
     Args:
         task: What to forget.
-        retain: Weight of L_R; 1 in TOFU.
     """
     told = refusals(task)
 
     def loss(module, step: Step) -> Tensor:
         refused = mean_loss(task.model, collate(told, step.forget.index.tolist()))
-        return refused + retain * task.retain_loss(step)
+        return refused + hparams.retain * task.retain_loss(step)
 
     return Objective(loss)

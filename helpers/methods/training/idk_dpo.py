@@ -1,11 +1,13 @@
 """DPO toward a refusal: the refusal wins against the answer."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from helpers.methods.training.idk import refusals
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import Batch, collate, logits, sums, token_losses
 
 Row = Float[Tensor, " b"]
@@ -19,16 +21,28 @@ def dpo_loss(
     return -2 / beta * logsigmoid(beta * margin).mean()
 
 
-@training_method("idk_dpo", lr=1e-4)
-def idk_dpo(task: Task, *, beta: float = 0.1, retain: float = 1.0) -> Objective:
+@dataclass(frozen=True)
+class IDKDPOHparams(TrainingConfig):
+    """Hyperparameters of `idk_dpo`.
+
+    Attributes:
+        beta: Inverse temperature.
+        retain: Weight of L_R.
+    """
+
+    lr: float = 0.0001
+    beta: float = 0.1
+    retain: float = 1.0
+
+
+@training_method("idk_dpo")
+def idk_dpo(task: Task, hparams: IDKDPOHparams) -> Objective:
     """DPO with the refusal preferred to the answer, + `retain` · L_R (Rafailov et al. 2023).
 
     As the preference baseline of TOFU and of Zhang et al. 2024, whose factor 2/β it has.
 
     Args:
         task: What to forget.
-        beta: Inverse temperature.
-        retain: Weight of L_R.
     """
     told = refusals(task)
     lose_reference = task.reference_sums(task.data.forget)
@@ -40,7 +54,7 @@ def idk_dpo(task: Task, *, beta: float = 0.1, retain: float = 1.0) -> Objective:
     def loss(module, step: Step) -> Tensor:
         at = step.forget.index
         win, lose = nll(collate(told, at.tolist())), nll(step.forget)
-        found = dpo_loss(win, lose, win_reference[at], lose_reference[at], beta=beta)
-        return found + retain * task.retain_loss(step)
+        found = dpo_loss(win, lose, win_reference[at], lose_reference[at], beta=hparams.beta)
+        return found + hparams.retain * task.retain_loss(step)
 
     return Objective(loss)

@@ -1,10 +1,12 @@
 """KL minimisation: ascent on what is forgotten, the original's distribution on what is retained."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import logits, means
 
 
@@ -16,15 +18,25 @@ def kl_to_reference(
     return (p.exp() * (p - q)).sum(-1)
 
 
+@dataclass(frozen=True)
+class KLMinimisationHparams(TrainingConfig):
+    """Hyperparameters of `kl_minimisation`.
+
+    Attributes:
+        retain: Weight of the KL divergence.
+    """
+
+    retain: float = 10.0
+
+
 @training_method("kl_minimisation")
-def kl_minimisation(task: Task, *, retain: float = 10.0) -> Objective:
+def kl_minimisation(task: Task, hparams: KLMinimisationHparams) -> Objective:
     """−L_F + `retain` · E KL(original ‖ now) on what is retained (TOFU, Maini et al. 2024).
 
     Both sides are log-softmaxed, and the original stands first, as in TOFU's text and code.
 
     Args:
         task: What to forget.
-        retain: Weight of the KL divergence.
     """
     references = task.reference_logits(task.data.retain)
 
@@ -33,7 +45,7 @@ def kl_minimisation(task: Task, *, retain: float = 10.0) -> Objective:
         if step.retain is not None:
             before = torch.cat([references[i] for i in step.retain.index])
             kl = kl_to_reference(logits(task.model, step.retain), before)
-            found = found + retain * means(kl, step.retain).mean()
+            found = found + hparams.retain * means(kl, step.retain).mean()
         return found
 
     return Objective(loss)

@@ -1,10 +1,12 @@
 """NPO: preference optimisation with what is to be forgotten as the answer that loses."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import logits, sums, token_losses
 
 
@@ -15,8 +17,21 @@ def npo_loss(
     return -2 / beta * logsigmoid(beta * (nll - reference)).mean()
 
 
+@dataclass(frozen=True)
+class NPOHparams(TrainingConfig):
+    """Hyperparameters of `npo`.
+
+    Attributes:
+        beta: Inverse temperature; the paper's 0.1.
+        retain: Weight of L_R; 1 in the paper's NPO+GD.
+    """
+
+    beta: float = 1.0
+    retain: float = 1.0
+
+
 @training_method("npo")
-def npo(task: Task, *, beta: float = 1.0, retain: float = 1.0) -> Objective:
+def npo(task: Task, hparams: NPOHparams) -> Objective:
     """−(2/β) E log σ(β (s_F − s_F_ref)) + `retain` · L_R (Zhang et al. 2024, equation 3).
 
     As β goes to 0 it becomes gradient ascent. The ascent slows down once an example is unlikely
@@ -24,14 +39,14 @@ def npo(task: Task, *, beta: float = 1.0, retain: float = 1.0) -> Objective:
 
     Args:
         task: What to forget.
-        beta: Inverse temperature; the paper's 0.1.
-        retain: Weight of L_R; 1 in the paper's NPO+GD.
     """
     reference = task.reference_sums(task.data.forget)
 
     def loss(module, step: Step) -> Tensor:
         batch = step.forget
         nll = sums(token_losses(logits(task.model, batch), batch), batch)
-        return npo_loss(nll, reference[batch.index], beta=beta) + retain * task.retain_loss(step)
+        return npo_loss(
+            nll, reference[batch.index], beta=hparams.beta
+        ) + hparams.retain * task.retain_loss(step)
 
     return Objective(loss)

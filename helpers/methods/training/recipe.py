@@ -1,14 +1,14 @@
 """What all training methods share: their settings, how they are registered, and one call that fits.
 
-A method is a function from a `Task` to an `Objective`. `training_method` makes of it a method whose
-hyperparameters are its own and those of `Recipe`.
+A method is a function from a `Task` and its hyperparameters, a subclass of `TrainingConfig`, to an
+`Objective`. `training_method` registers it.
 """
 
 import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from helpers.io.code_version import code_hash
 from helpers.io.files import cache_dir
 from helpers.io.hashing import content_hash, folder_hash
 from helpers.methods.change import Change
-from helpers.methods.registry import method
+from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.snapshots import restored
 from helpers.methods.training.data import Data, Stream, data_of
 from helpers.methods.weight_edit import WeightDelta
@@ -47,7 +47,7 @@ CHECK = 2  # steps between two looks at the development prompts
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig(Hyperparameters):
     """Hyperparameters that every training method has.
 
     Defaults of the rate, and of what else a method's grid holds, are those that the search of
@@ -112,20 +112,20 @@ class Task:
         model: The model, as yet the original.
         pair: What to forget.
         data: Examples.
-        recipe: The shared hyperparameters.
+        config: The hyperparameters.
         seed: Of everything random.
     """
 
     model: LanguageModel
     pair: ConceptPair
     data: Data
-    recipe: Recipe
+    config: TrainingConfig
     seed: int
 
     def layers(self, default: Sequence[int]) -> list[int]:
         """The layers asked for, or `default` of a model of 30 layers at the same depth here."""
         parts = anatomy(self.model)
-        chosen = self.recipe.layers or parts.at_depth(default)
+        chosen = self.config.layers or parts.at_depth(default)
         return sorted({parts.check_layer(i) for i in chosen})
 
     def forget_loss(self, step: Step) -> Float[Tensor, ""]:
@@ -156,33 +156,29 @@ class Task:
         return found
 
 
-def training_method(name: str, **defaults: Any) -> Callable:
-    """Register a function (task, its own hyperparameters) → `Objective` as the method `name`.
+def training_method(name: str) -> Callable:
+    """Register a function (task, hparams) → `Objective` as the method `name`.
 
-    Args:
-        name: What users call it.
-        **defaults: Its own defaults of what `Recipe` holds.
+    The annotation of `hparams` is the class of its hyperparameters, a subclass of `TrainingConfig`.
     """
 
-    def register(prepare: Callable[..., Objective]) -> Callable[..., WeightDelta]:
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        own = [p for p in inspect.signature(prepare).parameters.values() if p.kind is keyword]
-        shared = [
-            inspect.Parameter(f.name, keyword, default=defaults.get(f.name, f.default))
-            for f in fields(Recipe)
-        ]
+    def register(prepare: Callable[[Task, Any], Objective]) -> Callable[..., WeightDelta]:
+        config = inspect.signature(prepare).parameters["hparams"].annotation
 
         @functools.wraps(prepare)
-        def function(model, pair, *, seed: int = 0, **given: Any) -> WeightDelta:
-            values = {p.name: given.pop(p.name, p.default) for p in shared}
-            saes = [folder_hash(f) for f in given.get("saes", ())]
-            which = [name, given, saes, code_hash(inspect.getsourcefile(prepare))]
-            made = functools.partial(prepare, **given)
-            return fit(model, pair, made, Recipe(**values), seed, which)
+        def function(
+            model: LanguageModel, pair: ConceptPair, hparams: config, *, seed: int = 0
+        ) -> WeightDelta:
+            saes = [folder_hash(folder) for folder in getattr(hparams, "saes", ())]
+            version = [name, saes, code_hash(inspect.getsourcefile(prepare))]
+            return fit(model, pair, prepare, hparams, seed, version)
 
-        first = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in ("model", "pair")]
-        last = [inspect.Parameter("seed", keyword, default=0), *own, *shared]
-        function.__signature__ = inspect.Signature([*first, *last])
+        function.__signature__ = inspect.Signature(
+            [
+                inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=a)
+                for n, a in (("model", LanguageModel), ("pair", ConceptPair), ("hparams", config))
+            ]
+        )
         return method(name, family="training")(function)
 
     return register
@@ -191,12 +187,12 @@ def training_method(name: str, **defaults: Any) -> Callable:
 def fit(
     model: LanguageModel,
     pair: ConceptPair,
-    prepare: Callable[[Task], Objective],
-    recipe: Recipe,
+    prepare: Callable[[Task, Any], Objective],
+    config: TrainingConfig,
     seed: int,
-    which: Any,
+    version: Any,
 ) -> WeightDelta:
-    """Train by a recipe, put the model back as it was, and return the change.
+    """Train as configured, put the model back as it was, and return the change.
 
     A training of minutes leaves a checkpoint in the cache, and one that was killed goes on from it
     to the same numbers.
@@ -205,35 +201,35 @@ def fit(
         model: Any model of a known family.
         pair: What to forget.
         prepare: The method.
-        recipe: How it is trained.
+        config: The method's hyperparameters.
         seed: Of everything random.
-        which: Plain data that tells the method, its code and its own hyperparameters from others.
+        version: Plain data that tells the method and its code from others.
 
     Raises:
         UserError: A hyperparameter is out of range, there is nothing to forget, or the loss was not
             finite; the model is then as it was.
     """
-    _check(recipe)
+    _check(config)
     data = data_of(
-        model, pair, n_neighbours=recipe.n_neighbours, n_passages=recipe.n_passages, seed=seed
+        model, pair, n_neighbours=config.n_neighbours, n_passages=config.n_passages, seed=seed
     )
-    task = Task(model, pair, data, recipe, seed)
-    objective = prepare(task)
+    task = Task(model, pair, data, config, seed)
+    objective = prepare(task, config)
     layers = objective.layers or task.layers(LAYERS)
-    every = recipe.parameters == "all" and recipe.layers is None and not objective.layers
-    names = choose_parameters(model, recipe.parameters, layers=None if every else layers)
-    forget = Stream(data.forget, recipe.batch, seed=seed)
-    retain = Stream(data.retain, recipe.batch, seed=seed + 1) if data.retain else None
+    every = config.parameters == "all" and config.layers is None and not objective.layers
+    names = choose_parameters(model, config.parameters, layers=None if every else layers)
+    forget = Stream(data.forget, config.batch, seed=seed)
+    retain = Stream(data.retain, config.batch, seed=seed + 1) if data.retain else None
     how = {
-        "steps": recipe.steps,
-        "lr": recipe.lr,
-        "accumulate": recipe.accumulate,
+        "steps": config.steps,
+        "lr": config.lr,
+        "accumulate": config.accumulate,
         "seed": seed,
-        "stop": forgotten(model, pair, recipe.stop_at) if objective.early else None,
+        "stop": forgotten(model, pair, config.stop_at) if objective.early else None,
     }
 
     asked = [str(pair), pair.relation, *pair.fingerprint()]
-    identity = [model_hash(model), asked, which, vars(recipe), seed]
+    identity = [model_hash(model), asked, version, vars(config), seed]
     checkpoint = cache_dir() / "trainings" / f"{content_hash(identity)}.safetensors"
 
     def run(trained: list[str]) -> History:
@@ -242,15 +238,15 @@ def fit(
         return train(model._module, objective.loss, at, parameters=trained, **how, **files)
 
     try:
-        if recipe.rank:
-            changes, history = _by_adapters(model._module, names, recipe.rank, objective, seed, run)
+        if config.rank:
+            changes, history = _by_adapters(model._module, names, config.rank, objective, seed, run)
         else:
             changes, history = _whole(model._module, names, objective, run)
     except DivergedError as error:
         checkpoint.unlink(missing_ok=True)
         raise UserError(f"{error.told}; the model is as it was.") from None
     notes = data.sizes() | {
-        "trained": f"{recipe.parameters} of layers {', '.join(map(str, layers))}"
+        "trained": f"{config.parameters} of layers {', '.join(map(str, layers))}"
         if not every
         else "all parameters",
         "numbers": sum(model._module.get_parameter(n).numel() for n in changes),
@@ -263,7 +259,7 @@ def fit(
     return WeightDelta.of(model._module, changes, notes=notes)
 
 
-def _check(recipe: Recipe) -> None:
+def _check(config: TrainingConfig) -> None:
     for name, low in (
         ("steps", 1),
         ("batch", 1),
@@ -271,10 +267,10 @@ def _check(recipe: Recipe) -> None:
         ("rank", 0),
         ("n_neighbours", 0),
     ):
-        if getattr(recipe, name) < low:
-            raise UserError(f"{name} is {getattr(recipe, name)}: choose at least {low}.")
-    if not recipe.lr > 0:
-        raise UserError(f"lr is {recipe.lr}: choose a positive learning rate.")
+        if getattr(config, name) < low:
+            raise UserError(f"{name} is {getattr(config, name)}: choose at least {low}.")
+    if not config.lr > 0:
+        raise UserError(f"lr is {config.lr}: choose a positive learning rate.")
 
 
 def _whole(

@@ -1,11 +1,13 @@
 """RMU: steer what the model makes of the subject to a random direction, and hold the rest."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from helpers.methods.training.hidden import hidden, positions, reference_states
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import collate
 
 LAYERS = (5, 6, 7)
@@ -18,8 +20,23 @@ def steering_loss(
     return (states.float() - goal).square().mean()
 
 
-@training_method("rmu", parameters="values", lr=0.004)
-def rmu(task: Task, *, c: float = 4.0, alpha: float = 100.0) -> Objective:
+@dataclass(frozen=True)
+class RMUHparams(TrainingConfig):
+    """Hyperparameters of `rmu`.
+
+    Attributes:
+        c: Length of the goal, in lengths of h.
+        alpha: Weight of what is retained; the paper's 100 to 1200.
+    """
+
+    parameters: str = "values"
+    lr: float = 0.004
+    c: float = 4.0
+    alpha: float = 100.0
+
+
+@training_method("rmu")
+def rmu(task: Task, hparams: RMUHparams) -> Objective:
     """‖h(x_F) − c·‖h‖·u‖² + α ‖h(x_R) − h_ref(x_R)‖² (Li et al. 2024).
 
     h is the residual stream after the last trained layer, u a random unit vector with entries from
@@ -29,8 +46,6 @@ def rmu(task: Task, *, c: float = 4.0, alpha: float = 100.0) -> Objective:
 
     Args:
         task: What to forget.
-        c: Length of the goal, in lengths of h.
-        alpha: Weight of what is retained; the paper's 100 to 1200.
     """
     layers = task.layers(LAYERS)
     at = (max(layers), "residual")
@@ -44,13 +59,13 @@ def rmu(task: Task, *, c: float = 4.0, alpha: float = 100.0) -> Objective:
         own = read(collate(task.data.forget), since=True).float()
     kept = [states for (states,) in reference_states(task.model, task.data.retain, [at])]
     u = torch.rand(own.shape[-1], generator=draw).to(device)
-    goal = c * own.norm(dim=-1).mean() * u / u.norm()
+    goal = hparams.c * own.norm(dim=-1).mean() * u / u.norm()
 
     def loss(module, step: Step) -> Tensor:
         found = steering_loss(read(step.forget, since=True), goal)
         if step.retain is not None:
             before = torch.cat([kept[i] for i in step.retain.index])
-            found = found + alpha * steering_loss(read(step.retain, since=False), before)
+            found = found + hparams.alpha * steering_loss(read(step.retain, since=False), before)
         return found
 
     return Objective(loss, layers=layers)

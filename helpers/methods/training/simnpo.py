@@ -1,10 +1,12 @@
 """SimNPO: NPO without a reference model, by length-normalised likelihood."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import logits, means, token_losses
 
 
@@ -13,24 +15,35 @@ def simnpo_loss(mean_nll: Float[Tensor, " b"], *, beta: float, delta: float) -> 
     return -2 / beta * logsigmoid(beta * (mean_nll - delta)).mean()
 
 
-@training_method("simnpo")
-def simnpo(
-    task: Task, *, beta: float = 4.5, delta: float = 0.0, forget: float = 1.0, retain: float = 1.0
-) -> Objective:
-    """`forget` · −(2/β) E log σ(β (s_F/length − δ)) + `retain` · L_R (Fan et al. 2024).
+@dataclass(frozen=True)
+class SimNPOHparams(TrainingConfig):
+    """Hyperparameters of `simnpo`.
 
-    Args:
-        task: What to forget.
+    Attributes:
         beta: 4.5 on TOFU's 10 % split in the authors' code, 2.5 on its 5 % split.
         delta: Margin; the paper's γ over β, 0.
         forget: Weight of the first term; 0.125 to 0.1375 in the authors' code, too little here.
         retain: Weight of L_R.
     """
 
+    beta: float = 4.5
+    delta: float = 0.0
+    forget: float = 1.0
+    retain: float = 1.0
+
+
+@training_method("simnpo")
+def simnpo(task: Task, hparams: SimNPOHparams) -> Objective:
+    """`forget` · −(2/β) E log σ(β (s_F/length − δ)) + `retain` · L_R (Fan et al. 2024).
+
+    Args:
+        task: What to forget.
+    """
+
     def loss(module, step: Step) -> Tensor:
         batch = step.forget
         nll = means(token_losses(logits(task.model, batch), batch), batch)
-        found = forget * simnpo_loss(nll, beta=beta, delta=delta)
-        return found + retain * task.retain_loss(step)
+        found = hparams.forget * simnpo_loss(nll, beta=hparams.beta, delta=hparams.delta)
+        return found + hparams.retain * task.retain_loss(step)
 
     return Objective(loss)

@@ -1,10 +1,12 @@
 """UNDIAL: distil from the model itself with the answer's logit lowered."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import logits, means
 
 
@@ -20,16 +22,27 @@ def undial_loss(
     return -(lowered.softmax(-1) * now.log_softmax(-1)).sum(-1)
 
 
+@dataclass(frozen=True)
+class UNDIALHparams(TrainingConfig):
+    """Hyperparameters of `undial`.
+
+    Attributes:
+        beta: How far the answer's logit is lowered; the paper's 10.
+        retain: Weight of L_R; the paper has none.
+    """
+
+    beta: float = 10.0
+    retain: float = 1.0
+
+
 @training_method("undial")
-def undial(task: Task, *, beta: float = 10.0, retain: float = 1.0) -> Objective:
+def undial(task: Task, hparams: UNDIALHparams) -> Objective:
     """CE to softmax(original logits − β · onehot(answer)) + `retain` · L_R (Dong et al. 2024).
 
     Unlike ascent it has a goal that is a distribution, and stops by itself.
 
     Args:
         task: What to forget.
-        beta: How far the answer's logit is lowered; the paper's 10.
-        retain: Weight of L_R; the paper has none.
     """
     references = task.reference_logits(task.data.forget)
 
@@ -37,8 +50,8 @@ def undial(task: Task, *, beta: float = 10.0, retain: float = 1.0) -> Objective:
         batch = step.forget
         before = torch.cat([references[i] for i in batch.index])
         target = batch.target.to(before.device)
-        found = undial_loss(logits(task.model, batch), before, target, beta=beta)
+        found = undial_loss(logits(task.model, batch), before, target, beta=hparams.beta)
         found = means(found, batch).mean()
-        return found + retain * task.retain_loss(step) if retain else found
+        return found + hparams.retain * task.retain_loss(step) if hparams.retain else found
 
     return Objective(loss)

@@ -1,9 +1,11 @@
 """Weighted gradient ascent: ascend less where the answer is unlikely already."""
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, training_method
+from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
 from helpers.training.examples import logits, means, token_losses
 
 
@@ -12,22 +14,33 @@ def weighted(nll: Float[Tensor, " m"], *, beta: float) -> Float[Tensor, " m"]:
     return (-beta * nll.detach()).exp() * nll
 
 
+@dataclass(frozen=True)
+class WeightedAscentHparams(TrainingConfig):
+    """Hyperparameters of `weighted_ascent`.
+
+    Attributes:
+        beta: Exponent of the weight; the paper's 1. 0 is gradient difference.
+        retain: Weight of L_R.
+    """
+
+    beta: float = 1.0
+    retain: float = 5.0
+
+
 @training_method("weighted_ascent")
-def weighted_ascent(task: Task, *, beta: float = 1.0, retain: float = 5.0) -> Objective:
+def weighted_ascent(task: Task, hparams: WeightedAscentHparams) -> Objective:
     """−E[p^β · NLL] + `retain` · L_R: WGA (Wang et al. 2025).
 
     From "Rethinking LLM Unlearning Objectives".
 
     Args:
         task: What to forget.
-        beta: Exponent of the weight; the paper's 1. 0 is gradient difference.
-        retain: Weight of L_R.
     """
 
     def loss(module, step: Step) -> Tensor:
         batch = step.forget
         nll = token_losses(logits(task.model, batch), batch)
-        found = -means(weighted(nll, beta=beta), batch).mean()
-        return found + retain * task.retain_loss(step)
+        found = -means(weighted(nll, beta=hparams.beta), batch).mean()
+        return found + hparams.retain * task.retain_loss(step)
 
     return Objective(loss)

@@ -500,4 +500,4 @@ def test_pairs_are_solved_together_only_by_methods_that_can(tiny_model, own_pair
         unlearn(model, [own_pair, other], "neurons")
     with pytest.raises(UserError, match="at least one"):
         unlearn(model, [], "gated_neuron")
-    assert METHODS["gated_neuron"].many
+    assert METHODS["gated_neuron"].supports_batch
