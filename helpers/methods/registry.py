@@ -1,9 +1,9 @@
-"""The register of methods, and what every method's hyperparameters share."""
+"""The registry of methods, and the base class of their hyperparameters."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from nnsight import LanguageModel
 
@@ -12,7 +12,8 @@ from helpers.methods.hook_intervention import Intervention
 from helpers.methods.weight_edit import WeightDelta
 
 # Names that hyperparameters had until 2026-11, with the values that were named otherwise: saved
-# edits and tuned settings have them, and calls may.
+# edits and tuned settings have them, and calls may. A name that only one method renamed is in the
+# `RENAMED` of its own class, which goes before these.
 RENAMED: dict[str, str] = {}
 RENAMED_VALUES: dict[tuple[str, Any], Any] = {}
 
@@ -21,18 +22,42 @@ RENAMED_VALUES: dict[tuple[str, Any], Any] = {}
 class Hyperparameters:
     """Base of a method's hyperparameters: every number that decides its result, as a field."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # old name → field, of this class's methods alone
+
+    @classmethod
+    def current_names(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Rename hyperparameters, and values, that older files and calls name otherwise.
+
+        Args:
+            given: Name → value; a name that is a field keeps it.
+
+        Returns:
+            The same with today's names; names that are none of the class's stay as they are.
+        """
+        names = {field.name for field in fields(cls)}
+        old_names = RENAMED | dict(cls.RENAMED)
+        renamed = {
+            name if name in names else old_names.get(name, name): value
+            for name, value in given.items()
+        }
+        return {
+            name: RENAMED_VALUES.get((name, value), value) if isinstance(value, str) else value
+            for name, value in renamed.items()
+        }
+
 
 @dataclass(frozen=True)
 class Method:
-    """An entry of the register.
+    """An entry of the registry.
 
     Attributes:
-        name: What users call it.
+        name: The name by which users choose it.
         family: `surgery`, `training`, `inference` or `control`.
         function: (model, pair, hparams, *, seed) → WeightDelta or Intervention; with
             `supports_batch` it takes a list of pairs.
         hparams: The class of its hyperparameters.
-        supports_batch: It solves for several pairs at once.
+        supports_batch: The method solves for several pairs at once.
+        sae_sites: Sites of the SAEs that it reads; empty for methods without SAEs.
     """
 
     name: str
@@ -40,16 +65,24 @@ class Method:
     function: Callable[..., WeightDelta | Intervention]
     hparams: type[Hyperparameters]
     supports_batch: bool = False
+    sae_sites: tuple[str, ...] = ()
 
     def make(
         self, model: LanguageModel, pairs: Sequence[ConceptPair], *, seed: int, **given: Any
     ) -> WeightDelta | Intervention:
-        """Call the function on pairs, one unless it takes several."""
+        """Call the function on the first pair, or on all pairs if it supports a batch.
+
+        Args:
+            model: The model that the edit is made on.
+            pairs: What to forget.
+            seed: Seed of everything random.
+            **given: Hyperparameters that differ from their defaults.
+        """
         pair = list(pairs) if self.supports_batch else pairs[0]
         return self.function(model, pair, self.hparams(**given), seed=seed)
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Names and defaults of its hyperparameters."""
+        """Return names and defaults of the hyperparameters."""
         defaults = self.hparams()
         return {f.name: getattr(defaults, f.name) for f in fields(defaults)}
 
@@ -57,34 +90,37 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, *, family: str, supports_batch: bool = False) -> Callable:
+def method(
+    name: str, *, family: str, supports_batch: bool = False, sae_sites: Sequence[str] = ()
+) -> Callable:
     """Register a function as the method `name`.
 
     The annotation of the function's parameter `hparams` is the class of its hyperparameters.
 
     Args:
-        name: What users call it.
+        name: The name by which users choose it.
         family: `surgery`, `training`, `inference` or `control`.
         supports_batch: The function takes a list of pairs.
+        sae_sites: Sites of the SAEs that it reads.
 
     Raises:
         ValueError: There is a method of that name.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        if name in METHODS:
-            raise ValueError(f"There are two methods '{name}': name one of them otherwise.")
         hparams = inspect.signature(function).parameters["hparams"].annotation
-        METHODS[name] = Method(name, family, function, hparams, supports_batch)
+        add_method(Method(name, family, function, hparams, supports_batch, tuple(sae_sites)))
         return function
 
     return register
 
 
-def current_names(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename hyperparameters, and values, that older files and calls name otherwise."""
-    renamed = {RENAMED.get(name, name): value for name, value in given.items()}
-    return {
-        name: RENAMED_VALUES.get((name, value), value) if isinstance(value, str) else value
-        for name, value in renamed.items()
-    }
+def add_method(entry: Method) -> None:
+    """Add an entry to the registry.
+
+    Raises:
+        ValueError: There is a method of that name.
+    """
+    if entry.name in METHODS:
+        raise ValueError(f"There are two methods '{entry.name}': name one of them otherwise.")
+    METHODS[entry.name] = entry

@@ -18,7 +18,7 @@ from helpers.forward.scoring import answer_probability
 from helpers.io.files import check_finite
 from helpers.methods.edit import Unlearning
 from helpers.methods.edit_files import read_patch
-from helpers.methods.registry import METHODS, current_names
+from helpers.methods.registry import METHODS
 from helpers.models import model_hash
 
 NARROW = torch.float16  # its numbers end at 65,504: what is computed may pass that
@@ -57,7 +57,7 @@ def unlearn(
         raise UserError(f"There is no method '{method}'{_hint(method, list(METHODS))}.")
     entry = METHODS[method]
     known = entry.hyperparameters()
-    hyperparameters = current_names(hyperparameters)
+    hyperparameters = entry.hparams.current_names(hyperparameters)
     for name in hyperparameters:
         if name not in known:
             raise UserError(
