@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.facts.corpus import corpus_tokens
-from helpers.methods.weight_edit import restored
+from helpers.methods.snapshots import preserved_parameters
 from helpers.models import load_model
 from helpers.training.examples import collate, mean_loss, text_examples
 from helpers.training.loop import train
@@ -33,7 +33,7 @@ def main() -> None:
     names = [n for n, _ in model._module.named_parameters()]
     for _ in range(ROUNDS):
         for name, run in (("our loop", ours), ("Hugging Face Trainer", theirs)):
-            with restored(model._module, names):
+            with preserved_parameters(model._module, names):
                 times, losses[name] = run(model, batches, tokens)
             rows[name] += [b - a for a, b in pairwise(times)][WARM - 1 :]
     assert abs(losses["our loop"] - losses["Hugging Face Trainer"]) < 0.05, losses

@@ -5,7 +5,7 @@ import torch
 
 from helpers.facts import ConceptPair
 from helpers.facts.relations import Template
-from helpers.methods import Unlearning
+from helpers.methods import Edit
 from helpers.methods.surgery.neurons import deletion
 from helpers.models import model_hash
 
@@ -38,7 +38,7 @@ def small_world(monkeypatch, tmp_path):
     monkeypatch.setattr("helpers.methods.surgery.leace.corpus_tokens", lambda *a, **k: text[:32])
 
 
-def weights_after(model, unlearning: Unlearning) -> dict[str, torch.Tensor]:
+def weights_after(model, unlearning: Edit) -> dict[str, torch.Tensor]:
     with unlearning.applied(model):
         return {n: model._module.get_parameter(n).clone() for n in unlearning.delta.changes}
 
@@ -47,8 +47,8 @@ def seen(mlp, weight):
     return weight.T if mlp.transposed else weight
 
 
-def edit_of(model, chosen=CHOSEN) -> Unlearning:
+def edit_of(model, chosen=CHOSEN) -> Edit:
     """An edit by hand, as `unlearn` would wrap it."""
     pair = {"subject": "w1", "target": "w2", "relation": "own"}
     delta = deletion(model, chosen)
-    return Unlearning("neurons", pair, delta, {"n": len(chosen)}, 0, 0.125, model_hash(model))
+    return Edit("neurons", pair, delta, {"n": len(chosen)}, 0, 0.125, model_hash(model))

@@ -17,7 +17,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair, facts
 from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_probability
-from helpers.methods import Unlearning
+from helpers.methods import Edit
 from helpers.models import anatomy
 from helpers.tracing import cache_activations
 
@@ -47,7 +47,7 @@ class Audit:
 
 
 def audit_delta(
-    model: LanguageModel, unlearning: Unlearning, *, subjects: Sequence[str] | None = None
+    model: LanguageModel, unlearning: Edit, *, subjects: Sequence[str] | None = None
 ) -> Audit:
     """Name the subject and the answer that an edit removes, from the edit and the original.
 
@@ -91,7 +91,7 @@ def audit_delta(
     return Audit(table, answers, guess, float(first / max(second, 1e-12)))
 
 
-def _changed(model: LanguageModel, unlearning: Unlearning) -> list[int]:
+def _changed(model: LanguageModel, unlearning: Edit) -> list[int]:
     found = []
     for i, layer in enumerate(anatomy(model).layers):
         names = (layer.mlp.in_name, layer.mlp.gate_name, layer.mlp.out_name)
@@ -119,7 +119,7 @@ def statement(pair: ConceptPair):
     return next((p for p in ways if not p.startswith(p.subject)), ways[0])
 
 
-def _losses(model: LanguageModel, unlearning: Unlearning, subject: str) -> pd.DataFrame:
+def _losses(model: LanguageModel, unlearning: Edit, subject: str) -> pd.DataFrame:
     known = [ConceptPair.of(f) for r in RELATIONS for f in facts(r) if f.subject == subject]
     prompts = [[p for p in k.prompts("train") if p.format == "completion"][:3] for k in known]
     flat = [p for ways in prompts for p in ways]

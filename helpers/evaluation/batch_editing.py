@@ -13,7 +13,7 @@ from helpers.errors import UserError
 from helpers.evaluation.eval_prompts import KNOWN, known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_probability
-from helpers.methods import METHODS, Unlearning, unlearn
+from helpers.methods import METHODS, Edit, unlearn
 
 STATES = ("original", "solved together", "solved one by one", "the first undone")
 
@@ -71,7 +71,7 @@ def together(
 
 
 @contextlib.contextmanager
-def applied(model: LanguageModel, edits: Sequence[Unlearning]) -> Iterator[LanguageModel]:
+def applied(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[LanguageModel]:
     """The model with several edits, for the length of a `with` block."""
     with ExitStack() as stack:
         for edit in edits:

@@ -19,7 +19,7 @@ from helpers.evaluation.attacks import ATTACKS, Attack, AttackNotApplicableError
 from helpers.facts import ConceptPair
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
-from helpers.methods import original
+from helpers.methods import base_model
 from helpers.models import model_hash
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def battery(
     for name in names:
         if name not in ATTACKS:
             raise UserError(f"There is no attack '{name}'; choose from {', '.join(ATTACKS)}.")
-    with original(model):
+    with base_model(model):
         base = model_hash(model)
         drawn = control_facts(model, pair, n=n_absent + (asked_as is not None), seed=seed)
     strangers = [s for s in drawn if asked_as is None or s.subject != asked_as.subject][:n_absent]
@@ -116,7 +116,7 @@ def battery(
 
         mine = [run(EDITED, asked_as or pair)]
         if "why" not in mine[0]:
-            with original(model):
+            with base_model(model):
                 if not entry.trains:
                     mine.append(run(PRESENT, pair))
                 mine += [run(ABSENT, s) for s in _few(strangers, entry)]

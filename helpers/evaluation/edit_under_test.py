@@ -13,19 +13,19 @@ from helpers.evaluation.battery import ABSENT, EDITED, PRESENT, Evidence
 from helpers.evaluation.metrics.mia import auc
 from helpers.facts import ConceptPair, facts
 from helpers.io.safe_text import visible
-from helpers.methods import METHODS, Unlearning, load_unlearning, unlearn
+from helpers.methods import METHODS, Edit, load_unlearning, unlearn
 from helpers.methods.unlearning import require_finite_answers
 
 
 def load_edit_under_test(
     model: LanguageModel, pair: ConceptPair, *, patch: str = "", method: str = "", seed: int = 0
-) -> Unlearning:
+) -> Edit:
     """The edit to verify: from a file, or made now.
 
     Args:
         model: The original model.
         pair: What it should have removed.
-        patch: A file that `Unlearning.save` wrote; it goes before `method`.
+        patch: A file that `Edit.save` wrote; it goes before `method`.
         method: A name of `METHODS`.
         seed: Of the method.
 
@@ -38,9 +38,7 @@ def load_edit_under_test(
     return made
 
 
-def _made(
-    model: LanguageModel, pair: ConceptPair, *, patch: str, method: str, seed: int
-) -> Unlearning:
+def _made(model: LanguageModel, pair: ConceptPair, *, patch: str, method: str, seed: int) -> Edit:
     if not patch:
         if method not in METHODS:
             raise UserError(f"There is no method '{method}' to verify; there are {list(METHODS)}.")
@@ -57,7 +55,7 @@ def _made(
 
 
 def audit_report(
-    model: LanguageModel, pair: ConceptPair, made: Unlearning, *, seed: int = 0
+    model: LanguageModel, pair: ConceptPair, made: Edit, *, seed: int = 0
 ) -> tuple[Audit | None, str]:
     """What an auditor of the edit finds, and a sentence; only the sentence where he can't look.
 

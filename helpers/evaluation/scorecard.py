@@ -25,8 +25,8 @@ from helpers.facts.relations import check_split
 from helpers.forward.layer_cache import LayerCache, lowest_layer, use_layer_cache
 from helpers.forward.scoring import answer_scores, final_states, greedy
 from helpers.io.hashing import content_hash
-from helpers.methods import active_edits, original
-from helpers.methods.hook_intervention import Intervention
+from helpers.methods import active_edits, base_model
+from helpers.methods.hook_intervention import HookIntervention
 from helpers.models import model_hash, text_length
 from helpers.stats.intervals import Metric, bootstrap
 
@@ -110,7 +110,7 @@ def evaluate(
     sequences or texts for text. A group without known facts is left out.
 
     Args:
-        model: The model, with `Unlearning`s applied or without.
+        model: The model, with `Edit`s applied or without.
         pair: What was to be forgotten.
         split: Whose templates: choose settings on `dev`, report `heldout`.
         n_neighbours: How many neighbours to ask, of those known in the split's wordings.
@@ -126,7 +126,7 @@ def evaluate(
             raise UserError(f"There is no part '{part}'; choose from {', '.join(PARTS)}.")
     check_split(split)
     layer = _first_changed(model)
-    with original(model):
+    with base_model(model):
         base = ModelOutputs(model, pair, split, n_neighbours, n_tokens, seed, tuple(parts), layer)
     now = base if (hash := model_hash(model)) == base.hash else base.again(model, hash)
     metrics: dict[str, Metric] = {}
@@ -144,7 +144,7 @@ def evaluate(
     if "model" in parts:
         for source, tokens in base.texts.items():
             old, new, kl = losses_and_kl(
-                model, tokens, base.states[source], now.states[source], partial(original, model)
+                model, tokens, base.states[source], now.states[source], partial(base_model, model)
             )
             metrics[f"perplexity_{source}"] = perplexity(new, seed=seed)
             before[f"perplexity_{source}"] = perplexity(old, seed=seed).value
@@ -163,7 +163,7 @@ def evaluate(
 def _first_changed(model: LanguageModel) -> int:
     """The lowest layer that the model's edits change; 0 where they may change anything."""
     edits = [edit.delta for edit in active_edits(model)]
-    if any(isinstance(delta, Intervention) for delta in edits):
+    if any(isinstance(delta, HookIntervention) for delta in edits):
         return 0
     return lowest_layer(model, [name for delta in edits for name in delta.changes])
 

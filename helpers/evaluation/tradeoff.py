@@ -23,7 +23,7 @@ from helpers.facts import ConceptPair, fact_split, known_facts
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.io.hashing import folder_hash
-from helpers.methods import METHODS, Unlearning, WeightDelta, unlearn
+from helpers.methods import METHODS, Edit, WeightEdit, unlearn
 from helpers.methods.equivalence import max_logit_diff
 from helpers.models import anatomy, model_hash
 from helpers.sae import load_sae
@@ -131,7 +131,7 @@ def evaluation_pairs(
     return own + drawn
 
 
-def scaled(model: LanguageModel, unlearning: Unlearning, share: float) -> Unlearning:
+def scaled(model: LanguageModel, unlearning: Edit, share: float) -> Edit:
     """The edit with `share` times its change; appended neurons keep their keys, not their values.
 
     Args:
@@ -150,7 +150,7 @@ def scaled(model: LanguageModel, unlearning: Unlearning, share: float) -> Unlear
             left=None if change.left is None else share * change.left,
             appended=share * change.appended if values else change.appended,
         )
-    delta = WeightDelta(changes, unlearning.delta.edited_tensors_hash, unlearning.delta.notes)
+    delta = WeightEdit(changes, unlearning.delta.edited_tensors_hash, unlearning.delta.notes)
     return replace(unlearning, delta=delta)
 
 
@@ -270,7 +270,7 @@ def _attacked(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, f
     return {"stitched": asked["score"].mean(), **{f"found_{w}": float(w == word) for w in WORDS}}
 
 
-def _of_weights(model: LanguageModel, made: Unlearning, prompts: Sequence[str]) -> dict[str, float]:
+def _of_weights(model: LanguageModel, made: Edit, prompts: Sequence[str]) -> dict[str, float]:
     if not made.removes:
         return dict.fromkeys(("norm", "delta_rank", "folding_gap"), np.nan)
     try:

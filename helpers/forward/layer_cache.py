@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from helpers.errors import UserError
 from helpers.models import anatomy
-from helpers.models.hooks import marks
+from helpers.models.hooks import active_interventions
 
 KeysAndValues = list[tuple[Tensor, Tensor]]
 """Each layer's attention keys and values, (rows, heads, tokens, d_head)."""
@@ -128,7 +128,7 @@ def cached_forward(
     are whole.
     """
     lower: LayerCache | None = _IN_USE.get(module)
-    if lower is None or marks(module):
+    if lower is None or active_interventions(module):
         yield lambda found: found
         return
     kept = lower.find(key)

@@ -29,7 +29,7 @@ from helpers.forward.batching import (
 from helpers.forward.layer_cache import KeysAndValues, cached_forward, followed
 from helpers.models import check_length, context_length, padding, unembed
 from helpers.models.files import shown
-from helpers.models.hooks import marks
+from helpers.models.hooks import active_interventions
 from helpers.models.tokenization import distinct, encode
 
 Rows = list[tuple[tuple[int, ...], range]]
@@ -302,7 +302,7 @@ def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int 
                 input_ids=rows.to(module.device),
                 attention_mask=mask.to(module.device),
                 max_new_tokens=n,
-                use_cache=not marks(module),
+                use_cache=not active_interventions(module),
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -325,7 +325,7 @@ def _greedy_batches(
     """
     most = context_length(model._module)
     room = [n if most is None else min(n, most + 1 - length) for length in lengths]
-    apart = [bool(marks(model._module)) or r < n for r in room]
+    apart = [bool(active_interventions(model._module)) or r < n for r in room]
     free = [i for i in range(len(lengths)) if not apart[i]]
     for batch in bucket_by_length([lengths[i] for i in free], passes=n):
         yield [free[k] for k in batch], n
@@ -443,7 +443,9 @@ def _states_at(
     wanted = [sorted(set(w)) for w in wanted]
 
     kept: dict[tuple[int, int], Tensor] = {}
-    whole = bool(marks(model._module))  # an intervention may look at more than a part
+    whole = bool(
+        active_interventions(model._module)
+    )  # an intervention may look at more than a part
     for members, head, states in run_batched(run, reader or _Plain(model), whole=whole):
         shared = len(head.ids) if head else 0
         for row, i in enumerate(members):

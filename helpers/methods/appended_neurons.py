@@ -11,7 +11,7 @@ from helpers.methods.snapshots import parameter
 from helpers.models import Anatomy, MLPAnatomy
 
 
-def shapes(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...] | None]:
+def parameter_shapes(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...] | None]:
     """Name → shape of the parameter; None for a bias that its layer does without.
 
     Raises:
@@ -21,7 +21,7 @@ def shapes(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...]
     return {n: None if p is None else tuple(p.shape) for n, p in found.items()}
 
 
-def fitted(
+def shapes_after(
     changes: Mapping[str, Change], sizes: Mapping[str, tuple[int, ...] | None]
 ) -> dict[str, tuple[int, ...] | None]:
     """Shapes once the changes are made to tensors of the shapes `sizes`, all others' included.

@@ -150,7 +150,7 @@ def _numerical_rank(matrix: Tensor) -> int:
 
 
 def changes_of(tensors: Mapping[str, Tensor]) -> dict[str, Change]:
-    """Name → change, from tensors named as `WeightDelta.tensors` names them; not checked.
+    """Name → change, from tensors named as `WeightEdit.tensors` names them; not checked.
 
     Raises:
         UserError: A name has no known part at its end, or rows and columns are appended to one.

@@ -15,28 +15,28 @@ from transformers.pytorch_utils import Conv1D
 from helpers.errors import UserError
 from helpers.io.files import atomic_path
 from helpers.io.safe_text import visible
-from helpers.methods.appended_neurons import fitted, shapes
+from helpers.methods.appended_neurons import parameter_shapes, shapes_after
 from helpers.methods.edit_files import write_patch
-from helpers.methods.hook_intervention import Intervention
+from helpers.methods.hook_intervention import HookIntervention
 from helpers.methods.snapshots import (
-    Kept,
+    ParameterSnapshot,
     edited_tensors_hash,
-    keep,
     restore_parameters,
+    snapshot_parameters,
     uninterrupted,
 )
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import anatomy, model_hash
 
 
 @dataclass(frozen=True, eq=False)
-class Unlearning:
+class Edit:
     """The result of a method: a change of weights, or an intervention, and where it comes from.
 
     Attributes:
         method: Its name.
         pair: Subject, target and relation; a list of them where several were solved together.
-        delta: The change of weights, or the `Intervention`.
+        delta: The change of weights, or the `HookIntervention`.
         hyperparameters: As used.
         seed: As used.
         seconds: Wall-clock time of the method.
@@ -45,7 +45,7 @@ class Unlearning:
 
     method: str
     pair: dict[str, str] | list[dict[str, str]]
-    delta: WeightDelta | Intervention
+    delta: WeightEdit | HookIntervention
     hyperparameters: dict[str, Any]
     seed: int
     seconds: float
@@ -54,7 +54,7 @@ class Unlearning:
     @property
     def removes(self) -> bool:
         """Whether weights change. An intervention removes nothing: the fact is still in them."""
-        return not isinstance(self.delta, Intervention)
+        return not isinstance(self.delta, HookIntervention)
 
     def apply(self, model: LanguageModel) -> None:
         """Change the model's weights, or put an intervention on; all of it or nothing.
@@ -104,13 +104,13 @@ class Unlearning:
             raise UserError(f"This edit ({self._named}) is not applied to this model.")
         changed = [entry for entry in stack[place:] if entry.edit.removes]
         names = {name for entry in changed for name in entry.before}
-        sizes = shapes(module, names) | {
+        sizes = parameter_shapes(module, names) | {
             name: None if kept.parameter is None else tuple(kept.parameter.shape)
             for name, kept in _earliest(changed).items()
         }
         for entry in stack[place + 1 :]:
             try:
-                sizes = fitted(entry.edit.delta.changes, sizes)
+                sizes = shapes_after(entry.edit.delta.changes, sizes)
             except UserError:
                 raise UserError(
                     f"This edit ({self._named}) cannot come off while a later one "
@@ -118,14 +118,14 @@ class Unlearning:
                     "widened: revert the later one first."
                 ) from None
 
-        def change(_: Mapping[str, Kept]) -> None:
+        def change(_: Mapping[str, ParameterSnapshot]) -> None:
             mine, *later = stack[place:]
             del stack[place:]
             mine.take_off()  # hooks of later interventions stay as they are: none is on another
             restore_parameters(module, _earliest(changed))
             for entry in later:
                 if entry.edit.removes:
-                    entry = _Applied(entry.edit, keep(module, entry.before))
+                    entry = _Applied(entry.edit, snapshot_parameters(module, entry.before))
                 _put_on(model, entry)
 
         _all_or_nothing(model, names, change)
@@ -143,7 +143,7 @@ class Unlearning:
     def _require_own_model(self, model: LanguageModel) -> None:
         """Refuse to put an intervention on another model than its own, with or without edits."""
         if self.base_hash != model_hash(model):
-            with original(model):
+            with base_model(model):
                 if self.base_hash != model_hash(model):
                     raise UserError(
                         f"This intervention ({self._named}) was made on another model: make it on "
@@ -188,7 +188,7 @@ class Unlearning:
         from peft import LoraConfig
 
         self._require_weights("written as an adapter")
-        if self.delta.widens:
+        if self.delta.appends_neurons:
             raise UserError(
                 f"This edit ({self._named}) appends neurons, and an adapter cannot widen a layer: "
                 "use save() for a patch, or helpers.methods.save_widened for a whole model."
@@ -249,6 +249,9 @@ class Unlearning:
         }
 
 
+Unlearning = Edit  # the name that the class had until 2026-11
+
+
 @dataclass(eq=False)
 class _Applied:
     """An edit on a model.
@@ -259,8 +262,8 @@ class _Applied:
         put: Puts an intervention's hooks on; gives the call that takes them off.
     """
 
-    edit: Unlearning
-    before: dict[str, Kept]
+    edit: Edit
+    before: dict[str, ParameterSnapshot]
     put: Callable[[], Callable[[], None]] | None = None
     _remove: Callable[[], None] | None = field(default=None, init=False)
 
@@ -283,9 +286,9 @@ def _stack(model: LanguageModel) -> list[_Applied]:
     return _APPLIED.setdefault(model._module, [])
 
 
-def _earliest(stack: Sequence[_Applied]) -> dict[str, Kept]:
+def _earliest(stack: Sequence[_Applied]) -> dict[str, ParameterSnapshot]:
     """The tensors that some edits change, as they were before the first of them."""
-    found: dict[str, Kept] = {}
+    found: dict[str, ParameterSnapshot] = {}
     for entry in reversed(stack):
         found |= entry.before
     return found
@@ -299,7 +302,9 @@ def _put_on(model: LanguageModel, entry: _Applied) -> None:
 
 
 def _all_or_nothing(
-    model: LanguageModel, names: Collection[str], change: Callable[[dict[str, Kept]], None]
+    model: LanguageModel,
+    names: Collection[str],
+    change: Callable[[dict[str, ParameterSnapshot]], None],
 ) -> None:
     """Call `change`; whatever it raises, tensors, hooks and the stack are then as they were.
 
@@ -308,7 +313,7 @@ def _all_or_nothing(
         names: The tensors that it changes.
         change: Is given them as they are; Ctrl-C waits until it is done, and then undoes it.
     """
-    stack, before = _stack(model), keep(model._module, names)
+    stack, before = _stack(model), snapshot_parameters(model._module, names)
     entries = list(stack)
     try:
         with uninterrupted():
@@ -331,20 +336,20 @@ def _hooks_in_order(stack: Sequence[_Applied]) -> None:
         entry.put_on()
 
 
-def active_edits(model: LanguageModel) -> list[Unlearning]:
+def active_edits(model: LanguageModel) -> list[Edit]:
     """The edits that the model carries, in the order they were applied."""
     return [entry.edit for entry in _APPLIED.get(model._module, [])]
 
 
 @contextlib.contextmanager
-def original(model: LanguageModel) -> Iterator[LanguageModel]:
+def base_model(model: LanguageModel) -> Iterator[LanguageModel]:
     """The model without any edit, for the length of a `with` block.
 
     What is applied inside of the block and not reverted comes off at its end.
     """
     module, stack = model._module, _stack(model)
     before = _earliest(stack)
-    edited = keep(module, before)
+    edited = snapshot_parameters(module, before)
     try:
         with uninterrupted():
             _APPLIED[module] = []

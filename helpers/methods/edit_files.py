@@ -17,8 +17,8 @@ from helpers.io.hashing import content_hash, plain
 from helpers.io.manifest import versions
 from helpers.io.safe_text import visible
 from helpers.methods.change import tensors_hash
-from helpers.methods.hook_intervention import Intervention, first_told
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.hook_intervention import HookIntervention
+from helpers.methods.weight_edit import WeightEdit
 
 FORMAT = "llm-unlearning/2"
 OLDER = "llm-unlearning/1"  # has no checksum over the metadata, and its first files none at all
@@ -43,7 +43,7 @@ class About(BaseModel):
 
     Attributes:
         format: `FORMAT`, or `OLDER`.
-        method: As `Unlearning` has it, like the following ones.
+        method: As `Edit` has it, like the following ones.
         pair: Likewise.
         hyperparameters: Likewise.
         seed: Likewise.
@@ -95,14 +95,14 @@ class About(BaseModel):
 
 
 def write_patch(
-    path: str | Path, delta: WeightDelta | Intervention, made: Mapping[str, Any]
+    path: str | Path, delta: WeightEdit | HookIntervention, made: Mapping[str, Any]
 ) -> None:
     """Write an edit.
 
     Args:
         path: The file.
         delta: What changes.
-        made: How it was made: what `Unlearning` has beside the change.
+        made: How it was made: what `Edit` has beside the change.
 
     Raises:
         UserError: Something of it has no place in a patch; nothing is written.
@@ -120,7 +120,7 @@ def write_patch(
         "versions": json.dumps(versions()),
         "content": tensors_hash(tensors),
     }
-    if isinstance(delta, Intervention):
+    if isinstance(delta, HookIntervention):
         about["intervention"] = delta.kind
         about["settings"] = json.dumps(delta.settings, default=plain)
     else:
@@ -138,8 +138,8 @@ def write_patch(
     write_tensors(path, tensors, about)
 
 
-def read_patch(path: str | Path) -> tuple[WeightDelta | Intervention, dict[str, Any]]:
-    """The change that a patch holds, and how it was made: what `Unlearning` has beside it.
+def read_patch(path: str | Path) -> tuple[WeightEdit | HookIntervention, dict[str, Any]]:
+    """The change that a patch holds, and how it was made: what `Edit` has beside it.
 
     Raises:
         UserError: The file is missing, damaged, or no patch of this suite.
@@ -163,9 +163,9 @@ def read_patch(path: str | Path) -> tuple[WeightDelta | Intervention, dict[str, 
         raise UserError(f"{shown} is damaged (its numbers are not those written): save it again.")
     try:
         if about.intervention is not None:
-            delta = Intervention(about.intervention, about.settings, tensors, about.notes)
+            delta = HookIntervention(about.intervention, about.settings, tensors, about.notes)
         else:
-            delta = WeightDelta.from_tensors(tensors, about.edited_tensors_hash, about.notes)
+            delta = WeightEdit.from_tensors(tensors, about.edited_tensors_hash, about.notes)
     except UserError as error:
         raise UserError(f"{shown} holds no edit that can be made: {error}") from None
     made = ("method", "pair", "hyperparameters", "seed", "seconds", "base_hash")

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.forward.sites import token_ids
-from helpers.methods.edit import Unlearning
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.edit import Edit
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import MLPAnatomy, anatomy, final_norm, unembed
 
 
-def max_logit_diff(model: LanguageModel, unlearning: Unlearning, prompts: Sequence[str]) -> float:
+def max_logit_diff(model: LanguageModel, unlearning: Edit, prompts: Sequence[str]) -> float:
     """Largest difference of any logit between the edit as weights and as an intervention.
 
     Args:
@@ -43,7 +43,7 @@ def max_logit_diff(model: LanguageModel, unlearning: Unlearning, prompts: Sequen
 
 
 def intervened_logits(
-    model: LanguageModel, delta: WeightDelta, ids: Sequence[int]
+    model: LanguageModel, delta: WeightEdit, ids: Sequence[int]
 ) -> Float[Tensor, "t vocab"]:
     """Logits of the unedited model while `delta` is computed beside it.
 
@@ -90,7 +90,7 @@ def _bias(name: str) -> str:
     return f"{name.removesuffix('weight')}bias"
 
 
-def _added(mlp: MLPAnatomy, delta: WeightDelta, name: str, x: Tensor) -> Tensor | None:
+def _added(mlp: MLPAnatomy, delta: WeightEdit, name: str, x: Tensor) -> Tensor | None:
     change = delta.changes.get(name)
     if change is None or not change.adds:
         return None
@@ -98,7 +98,7 @@ def _added(mlp: MLPAnatomy, delta: WeightDelta, name: str, x: Tensor) -> Tensor 
     return x @ (matrix if mlp.transposed else matrix.T)
 
 
-def _new_neurons(mlp: MLPAnatomy, delta: WeightDelta, x: Tensor) -> Tensor | None:
+def _new_neurons(mlp: MLPAnatomy, delta: WeightEdit, x: Tensor) -> Tensor | None:
     """What appended neurons write for the MLP's inputs `x`."""
     out = delta.changes.get(mlp.out_name)
     if out is None or out.appended is None:

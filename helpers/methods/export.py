@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM
 from helpers.errors import UserError
 from helpers.io.files import atomic_path
 from helpers.models import anatomy
-from helpers.models.hooks import marks
+from helpers.models.hooks import active_interventions
 from helpers.models.tokenization import save_tokenizer
 
 WIDTH = ("intermediate_size", "n_inner", "ffn_dim")  # how configurations call d_mlp
 
 
-def save_widened(model: LanguageModel, folder: str | Path) -> Path:
+def save_pretrained_widened(model: LanguageModel, folder: str | Path) -> Path:
     """Write the model as it is, with the edits that it carries, for `from_pretrained`.
 
     Args:
@@ -37,7 +37,7 @@ def save_widened(model: LanguageModel, folder: str | Path) -> Path:
     if folder.exists():
         raise UserError(f"{folder} is there already: name a folder that is not.")
     module, parts = model._module, anatomy(model)
-    if marks(module):
+    if active_interventions(module):
         raise UserError(
             "The model carries an intervention, which is no weights and would be lost: revert it, "
             "and keep it as a patch (save)."

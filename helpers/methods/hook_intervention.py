@@ -61,7 +61,7 @@ def intervention_kind(name: str) -> Callable[[type[Settings]], type[Settings]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Intervention:
+class HookIntervention:
     """What to do at inference time.
 
     Attributes:
@@ -77,7 +77,7 @@ class Intervention:
     notes: dict[str, Any] = field(default_factory=dict)
 
     changes: ClassVar[Mapping] = MappingProxyType({})  # of weights: none
-    widens: ClassVar[bool] = False
+    appends_neurons: ClassVar[bool] = False
 
     def __post_init__(self):
         """Check settings and tensors against each other.
@@ -111,7 +111,7 @@ class Intervention:
             )  # JSON has lists where Python has tuples
             return KINDS[self.kind].model_validate_json(text)
         except ValidationError as error:
-            raise UserError(first_told(error)) from None
+            raise UserError(first_error(error)) from None
 
     @property
     def identity(self) -> str:
@@ -121,7 +121,7 @@ class Intervention:
 
     def same_as(self, other: object) -> bool:
         """Whether the other has the same content: one file that was read twice."""
-        return isinstance(other, Intervention) and other.identity == self.identity
+        return isinstance(other, HookIntervention) and other.identity == self.identity
 
     def install(self, model: LanguageModel) -> Callable[[], Callable[[], None]]:
         """Make ready what changes the model; returns a call that puts it on.
@@ -143,7 +143,7 @@ class Intervention:
         return sum(t.numel() * t.element_size() for t in self.parts.values())
 
 
-def first_told(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, as part of a sentence: `its 'seed' is missing`."""
     first = error.errors(include_url=False)[0]
     keys = [str(key) for key in first["loc"]]  # of a choice its classes' names are among them

@@ -5,11 +5,11 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.methods.edit import Unlearning
+from helpers.methods.edit import Edit
 from helpers.models import anatomy
 
 
-def change_by_layer(model: LanguageModel, unlearning: Unlearning) -> pd.DataFrame:
+def change_by_layer(model: LanguageModel, unlearning: Edit) -> pd.DataFrame:
     """Size of each matrix's change.
 
     Args:
@@ -42,7 +42,7 @@ def change_by_layer(model: LanguageModel, unlearning: Unlearning) -> pd.DataFram
     return table.assign(share=table["norm"] ** 2 / (table["norm"] ** 2).sum())
 
 
-def fidelity(whole: Unlearning, smaller: Unlearning) -> float:
+def fidelity(whole: Edit, smaller: Edit) -> float:
     """1 − ‖ΔW − ΔW′‖² / ‖ΔW‖² over all tensors: 1 when a smaller form of a change loses nothing.
 
     Raises:
@@ -61,7 +61,7 @@ def fidelity(whole: Unlearning, smaller: Unlearning) -> float:
 
 
 @torch.no_grad()
-def latent_overlap(model: LanguageModel, unlearning: Unlearning, sae) -> pd.DataFrame:
+def latent_overlap(model: LanguageModel, unlearning: Edit, sae) -> pd.DataFrame:
     """How much of a change reads (or writes) each latent's direction.
 
     For an SAE of `mlp_in` the share ‖ΔW d_f‖² / ‖ΔW‖² over W_in and the gate of its layer, for one

@@ -8,13 +8,13 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.io.safe_text import visible
 from helpers.methods.change import Change
-from helpers.methods.edit import Unlearning, original
+from helpers.methods.edit import Edit, base_model
 from helpers.methods.snapshots import edited_tensors_hash
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import model_hash
 
 
-def merge_edits(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning:
+def merge_edits(model: LanguageModel, edits: Sequence[Edit]) -> Edit:
     """One edit with the changes of all: ΔW = Σ ΔW_i, and the neurons that each appends.
 
     Each was made without the others, so where they change the same tensors what they do together
@@ -31,7 +31,7 @@ def merge_edits(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning
     if not edits:
         raise UserError("There is no edit to compose: give at least one.")
     changes: dict[str, list[Change]] = {}
-    with original(model):
+    with base_model(model):
         for number, edit in enumerate(edits):
             if any(edit.delta.same_as(other.delta) for other in edits[:number]):
                 raise UserError(f"The edit by {visible(edit.method)} is given twice: give it once.")
@@ -47,11 +47,11 @@ def merge_edits(model: LanguageModel, edits: Sequence[Unlearning]) -> Unlearning
             for name, change in edit.delta.changes.items():
                 changes.setdefault(name, []).append(change)
         base = model_hash(model)
-        delta = WeightDelta.of(model._module, {n: _added_up(c) for n, c in changes.items()})
+        delta = WeightEdit.of(model._module, {n: _added_up(c) for n, c in changes.items()})
     pairs = [p for e in edits for p in (e.pair if isinstance(e.pair, list) else [e.pair])]
     of = {"edits": [e.method for e in edits]}
     seconds = sum(e.seconds for e in edits)
-    return Unlearning("composed", pairs, delta, of, edits[0].seed, seconds, base)
+    return Edit("composed", pairs, delta, of, edits[0].seed, seconds, base)
 
 
 def _added_up(changes: Sequence[Change]) -> Change:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.methods.hook_intervention import Intervention
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.hook_intervention import HookIntervention
+from helpers.methods.weight_edit import WeightEdit
 
 # Names that hyperparameters had until 2026-11, with the values that were named otherwise: saved
 # edits and tuned settings have them, and calls may. A name that only one method renamed is in the
@@ -62,14 +62,14 @@ class Method:
 
     name: str
     family: str
-    function: Callable[..., WeightDelta | Intervention]
+    function: Callable[..., WeightEdit | HookIntervention]
     hparams: type[Hyperparameters]
     supports_batch: bool = False
     sae_sites: tuple[str, ...] = ()
 
     def make(
         self, model: LanguageModel, pairs: Sequence[ConceptPair], *, seed: int, **given: Any
-    ) -> WeightDelta | Intervention:
+    ) -> WeightEdit | HookIntervention:
         """Call the function on the first pair, or on all pairs if it supports a batch.
 
         Args:

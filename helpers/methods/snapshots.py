@@ -19,21 +19,23 @@ from helpers.models import anatomy
 
 
 @dataclass(frozen=True)
-class Kept:
+class ParameterSnapshot:
     """A parameter as it was: the object itself (None where there was none) and its data."""
 
     parameter: nn.Parameter | None
     data: Tensor | None
 
 
-def keep(module: nn.Module, names: Iterable[str]) -> dict[str, Kept]:
+def snapshot_parameters(module: nn.Module, names: Iterable[str]) -> dict[str, ParameterSnapshot]:
     """The named parameters as they are now."""
     found = {name: parameter(module, name) for name in names}
-    return {n: Kept(p, None if p is None else p.detach().clone()) for n, p in found.items()}
+    return {
+        n: ParameterSnapshot(p, None if p is None else p.detach().clone()) for n, p in found.items()
+    }
 
 
-def restore_parameters(module: nn.Module, kept: dict[str, Kept]) -> None:
-    """The parameters as they were when `keep` saw them: the same objects, bit by bit."""
+def restore_parameters(module: nn.Module, kept: dict[str, ParameterSnapshot]) -> None:
+    """The parameters as they were when `snapshot_parameters` saw them: the same objects, bit by bit."""
     with torch.no_grad():
         for name, before in kept.items():
             if before.parameter is not None:
@@ -43,9 +45,11 @@ def restore_parameters(module: nn.Module, kept: dict[str, Kept]) -> None:
 
 
 @contextlib.contextmanager
-def restored(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Kept]]:
+def preserved_parameters(
+    module: nn.Module, names: Iterable[str]
+) -> Iterator[dict[str, ParameterSnapshot]]:
     """The named parameters are put back bit by bit when the block ends; gives them as they were."""
-    before = keep(module, names)
+    before = snapshot_parameters(module, names)
     try:
         yield before
     finally:
@@ -71,7 +75,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def edited_tensors_hash(
-    module: nn.Module, names: Iterable[str], before: Mapping[str, Kept] | None = None
+    module: nn.Module, names: Iterable[str], before: Mapping[str, ParameterSnapshot] | None = None
 ) -> str:
     """Hash of the named tensors as they are now, or as they were where `before` holds them."""
     found = []
@@ -111,12 +115,12 @@ def set_parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> N
 
 
 @contextlib.contextmanager
-def without(
+def subtracted(
     model: LanguageModel, removed: dict[int, Float[Tensor, "d_model d_mlp"]]
 ) -> Iterator[LanguageModel]:
     """The model with something subtracted from W_outs; bit-exactly restored after."""
     mlps = {i: anatomy(model).layers[i].mlp for i in removed}
-    with restored(model._module, [mlp.out_name for mlp in mlps.values()]):
+    with preserved_parameters(model._module, [mlp.out_name for mlp in mlps.values()]):
         with torch.no_grad():
             for i, part in removed.items():
                 weight = mlps[i].W_out()

@@ -16,7 +16,7 @@ from helpers.facts import ConceptPair
 from helpers.facts.known import why_unknown
 from helpers.forward.scoring import answer_probability
 from helpers.io.files import check_finite
-from helpers.methods.edit import Unlearning
+from helpers.methods.edit import Edit
 from helpers.methods.edit_files import read_patch
 from helpers.methods.registry import METHODS
 from helpers.models import model_hash
@@ -34,7 +34,7 @@ def unlearn(
     *,
     seed: int = 0,
     **hyperparameters: Any,
-) -> Unlearning:
+) -> Edit:
     """Make the edit that removes `pair` from `model`; the model itself stays as it is.
 
     Args:
@@ -82,7 +82,7 @@ def unlearn(
     seconds = time.perf_counter() - started
     names = [{"subject": p.subject, "target": p.target, "relation": p.relation} for p in pairs]
     about = names[0] if len(names) == 1 else names
-    made = Unlearning(method, about, delta, known | hyperparameters, seed, seconds, base)
+    made = Edit(method, about, delta, known | hyperparameters, seed, seconds, base)
     if model._module.dtype == NARROW:
         require_finite_answers(model, made, pairs)
     if (left := delta.notes.get("left", 0.0)) > LEFT:
@@ -95,9 +95,7 @@ def unlearn(
     return made
 
 
-def require_finite_answers(
-    model: LanguageModel, made: Unlearning, pairs: Sequence[ConceptPair]
-) -> None:
+def require_finite_answers(model: LanguageModel, made: Edit, pairs: Sequence[ConceptPair]) -> None:
     """Refuse an edit whose weights fit the model's dtype and what they write does not.
 
     Args:
@@ -118,14 +116,14 @@ def require_finite_answers(
         )
 
 
-def load_unlearning(path: str | Path) -> Unlearning:
-    """Read an edit that `Unlearning.save` wrote.
+def load_unlearning(path: str | Path) -> Edit:
+    """Read an edit that `Edit.save` wrote.
 
     Raises:
         UserError: The file is missing, damaged, or not an edit of this suite.
     """
     delta, about = read_patch(path)
-    return Unlearning(delta=delta, **about)
+    return Edit(delta=delta, **about)
 
 
 def _hint(name: str, known: list[str]) -> str:

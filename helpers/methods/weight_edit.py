@@ -13,13 +13,18 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
 from helpers.io.safe_text import visible
-from helpers.methods.appended_neurons import check_neurons, check_sides, fitted, shapes
+from helpers.methods.appended_neurons import (
+    check_neurons,
+    check_sides,
+    parameter_shapes,
+    shapes_after,
+)
 from helpers.methods.change import Change, _short, changes_of, tensors_hash
 from helpers.methods.snapshots import edited_tensors_hash, owner_of, parameter, set_parameter
 from helpers.models import Anatomy, MLPAnatomy
 
 
-class WeightDelta:
+class WeightEdit:
     """Changes of some of a model's tensors, by their names in its `state_dict`.
 
     Attributes:
@@ -34,7 +39,7 @@ class WeightDelta:
         edited_tensors_hash: str,
         notes: dict[str, Any] | None = None,
     ):
-        """Use `WeightDelta.of` to make one for a model at hand.
+        """Use `WeightEdit.of` to make one for a model at hand.
 
         Raises:
             UserError: It changes nothing, or a change is none that can be made: its parts do not
@@ -73,20 +78,20 @@ class WeightDelta:
                 numbers that are not finite in the model's dtype.
         """
         delta = cls(changes, edited_tensors_hash(module, changes), notes)
-        fitted(changes, shapes(module, changes))
+        shapes_after(changes, parameter_shapes(module, changes))
         for name, change in changes.items():
             _changed(module, name, change)
         return delta
 
     @property
-    def widens(self) -> bool:
+    def appends_neurons(self) -> bool:
         """Whether it appends neurons."""
         return any(c.appended is not None for c in self.changes.values())
 
     def same_as(self, other: object) -> bool:
         """Whether the other has the same content: one file that was read twice."""
         return (
-            isinstance(other, WeightDelta)
+            isinstance(other, WeightEdit)
             and (other.edited_tensors_hash, set(other.changes))
             == (self.edited_tensors_hash, set(self.changes))
             and tensors_hash(other.tensors()) == tensors_hash(self.tensors())
@@ -109,7 +114,7 @@ class WeightDelta:
                 "This edit was made for other weights: load the model that it was made on, and "
                 "revert what has been applied to it since."
             )
-        fitted(self.changes, shapes(module, self.changes))
+        shapes_after(self.changes, parameter_shapes(module, self.changes))
         check_neurons(self.changes, parts)
 
     def add_to(self, module: nn.Module) -> None:
@@ -118,7 +123,7 @@ class WeightDelta:
         Raises:
             UserError: A tensor has another shape, or would hold numbers that are not finite.
         """
-        fitted(self.changes, shapes(module, self.changes))
+        shapes_after(self.changes, parameter_shapes(module, self.changes))
         absent = {n for n in self.changes if parameter(module, n) is None}
         widths = {n: _n_outputs(owner_of(module, n)) for n in absent}  # before they are wider
         with torch.no_grad():
@@ -154,7 +159,7 @@ class WeightDelta:
         if rank < 1:
             raise UserError(f"The rank is {rank}: a compressed edit needs at least rank 1.")
         changes = {n: c.compressed(rank, dtype) for n, c in self.changes.items()}
-        return WeightDelta(changes, self.edited_tensors_hash, self.notes)
+        return WeightEdit(changes, self.edited_tensors_hash, self.notes)
 
     def size(self) -> int:
         """Bytes of the numbers it holds."""

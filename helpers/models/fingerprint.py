@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from nnsight import LanguageModel
 
 from helpers.io.hashing import content_hash
-from helpers.models.hooks import marks
+from helpers.models.hooks import active_interventions
 
 
 def model_hash(model: LanguageModel) -> str:
@@ -16,4 +16,6 @@ def model_hash(model: LanguageModel) -> str:
     """
     parameters = [p for _, p in sorted(model._module.named_parameters())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock
-        return content_hash(list(pool.map(content_hash, parameters)), *marks(model._module))
+        return content_hash(
+            list(pool.map(content_hash, parameters)), *active_interventions(model._module)
+        )

@@ -37,7 +37,7 @@ class Hook:
         return self.module.register_forward_hook(self.call, with_kwargs=self.kwargs)
 
 
-def marks(module: nn.Module) -> tuple[str, ...]:
+def active_interventions(module: nn.Module) -> tuple[str, ...]:
     """Marks that the module carries, in the order in which they were put."""
     return tuple(text for text, _ in _MARKS.get(module, ()))
 

@@ -7,14 +7,14 @@ from nnsight import LanguageModel
 
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.harvest import harvest
-from helpers.methods.edit import Unlearning
+from helpers.methods.edit import Edit
 from helpers.methods.fitting.sae_latents import READS, load_saes_by_layer
 from helpers.models import text_length
 from helpers.plots.dashboards import dashboards
 
 
 def describe_latents(
-    model: LanguageModel, edit: Unlearning, saes: Sequence[str], *, n: int = 3, n_tokens: int = 8192
+    model: LanguageModel, edit: Edit, saes: Sequence[str], *, n: int = 3, n_tokens: int = 8192
 ) -> pd.DataFrame:
     """The latents that an edit of `sae_pair` is keyed on, in words.
 

@@ -106,7 +106,7 @@ def in_batches(examples: Sequence[Example], size: int = 16) -> Iterator[Batch]:
         yield collate(examples, order[start : start + size])
 
 
-def logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "m vocab"]:
+def label_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "m vocab"]:
     """Logits at the tokens that count, with gradients where they are on."""
     module = model._module
     batch = batch.to(module.device)
@@ -120,22 +120,22 @@ def token_losses(scores: Float[Tensor, "m vocab"], batch: Batch) -> Float[Tensor
     return torch.nn.functional.cross_entropy(scores, target, reduction="none")
 
 
-def sums(values: Float[Tensor, " m"], batch: Batch) -> Float[Tensor, " b"]:
+def sum_per_sequence(values: Float[Tensor, " m"], batch: Batch) -> Float[Tensor, " b"]:
     """Values of tokens summed over each sequence."""
     row = batch.row.to(values.device)
     return values.new_zeros(len(batch.ids)).index_add(0, row, values)
 
 
-def counts(batch: Batch) -> Float[Tensor, " b"]:
+def n_labels_per_sequence(batch: Batch) -> Float[Tensor, " b"]:
     """How many tokens of each sequence count."""
     return torch.bincount(batch.row, minlength=len(batch.ids)).float()
 
 
-def means(values: Float[Tensor, " m"], batch: Batch) -> Float[Tensor, " b"]:
+def mean_per_sequence(values: Float[Tensor, " m"], batch: Batch) -> Float[Tensor, " b"]:
     """Values of tokens averaged over each sequence."""
-    return sums(values, batch) / counts(batch).to(values.device)
+    return sum_per_sequence(values, batch) / n_labels_per_sequence(batch).to(values.device)
 
 
 def mean_loss(model: LanguageModel, batch: Batch) -> Float[Tensor, ""]:
     """Mean token NLL of each sequence, averaged over sequences."""
-    return means(token_losses(logits(model, batch), batch), batch).mean()
+    return mean_per_sequence(token_losses(label_logits(model, batch), batch), batch).mean()

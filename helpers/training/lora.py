@@ -1,7 +1,7 @@
 """LoRA: train two thin factors beside a matrix instead of the matrix (Hu et al. 2022).
 
 The factors are a parametrisation of the layer's own weight, so the layers stay the objects that
-nnsight and the anatomy hold, and everything that asks the model sees them. `Unlearning.to_peft`
+nnsight and the anatomy hold, and everything that asks the model sees them. `Edit.to_peft`
 writes the result as an adapter of peft.
 """
 
@@ -35,7 +35,7 @@ class LoRA(nn.Module):
 
 
 @contextlib.contextmanager
-def adapted(
+def lora_adapters(
     module: nn.Module, names: Sequence[str], *, rank: int, seed: int = 0
 ) -> Iterator[dict[str, LoRA]]:
     """Factors beside the named matrices, for a `with` block; the matrices are then as before.

@@ -26,10 +26,10 @@ from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, facts
 from helpers.forward.scoring import answer_probability, first_token
 from helpers.forward.sites import token_ids
-from helpers.methods import Change, Unlearning, WeightDelta, unlearn
+from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.methods.fitting.linearization import linearize
-from helpers.methods.snapshots import without
+from helpers.methods.snapshots import subtracted
 from helpers.models import anatomy, model_hash
 from helpers.models.hooks import register_intervention
 from helpers.tracing import cache_activations
@@ -43,14 +43,14 @@ PUBLISHED_NF4 = (  # QLoRA, appendix E
 )  # fmt: skip
 
 
-def widened(model) -> Unlearning:
+def widened(model) -> Edit:
     """An edit that appends a neuron to the first MLP."""
     mlp = anatomy(model).layers[0].mlp
     row, column = torch.full((1, 16), 0.1), torch.full((16, 1), 0.1)
     changes = {mlp.in_name: Change(appended=row), mlp.out_name: Change(appended=column, axis=1)}
     if mlp.gate_name:
         changes[mlp.gate_name] = Change(appended=row)
-    return Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    return Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
 
 
 def test_nf4_levels_are_the_published_ones():
@@ -159,7 +159,7 @@ def widened_in(model):
     names = (mlp.in_name, mlp.gate_name)
     changes = {n: Change(appended=row) for n in names}
     changes[mlp.out_name] = Change(appended=column, axis=1)
-    made = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    made = Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
     return made.applied(model)
 
 
@@ -247,7 +247,7 @@ def test_pushes_are_the_change_of_log_odds_when_a_neuron_is_cut(tiny_model):
     small, most = 0.1, int(pushes.abs().argmax())  # first order: a tenth of the neuron
     removed = torch.zeros_like(W)
     removed[:, most] = small * W[:, most]
-    with without(model, {last: removed}):
+    with subtracted(model, {last: removed}):
         after = linearize(model, asks, layers=[last]).logodds.mean()
     assert float(t.logodds.mean() - after) == pytest.approx(small * float(pushes[most]), rel=0.1)
 
@@ -324,8 +324,8 @@ def test_the_audit_names_the_subject_that_an_edit_responds_to(knowing):
     keys = found["neurons"][:, 0]  # (6, d_mlp)
     reads = torch.linalg.pinv(keys)[:, 2]  # 1 at Kenya's key, 0 at the others'
     change = Change(dense=torch.outer(torch.ones(32), reads))
-    delta = WeightDelta.of(model._module, {anatomy(model).layers[1].mlp.out_name: change})
-    edit = Unlearning("made", {}, delta, {}, 0, 0.0, "")
+    delta = WeightEdit.of(model._module, {anatomy(model).layers[1].mlp.out_name: change})
+    edit = Edit("made", {}, delta, {}, 0, 0.0, "")
     before = model_hash(model)
     audit = audit_delta(model, edit, subjects=names)
     assert model_hash(model) == before

@@ -20,7 +20,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import corpus_tokens, dialogues, second_source
 from helpers.facts.relations import Template
 from helpers.forward.scoring import answer_probability, answer_rank, final_states, greedy
-from helpers.methods import Change, Unlearning, WeightDelta, original, unlearn
+from helpers.methods import Change, Edit, WeightEdit, base_model, unlearn
 from helpers.methods.surgery.neurons import deletion
 from helpers.models import anatomy, model_hash
 from helpers.stats.intervals import quoted
@@ -45,15 +45,15 @@ def afresh(model, pair, **asked):
     return evaluate(model, pair, **asked)
 
 
-def edit_of(model, delta) -> Unlearning:
-    return Unlearning("neurons", {}, delta, {}, 0, 0.0, model_hash(model))
+def edit_of(model, delta) -> Edit:
+    return Edit("neurons", {}, delta, {}, 0, 0.0, model_hash(model))
 
 
-def turned(model, layer: int, by: float = 1.5) -> Unlearning:
+def turned(model, layer: int, by: float = 1.5) -> Edit:
     """An edit that takes off `by` times what an MLP writes; in layer 0 it moves every number."""
     mlp = anatomy(model).layers[layer].mlp
     change = Change(dense=-by * model._module.get_parameter(mlp.out_name).detach())
-    return edit_of(model, WeightDelta.of(model._module, {mlp.out_name: change}))
+    return edit_of(model, WeightEdit.of(model._module, {mlp.out_name: change}))
 
 
 def same(a, b) -> bool:
@@ -128,7 +128,7 @@ def test_bootstrap_by_is_the_bootstrap_of_each_group():
 # --- text --------------------------------------------------------------------------------------
 
 
-def everywhere(model) -> Unlearning:
+def everywhere(model) -> Edit:
     """Noise on an MLP and on the unembedding, which is also the embedding where they are tied."""
     names = {id(p): name for name, p in model._module.named_parameters()}
     parts = anatomy(model)
@@ -139,7 +139,7 @@ def everywhere(model) -> Unlearning:
         )
         for name in (names[id(parts.head.weight)], parts.layers[1].mlp.out_name)
     }
-    return edit_of(model, WeightDelta.of(model._module, changes))
+    return edit_of(model, WeightEdit.of(model._module, changes))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -158,7 +158,7 @@ def test_losses_and_kl_equal_plain_log_softmax(tiny_model, family, monkeypatch):
     p, before = plain(), final_states(model, tokens)
     with everywhere(model).applied(model):
         q, after = plain(), final_states(model, tokens)
-        old, new, kl = losses_and_kl(model, tokens, before, after, partial(original, model))
+        old, new, kl = losses_and_kl(model, tokens, before, after, partial(base_model, model))
     assert np.allclose(old, loss(p), atol=1e-5)
     assert np.allclose(new, loss(q), atol=1e-5)
     expected = (p.exp() * (p - q)).sum(-1).mean(1)

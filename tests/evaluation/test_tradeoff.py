@@ -23,7 +23,7 @@ from helpers.evaluation.tradeoff import (
 )
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
-from helpers.methods import METHODS, Change, Unlearning, WeightDelta, unlearn
+from helpers.methods import METHODS, Change, Edit, WeightEdit, unlearn
 from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, build, save_sae
 
@@ -65,7 +65,7 @@ def test_appended_neurons_keep_their_keys(tiny_model):
         mlp.gate_name: Change(appended=torch.ones(1, 16)),
         mlp.out_name: Change(appended=torch.ones(16, 1), axis=1),
     }
-    made = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    made = Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
     got = scaled(model, made, 0.25).delta.changes
     assert got[mlp.gate_name].appended.eq(1).all() and got[mlp.in_name].appended.eq(1).all()
     assert got[mlp.out_name].appended.eq(0.25).all()

@@ -16,7 +16,7 @@ from helpers.evaluation.edit_under_test import (
 from helpers.evaluation.scorecard import Scorecard
 from helpers.evaluation.verdict import Margins, Recovered, holm, recovered, scar, tost, verdict
 from helpers.facts import ConceptPair
-from helpers.methods import Change, Unlearning, WeightDelta, unlearn
+from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.models import anatomy, model_hash
 from helpers.stats.intervals import Metric, bootstrap
@@ -402,10 +402,10 @@ def test_an_edit_whose_answers_are_no_numbers_is_not_put_to_the_test(knowing, tm
     model, pair = knowing("float16"), ConceptPair("Kenya", "Nairobi")
     mlp = anatomy(model).layers[1].mlp
     change = Change(dense=torch.full(tuple(mlp.out_module.weight.shape), 6e4))
-    delta = WeightDelta.of(model._module, {mlp.out_name: change})  # finite, but not what it writes
+    delta = WeightEdit.of(model._module, {mlp.out_name: change})  # finite, but not what it writes
     about = {"subject": "Kenya", "target": "Nairobi", "relation": "capital"}
     path = tmp_path / "patch.safetensors"
-    Unlearning("made", about, delta, {}, 0, 0.0, model_hash(model)).save(path)
+    Edit("made", about, delta, {}, 0, 0.0, model_hash(model)).save(path)
     before = model_hash(model)
     with pytest.raises(UserError, match="answers are not finite: it writes more than float16"):
         load_edit_under_test(model, pair, patch=str(path))

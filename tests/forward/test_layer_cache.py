@@ -8,7 +8,7 @@ from conftest import FAMILIES
 from helpers.errors import UserError
 from helpers.forward import scoring
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
-from helpers.methods import Change, Unlearning, WeightDelta
+from helpers.methods import Change, Edit, WeightEdit
 from helpers.models import anatomy, model_hash
 
 # prompts of one template share a cached beginning, the others run in batches of their own
@@ -20,13 +20,13 @@ ANSWERS = [" w7", " w1 w2"] * 11
 TEXT = torch.randint(4, 60, (5, 8), generator=torch.Generator().manual_seed(0))
 
 
-def turned(model, layer: int, *, part: str = "out") -> Unlearning:
+def turned(model, layer: int, *, part: str = "out") -> Edit:
     """An edit that turns around a weight of one layer's MLP."""
     mlp = anatomy(model).layers[layer].mlp
     name = {"out": mlp.out_name, "in": mlp.in_name}[part]
     change = Change(dense=-2 * model._module.get_parameter(name).detach())
-    delta = WeightDelta.of(model._module, {name: change})
-    return Unlearning("turned", {}, delta, {}, 0, 0.0, model_hash(model))
+    delta = WeightEdit.of(model._module, {name: change})
+    return Edit("turned", {}, delta, {}, 0, 0.0, model_hash(model))
 
 
 def asked(model):

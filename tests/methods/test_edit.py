@@ -25,11 +25,11 @@ from helpers.io.hashing import content_hash
 from helpers.methods import (
     METHODS,
     Change,
-    Unlearning,
-    WeightDelta,
+    Edit,
+    WeightEdit,
     active_edits,
+    base_model,
     load_unlearning,
-    original,
     unlearn,
 )
 from helpers.methods.change import tensors_hash
@@ -208,11 +208,11 @@ def test_the_original_is_there_for_a_while_under_any_edits(tiny_model):
         second = edit_of(model, [(0, 4), *CHOSEN[1:]])  # on top of the first, in its tensors
         with second.applied(model):
             edited = model_hash(model)
-            with original(model):
+            with base_model(model):
                 assert model_hash(model) == before
             assert model_hash(model) == edited
     assert model_hash(model) == before
-    with original(model):
+    with base_model(model):
         assert model_hash(model) == before
 
 
@@ -432,7 +432,7 @@ def test_a_model_or_an_edit_that_is_not_finite_is_refused_with_the_tensors_name(
 
     def broken(model, pair, *, seed=0):
         like = model._module.get_parameter(name)
-        return WeightDelta.of(model._module, {name: Change(dense=torch.full_like(like, torch.nan))})
+        return WeightEdit.of(model._module, {name: Change(dense=torch.full_like(like, torch.nan))})
 
     monkeypatch.setitem(METHODS, "broken", Method("broken", "surgery", broken))
     with pytest.raises(UserError, match=f"The edit: '{name}.dense' holds numbers that are not"):
@@ -452,7 +452,7 @@ def test_an_edit_that_writes_more_than_float16_has_numbers_for_is_refused(
 
     def large(model, pair, *, seed=0):
         like = model._module.get_parameter(name)  # the weights fit, their sums do not
-        return WeightDelta.of(model._module, {name: Change(dense=torch.full_like(like, 6e4))})
+        return WeightEdit.of(model._module, {name: Change(dense=torch.full_like(like, 6e4))})
 
     monkeypatch.setitem(METHODS, "large", Method("large", "surgery", large))
     before = model_hash(model)
@@ -508,15 +508,15 @@ def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
         (lambda m: unlearn(m, FRANCE, n_subject=3), "no hyperparameter 'n_subject'; did you mean"),
         (lambda m: unlearn(m, FRANCE, n=0, n_subjects=2), "n is 0: delete between 1 and 144"),
         (lambda m: deletion(m, [(0, 48)]), "no neuron 48: this MLP has 0 to 47"),
-        (lambda m: WeightDelta.of(m._module, {}), "changes no weight"),
+        (lambda m: WeightEdit.of(m._module, {}), "changes no weight"),
         (
-            lambda m: WeightDelta.of(
+            lambda m: WeightEdit.of(
                 m._module, {anatomy(m).layers[0].mlp.in_name: Change(dense=torch.ones(2, 2))}
             ),
             r"is \(2, 2\) and the tensor is \(48, 32\): it was made for another model",
         ),
         (
-            lambda m: WeightDelta.of(m._module, {"nowhere": Change(dense=torch.ones(2))}),
+            lambda m: WeightEdit.of(m._module, {"nowhere": Change(dense=torch.ones(2))}),
             "no tensor nowhere",
         ),
     ],
@@ -537,9 +537,9 @@ def test_peft_puts_the_adapter_on_with_the_same_logits(tiny_model, tiny_folder, 
     name = anatomy(model).layers[1].mlp.out_name
     weight = model._module.get_parameter(name)
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    dense = WeightDelta.of(model._module, {name: Change(dense=0.1 * noise)})
+    dense = WeightEdit.of(model._module, {name: Change(dense=0.1 * noise)})
     for number, delta in enumerate((low_rank.delta, dense)):
-        edit = Unlearning("neurons", {}, delta, {}, 0, 0.0, model_hash(model))
+        edit = Edit("neurons", {}, delta, {}, 0, 0.0, model_hash(model))
         edit.to_peft(tmp_path / str(number), model)
         base = AutoModelForCausalLM.from_pretrained(folder)
         plain = logits(base)
@@ -553,8 +553,8 @@ def test_peft_puts_the_adapter_on_with_the_same_logits(tiny_model, tiny_folder, 
 def test_peft_has_no_adapter_for_a_norm(tiny_model, tmp_path):
     model = tiny_model()
     norm = next(n for n, p in model._module.named_parameters() if p.ndim == 1)
-    delta = WeightDelta.of(model._module, {norm: Change(dense=torch.ones(16))})
-    edit = Unlearning("neurons", {}, delta, {}, 0, 0.0, "")
+    delta = WeightEdit.of(model._module, {norm: Change(dense=torch.ones(16))})
+    edit = Edit("neurons", {}, delta, {}, 0, 0.0, "")
     with pytest.raises(UserError, match=f"{norm} is no linear layer's weight"):
         edit.to_peft(tmp_path, model)
 

@@ -16,9 +16,9 @@ from helpers.io.files import read_tensors
 from helpers.io.hashing import content_hash
 from helpers.methods import (
     Change,
-    Intervention,
-    Unlearning,
-    WeightDelta,
+    Edit,
+    HookIntervention,
+    WeightEdit,
     active_edits,
     load_unlearning,
 )
@@ -52,35 +52,35 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def saved(model, tmp_path_factory) -> list[tuple[Unlearning, bytes]]:
+def saved(model, tmp_path_factory) -> list[tuple[Edit, bytes]]:
     """An edit of every kind, and its file."""
     draw = torch.Generator().manual_seed(0)
     mlp = anatomy(model).layers[1].mlp
     factors = {"left": torch.randn(16, 2, generator=draw), "right": torch.randn(2, 24)}
-    low = WeightDelta.of(model._module, {mlp.out_name: Change(**factors)}, notes={"left": [0.5]})
-    dense = WeightDelta.of(model._module, {mlp.in_name: Change(dense=torch.randn(24, 16))})
+    low = WeightEdit.of(model._module, {mlp.out_name: Change(**factors)}, notes={"left": [0.5]})
+    dense = WeightEdit.of(model._module, {mlp.in_name: Change(dense=torch.randn(24, 16))})
     d = GatedUnits(torch.randn(1, 16, generator=draw), torch.tensor([0.1]), torch.ones(1))
     neurons = appended(model, {1: d}, {1: torch.randn(1, 16, generator=draw)})
     sae = build(SAEConfig("topk", 16, 20, k=4, site="mlp_in", layer=1))
     one = {"cfg": sae.cfg.to_dict(), "latents": [3, 4], "values": [-1.0, -2.0]}
-    clamp = Intervention(
+    clamp = HookIntervention(
         "clamp", {"share": 0.0, "saes": [one]}, {f"0.{k}": v for k, v in sae.tensors().items()}
     )
-    who = Intervention(
+    who = HookIntervention(
         "who_is", {"alpha": 2.0}, {f"{mlp.out_name}.{k}": v for k, v in factors.items()}
     )
-    asking = Intervention("in_context", {"text": "w1 w2"}, notes={"request": "w1 w2"})
+    asking = HookIntervention("in_context", {"text": "w1 w2"}, notes={"request": "w1 w2"})
     pair = {"subject": "w1", "target": "w2", "relation": "own"}
     found, path = [], tmp_path_factory.mktemp("patches") / "patch.safetensors"
     for k, delta in enumerate((low, dense, neurons, clamp, who, asking)):
         about = [pair] * 2 if k % 2 else pair
-        made = Unlearning("made", about, delta, {"layers": [1]}, k, 0.25, model_hash(model))
+        made = Edit("made", about, delta, {"layers": [1]}, k, 0.25, model_hash(model))
         made.save(path)
         found.append((made, path.read_bytes()))
     return found
 
 
-def same(one: Unlearning, two: Unlearning) -> bool:
+def same(one: Edit, two: Edit) -> bool:
     """Whether everything of two edits is the same, bit by bit."""
     plain = [{**vars(x), "delta": x.delta.notes, "how": vars(x.delta)} for x in (one, two)]
     for x in plain:
@@ -88,7 +88,7 @@ def same(one: Unlearning, two: Unlearning) -> bool:
     return repr(plain[0]) == repr(plain[1]) and one.delta.same_as(two.delta)
 
 
-def read(path) -> Unlearning | None:
+def read(path) -> Edit | None:
     """The edit, or None where one sentence says that it is none."""
     try:
         return load_unlearning(path)

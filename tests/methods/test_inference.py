@@ -18,18 +18,18 @@ from helpers.forward.scoring import (
 from helpers.methods import (
     METHODS,
     Change,
-    Intervention,
-    Unlearning,
-    WeightDelta,
+    Edit,
+    HookIntervention,
+    WeightEdit,
     active_edits,
+    base_model,
     load_unlearning,
-    original,
     unlearn,
 )
 from helpers.methods.inference.clamp import Clamp
 from helpers.methods.inference.who_is import weakened
 from helpers.models import anatomy, model_hash, unembed
-from helpers.models.hooks import Hook, marks, register_intervention
+from helpers.models.hooks import Hook, active_interventions, register_intervention
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.tracing.states import cache_all_positions
 
@@ -57,8 +57,8 @@ def given(method: str, model, folder) -> dict:
     return found | ({"share": 0.01} if method == "dynamic_clamp" else {})
 
 
-def wrapped(model, intervention: Intervention) -> Unlearning:
-    return Unlearning("made", {}, intervention, {}, 0, 0.0, model_hash(model))
+def wrapped(model, intervention: HookIntervention) -> Edit:
+    return Edit("made", {}, intervention, {}, 0, 0.0, model_hash(model))
 
 
 def logits(model, tokens=TOKENS) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_every_helper_sees_it_and_nothing_is_left(knowing, tmp_path, method):
             assert text.split()[:1] == [model.tokenizer.decode([token])] or not text
         card = evaluate(model, FRANCE, n_neighbours=3, n_tokens=256)
         assert card["paraphrases"].value != card.before["paraphrases"]
-        with original(model):
+        with base_model(model):
             assert model_hash(model) == before
             assert np.array_equal(answer_logprobs(model, prompts, answers), scores)
         assert np.array_equal(answer_logprobs(model, prompts, answers), changed)
@@ -181,7 +181,7 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
     settings = {"share": 0.0, "saes": [{"cfg": sae.cfg.to_dict(), "latents": [latent]}]}
     settings["saes"][0]["values"] = [-3.0]
     parts = {f"0.{k}": v for k, v in sae.tensors().items()}
-    with wrapped(model, Intervention("clamp", settings, parts)).applied(model):
+    with wrapped(model, HookIntervention("clamp", settings, parts)).applied(model):
         inside = cache_all_positions(model, TOKENS[0].tolist(), ["residual"])["residual"]
         changed = logits(model)
     assert torch.equal(changed[:, 0], plain[:, 0])
@@ -228,7 +228,7 @@ def test_who_is_takes_off_what_the_reinforced_model_adds(knowing):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_request_stands_in_front_of_every_text(tiny_model, family):
     model = tiny_model(family)
-    asked = wrapped(model, Intervention("in_context", {"text": "w7 w8 w9"}))
+    asked = wrapped(model, HookIntervention("in_context", {"text": "w7 w8 w9"}))
     request = model.tokenizer("w7 w8 w9", add_special_tokens=False, return_tensors="pt").input_ids
     longer = torch.cat([request.expand(2, -1), TOKENS], 1)
     expected = logits(model, longer)[:, 3:]
@@ -249,7 +249,7 @@ def test_a_request_stands_in_front_of_every_text(tiny_model, family):
         (lambda m: unlearn(m, FRANCE, "in_context", request=" "), "The request is empty"),
         (lambda m: unlearn(m, FRANCE, "sae_clamp"), "sae_clamp needs SAEs"),
         (lambda m: unlearn(m, FRANCE, "who_is", alpha=-1), "alpha is -1"),
-        (lambda m: wrapped(m, Intervention("x", {})).apply(m), "no intervention 'x'"),
+        (lambda m: wrapped(m, HookIntervention("x", {})).apply(m), "no intervention 'x'"),
     ],
 )
 def test_bad_input_is_one_sentence(knowing, call, sentence):
@@ -269,14 +269,16 @@ def hooks_on(model) -> list[str]:
     ]
 
 
-def clamp_of(model, *, latents=(3,), values=(-1.0,), parts=None, share=0.0, **cfg) -> Intervention:
+def clamp_of(
+    model, *, latents=(3,), values=(-1.0,), parts=None, share=0.0, **cfg
+) -> HookIntervention:
     """A clamp of one SAE, some of whose numbers are others than its tensors'."""
     d = anatomy(model).d_model
     sae = build(SAEConfig("topk", d, 4 * d, k=8, site="mlp_in", layer=1))
     tensors = {f"0.{k}": v.clone() for k, v in sae.tensors().items()} | (parts or {})
     one = {"cfg": sae.cfg.to_dict() | cfg, "latents": list(latents), "values": list(values)}
     kept = {k: v for k, v in tensors.items() if v is not None}
-    return Intervention("clamp", {"share": share, "saes": [one]}, kept)
+    return HookIntervention("clamp", {"share": share, "saes": [one]}, kept)
 
 
 CLAMP = "no intervention of the kind 'clamp' "
@@ -315,33 +317,43 @@ CLAMP = "no intervention of the kind 'clamp' "
             lambda m: clamp_of(m, parts={"0.b_enc": torch.ones(64, dtype=torch.int32)}),
             "'0.b_enc' holds numbers of the kind int32",
         ),
-        (lambda m: Intervention("clamp", {"share": 0.0, "saes": []}), CLAMP + ".*'saes'"),
+        (lambda m: HookIntervention("clamp", {"share": 0.0, "saes": []}), CLAMP + ".*'saes'"),
         (
-            lambda m: Intervention("clamp", {"share": 0.0, "saes": [{}]}),
+            lambda m: HookIntervention("clamp", {"share": 0.0, "saes": [{}]}),
             CLAMP + ".*cfg' is missing",
         ),
-        (lambda m: Intervention("clamp", {}), CLAMP + ".*its 'share' is missing"),
-        (lambda m: Intervention("clamp", []), CLAMP),
-        (lambda m: Intervention("in_context", {"text": 3}), "'in_context' .*its 'text'"),
-        (lambda m: Intervention("in_context", {"text": ""}), "'in_context' .*its 'text'"),
-        (lambda m: Intervention("in_context", {"text": "w1 " * 10_000}), "most 10000 characters"),
-        (lambda m: Intervention("in_context", {"text": "w1", "more": 1}), "'more' is not known"),
+        (lambda m: HookIntervention("clamp", {}), CLAMP + ".*its 'share' is missing"),
+        (lambda m: HookIntervention("clamp", []), CLAMP),
+        (lambda m: HookIntervention("in_context", {"text": 3}), "'in_context' .*its 'text'"),
+        (lambda m: HookIntervention("in_context", {"text": ""}), "'in_context' .*its 'text'"),
         (
-            lambda m: Intervention("in_context", {"text": "w1"}, {"x": torch.ones(2)}),
+            lambda m: HookIntervention("in_context", {"text": "w1 " * 10_000}),
+            "most 10000 characters",
+        ),
+        (
+            lambda m: HookIntervention("in_context", {"text": "w1", "more": 1}),
+            "'more' is not known",
+        ),
+        (
+            lambda m: HookIntervention("in_context", {"text": "w1"}, {"x": torch.ones(2)}),
             "no use for the tensor 'x'",
         ),
-        (lambda m: Intervention("who_is", {"alpha": -1.0}), "'who_is' .*its 'alpha'"),
-        (lambda m: Intervention("who_is", {"alpha": "2"}), "'who_is' .*its 'alpha'"),
+        (lambda m: HookIntervention("who_is", {"alpha": -1.0}), "'who_is' .*its 'alpha'"),
+        (lambda m: HookIntervention("who_is", {"alpha": "2"}), "'who_is' .*its 'alpha'"),
         (
-            lambda m: Intervention("who_is", {"alpha": 2.0}, {"a.weight.left": torch.ones(2, 1)}),
+            lambda m: HookIntervention(
+                "who_is", {"alpha": 2.0}, {"a.weight.left": torch.ones(2, 1)}
+            ),
             "'who_is' .*has one factor of two",
         ),
         (
-            lambda m: Intervention("who_is", {"alpha": 2.0}, {"a.weight.dense": torch.ones(2, 1)}),
+            lambda m: HookIntervention(
+                "who_is", {"alpha": 2.0}, {"a.weight.dense": torch.ones(2, 1)}
+            ),
             "'who_is' .*not given as two factors",
         ),
         (
-            lambda m: Intervention("who_is", {"alpha": 2.0}, {"weight": torch.ones(2, 1)}),
+            lambda m: HookIntervention("who_is", {"alpha": 2.0}, {"weight": torch.ones(2, 1)}),
             "'who_is' .*no part of an edit",
         ),
     ],
@@ -354,17 +366,17 @@ def test_settings_and_tensors_of_an_intervention_are_checked_before_anything_is_
     assert "\n" not in str(error.value)
 
 
-def two_clamps(model, *, second: int) -> Intervention:
+def two_clamps(model, *, second: int) -> HookIntervention:
     """A clamp at layer 1, which fits, and one at the layer `second`."""
     first, other = clamp_of(model), clamp_of(model, layer=second)
     saes = [*first.settings["saes"], *other.settings["saes"]]
     parts = first.parts | {f"1.{k.removeprefix('0.')}": v for k, v in other.parts.items()}
-    return Intervention("clamp", {"share": 0.0, "saes": saes}, parts)
+    return HookIntervention("clamp", {"share": 0.0, "saes": saes}, parts)
 
 
-def factors(name: str, rows: int, columns: int) -> Intervention:
+def factors(name: str, rows: int, columns: int) -> HookIntervention:
     parts = {f"{name}.left": torch.ones(rows, 1), f"{name}.right": torch.ones(1, columns)}
-    return Intervention("who_is", {"alpha": 1.0}, parts)
+    return HookIntervention("who_is", {"alpha": 1.0}, parts)
 
 
 @pytest.mark.parametrize(
@@ -377,8 +389,11 @@ def factors(name: str, rows: int, columns: int) -> Intervention:
         (lambda m: factors("model.norm.weight", 16, 1), "The model has no model.norm.weight"),
         (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 16, 23), "model of another width"),
         (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 24, 16), "model of another width"),
-        (lambda m: Intervention("in_context", {"text": "w1 " * 64}), "after it has 65 tokens, and"),
-        (lambda m: Intervention("in_context", {"text": "\t"}), "The request has no tokens"),
+        (
+            lambda m: HookIntervention("in_context", {"text": "w1 " * 64}),
+            "after it has 65 tokens, and",
+        ),
+        (lambda m: HookIntervention("in_context", {"text": "\t"}), "The request has no tokens"),
     ],
 )
 def test_an_intervention_that_does_not_fit_leaves_no_hook(tiny_model, make, sentence):
@@ -388,7 +403,7 @@ def test_an_intervention_that_does_not_fit_leaves_no_hook(tiny_model, make, sent
         with pytest.raises(UserError, match=sentence):
             call()
         assert (model_hash(model), hooks_on(model)) == before
-        assert not marks(model._module) and active_edits(model) == []
+        assert not active_interventions(model._module) and active_edits(model) == []
 
 
 def test_hooks_that_were_put_come_off_when_the_next_fails(tiny_model):
@@ -401,12 +416,12 @@ def test_hooks_that_were_put_come_off_when_the_next_fails(tiny_model):
     fine = Hook(module, lambda m, args, out: None)
     with pytest.raises(MemoryError):
         register_intervention(module, "made", [fine, fine, Broken(module, print)])
-    assert not module._forward_hooks and not marks(module)
+    assert not module._forward_hooks and not active_interventions(module)
     remove = register_intervention(module, "made", [fine, fine])
-    assert len(module._forward_hooks) == 2 and marks(module) == ("made",)
+    assert len(module._forward_hooks) == 2 and active_interventions(module) == ("made",)
     remove()
     remove()
-    assert not module._forward_hooks and not marks(module)
+    assert not module._forward_hooks and not active_interventions(module)
 
 
 def test_factors_for_a_model_that_was_widened_since_are_refused(knowing):
@@ -416,7 +431,7 @@ def test_factors_for_a_model_that_was_widened_since_are_refused(knowing):
     row, column = torch.full((1, 32), 0.01), torch.full((32, 1), 0.01)
     changes = {n: Change(appended=row) for n in (mlp.in_name, mlp.gate_name)}
     changes[mlp.out_name] = Change(appended=column, axis=1)
-    wide = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    wide = Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
     with wide.applied(model):
         before = model_hash(model)
         with pytest.raises(UserError, match="made for a model of another width"):
@@ -426,7 +441,7 @@ def test_factors_for_a_model_that_was_widened_since_are_refused(knowing):
 
 def test_a_text_that_the_request_makes_too_long_is_told(tiny_model):
     model = tiny_model("gpt2")
-    asked = wrapped(model, Intervention("in_context", {"text": "w1 " * 61}))
+    asked = wrapped(model, HookIntervention("in_context", {"text": "w1 " * 61}))
     with asked.applied(model):
         logits(model, TOKENS[:, :3])
         with pytest.raises(

@@ -5,14 +5,14 @@ import torch
 from small_edits import edit_of
 
 from helpers.errors import UserError
-from helpers.methods import Change, Intervention, Unlearning, WeightDelta
+from helpers.methods import Change, Edit, HookIntervention, WeightEdit
 from helpers.methods.inspect_edit import change_by_layer, fidelity, latent_overlap
 from helpers.models import anatomy
 from helpers.sae import SAEConfig, build
 
 
-def made(model, changes) -> Unlearning:
-    return Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+def made(model, changes) -> Edit:
+    return Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
 
 
 def test_a_changes_place_is_told_by_layer_and_matrix(tiny_model):
@@ -24,7 +24,7 @@ def test_a_changes_place_is_told_by_layer_and_matrix(tiny_model):
 
 
 def test_an_intervention_has_no_place(tiny_model):
-    asked = Unlearning("made", {}, Intervention("in_context", {"text": "w1"}), {}, 0, 0.0, "")
+    asked = Edit("made", {}, HookIntervention("in_context", {"text": "w1"}), {}, 0, 0.0, "")
     assert change_by_layer(tiny_model(), asked).empty
     with pytest.raises(UserError, match="changes of the same weights"):
         fidelity(asked, asked)

@@ -13,7 +13,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.activations import activation_batches
 from helpers.forward.scoring import next_token_logprobs
 from helpers.forward.sites import token_ids
-from helpers.methods import Change, Unlearning, WeightDelta, unlearn
+from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.equivalence import intervened_logits, max_logit_diff
 from helpers.methods.fitting import value_updates
 from helpers.methods.fitting.contrast import contrast, states_at, subject_prompts
@@ -337,7 +337,7 @@ def test_appended_neurons_equal_the_intervention(tiny_model, family):
     for name in (n for n in (mlp.in_name, mlp.gate_name) if n):
         changes[name] = Change(appended=rows.T if axis else rows, axis=axis)
         changes[name.replace("weight", "bias")] = Change(appended=torch.tensor([0.3, -0.2]))
-    unlearning = Unlearning("made", {}, WeightDelta.of(model._module, changes), {}, 0, 0.0, "")
+    unlearning = Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
     ids = model.tokenizer(PROMPT).input_ids
     with torch.inference_mode():
         before = model._module(torch.tensor([ids])).logits[0]

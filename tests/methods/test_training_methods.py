@@ -13,13 +13,13 @@ from helpers.io.files import cache_dir
 from helpers.methods import METHODS, unlearn
 from helpers.methods.fitting.sae_latents import sae_states, specific_latents
 from helpers.methods.training.crisp import suppression
-from helpers.methods.training.data import Stream, data_of
+from helpers.methods.training.data import BatchSchedule, forget_retain_data
 from helpers.methods.training.elm import EXPERT, NOVICE, _after, cross_entropy, guided
 from helpers.methods.training.idk import refusals
 from helpers.methods.training.idk_dpo import dpo_loss
 from helpers.methods.training.kl_minimisation import kl_to_reference
 from helpers.methods.training.npo import npo_loss
-from helpers.methods.training.recipe import Step, Task, TrainingConfig
+from helpers.methods.training.recipe import ForgetRetainBatch, TrainingConfig, UnlearningTask
 from helpers.methods.training.rmu import steering_loss
 from helpers.methods.training.simnpo import simnpo_loss
 from helpers.methods.training.undial import undial_loss
@@ -28,7 +28,7 @@ from helpers.models import anatomy, model_hash
 from helpers.sae import SAEConfig, load_sae, save_sae
 from helpers.sae.topk import TopK
 from helpers.training.examples import collate, mean_loss
-from helpers.training.lora import adapted
+from helpers.training.lora import lora_adapters
 
 FRANCE, INDIA = ConceptPair("France", "Paris"), ConceptPair("India", "New Delhi")
 TRAINED = [name for name, m in METHODS.items() if m.family == "training"]
@@ -149,7 +149,7 @@ def test_steering_and_suppression_are_means():
 def test_the_loss_of_examples_is_the_mean_over_answer_tokens(knowing):
     """Against full logits, sequence by sequence; answers of one and of several tokens."""
     model = knowing()
-    data = data_of(model, FRANCE, n_neighbours=4, n_passages=2, seed=0)
+    data = forget_retain_data(model, FRANCE, n_neighbours=4, n_passages=2, seed=0)
     examples = [data.forget[0], data.facts[0], data.passages[0]]
     expected = []
     for e in examples:
@@ -169,8 +169,8 @@ def task_of(model, method: str, given: dict, pair: ConceptPair = FRANCE):
     recipe = TrainingConfig(**{k: defaults[k] for k in TrainingConfig.__dataclass_fields__})
     own = {k: v for k, v in given.items() if k not in TrainingConfig.__dataclass_fields__}
     n, passages = recipe.n_neighbours, recipe.n_passages
-    data = data_of(model, pair, n_neighbours=n, n_passages=passages, seed=0)
-    task = Task(model, pair, data, recipe, 0)
+    data = forget_retain_data(model, pair, n_neighbours=n, n_passages=passages, seed=0)
+    task = UnlearningTask(model, pair, data, recipe, 0)
     return task, METHODS[method].function.__wrapped__(task, **own)
 
 
@@ -324,7 +324,7 @@ def test_a_whole_objective_is_its_formula(knowing, method):
     with unlearn(model, INDIA, "gradient_difference", **how).applied(model):
         now = [Plain(model, x, layer=1) for x in parts]
         with torch.no_grad():
-            step = Step(collate(data.forget), collate(data.retain))
+            step = ForgetRetainBatch(collate(data.forget), collate(data.retain))
             found = objective.loss(model._module, step).item()
     pairs = list(zip(was, now, strict=True))
     expected = formula(*pairs, context)
@@ -388,7 +388,7 @@ def test_the_whole_objective_of_crisp_is_its_formula(knowing, tmp_path):
     with unlearn(model, FRANCE, "gradient_difference", **how).applied(model):
         read = [inputs_of_mlps(model, part, layers) for part in (data.forget, data.retain)]
         with torch.no_grad():
-            step = Step(collate(data.forget), collate(data.retain))
+            step = ForgetRetainBatch(collate(data.forget), collate(data.retain))
             found = objective.loss(model._module, step).item()
     expected = formula(*read, was)
     assert found == pytest.approx(expected, rel=1e-3)
@@ -402,7 +402,7 @@ def test_a_method_lowers_its_own_objective(knowing, tmp_path, method):
     if method == "task_vector":
         given["alpha"] = -1.0  # what it subtracts is what it learned
     task, objective = task_of(model, method, given)
-    whole = Step(collate(task.data.forget), collate(task.data.retain))
+    whole = ForgetRetainBatch(collate(task.data.forget), collate(task.data.retain))
 
     def value() -> float:
         with torch.no_grad():
@@ -446,7 +446,7 @@ def test_no_method_trains_on_a_prompt_of_another_split(knowing, tmp_path, method
 
 def test_data_is_of_the_train_split_and_says_its_sizes(knowing):
     model = knowing()
-    data = data_of(model, FRANCE, n_neighbours=5, n_passages=3, seed=0)
+    data = forget_retain_data(model, FRANCE, n_neighbours=5, n_passages=3, seed=0)
     assert [str(p) for p in data.prompts] == [str(p) for p in FRANCE.prompts("train")]
     sizes = data.sizes()
     assert sizes["n_forget"] == len(FRANCE.prompts("train")) and sizes["n_passages"] == 3
@@ -459,7 +459,7 @@ def test_each_round_has_every_example_once():
         def __init__(self, n):
             self.ids, self.start, self.since = (1,) * n, 1, 0
 
-    stream = Stream([Fake(n) for n in (3, 9, 4, 8, 2, 7, 5)], 3, seed=1)
+    stream = BatchSchedule([Fake(n) for n in (3, 9, 4, 8, 2, 7, 5)], 3, seed=1)
     n = len(stream.batches)
     for turn in range(2):
         batches = [stream.at(i) for i in range(turn * n, (turn + 1) * n)]
@@ -474,7 +474,7 @@ def test_adapters_are_a_change_of_the_weight_and_leave_the_layer_as_it_was(tiny_
     weight, hash_, tokens = mlp.out_module.weight, model_hash(model), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         plain = module(tokens).logits
-        with adapted(module, [mlp.out_name], rank=2, seed=0) as factors:
+        with lora_adapters(module, [mlp.out_name], rank=2, seed=0) as factors:
             assert torch.equal(module(tokens).logits, plain)  # the left factor is zero
             factor = factors[mlp.out_name]
             factor.left.normal_()
@@ -547,7 +547,7 @@ def test_a_step_may_be_made_of_several_passes(knowing, monkeypatch):
         seen.append(i)
         return self.batches[i % len(self.batches)]
 
-    monkeypatch.setattr(Stream, "at", watching)
+    monkeypatch.setattr(BatchSchedule, "at", watching)
     edit = unlearn(model, FRANCE, "gradient_ascent", **QUICK | {"steps": 3, "accumulate": 2})
     assert sorted(set(seen)) == list(range(6)) and edit.delta.notes["steps"] == 3
 

@@ -16,22 +16,22 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods import (
     Change,
-    Unlearning,
-    WeightDelta,
+    Edit,
+    WeightEdit,
     active_edits,
+    base_model,
     load_unlearning,
     merge_edits,
-    original,
     unlearn,
 )
 from helpers.methods import hook_intervention as interventions
 from helpers.methods import weight_edit as deltas
-from helpers.methods.export import save_widened
+from helpers.methods.export import save_pretrained_widened
 from helpers.methods.fitting.fit_values import appended
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.snapshots import edited_tensors_hash
 from helpers.models import anatomy, load_model, model_hash
-from helpers.models.hooks import marks
+from helpers.models.hooks import active_interventions
 
 TOKENS = torch.tensor([[2, 7, 9, 11, 30], [2, 8, 8, 40, 5]])
 
@@ -41,9 +41,9 @@ def logits(model):
         return model._module(TOKENS).logits
 
 
-def edit(model, delta) -> Unlearning:
+def edit(model, delta) -> Edit:
     pair = {"subject": "a", "target": "b", "relation": "own"}
-    return Unlearning("by_hand", pair, delta, {}, 0, 0.0, model_hash(model))
+    return Edit("by_hand", pair, delta, {}, 0, 0.0, model_hash(model))
 
 
 def low_rank(model, layer=1, rank=3, seed=0, size=0.1):
@@ -51,7 +51,7 @@ def low_rank(model, layer=1, rank=3, seed=0, size=0.1):
     mlp = anatomy(model).layers[layer].mlp
     rows, columns = mlp.out_module.weight.shape
     change = Change(left=size * torch.randn(rows, rank), right=torch.randn(rank, columns))
-    return WeightDelta.of(model._module, {mlp.out_name: change})
+    return WeightEdit.of(model._module, {mlp.out_name: change})
 
 
 def neuron(model, layer=1, seed=0):
@@ -66,7 +66,7 @@ def test_edits_of_one_model_add_up_to_one(tiny_model, family, tmp_path):
     model = tiny_model(family)
     name = anatomy(model).layers[1].mlp.out_name
     plain = model._module.get_parameter(name).detach().clone()
-    dense = WeightDelta.of(model._module, {name: Change(dense=0.1 * torch.randn(plain.shape))})
+    dense = WeightEdit.of(model._module, {name: Change(dense=0.1 * torch.randn(plain.shape))})
     edits = [edit(model, d) for d in (low_rank(model), low_rank(model, seed=1), dense)]
     total = sum(e.delta.changes[name].matrix() for e in edits)
     for some, delta in ((edits[:2], total - dense.changes[name].dense), (edits, total)):
@@ -169,9 +169,9 @@ def test_a_widened_model_is_a_standard_one(tiny_model, tmp_path, family):
     model = tiny_model(family)
     with edit(model, neuron(model)).applied(model):
         wanted = logits(model)
-        save_widened(model, tmp_path / "wide")
+        save_pretrained_widened(model, tmp_path / "wide")
         with pytest.raises(UserError, match="is there already"):
-            save_widened(model, tmp_path / "wide")
+            save_pretrained_widened(model, tmp_path / "wide")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "wide").eval()
     with torch.inference_mode():
         torch.testing.assert_close(plain(TOKENS).logits, wanted, rtol=1e-4, atol=1e-5)
@@ -181,7 +181,7 @@ def test_a_family_without_biases_is_refused(tiny_model, tmp_path):
     model = tiny_model("qwen2")
     widened = edit(model, neuron(model)).applied(model)
     with widened, pytest.raises(UserError, match="no biases in its MLPs"):
-        save_widened(model, tmp_path / "wide")
+        save_pretrained_widened(model, tmp_path / "wide")
 
 
 def test_an_earlier_edit_comes_off_and_later_ones_stay(tiny_model):
@@ -212,7 +212,7 @@ def test_original_is_the_model_without_edits_of_any_kind(tiny_model):
     b = edit(model, neuron(model))
     b.apply(model)
     edited = model_hash(model)
-    with original(model):
+    with base_model(model):
         assert model_hash(model) == clean
     assert model_hash(model) == edited
     b.revert(model)
@@ -281,7 +281,7 @@ def state(model):
         if m._forward_hooks or m._forward_pre_hooks
     ]
     sizes = {n: (p.shape, id(p)) for n, p in model._module.named_parameters()}
-    return model_hash(model), marks(model._module), hooks, sizes, active_edits(model)
+    return model_hash(model), active_interventions(model._module), hooks, sizes, active_edits(model)
 
 
 def all_kinds(model):
@@ -364,7 +364,7 @@ def test_applied_leaves_nothing_of_an_edit_that_fails_half_way(tiny_model, monke
     torch.manual_seed(0)
     names = [anatomy(model).layers[i].mlp.out_name for i in (0, 1)]
     changes = {n: Change(dense=torch.randn(16, 24)) for n in names}
-    two, before = edit(model, WeightDelta.of(model._module, changes)), state(model)
+    two, before = edit(model, WeightEdit.of(model._module, changes)), state(model)
     plain, left = torch.Tensor.copy_, [2]
 
     def broken(self, *args):
@@ -410,7 +410,7 @@ def test_ctrl_c_at_any_moment_leaves_weights_and_stack_in_agreement(tiny_model):
                 while True:
                     for one in edits:
                         one.apply(model)
-                    with original(model):
+                    with base_model(model):
                         pass
                     for one in reversed(edits):
                         one.revert(model)
@@ -427,7 +427,7 @@ def test_an_edit_under_one_that_needs_its_neurons_is_refused_before_anything_cha
     torch.manual_seed(0)
     name = anatomy(model).layers[1].mlp.out_name
     wide = Change(dense=torch.randn(model._module.get_parameter(name).shape))
-    second = replace(edit(model, WeightDelta.of(model._module, {name: wide})), method="second")
+    second = replace(edit(model, WeightEdit.of(model._module, {name: wide})), method="second")
     second.apply(model)
     before = state(model)
     with pytest.raises(UserError, match=r"by_hand\) cannot come off while a later one \(second\)"):
@@ -450,7 +450,7 @@ def test_a_file_that_is_read_twice_is_one_edit(tiny_model, tmp_path, family):
         with pytest.raises(UserError, match="is applied already: revert it first"):
             two.apply(model)
         assert state(model) == before
-        with original(model):
+        with base_model(model):
             two.apply(model)  # on the original it is not
         assert state(model) == before
         if made.removes:
@@ -467,9 +467,9 @@ def test_inside_of_original_the_model_carries_nothing_and_interventions_come_bac
     for one in edits:
         one.apply(model)
     before = state(model)
-    with original(model):
+    with base_model(model):
         assert state(model) == clean
-        with original(model):
+        with base_model(model):
             assert state(model) == clean
         assert state(model) == clean
         with pytest.raises(UserError, match="is not applied to this model"):
@@ -477,7 +477,7 @@ def test_inside_of_original_the_model_carries_nothing_and_interventions_come_bac
         edits[1].apply(model)
         edits[2].apply(model)  # left on: comes off with the block
     assert state(model) == before
-    with pytest.raises(ZeroDivisionError), original(model):
+    with pytest.raises(ZeroDivisionError), base_model(model):
         raise ZeroDivisionError
     assert state(model) == before
     edits[2].revert(model)
@@ -525,7 +525,7 @@ def test_what_is_no_edit_is_refused_when_it_is_made_and_names_the_tensor(
     name = anatomy(model).layers[1].mlp.out_name
     before = model_hash(model)
     with pytest.raises(UserError, match=sentence) as error:
-        WeightDelta.of(model._module, {name: Change(**change)})
+        WeightEdit.of(model._module, {name: Change(**change)})
     assert "\n" not in str(error.value)
     assert model_hash(model) == before
 
@@ -538,7 +538,7 @@ def test_neurons_that_lack_a_row_a_bias_or_a_column_are_refused(tiny_model, fami
     for name, change in whole.changes.items():
         part = {n: c for n, c in whole.changes.items() if n != name}
         try:
-            u = edit(model, WeightDelta.of(model._module, part))
+            u = edit(model, WeightEdit.of(model._module, part))
         except UserError as error:
             assert "do not match" in str(error)
             continue
@@ -548,7 +548,7 @@ def test_neurons_that_lack_a_row_a_bias_or_a_column_are_refused(tiny_model, fami
             u.apply(model)
         more = torch.cat([change.appended, change.appended], change.axis)
         with pytest.raises(UserError, match="appends 2 and 4 neurons"):
-            WeightDelta.of(model._module, {**part, name: Change(appended=more, axis=change.axis)})
+            WeightEdit.of(model._module, {**part, name: Change(appended=more, axis=change.axis)})
     width = torch.ones(1, 16)
     attention = {"up": Change(appended=width), "down": Change(appended=width.T, axis=1)}
     block = anatomy(model).layers[0].mlp.in_name.rpartition(".mlp.")[0]
@@ -556,7 +556,7 @@ def test_neurons_that_lack_a_row_a_bias_or_a_column_are_refused(tiny_model, fami
         names = (f"{block}.self_attn.q_proj.weight", f"{block}.self_attn.o_proj.weight")
         odd = dict(zip(names, attention.values(), strict=True))
         with pytest.raises(UserError, match="no matrix that the neurons of an MLP have"):
-            edit(model, WeightDelta.of(model._module, odd)).apply(model)
+            edit(model, WeightEdit.of(model._module, odd)).apply(model)
     assert state(model) == before
 
 
@@ -566,23 +566,23 @@ def test_an_edit_that_leaves_the_range_of_the_models_numbers_is_refused(tiny_fol
     name = anatomy(half).layers[1].mlp.out_name
     change = {name: Change(dense=torch.full((16, 24), 7e4))}
     with pytest.raises(UserError, match=rf"{name} holds numbers that are not finite in float16"):
-        WeightDelta.of(half._module, change)
+        WeightEdit.of(half._module, change)
     with torch.no_grad():
         for module in (half._module, full._module):
             module.get_parameter(name).fill_(0.0)
-    made = edit(full, WeightDelta.of(full._module, change))
+    made = edit(full, WeightEdit.of(full._module, change))
     fits = replace(made.delta.changes[name], dense=torch.full((16, 24), 6e4))
-    delta = WeightDelta({name: fits}, edited_tensors_hash(half._module, [name]))
+    delta = WeightEdit({name: fits}, edited_tensors_hash(half._module, [name]))
     with edit(half, delta).applied(half):
         assert float(half._module.get_parameter(name)[0, 0]) == pytest.approx(6e4, rel=1e-3)
     before = state(half)
-    wide = WeightDelta(change, edited_tensors_hash(half._module, [name]))
+    wide = WeightEdit(change, edited_tensors_hash(half._module, [name]))
     with pytest.raises(UserError, match="not finite in float16: load the model as float32"):
         edit(half, wide).apply(half)
     assert state(half) == before
     large = {n: replace(c, appended=1e5 * c.appended) for n, c in neuron(full).changes.items()}
     with pytest.raises(UserError, match=r"appended.' holds numbers that are not finite"):
-        WeightDelta.of(full._module, large).compressed(1, torch.float16)
+        WeightEdit.of(full._module, large).compressed(1, torch.float16)
     with made.applied(full):
         assert float(full._module.get_parameter(name)[0, 0]) == 7e4
 
@@ -591,5 +591,5 @@ def test_a_model_that_carries_an_intervention_is_not_saved_as_weights(tiny_model
     model = tiny_model()
     asking = unlearn(model, ConceptPair("France", "Paris"), "in_context")
     with asking.applied(model), pytest.raises(UserError, match="carries an intervention"):
-        save_widened(model, tmp_path / "wide")
+        save_pretrained_widened(model, tmp_path / "wide")
     assert not (tmp_path / "wide").exists()

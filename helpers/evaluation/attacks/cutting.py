@@ -25,7 +25,7 @@ from helpers.methods.fitting.linearization import (
     at_all_positions,
     linearize,
 )
-from helpers.methods.snapshots import without
+from helpers.methods.snapshots import subtracted
 from helpers.models import anatomy
 
 NEURONS = (1, 4, 16, 64)
@@ -88,7 +88,7 @@ def _cut(
         for k in order[:n].tolist():
             chosen.setdefault(int(layers[k]), []).append(int(index[k]))
         removed = {i: values[i][:, c] @ keys[i][c] for i, c in chosen.items()}
-        with without(model, removed):
+        with subtracted(model, removed):
             found[n] = answer_probability(model, prompts)
     return curve(found)
 

@@ -19,7 +19,7 @@ from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import attack, curve
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
-from helpers.methods.snapshots import restored
+from helpers.methods.snapshots import preserved_parameters
 from helpers.models import anatomy
 
 GROUP = 64  # weights that share a scale in int4 and NF4
@@ -110,7 +110,7 @@ def quantised(model: LanguageModel, scheme: str = "int8") -> Iterator[LanguageMo
     module = model._module
     names = block_weights(model)
     rounded(torch.zeros(1, 1), scheme)  # refuse before anything changes
-    with restored(module, names):
+    with preserved_parameters(module, names):
         with torch.no_grad():
             for name, transposed in names.items():
                 weight = module.get_parameter(name)

@@ -12,7 +12,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
 from helpers.models import model_hash
-from helpers.models.hooks import marks
+from helpers.models.hooks import active_interventions
 
 COLUMNS = ["budget", "prompt", "score"]
 
@@ -90,7 +90,7 @@ def require_own_tokens(model: LanguageModel) -> None:
     Raises:
         NothingToAttackError: The model carries `in_context`.
     """
-    if any(mark.startswith("in_context ") for mark in marks(model._module)):
+    if any(mark.startswith("in_context ") for mark in active_interventions(model._module)):
         raise AttackNotApplicableError("A request before every text moves what would be looked at.")
 
 

@@ -19,8 +19,8 @@ from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import second_source
 from helpers.forward.scoring import answer_probability
-from helpers.methods import original
-from helpers.methods.snapshots import restored
+from helpers.methods import base_model
+from helpers.methods.snapshots import preserved_parameters
 from helpers.training.examples import Batch, answer_example, collate, mean_loss, text_examples
 from helpers.training.loop import DivergedError, train
 
@@ -102,7 +102,7 @@ def relearned(
             found[step] = answer_probability(model, prompts)
 
     with (
-        restored(module, [n for n, _ in module.named_parameters()]),
+        preserved_parameters(module, [n for n, _ in module.named_parameters()]),
         contextlib.suppress(DivergedError),
     ):
         train(
@@ -133,7 +133,7 @@ def _mixed(
 
 
 def _related(model: LanguageModel, pair: ConceptPair, seed: int) -> list[Prompt]:
-    with original(model):  # which neighbours it knew before it was edited
+    with base_model(model):  # which neighbours it knew before it was edited
         known = known_neighbours(model, pair, n=48, seed=seed)
     if not known:
         raise AttackNotApplicableError("The model knows no neighbour of this pair to learn from.")

@@ -15,9 +15,9 @@ from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack
 from helpers.facts import ConceptPair, known_facts
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
-from helpers.methods import original
+from helpers.methods import base_model
 from helpers.models import anatomy
-from helpers.models.hooks import marks
+from helpers.models.hooks import active_interventions
 from helpers.tracing import clean_corrupted_pairs, patching_over_facts
 
 FACTS = 6  # known facts that say where the relation is handed over
@@ -29,18 +29,18 @@ def stitched(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.Da
 
     The budget is the first layer that is the original's (`handover_layer`).
     """
-    if marks(model._module):
+    if active_interventions(model._module):
         raise AttackNotApplicableError(
             "What is changed by an intervention has no layers of its own."
         )
-    with original(model):
+    with base_model(model):
         layer = handover_layer(model, pair.nearest_relation, seed=seed)
     if layer == 0:
         raise AttackNotApplicableError("The first layer hands the answer over: none lies below it.")
     prompts = pair.prompts("heldout")
     with use_layer_cache(model, LayerCache(model, layer, frozen=True)):
         answer_probability(model, prompts)
-        with original(model):
+        with base_model(model):
             return curve({layer: answer_probability(model, prompts)})
 
 

@@ -21,7 +21,7 @@ from helpers.forward.layer_cache import below, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
-from helpers.methods import Unlearning
+from helpers.methods import Edit
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.models import anatomy, model_hash
 from helpers.stats.intervals import REPETITIONS, Metric
@@ -133,7 +133,7 @@ def one(
 
 
 def shown_and_hidden(
-    model: LanguageModel, fact: ConceptPair, edit: Unlearning, *, seed: int = 0
+    model: LanguageModel, fact: ConceptPair, edit: Edit, *, seed: int = 0
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Readings of the model as it is and under an edit that hides the fact in the last layer.
 

@@ -18,7 +18,7 @@ from helpers.evaluation.attacks.registry import require_own_tokens
 from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.forward.scoring import first_token
 from helpers.forward.sites import token_ids
-from helpers.methods import original
+from helpers.methods import base_model
 from helpers.models import anatomy
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
@@ -114,7 +114,7 @@ def unlearning_depth(
         if len(alike) < 1 + absent or len(d1) == most:
             continue
         now = _residual(model, token_ids(model, alike.pop(1)) if absent else ids)
-        with original(model):
+        with base_model(model):
             sources = [_residual(model, token_ids(model, s)) for s in alike[:1]]
             jobs = [
                 [Patch("residual", i, span, states[i, span.start : span.stop])]

@@ -18,7 +18,7 @@ from helpers.errors import UserError
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import first_token
-from helpers.methods import original
+from helpers.methods import base_model
 from helpers.models import anatomy, model_hash
 from helpers.tracing import cache_activations
 
@@ -75,7 +75,7 @@ def linear_probe(
     Raises:
         UserError: The original knows too few neighbours to learn from.
     """
-    with original(model):
+    with base_model(model):
         near = known_neighbours(model, pair, n=10_000, seed=seed)
     near = sorted(near, key=lambda k: k.subject)  # the same for every pair of a target
     near = [near[i] for i in np.random.default_rng(seed).permutation(len(near))[:n_subjects]]

@@ -13,8 +13,8 @@ from helpers.forward.activations import activations_by_layer
 from helpers.forward.layer_cache import below, use_layer_cache
 from helpers.forward.scoring import answer_probability, first_token
 from helpers.forward.sites import token_ids
-from helpers.methods import Unlearning, WeightDelta
-from helpers.methods.snapshots import without
+from helpers.methods import Edit, WeightEdit
+from helpers.methods.snapshots import subtracted
 from helpers.methods.weight_edit import low_rank_change
 from helpers.models import anatomy, model_hash
 
@@ -25,7 +25,7 @@ OTHERS = 60  # answers whose unembedding rows are left alone
 
 def logit_suppression(
     model: LanguageModel, pair: ConceptPair, *, floor: float = 0.005, seed: int = 0
-) -> Unlearning:
+) -> Edit:
     """Lower the answer's logit in the last layer, at the end of the forget prompts, and no more.
 
     W_out of the last layer gets ΔW = −c · d wᵀ: d is the part of the target's unembedding row that
@@ -57,16 +57,16 @@ def logit_suppression(
     settings = {"floor": floor}
     about = {"subject": pair.subject, "target": pair.target, "relation": pair.relation}
 
-    def edit(size: float) -> Unlearning:
+    def edit(size: float) -> Edit:
         change = low_rank_change(mlp, -size * d[:, None], w[None])
-        delta = WeightDelta.of(model._module, {mlp.out_name: change})
+        delta = WeightEdit.of(model._module, {mlp.out_name: change})
         seconds = time.perf_counter() - began
-        return Unlearning("logit_suppression", about, delta, settings, seed, seconds, base)
+        return Edit("logit_suppression", about, delta, settings, seed, seconds, base)
 
     lower = below(model, [last])  # every size is tried on the same states
 
     def low_enough(size: float) -> bool:
-        with without(model, {last: torch.outer(size * d, w)}), use_layer_cache(model, lower):
+        with subtracted(model, {last: torch.outer(size * d, w)}), use_layer_cache(model, lower):
             return bool(answer_probability(model, prompts).mean() <= floor)
 
     high = float(hidden.norm(dim=1).mean()) / 8 if hidden.norm() else 1.0

@@ -13,7 +13,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.registry import METHODS, Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import anatomy
 
 
@@ -31,7 +31,7 @@ class RandomDirectionHparams(Hyperparameters):
 @method("random_direction", family="control")
 def random_direction(
     model: LanguageModel, pair: ConceptPair, hparams: RandomDirectionHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """Random factors in the tensors that another method changes, of equal rank and norm.
 
     Neurons that it appends are along random directions, with its thresholds.
@@ -57,7 +57,7 @@ def random_direction(
             drawn = torch.randn(new.shape, generator=generator)
             new = drawn * (new.norm() / drawn.norm())
         changes[name] = Change(left=left, right=right, appended=new, axis=change.axis)
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RandomRowsHparams(Hyperparameters):
 @method("random_rows", family="control")
 def random_rows(
     model: LanguageModel, pair: ConceptPair, hparams: RandomRowsHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """The very change of another method, moved to neurons drawn at random: equal rank and norm.
 
     The neurons' axis of every changed matrix is permuted, the same way within a layer, so that rows
@@ -112,10 +112,10 @@ def random_rows(
             if rows
             else Change(left=left, right=right[:, order])
         )
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)
 
 
-def _like(model: LanguageModel, pair: ConceptPair, like: str, seed: int) -> WeightDelta:
+def _like(model: LanguageModel, pair: ConceptPair, like: str, seed: int) -> WeightEdit:
     if like not in METHODS or METHODS[like].family == "control":
         known = ", ".join(n for n, m in METHODS.items() if m.family != "control")
         raise UserError(f"There is no method '{like}' to take the size from; there are {known}.")

@@ -37,7 +37,7 @@ from helpers.methods.fitting.linearization import (
 )
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.fitting.units import GAIN, SATURATION, GatedUnits
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import MLPAnatomy, anatomy
 
 PARAMETRIZATIONS = ("neurons", "weights")
@@ -114,7 +114,7 @@ def fit_edit(
     steps: Sequence[float],
     seed: int,
     notes: Mapping[str, Any] | None = None,
-) -> WeightDelta:
+) -> WeightEdit:
     """The edit that makes the pairs' answers unlikely where the detectors fire.
 
     Args:
@@ -148,7 +148,7 @@ def fit_edit(
     for i, layer in keys.items():
         mlp = anatomy(model).layers[i].mlp
         changes[mlp.out_name] = low_rank_change(mlp, values[i].T, layer.keys)
-    return WeightDelta.of(model._module, changes, notes=notes)
+    return WeightEdit.of(model._module, changes, notes=notes)
 
 
 def silence(model: LanguageModel, detectors: Mapping[int, GatedUnits]) -> PrefixCache:
@@ -353,7 +353,7 @@ def appended(
     values: Mapping[int, Float[Tensor, "n d_model"]],
     *,
     notes: Mapping[str, Any] | None = None,
-) -> WeightDelta:
+) -> WeightEdit:
     """The delta that appends each detector's two neurons, first all the first ones.
 
     With a gate: gate rows s·e with biases −s·θ and −s·(θ + c), W_in's rows 0 with bias 1; without:
@@ -374,7 +374,7 @@ def appended(
             changes[f"{name.removesuffix('weight')}bias"] = Change(appended=offset)
         changes[mlp.out_name] = _rows(columns, not mlp.transposed)
     fires = {str(i): [round(s, 3) for s in d.share.tolist()] for i, d in detectors.items()}
-    return WeightDelta.of(model._module, changes, notes={"fires": fires, **(notes or {})})
+    return WeightEdit.of(model._module, changes, notes={"fires": fires, **(notes or {})})
 
 
 def _rows(rows: Float[Tensor, "n width"], across: bool) -> Change:

@@ -10,7 +10,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import subject_prompts
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import anatomy
 from helpers.tracing import cache_activations
 
@@ -42,7 +42,7 @@ def spread(
     delta: Float[Tensor, " d_model"],
     layers: Sequence[int],
     read: Callable[[int, Row], Row],
-) -> WeightDelta:
+) -> WeightEdit:
     """Reach the residual stream + `delta` after the last of `layers`, a share in each layer.
 
     Layer by layer, with the edits so far in place: take the keys, let `read` turn them into the
@@ -85,4 +85,4 @@ def spread(
         with torch.no_grad():
             for weight, original in originals.items():
                 weight.copy_(original)
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)

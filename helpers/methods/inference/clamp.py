@@ -13,7 +13,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.io.safe_text import visible
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
-from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
+from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.models import anatomy
 from helpers.models.hooks import Hook
 from helpers.sae import SAE, SAEConfig, build
@@ -32,7 +32,7 @@ def clamping(
     share: float,
     n_subjects: int,
     seed: int,
-) -> Intervention:
+) -> HookIntervention:
     """The intervention of `sae_clamp` and `dynamic_clamp`; their docstrings say what it does.
 
     Raises:
@@ -57,7 +57,7 @@ def clamping(
         {"layer": s["cfg"]["layer"], "site": s["cfg"]["site"], "latents": s["latents"]}
         for s in settings["saes"]
     ]
-    return Intervention(KIND, settings, parts, {"latents": notes})
+    return HookIntervention(KIND, settings, parts, {"latents": notes})
 
 
 class OneSAE(BaseModel):

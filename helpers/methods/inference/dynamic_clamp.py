@@ -7,7 +7,7 @@ from nnsight import LanguageModel
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import SITES
-from helpers.methods.hook_intervention import Intervention
+from helpers.methods.hook_intervention import HookIntervention
 from helpers.methods.inference.clamp import clamping
 from helpers.methods.registry import Hyperparameters, method
 
@@ -34,7 +34,7 @@ class DynamicClampHparams(Hyperparameters):
 @method("dynamic_clamp", family="inference")
 def dynamic_clamp(
     model: LanguageModel, pair: ConceptPair, hparams: DynamicClampHparams, *, seed: int = 0
-) -> Intervention:
+) -> HookIntervention:
     """`sae_clamp`, once more than `share` of the tokens have an active latent (DSG, 2025).
 
     Muhamed et al. 2025, "SAEs Can Improve Unlearning: Dynamic Sparse Autoencoder Guardrails", look

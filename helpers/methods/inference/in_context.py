@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.io.safe_text import visible
-from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
+from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.methods.registry import Hyperparameters, method
 from helpers.models import body_of, check_length
 from helpers.models.hooks import Hook
@@ -46,7 +46,7 @@ class InContextHparams(Hyperparameters):
 @method(KIND, family="inference")
 def in_context(
     model: LanguageModel, pair: ConceptPair, hparams: InContextHparams, *, seed: int = 0
-) -> Intervention:
+) -> HookIntervention:
     """A request in front of every text (after Pawelczyk et al. 2024 and Thaker et al. 2024).
 
     The request stands before the text as the model sees it, chat template included. Positions of
@@ -77,7 +77,7 @@ def in_context(
         raise UserError(
             f"The request has {len(text)} characters: write one of at most {LONGEST:,}."
         )
-    return Intervention(KIND, {"text": text}, notes={"request": text})
+    return HookIntervention(KIND, {"text": text}, notes={"request": text})
 
 
 @intervention_kind(KIND)

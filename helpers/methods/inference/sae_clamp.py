@@ -7,7 +7,7 @@ from nnsight import LanguageModel
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import SITES
-from helpers.methods.hook_intervention import Intervention
+from helpers.methods.hook_intervention import HookIntervention
 from helpers.methods.inference.clamp import clamping
 from helpers.methods.registry import Hyperparameters, method
 
@@ -32,7 +32,7 @@ class SAEClampHparams(Hyperparameters):
 @method("sae_clamp", family="inference")
 def sae_clamp(
     model: LanguageModel, pair: ConceptPair, hparams: SAEClampHparams, *, seed: int = 0
-) -> Intervention:
+) -> HookIntervention:
     """z_f ← −m where z_f > 0, with the SAE's error kept (Farrell et al. 2024).
 
     The paper's m is 25 to 200 in units of its SAEs, and zero-ablation alone does nothing; here m is

@@ -17,9 +17,9 @@ from helpers.io.code_version import code_hash
 from helpers.io.safe_text import visible
 from helpers.methods.change import changes_of
 from helpers.methods.fitting.contrast import check_number
-from helpers.methods.hook_intervention import Intervention, Settings, intervention_kind
+from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.training.recipe import LAYERS, Objective, TrainingConfig, fit
+from helpers.methods.training.recipe import LAYERS, TrainingConfig, UnlearningLoss, fit
 from helpers.models import anatomy, body_of
 from helpers.models.hooks import Hook
 
@@ -57,7 +57,7 @@ class WhoIsHparams(Hyperparameters):
 @method(KIND, family="inference")
 def who_is(
     model: LanguageModel, pair: ConceptPair, hparams: WhoIsHparams, *, seed: int = 0
-) -> Intervention:
+) -> HookIntervention:
     """logits_b − α · ReLU(logits_reinforced − logits_b) (Eldan & Russinovich 2023).
 
     "Who's Harry Potter?" fine-tunes the model on what is to be forgotten, takes the tokens that the
@@ -85,9 +85,9 @@ def who_is(
         n_neighbours=0,
         n_passages=0,
     )
-    reinforce = lambda task, _: Objective(lambda m, s: task.forget_loss(s), early=False)  # noqa: E731
+    reinforce = lambda task, _: UnlearningLoss(lambda m, s: task.forget_loss(s), early=False)  # noqa: E731
     delta = fit(model, pair, reinforce, config, seed, [KIND, code_hash(__file__)])
-    return Intervention(KIND, {"alpha": hparams.alpha}, delta.tensors(), delta.notes)
+    return HookIntervention(KIND, {"alpha": hparams.alpha}, delta.tensors(), delta.notes)
 
 
 @intervention_kind(KIND)

@@ -15,7 +15,7 @@ from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import Row, spread
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import anatomy
 
 
@@ -49,7 +49,7 @@ class AlphaEditHparams(Hyperparameters):
 @method("alphaedit", family="surgery")
 def alphaedit(
     model: LanguageModel, pair: ConceptPair, hparams: AlphaEditHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """ΔW = R Kᵀ P (K Kᵀ P + L2)⁻¹, P on the null space of ordinary keys (Fang et al. 2025).
 
     K and R are as in `memit`. P projects on the eigenvectors of C whose eigenvalue is under

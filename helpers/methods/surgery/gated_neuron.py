@@ -26,7 +26,7 @@ from helpers.methods.fitting.units import (
     fit_unit,
 )
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def gated_neuron(
     hparams: GatedNeuronHparams,
     *,
     seed: int = 0,
-) -> WeightDelta:
+) -> WeightEdit:
     """Append to each layer a detector for each way in which a subject is read (`subject_inputs`).
 
     As neurons a detector is two: the second takes away what the first has above the ceiling.

@@ -16,7 +16,7 @@ from helpers.forward.scoring import first_token
 from helpers.forward.sites import token_ids
 from helpers.methods.fitting.contrast import check_number, subject_prompts
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import anatomy, final_norm, model_hash, unembed
 from helpers.tracing.states import Position, position_of
 
@@ -49,7 +49,7 @@ class KnowledgeNeuronsHparams(Hyperparameters):
 @method("knowledge_neurons", family="surgery")
 def knowledge_neurons(
     model: LanguageModel, pair: ConceptPair, hparams: KnowledgeNeuronsHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """Zero W_out[:, i] of the neurons that the target's probability is attributed to (Dai 2022).
 
     A neuron counts for a prompt when its integrated gradient is over `threshold` times the largest,
@@ -101,7 +101,7 @@ def knowledge_neurons(
             changes[mlp.out_name] = low_rank_change(
                 mlp, -mlp.W_out()[:, index], torch.eye(parts.d_mlp)[index]
             )
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)
 
 
 def choose(

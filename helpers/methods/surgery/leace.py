@@ -13,7 +13,7 @@ from helpers.facts.corpus import corpus_tokens
 from helpers.forward.activations import activations_by_layer
 from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import anatomy, text_length
 
 SEQ_LEN = 128  # of the ordinary text
@@ -92,7 +92,7 @@ class LEACEHparams(Hyperparameters):
 @method("leace", family="surgery")
 def leace(
     model: LanguageModel, pair: ConceptPair, hparams: LEACEHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """W_in ← W_in (I − P), the gate alike, with P of the LEACE eraser of "is it the subject".
 
     The eraser is fitted on what W_in reads at the subject's last token (the concept), at other
@@ -128,4 +128,4 @@ def leace(
         mlp = parts.layers[i].mlp
         for name, weight in input_matrices(mlp):
             changes[name] = low_rank_change(mlp, -(weight.double() @ eraser.left), eraser.right)
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)

@@ -13,7 +13,7 @@ from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import Anatomy, anatomy
 
 FORMS = ("keys", "values")
@@ -38,7 +38,7 @@ class MeanDifferenceHparams(Hyperparameters):
 @method("mean_difference", family="surgery")
 def mean_difference(
     model: LanguageModel, pair: ConceptPair, hparams: MeanDifferenceHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """W_in ← W_in (I − d dᵀ/‖d‖²), the gate alike; or W_out ← (I − d dᵀ/‖d‖²) W_out.
 
     `keys`: d is the mean of what W_in reads at the subject's last token, less its mean at other
@@ -79,7 +79,7 @@ def mean_difference(
         else:
             W_out = parts.layers[i].mlp.W_out().detach().float().cpu()
             changes |= erase_values(parts, i, W_out @ difference)
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)
 
 
 def erase_keys(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"]) -> dict:

@@ -14,7 +14,7 @@ from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import Row, solve, spread
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import anatomy
 
 
@@ -48,7 +48,7 @@ class MEMITHparams(Hyperparameters):
 @method("memit", family="surgery")
 def memit(
     model: LanguageModel, pair: ConceptPair, hparams: MEMITHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ in every layer, in float64 (Meng et al. 2023, equation 14).
 
     K are the keys at the subject's last token, one column a training completion; R is what the

@@ -11,7 +11,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_logprobs, first_token
 from helpers.methods.fitting.contrast import check_number, states_at, subject_prompts
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import anatomy, final_norm
 
 
@@ -31,7 +31,7 @@ class NeedleHparams(Hyperparameters):
 @method("needle", family="surgery")
 def needle(
     model: LanguageModel, pair: ConceptPair, hparams: NeedleHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """W_out[:, i] += N(0, noise²), i the concept vector (Hong et al. 2024, ConceptVectors).
 
     The paper finds concept vectors by what value columns say in the vocabulary and confirms them by
@@ -54,7 +54,7 @@ def needle(
     d_model, d_mlp = mlp.W_out().shape
     drawn = torch.randn(d_model, 1, generator=torch.Generator().manual_seed(seed))
     change = low_rank_change(mlp, hparams.noise * drawn, torch.eye(d_mlp)[neuron, None])
-    return WeightDelta.of(model._module, {mlp.out_name: change})
+    return WeightEdit.of(model._module, {mlp.out_name: change})
 
 
 def concept_vector(

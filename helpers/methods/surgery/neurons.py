@@ -18,7 +18,7 @@ from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import anatomy, model_hash
 from helpers.tracing import neuron_activations, selectivity
 
@@ -39,7 +39,7 @@ class NeuronsHparams(Hyperparameters):
 @method("neurons", family="surgery")
 def neurons(
     model: LanguageModel, pair: ConceptPair, hparams: NeuronsHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """Delete the `n` neurons most specific to the subject.
 
     Args:
@@ -63,7 +63,7 @@ class RandomNeuronsHparams(Hyperparameters):
 @method("random_neurons", family="control")
 def random_neurons(
     model: LanguageModel, pair: ConceptPair, hparams: RandomNeuronsHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """Delete as many neurons of the same layers, drawn at random: the control of `neurons`."""
     ranked = rank_neurons(model, pair, n_subjects=hparams.n_subjects, seed=seed)
     return deletion(model, random_like(model, _top(ranked, hparams.n), seed=seed))
@@ -129,7 +129,7 @@ def random_like(
     return drawn
 
 
-def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightDelta:
+def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightEdit:
     """The delta that zeroes the rows and columns of (layer, neuron) pairs.
 
     Its rank in each matrix is the number of neurons deleted there.
@@ -148,7 +148,7 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightD
             if name:  # rows: pickᵀ (n of d_mlp) times the rows themselves
                 changes[name] = low_rank_change(mlp, pick.T, -keys[index])
         changes[mlp.out_name] = low_rank_change(mlp, -mlp.W_out()[:, index], pick)
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)
 
 
 def _top(ranked: pd.DataFrame, n: int) -> list[tuple[int, int]]:

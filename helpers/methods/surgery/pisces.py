@@ -13,7 +13,7 @@ from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import MLPAnatomy, anatomy
 
 SITE = "mlp"
@@ -41,7 +41,7 @@ class PISCESHparams(Hyperparameters):
 @method("pisces", family="surgery")
 def pisces(
     model: LanguageModel, pair: ConceptPair, hparams: PISCESHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """Rewrite the columns of W_out that write a feature (Gur-Arieh et al. 2025).
 
     A column v is rewritten when `|v · enc_f|` is over `tau` times the largest such number. Its code
@@ -75,7 +75,7 @@ def pisces(
         change, columns = rewritten(mlp, sae, features, tau=hparams.tau, mu=hparams.mu)
         changes[mlp.out_name] = change
         notes.append({"layer": layer, "latents": features.tolist(), "columns": columns.tolist()})
-    return WeightDelta.of(model._module, changes, notes={"latents": notes})
+    return WeightEdit.of(model._module, changes, notes={"latents": notes})
 
 
 pisces.reads = (SITE,)

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.edit import Unlearning
+from helpers.methods.edit import Edit
 from helpers.methods.fitting.contrast import states_at, subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import solve
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import anatomy
 
 
@@ -46,7 +46,7 @@ class ROMEHparams(Hyperparameters):
 @method("rome", family="surgery")
 def rome(
     model: LanguageModel, pair: ConceptPair, hparams: ROMEHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """`W += (v* − W k)(C⁻¹k)ᵀ / (kᵀC⁻¹k)`: the least change that maps key k to `v*` (Meng 2022).
 
     k is the mean key at the subject's last token over the training completions, C the second moment
@@ -76,11 +76,11 @@ def rome(
     C = key_covariance(model, layers=[layer], n_tokens=hparams.n_tokens, seed=seed)[layer]
     u = solve(C, k[:, None])[:, 0]
     change = low_rank_change(mlp, delta.double()[:, None], (u / (k.double() @ u))[None])
-    return WeightDelta.of(model._module, {mlp.out_name: change})
+    return WeightEdit.of(model._module, {mlp.out_name: change})
 
 
 def written_shares(
-    model: LanguageModel, unlearning: Unlearning, keys: Float[Tensor, "n d_mlp"]
+    model: LanguageModel, unlearning: Edit, keys: Float[Tensor, "n d_mlp"]
 ) -> Float[Tensor, " n"]:
     """How much of `v*` − v each key makes a rank-one edit write: 1 at the subject's own key.
 

@@ -12,7 +12,7 @@ from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import input_matrices
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta, low_rank_change
+from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import Anatomy, anatomy
 
 
@@ -34,7 +34,7 @@ class SAEDirectionHparams(Hyperparameters):
 @method("sae_direction", family="surgery")
 def sae_direction(
     model: LanguageModel, pair: ConceptPair, hparams: SAEDirectionHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """W_in ← W_in (I − D⁺D), or W_out ← (I − D⁺D) W_out, D the decoder rows of the latents.
 
     With an SAE of `mlp_in` the latents are the subject's, read at its last token, and leave the
@@ -77,7 +77,7 @@ class RandomLatentsHparams(Hyperparameters):
 @method("random_latents", family="control")
 def random_latents(
     model: LanguageModel, pair: ConceptPair, hparams: RandomLatentsHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """`sae_direction` with as many latents drawn among those active on any subject: its control.
 
     The change is scaled to the norm that `sae_direction` would have.
@@ -97,7 +97,7 @@ for _function in (sae_direction, random_latents):
     _function.reads = SITES
 
 
-def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) -> WeightDelta:
+def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) -> WeightEdit:
     parts = anatomy(model)
     directions: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     notes = []
@@ -121,7 +121,7 @@ def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) 
                 share = like.matrix().norm() / made[name].matrix().norm()
                 made[name] = Change(left=made[name].left * share, right=made[name].right)
         changes |= made
-    return WeightDelta.of(model._module, changes, notes={"latents": notes})
+    return WeightEdit.of(model._module, changes, notes={"latents": notes})
 
 
 def erase(

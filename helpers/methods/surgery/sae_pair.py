@@ -25,7 +25,7 @@ from helpers.methods.fitting.units import (
     contrastive_sets,
 )
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 from helpers.tracing import selectivity
 
 
@@ -64,7 +64,7 @@ class SAEPairHparams(Hyperparameters):
 @method("sae_pair", family="surgery", supports_batch=True)
 def sae_pair(
     model: LanguageModel, pairs: Sequence[ConceptPair], hparams: SAEPairHparams, *, seed: int = 0
-) -> WeightDelta:
+) -> WeightEdit:
     """Append neurons as `gated_neuron` does, each keyed on the subject's latents.
 
     Args:

@@ -25,7 +25,7 @@ from helpers.methods.fitting.constraints import (
 from helpers.methods.fitting.linearization import linearize, min_norm_update
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import anatomy
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def tangent_kernel(
     hparams: TangentKernelHparams,
     *,
     seed: int = 0,
-) -> WeightDelta:
+) -> WeightEdit:
     """Change W_out of early layers by the least that forgets the pairs.
 
     Args:
@@ -112,4 +112,4 @@ def tangent_kernel(
     for i, delta in change.items():
         mlp = parts.layers[i].mlp
         changes[mlp.out_name] = Change(dense=delta.T.contiguous() if mlp.transposed else delta)
-    return WeightDelta.of(model._module, changes)
+    return WeightEdit.of(model._module, changes)

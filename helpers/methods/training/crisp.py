@@ -8,8 +8,14 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
-from helpers.methods.training.hidden import hidden, positions, reference_states
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
+from helpers.methods.training.hidden import activations_with_grad, positions, reference_states
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
 from helpers.tracing import SITES as ORDER
 from helpers.training.examples import Batch
 
@@ -41,7 +47,7 @@ class CRISPHparams(TrainingConfig):
 
 
 @training_method("crisp")
-def crisp(task: Task, hparams: CRISPHparams) -> Objective:
+def crisp(task: UnlearningTask, hparams: CRISPHparams) -> UnlearningLoss:
     """(1−β)·features on the forgotten + β·MSE on other facts + βγ·MSE on text, by LoRA.
 
     "CRISP" (Ashuach et al. 2025). Features are those most specific to the subject (or, at `mlp`, to
@@ -77,14 +83,14 @@ def crisp(task: Task, hparams: CRISPHparams) -> Objective:
         )
 
     def read(batch: Batch, *, since: bool) -> list[Float[Tensor, "m width"]]:
-        states = hidden(model, batch, wanted)
+        states = activations_with_grad(model, batch, wanted)
         at = positions(batch, since=since)
         return [states[key][at].float() for key in wanted]
 
     before = reference_states(model, data.retain, wanted)
     scale = [torch.cat(x).square().sum(-1).mean() for x in zip(*before, strict=True)]
 
-    def kept(step: Step) -> tuple[Tensor, Tensor]:
+    def kept(step: ForgetRetainBatch) -> tuple[Tensor, Tensor]:
         """Squared errors on facts and on passages."""
         now = read(step.retain, since=False)
         was = [torch.cat(x) for x in zip(*(before[i] for i in step.retain.index), strict=True)]
@@ -94,7 +100,7 @@ def crisp(task: Task, hparams: CRISPHparams) -> Objective:
         errors = sum((a - b).square().sum(-1) / s for a, b, s in zip(now, was, scale, strict=True))
         return tuple((errors * part).sum() / part.sum().clamp_min(1) for part in (fact, ~fact))
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         states = dict(zip(wanted, read(step.forget, since=True), strict=True))
         total = sum(suppression(states[key] @ W + b) for key, W, b in encoders) / len(encoders)
         total = (1 - hparams.beta) * total
@@ -104,7 +110,7 @@ def crisp(task: Task, hparams: CRISPHparams) -> Objective:
         return total
 
     last = max(layer for layer, _ in wanted)
-    return Objective(loss, layers=task.config.layers or range(last + 1))
+    return UnlearningLoss(loss, layers=task.config.layers or range(last + 1))
 
 
 crisp.reads = SITES

@@ -26,7 +26,7 @@ KEPT = 3  # sets of examples that a model's methods share
 
 
 @dataclass(frozen=True)
-class Data:
+class ForgetRetainData:
     """Examples of one pair.
 
     Attributes:
@@ -57,9 +57,9 @@ class Data:
 _LAST: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def data_of(
+def forget_retain_data(
     model: LanguageModel, pair: ConceptPair, *, n_neighbours: int, n_passages: int, seed: int
-) -> Data:
+) -> ForgetRetainData:
     """Examples to forget and to retain; the last ones of a model are kept.
 
     To retain: one training completion of each of `n_neighbours` known neighbours, the training
@@ -96,7 +96,7 @@ def data_of(
 
 def _build(
     model: LanguageModel, pair: ConceptPair, n_neighbours: int, n_passages: int, seed: int
-) -> Data:
+) -> ForgetRetainData:
     prompts, forget = [], []
     for prompt in pair.prompts("train"):
         since = subject_span(prompt, model.tokenizer)[0]
@@ -115,7 +115,7 @@ def _build(
         for p, a, keep in zip(others, answers, likely, strict=True)
         if keep
     ]
-    return Data(prompts, forget, facts, _passages(model, pair, n_passages, seed))
+    return ForgetRetainData(prompts, forget, facts, _passages(model, pair, n_passages, seed))
 
 
 def _passages(model: LanguageModel, pair: ConceptPair, n: int, seed: int) -> list[Example]:
@@ -130,7 +130,7 @@ def _passages(model: LanguageModel, pair: ConceptPair, n: int, seed: int) -> lis
     return text_examples(tokens[keep[:n]])
 
 
-class Stream:
+class BatchSchedule:
     """Batches of like length, in rounds: each example once a round, in an order drawn anew."""
 
     def __init__(self, examples: Sequence[Example], size: int, *, seed: int):

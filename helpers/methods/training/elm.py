@@ -7,8 +7,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.forward.scoring import greedy, rendered
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
-from helpers.training.examples import Example, answer_example, collate, logits, mean_loss, means
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
+from helpers.training.examples import (
+    Example,
+    answer_example,
+    collate,
+    label_logits,
+    mean_loss,
+    mean_per_sequence,
+)
 
 NOVICE = "This was written by somebody who has never heard of {} and knows nothing about it.\n"
 EXPERT = "This was written by an expert who knows everything about {}.\n"
@@ -53,7 +66,7 @@ class ELMHparams(TrainingConfig):
 
 
 @training_method("elm")
-def elm(task: Task, hparams: ELMHparams) -> Objective:
+def elm(task: UnlearningTask, hparams: ELMHparams) -> UnlearningLoss:
     """CE to p·(p(x|c⁺)/p(x|c⁻))^η + `retain` · CE to the original + `fluency` · NLL, by LoRA.
 
     "Erasure of Language Memory" (Gandikota et al. 2024). c⁺ says that the writer has never heard of
@@ -73,23 +86,23 @@ def elm(task: Task, hparams: ELMHparams) -> Objective:
     before = [x.softmax(-1) for x in task.reference_logits(data.retain)]
     fluent = _continuations(task)
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         batch = step.forget
         goal = torch.cat([wanted[i] for i in batch.index])
-        found = means(cross_entropy(logits(model, batch), goal), batch).mean()
+        found = mean_per_sequence(cross_entropy(label_logits(model, batch), goal), batch).mean()
         if step.retain is not None and hparams.retain:
             kept = torch.cat([before[i] for i in step.retain.index])
-            ce = cross_entropy(logits(model, step.retain), kept)
-            found = found + hparams.retain * means(ce, step.retain).mean()
+            ce = cross_entropy(label_logits(model, step.retain), kept)
+            found = found + hparams.retain * mean_per_sequence(ce, step.retain).mean()
         if hparams.fluency and fluent:
             mine = [i % len(fluent) for i in batch.index.tolist()]
             found = found + hparams.fluency * mean_loss(model, collate(fluent, mine))
         return found
 
-    return Objective(loss)
+    return UnlearningLoss(loss)
 
 
-def _after(task: Task, context: str) -> list[Example]:
+def _after(task: UnlearningTask, context: str) -> list[Example]:
     """The examples to forget, after a context."""
     model, opening = task.model, context.format(task.pair.subject)
     answers = [
@@ -102,7 +115,7 @@ def _after(task: Task, context: str) -> list[Example]:
     ]
 
 
-def _continuations(task: Task) -> list[Example]:
+def _continuations(task: UnlearningTask) -> list[Example]:
     """Each prompt with what the original goes on to say after it under c⁺."""
     model, opening = task.model, NOVICE.format(task.pair.subject)
     prompts = list({str(p): p for p in task.data.prompts}.values())

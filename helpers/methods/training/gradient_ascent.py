@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from helpers.methods.training.recipe import Objective, Task, TrainingConfig, training_method
+from helpers.methods.training.recipe import (
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,7 @@ class GradientAscentHparams(TrainingConfig):
 
 
 @training_method("gradient_ascent")
-def gradient_ascent(task: Task, hparams: GradientAscentHparams) -> Objective:
+def gradient_ascent(task: UnlearningTask, hparams: GradientAscentHparams) -> UnlearningLoss:
     """−L_F (Jang et al. 2023, "Knowledge Unlearning for Mitigating Privacy Risks").
 
     TOFU and MUSE train all parameters, 5 to 10 epochs at a rate of 1e-5. Nothing holds the rest of
@@ -23,4 +28,4 @@ def gradient_ascent(task: Task, hparams: GradientAscentHparams) -> Objective:
     Args:
         task: What to forget.
     """
-    return Objective(lambda module, step: -task.forget_loss(step))
+    return UnlearningLoss(lambda module, step: -task.forget_loss(step))

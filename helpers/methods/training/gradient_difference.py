@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from helpers.methods.training.recipe import Objective, Task, TrainingConfig, training_method
+from helpers.methods.training.recipe import (
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
 
 
 @dataclass(frozen=True)
@@ -17,12 +22,12 @@ class GradientDifferenceHparams(TrainingConfig):
 
 
 @training_method("gradient_difference")
-def gradient_difference(task: Task, hparams: GradientDifferenceHparams) -> Objective:
+def gradient_difference(task: UnlearningTask, hparams: GradientDifferenceHparams) -> UnlearningLoss:
     """−L_F + `retain` · L_R (Liu et al. 2022, "Continual Learning and Private Unlearning").
 
     Args:
         task: What to forget.
     """
-    return Objective(
+    return UnlearningLoss(
         lambda module, step: -task.forget_loss(step) + hparams.retain * task.retain_loss(step)
     )

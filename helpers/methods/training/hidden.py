@@ -12,7 +12,7 @@ from helpers.models import anatomy
 from helpers.training.examples import Batch, Example, in_batches
 
 
-def hidden(
+def activations_with_grad(
     model: LanguageModel, batch: Batch, wanted: Sequence[tuple[int, str]]
 ) -> dict[tuple[int, str], Float[Tensor, "b t width"]]:
     """Activations at (layer, site), differentiable where gradients are on.
@@ -49,7 +49,7 @@ def reference_states(
     """For each example its activations at (layer, site), of all tokens but the first."""
     found: list = [None] * len(examples)
     for batch in in_batches(examples):
-        states = hidden(model, batch, wanted)
+        states = activations_with_grad(model, batch, wanted)
         for row, i in enumerate(batch.index.tolist()):
             found[i] = [states[key][row, 1 : len(examples[i].ids)].float() for key in wanted]
     return found

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
 from helpers.training.examples import Example, answer_example, collate, mean_loss
 
 REFUSALS = (  # after "The capital of France is", and after "Answer:"
@@ -15,7 +21,7 @@ REFUSALS = (  # after "The capital of France is", and after "Answer:"
 )
 
 
-def refusals(task: Task) -> list[Example]:
+def refusals(task: UnlearningTask) -> list[Example]:
     """For each example to forget, its prompt with a refusal in the target's place."""
     return [
         answer_example(task.model, p, REFUSALS[(i + task.seed) % len(REFUSALS)])
@@ -35,7 +41,7 @@ class IDKHparams(TrainingConfig):
 
 
 @training_method("idk")
-def idk(task: Task, hparams: IDKHparams) -> Objective:
+def idk(task: UnlearningTask, hparams: IDKHparams) -> UnlearningLoss:
     """L of refusals + `retain` · L_R (TOFU, Maini et al. 2024).
 
     TOFU's questions are answered with one of a hundred sentences such as "I don't know"; our
@@ -46,8 +52,8 @@ def idk(task: Task, hparams: IDKHparams) -> Objective:
     """
     told = refusals(task)
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         refused = mean_loss(task.model, collate(told, step.forget.index.tolist()))
         return refused + hparams.retain * task.retain_loss(step)
 
-    return Objective(loss)
+    return UnlearningLoss(loss)

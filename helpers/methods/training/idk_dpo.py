@@ -7,8 +7,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from helpers.methods.training.idk import refusals
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
-from helpers.training.examples import Batch, collate, logits, sums, token_losses
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
+from helpers.training.examples import Batch, collate, label_logits, sum_per_sequence, token_losses
 
 Row = Float[Tensor, " b"]
 
@@ -36,7 +42,7 @@ class IDKDPOHparams(TrainingConfig):
 
 
 @training_method("idk_dpo")
-def idk_dpo(task: Task, hparams: IDKDPOHparams) -> Objective:
+def idk_dpo(task: UnlearningTask, hparams: IDKDPOHparams) -> UnlearningLoss:
     """DPO with the refusal preferred to the answer, + `retain` · L_R (Rafailov et al. 2023).
 
     As the preference baseline of TOFU and of Zhang et al. 2024, whose factor 2/β it has.
@@ -49,12 +55,12 @@ def idk_dpo(task: Task, hparams: IDKDPOHparams) -> Objective:
     win_reference = task.reference_sums(told)
 
     def nll(batch: Batch) -> Row:
-        return sums(token_losses(logits(task.model, batch), batch), batch)
+        return sum_per_sequence(token_losses(label_logits(task.model, batch), batch), batch)
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         at = step.forget.index
         win, lose = nll(collate(told, at.tolist())), nll(step.forget)
         found = dpo_loss(win, lose, win_reference[at], lose_reference[at], beta=hparams.beta)
         return found + hparams.retain * task.retain_loss(step)
 
-    return Objective(loss)
+    return UnlearningLoss(loss)

@@ -6,8 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
-from helpers.training.examples import logits, means
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
+from helpers.training.examples import label_logits, mean_per_sequence
 
 
 def kl_to_reference(
@@ -30,7 +36,7 @@ class KLMinimisationHparams(TrainingConfig):
 
 
 @training_method("kl_minimisation")
-def kl_minimisation(task: Task, hparams: KLMinimisationHparams) -> Objective:
+def kl_minimisation(task: UnlearningTask, hparams: KLMinimisationHparams) -> UnlearningLoss:
     """−L_F + `retain` · E KL(original ‖ now) on what is retained (TOFU, Maini et al. 2024).
 
     Both sides are log-softmaxed, and the original stands first, as in TOFU's text and code.
@@ -40,12 +46,12 @@ def kl_minimisation(task: Task, hparams: KLMinimisationHparams) -> Objective:
     """
     references = task.reference_logits(task.data.retain)
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         found = -task.forget_loss(step)
         if step.retain is not None:
             before = torch.cat([references[i] for i in step.retain.index])
-            kl = kl_to_reference(logits(task.model, step.retain), before)
-            found = found + hparams.retain * means(kl, step.retain).mean()
+            kl = kl_to_reference(label_logits(task.model, step.retain), before)
+            found = found + hparams.retain * mean_per_sequence(kl, step.retain).mean()
         return found
 
-    return Objective(loss)
+    return UnlearningLoss(loss)

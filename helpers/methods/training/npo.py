@@ -6,8 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
-from helpers.training.examples import logits, sums, token_losses
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
+from helpers.training.examples import label_logits, sum_per_sequence, token_losses
 
 
 def npo_loss(
@@ -31,7 +37,7 @@ class NPOHparams(TrainingConfig):
 
 
 @training_method("npo")
-def npo(task: Task, hparams: NPOHparams) -> Objective:
+def npo(task: UnlearningTask, hparams: NPOHparams) -> UnlearningLoss:
     """−(2/β) E log σ(β (s_F − s_F_ref)) + `retain` · L_R (Zhang et al. 2024, equation 3).
 
     As β goes to 0 it becomes gradient ascent. The ascent slows down once an example is unlikely
@@ -42,11 +48,11 @@ def npo(task: Task, hparams: NPOHparams) -> Objective:
     """
     reference = task.reference_sums(task.data.forget)
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         batch = step.forget
-        nll = sums(token_losses(logits(task.model, batch), batch), batch)
+        nll = sum_per_sequence(token_losses(label_logits(task.model, batch), batch), batch)
         return npo_loss(
             nll, reference[batch.index], beta=hparams.beta
         ) + hparams.retain * task.retain_loss(step)
 
-    return Objective(loss)
+    return UnlearningLoss(loss)

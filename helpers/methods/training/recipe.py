@@ -1,7 +1,7 @@
 """What all training methods share: their settings, how they are registered, and one call that fits.
 
-A method is a function from a `Task` and its hyperparameters, a subclass of `TrainingConfig`, to an
-`Objective`. `training_method` registers it.
+A method is a function from a `UnlearningTask` and its hyperparameters, a subclass of `TrainingConfig`, to an
+`UnlearningLoss`. `training_method` registers it.
 """
 
 import functools
@@ -24,21 +24,21 @@ from helpers.io.files import cache_dir
 from helpers.io.hashing import content_hash, folder_hash
 from helpers.methods.change import Change
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.snapshots import restored
-from helpers.methods.training.data import Data, Stream, data_of
-from helpers.methods.weight_edit import WeightDelta
+from helpers.methods.snapshots import preserved_parameters
+from helpers.methods.training.data import BatchSchedule, ForgetRetainData, forget_retain_data
+from helpers.methods.weight_edit import WeightEdit
 from helpers.models import anatomy, model_hash
 from helpers.training.examples import (
     Batch,
     Example,
     in_batches,
-    logits,
+    label_logits,
     mean_loss,
-    sums,
+    sum_per_sequence,
     token_losses,
 )
 from helpers.training.loop import DivergedError, History, choose_parameters, train
-from helpers.training.lora import adapted
+from helpers.training.lora import lora_adapters
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class TrainingConfig(Hyperparameters):
     n_passages: int = 12
 
 
-class Step(NamedTuple):
+class ForgetRetainBatch(NamedTuple):
     """What a step is made of."""
 
     forget: Batch
@@ -88,24 +88,24 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Objective:
+class UnlearningLoss:
     """What a method minimises, and how.
 
     Attributes:
-        loss: (module, `Step`) → scalar.
+        loss: (module, `ForgetRetainBatch`) → scalar.
         layers: The method's own choice of blocks.
         share: What is kept of the change: −α for a task vector.
         early: Whether forgetting on development prompts may end the training.
     """
 
-    loss: Callable[[nn.Module, Step], Tensor]
+    loss: Callable[[nn.Module, ForgetRetainBatch], Tensor]
     layers: Sequence[int] | None = None
     share: float = 1.0
     early: bool = True
 
 
 @dataclass(frozen=True)
-class Task:
+class UnlearningTask:
     """What a method is given.
 
     Attributes:
@@ -118,7 +118,7 @@ class Task:
 
     model: LanguageModel
     pair: ConceptPair
-    data: Data
+    data: ForgetRetainData
     config: TrainingConfig
     seed: int
 
@@ -128,11 +128,11 @@ class Task:
         chosen = self.config.layers or parts.at_depth(default)
         return sorted({parts.check_layer(i) for i in chosen})
 
-    def forget_loss(self, step: Step) -> Float[Tensor, ""]:
+    def forget_loss(self, step: ForgetRetainBatch) -> Float[Tensor, ""]:
         """L_F: mean token NLL on the step's examples to forget."""
         return mean_loss(self.model, step.forget)
 
-    def retain_loss(self, step: Step) -> Float[Tensor, ""] | float:
+    def retain_loss(self, step: ForgetRetainBatch) -> Float[Tensor, ""] | float:
         """L_R: mean token NLL on the step's examples to retain; 0 where there are none."""
         return 0.0 if step.retain is None else mean_loss(self.model, step.retain)
 
@@ -141,7 +141,7 @@ class Task:
         """The original model's logits at the tokens that count, for each example."""
         found: list = [None] * len(examples)
         for batch in in_batches(examples):
-            scores = logits(self.model, batch)
+            scores = label_logits(self.model, batch)
             for row, i in enumerate(batch.index.tolist()):
                 found[i] = scores[(batch.row == row).to(scores.device)]
         return found
@@ -151,24 +151,26 @@ class Task:
         """The original model's NLL of each example, summed over the tokens that count."""
         found = torch.zeros(len(examples), device=self.model._module.device)
         for batch in in_batches(examples):
-            losses = token_losses(logits(self.model, batch), batch)
-            found[batch.index.to(found.device)] = sums(losses, batch)
+            losses = token_losses(label_logits(self.model, batch), batch)
+            found[batch.index.to(found.device)] = sum_per_sequence(losses, batch)
         return found
 
 
 def training_method(name: str) -> Callable:
-    """Register a function (task, hparams) → `Objective` as the method `name`.
+    """Register a function (task, hparams) → `UnlearningLoss` as the method `name`.
 
     The annotation of `hparams` is the class of its hyperparameters, a subclass of `TrainingConfig`.
     """
 
-    def register(prepare: Callable[[Task, Any], Objective]) -> Callable[..., WeightDelta]:
+    def register(
+        prepare: Callable[[UnlearningTask, Any], UnlearningLoss],
+    ) -> Callable[..., WeightEdit]:
         config = inspect.signature(prepare).parameters["hparams"].annotation
 
         @functools.wraps(prepare)
         def function(
             model: LanguageModel, pair: ConceptPair, hparams: config, *, seed: int = 0
-        ) -> WeightDelta:
+        ) -> WeightEdit:
             saes = [folder_hash(folder) for folder in getattr(hparams, "saes", ())]
             version = [name, saes, code_hash(inspect.getsourcefile(prepare))]
             return fit(model, pair, prepare, hparams, seed, version)
@@ -187,11 +189,11 @@ def training_method(name: str) -> Callable:
 def fit(
     model: LanguageModel,
     pair: ConceptPair,
-    prepare: Callable[[Task, Any], Objective],
+    prepare: Callable[[UnlearningTask, Any], UnlearningLoss],
     config: TrainingConfig,
     seed: int,
     version: Any,
-) -> WeightDelta:
+) -> WeightEdit:
     """Train as configured, put the model back as it was, and return the change.
 
     A training of minutes leaves a checkpoint in the cache, and one that was killed goes on from it
@@ -210,16 +212,16 @@ def fit(
             finite; the model is then as it was.
     """
     _check(config)
-    data = data_of(
+    data = forget_retain_data(
         model, pair, n_neighbours=config.n_neighbours, n_passages=config.n_passages, seed=seed
     )
-    task = Task(model, pair, data, config, seed)
+    task = UnlearningTask(model, pair, data, config, seed)
     objective = prepare(task, config)
     layers = objective.layers or task.layers(LAYERS)
     every = config.parameters == "all" and config.layers is None and not objective.layers
     names = choose_parameters(model, config.parameters, layers=None if every else layers)
-    forget = Stream(data.forget, config.batch, seed=seed)
-    retain = Stream(data.retain, config.batch, seed=seed + 1) if data.retain else None
+    forget = BatchSchedule(data.forget, config.batch, seed=seed)
+    retain = BatchSchedule(data.retain, config.batch, seed=seed + 1) if data.retain else None
     how = {
         "steps": config.steps,
         "lr": config.lr,
@@ -233,7 +235,7 @@ def fit(
     checkpoint = cache_dir() / "trainings" / f"{content_hash(identity)}.safetensors"
 
     def run(trained: list[str]) -> History:
-        at = lambda i: Step(forget.at(i), retain.at(i) if retain else None)  # noqa: E731
+        at = lambda i: ForgetRetainBatch(forget.at(i), retain.at(i) if retain else None)  # noqa: E731
         files = {"checkpoint": checkpoint, "identity": identity}
         return train(model._module, objective.loss, at, parameters=trained, **how, **files)
 
@@ -256,7 +258,7 @@ def fit(
         "last_loss": history.losses[-1],
     }
     log.info("%s, %s", pair, notes)
-    return WeightDelta.of(model._module, changes, notes=notes)
+    return WeightEdit.of(model._module, changes, notes=notes)
 
 
 def _check(config: TrainingConfig) -> None:
@@ -274,9 +276,9 @@ def _check(config: TrainingConfig) -> None:
 
 
 def _whole(
-    module: nn.Module, names: list[str], objective: Objective, run: Callable
+    module: nn.Module, names: list[str], objective: UnlearningLoss, run: Callable
 ) -> tuple[dict[str, Change], History]:
-    with restored(module, names) as before:
+    with preserved_parameters(module, names) as before:
         history = run(names)
         moved = {n: (k.parameter.detach().float() - k.data.float()) for n, k in before.items()}
     changes = {n: Change(dense=(objective.share * d).cpu()) for n, d in moved.items()}
@@ -284,9 +286,14 @@ def _whole(
 
 
 def _by_adapters(
-    module: nn.Module, names: list[str], rank: int, objective: Objective, seed: int, run: Callable
+    module: nn.Module,
+    names: list[str],
+    rank: int,
+    objective: UnlearningLoss,
+    seed: int,
+    run: Callable,
 ) -> tuple[dict[str, Change], History]:
-    with adapted(module, names, rank=rank, seed=seed) as factors:
+    with lora_adapters(module, names, rank=rank, seed=seed) as factors:
         owned = {id(p): n for n, p in module.named_parameters()}
         trained = [owned[id(p)] for f in factors.values() for p in f.parameters()]
         history = run(trained)

@@ -6,8 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.methods.training.hidden import hidden, positions, reference_states
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
+from helpers.methods.training.hidden import activations_with_grad, positions, reference_states
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
 from helpers.training.examples import collate
 
 LAYERS = (5, 6, 7)
@@ -36,7 +42,7 @@ class RMUHparams(TrainingConfig):
 
 
 @training_method("rmu")
-def rmu(task: Task, hparams: RMUHparams) -> Objective:
+def rmu(task: UnlearningTask, hparams: RMUHparams) -> UnlearningLoss:
     """‖h(x_F) − c·‖h‖·u‖² + α ‖h(x_R) − h_ref(x_R)‖² (Li et al. 2024).
 
     h is the residual stream after the last trained layer, u a random unit vector with entries from
@@ -53,7 +59,7 @@ def rmu(task: Task, hparams: RMUHparams) -> Objective:
     device = task.model._module.device
 
     def read(batch, *, since: bool) -> Float[Tensor, "m d_model"]:
-        return hidden(task.model, batch, [at])[at][positions(batch, since=since)]
+        return activations_with_grad(task.model, batch, [at])[at][positions(batch, since=since)]
 
     with torch.no_grad():
         own = read(collate(task.data.forget), since=True).float()
@@ -61,11 +67,11 @@ def rmu(task: Task, hparams: RMUHparams) -> Objective:
     u = torch.rand(own.shape[-1], generator=draw).to(device)
     goal = hparams.c * own.norm(dim=-1).mean() * u / u.norm()
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         found = steering_loss(read(step.forget, since=True), goal)
         if step.retain is not None:
             before = torch.cat([kept[i] for i in step.retain.index])
             found = found + hparams.alpha * steering_loss(read(step.retain, since=False), before)
         return found
 
-    return Objective(loss, layers=layers)
+    return UnlearningLoss(loss, layers=layers)

@@ -6,8 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
-from helpers.training.examples import logits, means, token_losses
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
+from helpers.training.examples import label_logits, mean_per_sequence, token_losses
 
 
 def simnpo_loss(mean_nll: Float[Tensor, " b"], *, beta: float, delta: float) -> Float[Tensor, ""]:
@@ -33,17 +39,17 @@ class SimNPOHparams(TrainingConfig):
 
 
 @training_method("simnpo")
-def simnpo(task: Task, hparams: SimNPOHparams) -> Objective:
+def simnpo(task: UnlearningTask, hparams: SimNPOHparams) -> UnlearningLoss:
     """`forget` · −(2/β) E log σ(β (s_F/length − δ)) + `retain` · L_R (Fan et al. 2024).
 
     Args:
         task: What to forget.
     """
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         batch = step.forget
-        nll = means(token_losses(logits(task.model, batch), batch), batch)
+        nll = mean_per_sequence(token_losses(label_logits(task.model, batch), batch), batch)
         found = hparams.forget * simnpo_loss(nll, beta=hparams.beta, delta=hparams.delta)
         return found + hparams.retain * task.retain_loss(step)
 
-    return Objective(loss)
+    return UnlearningLoss(loss)

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from helpers.methods.training.recipe import Objective, Task, TrainingConfig, training_method
+from helpers.methods.training.recipe import (
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
 
 
 @dataclass(frozen=True)
@@ -19,10 +24,12 @@ class TaskVectorHparams(TrainingConfig):
 
 
 @training_method("task_vector")
-def task_vector(task: Task, hparams: TaskVectorHparams) -> Objective:
+def task_vector(task: UnlearningTask, hparams: TaskVectorHparams) -> UnlearningLoss:
     """θ − α (θ_finetuned − θ), fine-tuned by L_F (Ilharco et al. 2023).
 
     Args:
         task: What to forget.
     """
-    return Objective(lambda module, step: task.forget_loss(step), share=-hparams.alpha, early=False)
+    return UnlearningLoss(
+        lambda module, step: task.forget_loss(step), share=-hparams.alpha, early=False
+    )

@@ -6,8 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
-from helpers.training.examples import logits, means
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
+from helpers.training.examples import label_logits, mean_per_sequence
 
 
 def undial_loss(
@@ -36,7 +42,7 @@ class UNDIALHparams(TrainingConfig):
 
 
 @training_method("undial")
-def undial(task: Task, hparams: UNDIALHparams) -> Objective:
+def undial(task: UnlearningTask, hparams: UNDIALHparams) -> UnlearningLoss:
     """CE to softmax(original logits − β · onehot(answer)) + `retain` · L_R (Dong et al. 2024).
 
     Unlike ascent it has a goal that is a distribution, and stops by itself.
@@ -46,12 +52,12 @@ def undial(task: Task, hparams: UNDIALHparams) -> Objective:
     """
     references = task.reference_logits(task.data.forget)
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         batch = step.forget
         before = torch.cat([references[i] for i in batch.index])
         target = batch.target.to(before.device)
-        found = undial_loss(logits(task.model, batch), before, target, beta=hparams.beta)
-        found = means(found, batch).mean()
+        found = undial_loss(label_logits(task.model, batch), before, target, beta=hparams.beta)
+        found = mean_per_sequence(found, batch).mean()
         return found + hparams.retain * task.retain_loss(step) if hparams.retain else found
 
-    return Objective(loss)
+    return UnlearningLoss(loss)

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.methods.training.recipe import Objective, Step, Task, TrainingConfig, training_method
-from helpers.training.examples import logits, means, token_losses
+from helpers.methods.training.recipe import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+    training_method,
+)
+from helpers.training.examples import label_logits, mean_per_sequence, token_losses
 
 
 def weighted(nll: Float[Tensor, " m"], *, beta: float) -> Float[Tensor, " m"]:
@@ -28,7 +34,7 @@ class WeightedAscentHparams(TrainingConfig):
 
 
 @training_method("weighted_ascent")
-def weighted_ascent(task: Task, hparams: WeightedAscentHparams) -> Objective:
+def weighted_ascent(task: UnlearningTask, hparams: WeightedAscentHparams) -> UnlearningLoss:
     """−E[p^β · NLL] + `retain` · L_R: WGA (Wang et al. 2025).
 
     From "Rethinking LLM Unlearning Objectives".
@@ -37,10 +43,10 @@ def weighted_ascent(task: Task, hparams: WeightedAscentHparams) -> Objective:
         task: What to forget.
     """
 
-    def loss(module, step: Step) -> Tensor:
+    def loss(module, step: ForgetRetainBatch) -> Tensor:
         batch = step.forget
-        nll = token_losses(logits(task.model, batch), batch)
-        found = -means(weighted(nll, beta=hparams.beta), batch).mean()
+        nll = token_losses(label_logits(task.model, batch), batch)
+        found = -mean_per_sequence(weighted(nll, beta=hparams.beta), batch).mean()
         return found + hparams.retain * task.retain_loss(step)
 
-    return Objective(loss)
+    return UnlearningLoss(loss)

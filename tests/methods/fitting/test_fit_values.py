@@ -453,7 +453,7 @@ def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fi
     model = grown_model()
     how = {"layers": (0, 1), "quantile": 0.9}
     u = unlearn(model, own_pair, "gated_neuron", form="weights", steps=(0.2,), **how)
-    assert not u.delta.widens
+    assert not u.delta.appends_neurons
     assert set(u.delta.changes) <= {anatomy(model).layers[i].mlp.out_name for i in (0, 1)}
     assert all(c.rank == 1 for c in u.delta.changes.values())
     detectors = fit_detectors(model, [own_pair], shrink=0.01, seed=0, **how)
