@@ -95,7 +95,7 @@ def _changed(model: LanguageModel, unlearning: Edit) -> list[int]:
     found = []
     for i, layer in enumerate(anatomy(model).layers):
         names = (layer.mlp.in_name, layer.mlp.gate_name, layer.mlp.out_name)
-        if any(n in unlearning.delta.changes for n in names):
+        if any(n in unlearning.delta.parameter_names() for n in names):
             found.append(i)
     return found
 

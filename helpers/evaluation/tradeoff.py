@@ -234,13 +234,15 @@ def _rows(
     about |= {
         "refused": "",
         "seconds": made.seconds,
-        "removes": made.removes,
+        "removes": made.changes_weights,
         **_of_weights(model, made, pair.prompts(sizes.split)[:1]),
     }
     parts = ("efficacy", "retention") + (("greedy", "model") if sizes.n_tokens else ())
     rows = []
-    for share in shares if made.removes else (1.0,):  # an intervention has no size of its own
-        with (scaled(model, made, share) if made.removes else made).applied(model):
+    for share in (
+        shares if made.changes_weights else (1.0,)
+    ):  # an intervention has no size of its own
+        with (scaled(model, made, share) if made.changes_weights else made).applied(model):
             card = evaluate(
                 model,
                 pair,
@@ -271,7 +273,7 @@ def _attacked(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, f
 
 
 def _of_weights(model: LanguageModel, made: Edit, prompts: Sequence[str]) -> dict[str, float]:
-    if not made.removes:
+    if not made.changes_weights:
         return dict.fromkeys(("norm", "delta_rank", "folding_gap"), np.nan)
     try:
         gap = max_logit_diff(model, made, prompts)

@@ -1,4 +1,4 @@
-"""Whether an edit fits a model: the shapes of tensors, and neurons that are whole ones."""
+"""Checks that an edit fits a model: the shapes of its tensors, and complete appended neurons."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,112 +10,127 @@ from helpers.methods.change import Change
 from helpers.methods.snapshots import parameter
 from helpers.models import Anatomy, MLPAnatomy
 
+Shape = tuple[int, ...]
 
-def parameter_shapes(module: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...] | None]:
-    """Name → shape of the parameter; None for a bias that its layer does without.
+
+def parameter_shapes(module: nn.Module, names: Iterable[str]) -> dict[str, Shape | None]:
+    """Return name → shape of the parameter; None for a bias that its layer does without.
 
     Raises:
         UserError: The model has no such tensor.
     """
-    found = {name: parameter(module, name) for name in names}
-    return {n: None if p is None else tuple(p.shape) for n, p in found.items()}
+    parameters = {name: parameter(module, name) for name in names}
+    return {n: None if p is None else tuple(p.shape) for n, p in parameters.items()}
 
 
 def shapes_after(
-    changes: Mapping[str, Change], sizes: Mapping[str, tuple[int, ...] | None]
-) -> dict[str, tuple[int, ...] | None]:
-    """Shapes once the changes are made to tensors of the shapes `sizes`, all others' included.
+    changes: Mapping[str, Change], shapes: Mapping[str, Shape | None]
+) -> dict[str, Shape | None]:
+    """Return `shapes` as they are after the changes.
+
+    Args:
+        changes: Name → change.
+        shapes: Name → shape before the changes, of at least the tensors that they change.
 
     Raises:
         UserError: A change does not fit its tensor.
     """
-    after = dict(sizes)
+    new_shapes = dict(shapes)
     for name, change in changes.items():
-        size = sizes[name]
-        if change.adds and (size is None or change.shape != size):
+        shape = shapes[name]
+        if change.is_additive and (shape is None or change.shape != shape):
             raise UserError(
                 f"The change of {visible(name)} is {change.shape} and the tensor is "
-                f"{size or 'not there'}: it was made for another model."
+                f"{shape or 'not there'}: it was made for another model."
             )
         if change.appended is None:
             continue
-        new, axis = list(change.appended.shape), change.axis
-        if size is None:
-            fits = len(new) == 1
-        else:
-            fits = len(new) == len(size) and all(
-                a == b for i, (a, b) in enumerate(zip(new, size, strict=True)) if i != axis
-            )
-        if not fits:
+        size = list(change.appended.shape)
+        if not _can_append(tuple(size), shape, change.axis):
             raise UserError(
-                f"What is appended to {visible(name)} is {tuple(new)} and the tensor "
-                f"{size or 'a bias that is not there'}: it was made for another model."
+                f"What is appended to {visible(name)} is {tuple(size)} and the tensor "
+                f"{shape or 'a bias that is not there'}: it was made for another model."
             )
-        if size is not None:
-            new[axis] += size[axis]
-            after[name] = tuple(new)
-    return after
+        if shape is not None:
+            size[change.axis] += shape[change.axis]
+            new_shapes[name] = tuple(size)
+    return new_shapes
 
 
-def check_sides(changes: Mapping[str, Change]) -> None:
-    """Refuse neurons without a row or without a column, of whatever model.
+def _can_append(appended: Shape, shape: Shape | None, axis: int) -> bool:
+    """Tell whether two shapes agree in every axis but `axis`; a missing bias takes a vector."""
+    if shape is None:
+        return len(appended) == 1
+    return len(appended) == len(shape) and all(
+        a == b for i, (a, b) in enumerate(zip(appended, shape, strict=True)) if i != axis
+    )
+
+
+def check_both_sides(changes: Mapping[str, Change]) -> None:
+    """Refuse appended neurons that lack a row or a column, for whatever model.
 
     Raises:
-        UserError: Names the part of the model whose matrices would not fit each other any more.
+        UserError: Names the part of the model whose matrices would no longer fit each other.
     """
-    parts: dict[str, dict[str, Change]] = {}
+    modules: dict[str, list[Change]] = {}
     for name, change in changes.items():
         if change.appended is not None:
-            parts.setdefault(name.rpartition(".")[0].rpartition(".")[0], {})[name] = change
-    for part, mine in parts.items():
-        counts = sorted({c.appended.shape[c.axis] for c in mine.values()})
-        sides = {c.axis for c in mine.values() if c.appended.ndim == 2}
-        if sides != {0, 1} or len(counts) > 1:
-            told = "some" if len(counts) == 1 else " and ".join(map(str, counts))
+            module = name.rpartition(".")[0].rpartition(".")[0]
+            modules.setdefault(module, []).append(change)
+    for module, appending in modules.items():
+        counts = sorted({c.appended.shape[c.axis] for c in appending})
+        axes = {c.axis for c in appending if c.appended.ndim == 2}
+        if axes != {0, 1} or len(counts) > 1:
+            number = "some" if len(counts) == 1 else " and ".join(map(str, counts))
             raise UserError(
-                f"The edit appends {told} neurons to matrices of '{visible(part)}' that do not "
+                f"The edit appends {number} neurons to matrices of '{visible(module)}' that do not "
                 "match: each has a row in every matrix that reads and a column in the one that "
                 "writes."
             )
 
 
 def check_neurons(changes: Mapping[str, Change], parts: Anatomy) -> None:
-    """Refuse appended rows and columns that make no whole neurons of one MLP.
+    """Refuse appended rows and columns that do not make complete neurons of one MLP.
 
     Raises:
         UserError: Names the tensor that is no part of an MLP, or that lacks them.
     """
-    new = {n: c.axis for n, c in changes.items() if c.appended is not None}
+    unexplained = {n: c.axis for n, c in changes.items() if c.appended is not None}
     for layer in parts.layers:
-        needed = _sides(layer.mlp)
-        biases = {_bias(n): 0 for n in needed if n != layer.mlp.out_name}
-        if not new.keys() & (needed.keys() | biases.keys()):
+        axes = _neuron_axes(layer.mlp)
+        biases = [bias_name(n) for n in axes if n != layer.mlp.out_name]
+        if not unexplained.keys() & {*axes, *biases}:
             continue
-        reads = {_bias(layer.mlp.in_name): layer.mlp.in_module}
-        if layer.mlp.gate_name:
-            reads[_bias(layer.mlp.gate_name)] = layer.mlp.gate_module
-        needed |= {n: 0 for n, module in reads.items() if module.bias is not None}
-        for name, axis in needed.items():
-            if new.get(name) != axis:
+        # Biases that the layer has get entries too; those it lacks are optional (thresholds).
+        required = axes | {name: 0 for name in biases if _has_bias(layer.mlp, name)}
+        for name, axis in required.items():
+            if unexplained.get(name) != axis:
                 raise UserError(
                     f"The edit appends neurons to an MLP and has none for {name}, at axis {axis}: "
                     "it was made for another model."
                 )
-        for name in needed.keys() | biases.keys():
-            new.pop(name, None)
-    for name in new:
+        for name in {*required, *biases}:
+            unexplained.pop(name, None)
+    for name in unexplained:
         raise UserError(
             f"The edit appends to {visible(name)}, which is no matrix that the neurons of an MLP "
             "have: it was made for another model."
         )
 
 
-def _sides(mlp: MLPAnatomy) -> dict[str, int]:
-    """The matrices of an MLP → the axis along which its neurons lie."""
-    rows = 1 if mlp.transposed else 0
-    reads = {name: rows for name in (mlp.in_name, mlp.gate_name) if name}
-    return {**reads, mlp.out_name: 1 - rows}
+def _neuron_axes(mlp: MLPAnatomy) -> dict[str, int]:
+    """Return the names of an MLP's matrices → the axis along which its neurons lie."""
+    axis = 1 if mlp.transposed else 0
+    axes = {name: axis for name in (mlp.in_name, mlp.gate_name) if name}
+    return {**axes, mlp.out_name: 1 - axis}
 
 
-def _bias(name: str) -> str:
-    return f"{name.removesuffix('weight')}bias"
+def _has_bias(mlp: MLPAnatomy, name: str) -> bool:
+    """Tell whether the MLP has the named bias of W_in or of the gate."""
+    module = mlp.in_module if name == bias_name(mlp.in_name) else mlp.gate_module
+    return module.bias is not None
+
+
+def bias_name(weight_name: str) -> str:
+    """Return the name of the bias beside a weight."""
+    return f"{weight_name.removesuffix('weight')}bias"

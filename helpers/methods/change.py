@@ -1,7 +1,8 @@
-"""One tensor's part of an edit: what is added to it, and what is appended."""
+"""The change of one tensor in an edit: an added matrix, appended rows or columns, or both."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,25 +13,21 @@ from helpers.io.files import check_finite
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 
-NEW = "appended"  # tensors of a file: <name>.appended<axis>
-
-
-PARTS = ("dense", "left", "right", f"{NEW}0", f"{NEW}1")
-
-
+APPENDED = "appended"  # names of tensors in a file: <name>.appended<axis>
+PARTS = ("dense", "left", "right", f"{APPENDED}0", f"{APPENDED}1")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is added to one tensor, and what is appended to it.
+    """A matrix that is added to one tensor, and rows or columns that are appended to it.
 
     Attributes:
-        dense: Added: (rows, columns) in the tensor's stored orientation.
-        left: Added as a product of lower rank, `left @ right`: (rows, rank).
-        right: (rank, columns).
+        dense: The added matrix (rows, columns) in the tensor's stored orientation, or a bias.
+        left: Left factor of an added matrix `left @ right` of low rank: (rows, rank).
+        right: Its right factor: (rank, columns).
         appended: New rows (axis 0) or columns (axis 1), or new entries of a bias (axis 0).
-        axis: Where they are appended.
+        axis: The axis along which they are appended.
     """
 
     dense: Tensor | None = None
@@ -40,38 +37,49 @@ class Change:
     axis: int = 0
 
     @property
-    def adds(self) -> bool:
-        """Whether it adds to what is there."""
+    def is_additive(self) -> bool:
+        """Tell whether a matrix is added to the tensor."""
         return self.dense is not None or self.left is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what is added."""
+        """Shape of the added matrix."""
         if self.dense is not None:
             return tuple(self.dense.shape)
         return (self.left.shape[0], self.right.shape[1])
 
     def parts(self) -> dict[str, Tensor]:
-        """What it is made of, under the names that a file has for it."""
-        found = {"dense": self.dense, "left": self.left, "right": self.right}
-        found[f"{NEW}{self.axis}"] = self.appended
-        return {part: tensor for part, tensor in found.items() if tensor is not None}
+        """Return its tensors by the names that they have in a file."""
+        tensors = {"dense": self.dense, "left": self.left, "right": self.right}
+        tensors[f"{APPENDED}{self.axis}"] = self.appended
+        return {part: tensor for part, tensor in tensors.items() if tensor is not None}
 
     def check(self, name: str) -> None:
-        """Refuse parts that make no change together, and numbers that none can be made of.
+        """Refuse tensors that do not belong together, and numbers that no change can have.
 
         Args:
-            name: Of the tensor that it changes, for the sentence.
+            name: Name of the tensor that it changes, for the sentence.
 
         Raises:
             UserError: Names the tensor and the part.
         """
         parts, shown = self.parts(), f"The change of '{visible(name)}'"
-        named = {f"{name}.{part}": tensor for part, tensor in parts.items()}
-        check_floats(named)
-        check_finite(named, "The edit")
+        by_name = {f"{name}.{part}": tensor for part, tensor in parts.items()}
+        check_floats(by_name)
+        check_finite(by_name, "The edit")
         if not parts or not all(tensor.numel() for tensor in parts.values()):
             raise UserError(f"{shown} holds no numbers: make the edit again.")
+        self._check_added(shown)
+        if self.appended is not None and not (
+            self.appended.ndim in (1, 2) and 0 <= self.axis < self.appended.ndim
+        ):
+            raise UserError(
+                f"{shown} appends {tuple(self.appended.shape)} at axis {self.axis}: append rows "
+                "(axis 0) or columns (axis 1) of a matrix, or entries (axis 0) of a bias."
+            )
+
+    def _check_added(self, shown: str) -> None:
+        """Refuse an added matrix that is given twice, by one factor, or in other shapes."""
         if (self.left is None) != (self.right is None):
             raise UserError(f"{shown} has one factor of two: give 'left' and 'right'.")
         if self.dense is not None and self.left is not None:
@@ -85,23 +93,16 @@ class Change:
                 f"{shown} has factors of {tuple(self.left.shape)} and {tuple(self.right.shape)}: "
                 "they have to be (rows, rank) and (rank, columns)."
             )
-        if self.appended is not None and not (
-            self.appended.ndim in (1, 2) and 0 <= self.axis < self.appended.ndim
-        ):
-            raise UserError(
-                f"{shown} appends {tuple(self.appended.shape)} at axis {self.axis}: append rows "
-                "(axis 0) or columns (axis 1) of a matrix, or entries (axis 0) of a bias."
-            )
 
     def matrix(self) -> Float[Tensor, "rows columns"]:
-        """What is added, as a whole."""
+        """Return the added matrix."""
         return self.dense if self.dense is not None else self.left.float() @ self.right.float()
 
     @property
     def rank(self) -> int:
-        """Of what is added: the width of the factors, or a dense change's numerical rank.
+        """Width of the added matrix's factors, or the numerical rank of a dense one.
 
-        A change that only appends has as many ranks as it appends.
+        For a change that only appends: the number of appended rows or columns.
         """
         if self.left is not None:
             return self.left.shape[1]
@@ -110,27 +111,30 @@ class Change:
         return self.appended.shape[self.axis]
 
     def norm(self) -> float:
-        """Frobenius norm of everything new."""
-        parts = ([self.matrix()] if self.adds else []) + (
+        """Return the Frobenius norm of the added matrix and of what is appended, together."""
+        parts = ([self.matrix()] if self.is_additive else []) + (
             [self.appended] if self.appended is not None else []
         )
         return float(sum(p.float().square().sum() for p in parts)) ** 0.5
 
     def factors(self) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank columns"]]:
-        """Factors of what is added: its own, or those of its singular value decomposition."""
+        """Return factors of the added matrix: its own, or those of a singular value decomposition.
+
+        Of the latter, singular values below float32's rounding error are left out.
+        """
         if self.dense is None:
             return self.left, self.right
         u, s, v = torch.linalg.svd(self.dense.float(), full_matrices=False)
-        keep = max(1, int((s > s[0] * max(self.dense.shape) * torch.finfo(s.dtype).eps).sum()))
-        return u[:, :keep] * s[:keep], v[:keep]
+        rank = max(1, int((s > s[0] * max(self.dense.shape) * torch.finfo(s.dtype).eps).sum()))
+        return u[:, :rank] * s[:rank], v[:rank]
 
     def compressed(self, rank: int, dtype: torch.dtype) -> "Change":
-        """The nearest change of that rank (Eckart & Young 1936), stored as `dtype`.
+        """Return the nearest change of that rank (Eckart & Young 1936), stored as `dtype`.
 
-        What is appended keeps its size: it is one row or column a neuron already.
+        Appended rows and columns keep their number: each is one neuron's already.
         """
         appended = None if self.appended is None else self.appended.to(dtype)
-        if not self.adds or self.matrix().ndim == 1:
+        if not self.is_additive or self.matrix().ndim == 1:
             return replace(self, appended=appended)
         u, s, v = torch.linalg.svd(self.matrix().float(), full_matrices=False)
         root = s[:rank].sqrt()  # both factors of one scale: neither leaves float16's range
@@ -139,58 +143,63 @@ class Change:
 
 
 def _numerical_rank(matrix: Tensor) -> int:
-    """As `torch.linalg.matrix_rank` in float32, from the smaller Gram matrix: faster."""
+    """Compute the same as `torch.linalg.matrix_rank` in float32, faster.
+
+    The singular values are square roots of the eigenvalues of the smaller Gram matrix, which is
+    computed in float64, since squares have half the precision.
+    """
     if matrix.ndim == 1:
         return int(matrix.any())
     a = matrix.double()
     gram = a @ a.T if len(a) <= a.shape[1] else a.T @ a
     squares = torch.linalg.eigvalsh(gram).clamp_min(0)
-    least = max(matrix.shape) * torch.finfo(torch.float32).eps
-    return int((squares > squares[-1] * least**2).sum())
+    relative_tolerance = max(matrix.shape) * torch.finfo(torch.float32).eps
+    return int((squares > squares[-1] * relative_tolerance**2).sum())
 
 
 def changes_of(tensors: Mapping[str, Tensor]) -> dict[str, Change]:
-    """Name → change, from tensors named as `WeightEdit.tensors` names them; not checked.
+    """Return name → change, from tensors named as `WeightEdit.tensors` names them; unchecked.
 
     Raises:
-        UserError: A name has no known part at its end, or rows and columns are appended to one.
+        UserError: A name does not end in one of `PARTS`, or rows and columns are appended to one.
     """
-    parts: dict[str, dict[str, object]] = {}
-    for name, tensor in tensors.items():
-        owner, _, part = name.rpartition(".")
-        if not owner or part not in PARTS:
+    parts_by_name: dict[str, dict[str, Any]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, part = full_name.rpartition(".")
+        if not name or part not in PARTS:
             raise UserError(
-                f"'{visible(name)}' is no part of an edit: names end in {', '.join(PARTS)}."
+                f"'{visible(full_name)}' is no part of an edit: names end in {', '.join(PARTS)}."
             )
-        mine = parts.setdefault(owner, {})
-        if not part.startswith(NEW):
-            mine[part] = tensor
-        elif NEW in mine:
-            raise UserError(f"'{visible(owner)}' has rows and columns appended: give one of them.")
+        parts = parts_by_name.setdefault(name, {})
+        if not part.startswith(APPENDED):
+            parts[part] = tensor
+        elif APPENDED in parts:
+            raise UserError(f"'{visible(name)}' has rows and columns appended: give one of them.")
         else:
-            mine |= {NEW: tensor, "axis": int(part.removeprefix(NEW))}
-    return {name: Change(**p) for name, p in parts.items()}
+            parts |= {APPENDED: tensor, "axis": int(part.removeprefix(APPENDED))}
+    return {name: Change(**parts) for name, parts in parts_by_name.items()}
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of named tensors, whatever their order."""
+    """Hash named tensors, whatever their order."""
     return content_hash(*(x for name in sorted(tensors) for x in (name, tensors[name])))
 
 
 def check_floats(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse what is no floating-point tensor of a kind that a model's weights are of.
+    """Refuse tensors that are not of a floating-point type of models' weights.
 
     Raises:
         UserError: Names the first one and its dtype.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
-            kinds = ", ".join(_short(d) for d in FLOATS)
+            kinds = ", ".join(dtype_name(d) for d in FLOATS)
             raise UserError(
-                f"'{visible(name)}' holds numbers of the kind {_short(tensor.dtype)}: save them as "
-                f"one of {kinds}."
+                f"'{visible(name)}' holds numbers of the kind {dtype_name(tensor.dtype)}: save "
+                f"them as one of {kinds}."
             )
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without `torch.`."""
     return str(dtype).removeprefix("torch.")

@@ -1,7 +1,8 @@
-"""Patches: an edit as one safetensors file, whose metadata are checked before they are believed.
+"""Patches: an edit as one safetensors file, whose metadata are checked before they are used.
 
-A file may come from anybody. What it says of itself is read by one model (`About`), a checksum over
-it and another over the tensors tell damage, and the tensors have to make an edit together.
+A file may come from anybody. One pydantic model (`Metadata`) validates its metadata; a checksum
+over the metadata and another over the tensors reveal damage; and the tensors have to make an edit
+together.
 """
 
 import json
@@ -29,7 +30,7 @@ JsonObject = Json[dict[str, Any]]
 
 
 class Fact(BaseModel):
-    """What an edit removes."""
+    """The fact that an edit removes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -38,26 +39,27 @@ class Fact(BaseModel):
     relation: Text
 
 
-class About(BaseModel):
-    """The metadata of a patch, each a text; what was made from what.
+class Metadata(BaseModel):
+    """The metadata of a patch: how the edit was made, each entry a text.
 
     Attributes:
         format: `FORMAT`, or `OLDER`.
-        method: As `Edit` has it, like the following ones.
-        pair: Likewise.
-        hyperparameters: Likewise.
-        seed: Likewise.
-        seconds: Likewise.
-        base_hash: Likewise.
-        notes: Of the change.
-        touched_hash: Of a change of weights.
-        rank: The largest, for people who look into the file.
-        norm: Likewise.
-        intervention: The kind of an intervention.
-        settings: Its settings.
-        versions: Of the packages that made it.
+        method: Name of the method.
+        pair: Subject, target and relation; a list of them where several were solved together.
+        hyperparameters: The method's hyperparameters.
+        seed: Seed of everything random.
+        seconds: Wall-clock time of the method.
+        base_hash: `model_hash` of the model it was made on.
+        notes: Plain data about how it was made.
+        edited_tensors_hash: Hash of the tensors before a weight edit; called `touched_hash` in the
+            file.
+        rank: Largest rank of a weight edit's changes, for people who look into the file.
+        norm: Frobenius norm of a weight edit, for people who look into the file.
+        intervention: Kind of an intervention.
+        settings: Settings of an intervention.
+        versions: Versions of the packages that made it.
         content: Hash of the tensors.
-        checksum: Hash of all the rest.
+        checksum: Hash of all other metadata.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -80,8 +82,8 @@ class About(BaseModel):
     checksum: Hash | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> "About":
-        """Refuse what is neither a change of weights nor an intervention, and lost checksums."""
+    def _whole(self) -> "Metadata":
+        """Refuse what is neither a weight edit nor an intervention, and missing checksums."""
         weights = self.edited_tensors_hash is not None
         if weights == (self.intervention is not None) or weights == (self.settings is not None):
             raise ValueError(
@@ -95,51 +97,51 @@ class About(BaseModel):
 
 
 def write_patch(
-    path: str | Path, delta: WeightEdit | HookIntervention, made: Mapping[str, Any]
+    path: str | Path, delta: WeightEdit | HookIntervention, record: Mapping[str, Any]
 ) -> None:
     """Write an edit.
 
     Args:
         path: The file.
-        delta: What changes.
-        made: How it was made: what `Edit` has beside the change.
+        delta: The change of the model.
+        record: The other fields of `Edit`, by name.
 
     Raises:
         UserError: Something of it has no place in a patch; nothing is written.
     """
     tensors = delta.tensors()
-    about = {
+    metadata = {
         "format": FORMAT,
-        "method": made["method"],
-        "pair": json.dumps(made["pair"]),
-        "hyperparameters": json.dumps(made["hyperparameters"], default=plain),
-        "seed": str(made["seed"]),
-        "seconds": repr(made["seconds"]),
-        "base_hash": made["base_hash"],
+        "method": record["method"],
+        "pair": json.dumps(record["pair"]),
+        "hyperparameters": json.dumps(record["hyperparameters"], default=plain),
+        "seed": str(record["seed"]),
+        "seconds": repr(record["seconds"]),
+        "base_hash": record["base_hash"],
         "notes": json.dumps(delta.notes, default=plain),
         "versions": json.dumps(versions()),
         "content": tensors_hash(tensors),
     }
     if isinstance(delta, HookIntervention):
-        about["intervention"] = delta.kind
-        about["settings"] = json.dumps(delta.settings, default=plain)
+        metadata["intervention"] = delta.kind
+        metadata["settings"] = json.dumps(delta.settings, default=plain)
     else:
-        about["touched_hash"] = delta.edited_tensors_hash
-        about["rank"] = str(max(c.rank for c in delta.changes.values()))
-        about["norm"] = repr(delta.norm())
-    about["checksum"] = content_hash(about)
+        metadata["touched_hash"] = delta.edited_tensors_hash
+        metadata["rank"] = str(max(c.rank for c in delta.changes.values()))
+        metadata["norm"] = repr(delta.norm())
+    metadata["checksum"] = content_hash(metadata)
     try:
-        About.model_validate(about)
+        Metadata.model_validate(metadata)
     except ValidationError as error:
         raise UserError(
             f"This edit cannot be written as a patch ({first_told(error)}): make it by unlearn(), "
             "or give it what is missing."
         ) from None
-    write_tensors(path, tensors, about)
+    write_tensors(path, tensors, metadata)
 
 
 def read_patch(path: str | Path) -> tuple[WeightEdit | HookIntervention, dict[str, Any]]:
-    """The change that a patch holds, and how it was made: what `Edit` has beside it.
+    """Read a patch; return the change of the model and the other fields of `Edit`, by name.
 
     Raises:
         UserError: The file is missing, damaged, or no patch of this suite.
@@ -151,22 +153,27 @@ def read_patch(path: str | Path) -> tuple[WeightEdit | HookIntervention, dict[st
             f"{shown} is no unlearning of this suite ({FORMAT}): give a file that save() wrote."
         )
     try:
-        about = About.model_validate(texts)
+        metadata = Metadata.model_validate(texts)
     except ValidationError as error:
         raise UserError(
             f"{shown} is damaged or not of this suite ({first_told(error)}): give a file that "
             "save() wrote."
         ) from None
-    if about.checksum not in (None, content_hash({k: texts[k] for k in texts if k != "checksum"})):
+    if metadata.checksum not in (
+        None,
+        content_hash({k: texts[k] for k in texts if k != "checksum"}),
+    ):
         raise UserError(f"{shown} is damaged (its metadata are not those written): save it again.")
-    if about.content not in (None, tensors_hash(tensors)):
+    if metadata.content not in (None, tensors_hash(tensors)):
         raise UserError(f"{shown} is damaged (its numbers are not those written): save it again.")
     try:
-        if about.intervention is not None:
-            delta = HookIntervention(about.intervention, about.settings, tensors, about.notes)
+        if metadata.intervention is not None:
+            delta = HookIntervention(
+                metadata.intervention, metadata.settings, tensors, metadata.notes
+            )
         else:
-            delta = WeightEdit.from_tensors(tensors, about.edited_tensors_hash, about.notes)
+            delta = WeightEdit.from_tensors(tensors, metadata.edited_tensors_hash, metadata.notes)
     except UserError as error:
         raise UserError(f"{shown} holds no edit that can be made: {error}") from None
-    made = ("method", "pair", "hyperparameters", "seed", "seconds", "base_hash")
-    return delta, {name: value for name, value in about.model_dump().items() if name in made}
+    record = ("method", "pair", "hyperparameters", "seed", "seconds", "base_hash")
+    return delta, {name: value for name, value in metadata.model_dump().items() if name in record}

@@ -1,15 +1,14 @@
-"""A change of what the model computes while its weights stay: the result of inference-time methods.
+"""Interventions: edits of inference-time methods, which hook activations and keep the weights.
 
-Nothing is removed from the model; whoever has the weights has the fact. An intervention is hooks on
-the torch module, so everything that asks the model sees it (scoring, generation, nnsight's traces),
-and it is gone without a trace when the hooks are taken off. It is plain data of a kind that says
-which data that are, so that it can be saved and loaded, also from a file that nobody tamed.
+Nothing is removed from the model; whoever has the weights has the fact. An intervention consists of
+hooks on the torch module, so every forward pass runs it (scoring, generation, nnsight's traces),
+and nothing stays of it when the hooks are removed. It is plain data of a registered kind. The
+kind's settings check the data, so that it can be loaded from a file of unknown origin.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from nnsight import LanguageModel
@@ -25,12 +24,12 @@ from helpers.models.hooks import Hook, register_intervention
 
 
 class Settings(BaseModel):
-    """The settings of one kind of intervention, and the hooks that they stand for."""
+    """Base of the settings of one kind of intervention, which build its hooks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def check_parts(self, parts: Mapping[str, Tensor]) -> None:
-        """Refuse tensors that the settings do not call for; most kinds call for none.
+        """Refuse tensors that do not go with the settings; most kinds have none.
 
         Raises:
             UserError: Names the tensor.
@@ -39,7 +38,11 @@ class Settings(BaseModel):
             raise UserError(f"it has no use for the tensor '{visible(name)}'")
 
     def hooks(self, model: LanguageModel, parts: Mapping[str, Tensor]) -> Sequence[Hook]:
-        """What is to be put on the model; nothing is yet.
+        """Return the hooks that realise the settings; they are not registered yet.
+
+        Args:
+            model: The model that they are for.
+            parts: The intervention's tensors.
 
         Raises:
             UserError: The model has other sizes.
@@ -51,9 +54,15 @@ KINDS: dict[str, type[Settings]] = {}
 
 
 def intervention_kind(name: str) -> Callable[[type[Settings]], type[Settings]]:
-    """Register a class of `Settings` as the kind `name`."""
+    """Register a class of `Settings` as the kind `name`.
+
+    Raises:
+        ValueError: There is a kind of that name.
+    """
 
     def register(settings: type[Settings]) -> type[Settings]:
+        if name in KINDS:
+            raise ValueError(f"There are two interventions '{name}': name one of them otherwise.")
         KINDS[name] = settings
         return settings
 
@@ -62,13 +71,13 @@ def intervention_kind(name: str) -> Callable[[type[Settings]], type[Settings]]:
 
 @dataclass(frozen=True, eq=False)
 class HookIntervention:
-    """What to do at inference time.
+    """An edit that hooks activations at inference time.
 
     Attributes:
         kind: A name in `KINDS`.
-        settings: Plain data for it.
-        parts: Tensors for it.
-        notes: What the method found on the way.
+        settings: Plain data, as the kind's class of settings reads it.
+        parts: Tensors that go with the settings.
+        notes: Plain data about how it was made, such as the latents that a method chose.
     """
 
     kind: str
@@ -76,14 +85,13 @@ class HookIntervention:
     parts: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
-    changes: ClassVar[Mapping] = MappingProxyType({})  # of weights: none
-    appends_neurons: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
 
     def __post_init__(self):
         """Check settings and tensors against each other.
 
         Raises:
-            UserError: There is no such kind, or they are not what it is made of.
+            UserError: There is no such kind, or they are not what the kind needs.
         """
         if self.kind not in KINDS:
             raise UserError(
@@ -94,62 +102,68 @@ class HookIntervention:
         try:
             self.checked().check_parts(self.parts)
         except UserError as error:
-            told = str(error).rstrip(".")
+            reason = str(error).rstrip(".")
             raise UserError(
-                f"This is no intervention of the kind '{self.kind}' ({told}): make it again."
+                f"This is no intervention of the kind '{self.kind}' ({reason}): make it again."
             ) from None
 
     def checked(self) -> Settings:
-        """The settings as their kind reads them.
+        """Return the settings as their kind reads them.
 
         Raises:
             UserError: Says what is wrong with them.
         """
-        try:
-            text = json.dumps(
-                self.settings, default=plain
-            )  # JSON has lists where Python has tuples
+        try:  # by way of JSON, which has lists where Python has tuples
+            text = json.dumps(self.settings, default=plain)
             return KINDS[self.kind].model_validate_json(text)
         except ValidationError as error:
             raise UserError(first_error(error)) from None
 
     @property
-    def identity(self) -> str:
-        """What tells it from others, on this model; the mark that the model carries."""
-        named = [x for name in sorted(self.parts) for x in (name, self.parts[name])]
-        return f"{self.kind} {content_hash(self.kind, self.settings, *named)}"
+    def fingerprint(self) -> str:
+        """Kind and hash of the content, which the model carries while the hooks are registered."""
+        tensors = [x for name in sorted(self.parts) for x in (name, self.parts[name])]
+        return f"{self.kind} {content_hash(self.kind, self.settings, *tensors)}"
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """Return the names of the parameters that it changes: none."""
+        return ()
 
     def same_as(self, other: object) -> bool:
-        """Whether the other has the same content: one file that was read twice."""
-        return isinstance(other, HookIntervention) and other.identity == self.identity
+        """Tell whether the other has the same content, as one file that was read twice has."""
+        return isinstance(other, HookIntervention) and other.fingerprint == self.fingerprint
 
-    def install(self, model: LanguageModel) -> Callable[[], Callable[[], None]]:
-        """Make ready what changes the model; returns a call that puts it on.
+    def hook_factory(self, model: LanguageModel) -> Callable[[], Callable[[], None]]:
+        """Build the hooks for a model.
 
-        That call gives another one, which takes it off; both may be called again and again.
+        Returns:
+            A call that registers them and returns another one, which removes them. Both may be
+            called again and again.
 
         Raises:
             UserError: The model has other sizes.
         """
-        hooks, identity = self.checked().hooks(model, self.parts), self.identity
-        return lambda: register_intervention(model._module, identity, hooks)
+        hooks, fingerprint = self.checked().hooks(model, self.parts), self.fingerprint
+        return lambda: register_intervention(model._module, fingerprint, hooks)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies for a file."""
+        """Return copies of its tensors for a file."""
         return {name: tensor.contiguous().clone() for name, tensor in self.parts.items()}
 
     def size(self) -> int:
-        """Bytes of the numbers it holds."""
+        """Return the bytes of its tensors."""
         return sum(t.numel() * t.element_size() for t in self.parts.values())
 
 
 def first_error(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as part of a sentence: `its 'seed' is missing`."""
+    """Return pydantic's first error as part of a sentence: `its 'seed' is missing`."""
     first = error.errors(include_url=False)[0]
-    keys = [str(key) for key in first["loc"]]  # of a choice its classes' names are among them
-    where = visible(".".join(k for k in keys if not k[:1].isupper() and "[" not in k))[:80]
-    told = visible(first["msg"]).removeprefix("Value error, ").rstrip(".")[:200]
-    told = {"missing": "is missing", "extra_forbidden": "is not known"}.get(first["type"], told)
-    if first["type"] not in ("missing", "extra_forbidden"):
-        return f"its '{where}': {told}" if where else told
-    return f"its '{where}' {told}"
+    # Where a field is a choice, pydantic lists the names of classes among the keys.
+    keys = [str(key) for key in first["loc"]]
+    place = visible(".".join(k for k in keys if not k[:1].isupper() and "[" not in k))[:80]
+    if first["type"] == "missing":
+        return f"its '{place}' is missing"
+    if first["type"] == "extra_forbidden":
+        return f"its '{place}' is not known"
+    message = visible(first["msg"]).removeprefix("Value error, ").rstrip(".")[:200]
+    return f"its '{place}': {message}" if place else message

@@ -1,4 +1,4 @@
-"""A model's parameters as they are, kept and put back: the same objects, bit by bit."""
+"""Snapshots of a model's parameters, restored as the same objects, bit by bit."""
 
 import contextlib
 import signal
@@ -20,78 +20,88 @@ from helpers.models import anatomy
 
 @dataclass(frozen=True)
 class ParameterSnapshot:
-    """A parameter as it was: the object itself (None where there was none) and its data."""
+    """A parameter at one moment.
+
+    Attributes:
+        parameter: The parameter object; None for a bias that its layer does without.
+        data: A copy of its numbers; None likewise.
+    """
 
     parameter: nn.Parameter | None
     data: Tensor | None
 
 
 def snapshot_parameters(module: nn.Module, names: Iterable[str]) -> dict[str, ParameterSnapshot]:
-    """The named parameters as they are now."""
-    found = {name: parameter(module, name) for name in names}
+    """Copy the named parameters as they are now."""
+    parameters = {name: parameter(module, name) for name in names}
     return {
-        n: ParameterSnapshot(p, None if p is None else p.detach().clone()) for n, p in found.items()
+        name: ParameterSnapshot(p, None if p is None else p.detach().clone())
+        for name, p in parameters.items()
     }
 
 
-def restore_parameters(module: nn.Module, kept: dict[str, ParameterSnapshot]) -> None:
-    """The parameters as they were when `snapshot_parameters` saw them: the same objects, bit by bit."""
+def restore_parameters(module: nn.Module, snapshots: Mapping[str, ParameterSnapshot]) -> None:
+    """Restore the same parameter objects with the same bits as in their snapshots."""
     with torch.no_grad():
-        for name, before in kept.items():
-            if before.parameter is not None:
-                before.parameter.copy_(before.data)
-            if parameter(module, name) is not before.parameter:
-                set_parameter(module, name, before.parameter)
+        for name, snapshot in snapshots.items():
+            if snapshot.parameter is not None:
+                snapshot.parameter.copy_(snapshot.data)
+            if parameter(module, name) is not snapshot.parameter:
+                set_parameter(module, name, snapshot.parameter)
 
 
 @contextlib.contextmanager
 def preserved_parameters(
     module: nn.Module, names: Iterable[str]
 ) -> Iterator[dict[str, ParameterSnapshot]]:
-    """The named parameters are put back bit by bit when the block ends; gives them as they were."""
-    before = snapshot_parameters(module, names)
+    """Restore the named parameters bit by bit when the `with` block ends; yield their snapshots."""
+    snapshots = snapshot_parameters(module, names)
     try:
-        yield before
+        yield snapshots
     finally:
         with uninterrupted():
-            restore_parameters(module, before)
+            restore_parameters(module, snapshots)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: what must not be left half-done is done whole."""
-    theirs = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or theirs is None:
-        yield  # signals are handled in the main thread, and None is a handler that we cannot keep
+    """Delay Ctrl-C until the `with` block ends, so that nothing in it is left half-done."""
+    previous_handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or previous_handler is None:
+        yield  # signals are handled in the main thread; a handler of None cannot be set again
         return
-    asked = []
-    signal.signal(signal.SIGINT, lambda *_: asked.append(True))
+    interrupts = []
+    signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, theirs)
-        if asked:
+        signal.signal(signal.SIGINT, previous_handler)
+        if interrupts:
             signal.raise_signal(signal.SIGINT)
 
 
 def edited_tensors_hash(
-    module: nn.Module, names: Iterable[str], before: Mapping[str, ParameterSnapshot] | None = None
+    module: nn.Module,
+    names: Iterable[str],
+    snapshots: Mapping[str, ParameterSnapshot] | None = None,
 ) -> str:
-    """Hash of the named tensors as they are now, or as they were where `before` holds them."""
-    found = []
+    """Hash the named tensors, those in `snapshots` as they are there and others as they are now."""
+    parts = []
     for name in sorted(names):
-        kept = before[name].data if before and name in before else parameter(module, name)
-        found += [name, "absent" if kept is None else kept]
-    return content_hash(*found)
+        in_snapshots = snapshots is not None and name in snapshots
+        tensor = snapshots[name].data if in_snapshots else parameter(module, name)
+        parts += [name, "absent" if tensor is None else tensor]
+    return content_hash(*parts)
 
 
 def owner_of(module: nn.Module, name: str) -> nn.Module:
-    """The module whose parameter it is."""
+    """Return the submodule that holds the named parameter."""
     return module.get_submodule(name.rpartition(".")[0])
 
 
 def parameter(module: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter; None for a bias that its layer does without.
+    """Return the named parameter; None for a bias that its layer does without.
 
     Raises:
         UserError: The model has no such tensor.
@@ -105,7 +115,7 @@ def parameter(module: nn.Module, name: str) -> nn.Parameter | None:
 
 
 def set_parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-    """Set a parameter object, and the sizes that its layer remembers."""
+    """Set a parameter object, and the sizes that its layer stores as attributes."""
     owner = owner_of(module, name)
     owner._parameters[name.rpartition(".")[2]] = value
     if isinstance(owner, nn.Linear):
@@ -116,13 +126,18 @@ def set_parameter(module: nn.Module, name: str, value: nn.Parameter | None) -> N
 
 @contextlib.contextmanager
 def subtracted(
-    model: LanguageModel, removed: dict[int, Float[Tensor, "d_model d_mlp"]]
+    model: LanguageModel, parts: Mapping[int, Float[Tensor, "d_model d_mlp"]]
 ) -> Iterator[LanguageModel]:
-    """The model with something subtracted from W_outs; bit-exactly restored after."""
-    mlps = {i: anatomy(model).layers[i].mlp for i in removed}
+    """Subtract matrices from W_out for a `with` block; restore the weights bit-exactly after it.
+
+    Args:
+        model: Any model of a known family.
+        parts: Layer → matrix that is subtracted from its W_out.
+    """
+    mlps = {i: anatomy(model).layers[i].mlp for i in parts}
     with preserved_parameters(model._module, [mlp.out_name for mlp in mlps.values()]):
         with torch.no_grad():
-            for i, part in removed.items():
+            for i, part in parts.items():
                 weight = mlps[i].W_out()
                 weight -= part.to(weight)
         yield model

@@ -1,71 +1,75 @@
-"""Marks on a model whose computation is changed without a change of its weights.
+"""Interventions: forward hooks that change a model's function without a change of its weights.
 
-Hooks do that. A mark makes the change part of `model_hash`, so that no cache confuses the changed
-model with the plain one, and tells `helpers.forward.scoring` that a sequence has to be run as a whole.
+Each registered intervention leaves a fingerprint on the module. Fingerprints are part of
+`model_hash`, so that no cache confuses the changed model with the plain one, and they tell
+`helpers.forward.scoring` that a sequence has to be run as a whole.
 """
 
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-_MARKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_ACTIVE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Hook:
-    """What is to be called with a module's forward pass; `register_intervention` puts it on.
+    """A forward hook that is not registered yet; `register_intervention` registers it.
 
     Attributes:
-        module: Whose forward pass.
-        call: As PyTorch calls it.
-        before: Before the pass, with its inputs; otherwise after it.
-        kwargs: With the pass's keyword arguments.
+        module: The module whose forward pass is hooked.
+        call: The function, with the signature that PyTorch expects.
+        before: Call it before the pass, with the inputs; otherwise after it.
+        with_kwargs: Give it the pass's keyword arguments too.
     """
 
     module: nn.Module
     call: Callable
     before: bool = False
-    kwargs: bool = False
+    with_kwargs: bool = False
 
-    def put(self) -> Any:
-        """Register it; returns PyTorch's handle."""
+    def register(self) -> RemovableHandle:
+        """Register the hook and return PyTorch's handle."""
         if self.before:
-            return self.module.register_forward_pre_hook(self.call, with_kwargs=self.kwargs)
-        return self.module.register_forward_hook(self.call, with_kwargs=self.kwargs)
+            return self.module.register_forward_pre_hook(self.call, with_kwargs=self.with_kwargs)
+        return self.module.register_forward_hook(self.call, with_kwargs=self.with_kwargs)
 
 
 def active_interventions(module: nn.Module) -> tuple[str, ...]:
-    """Marks that the module carries, in the order in which they were put."""
-    return tuple(text for text, _ in _MARKS.get(module, ()))
+    """Return fingerprints of the module's interventions, the first registered first."""
+    return tuple(fingerprint for fingerprint, _ in _ACTIVE.get(module, ()))
 
 
 def register_intervention(
-    module: nn.Module, text: str, hooks: Sequence[Hook]
+    module: nn.Module, fingerprint: str, hooks: Sequence[Hook]
 ) -> Callable[[], None]:
-    """Put hooks on and mark a module, all or nothing; returns a call that takes both off.
+    """Register hooks and leave a fingerprint on the module, all or nothing.
 
     Args:
         module: The whole torch module, `model._module`.
-        text: What tells this change from others.
-        hooks: Of the module and its parts.
+        fingerprint: Tells this intervention from others.
+        hooks: Hooks of the module and its parts.
+
+    Returns:
+        A call that removes both; to call it again changes nothing.
     """
-    entry, handles = (text, object()), []
+    entry, handles = (fingerprint, object()), []
 
     def remove() -> None:
         for handle in handles:
             handle.remove()
-        put = _MARKS.get(module, [])
-        if entry in put:  # asked twice, there is nothing left to do
-            put.remove(entry)
+        active = _ACTIVE.get(module, [])
+        if entry in active:  # a second call finds nothing to remove
+            active.remove(entry)
 
     try:
         for hook in hooks:
-            handles.append(hook.put())
-        _MARKS.setdefault(module, []).append(entry)
-    except BaseException:  # out of memory, or interrupted: what was put so far comes off
+            handles.append(hook.register())
+        _ACTIVE.setdefault(module, []).append(entry)
+    except BaseException:  # out of memory, or interrupted: remove the hooks registered so far
         remove()
         raise
     return remove

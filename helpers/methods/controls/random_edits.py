@@ -49,7 +49,7 @@ def random_direction(
     changes = {}
     for name, change in _like(model, pair, hparams.like, seed).changes.items():
         left = right = None
-        if change.adds:
+        if change.is_additive:
             left, right = (torch.randn(x.shape, generator=generator) for x in change.factors())
             left *= change.matrix().norm() / (left @ right).norm()
         new = change.appended
@@ -99,7 +99,7 @@ def random_rows(
             (mlp.in_name, mlp.gate_name, mlp.out_name), torch.randperm(d_mlp, generator=generator)
         )
     for name, change in _like(model, pair, hparams.like, seed).changes.items():
-        if not change.adds:
+        if not change.is_additive:
             raise UserError(
                 f"'{hparams.like}' appends neurons, and none of the model's own has their change: "
                 "random_direction draws such neurons at random."

@@ -1,1 +1,1 @@
-"""Methods that act at inference time: their result is an `HookIntervention`, and nothing is removed."""
+"""Methods that act at inference time: they return a `HookIntervention` and remove nothing."""

@@ -172,7 +172,7 @@ class Clamp:
     def hooks(self, model: LanguageModel) -> list[Hook]:
         """What is to be put on the model."""
         layer = anatomy(model).layers[self.sae.cfg.layer]
-        found = [Hook(layer.block._module, self._count, before=True, kwargs=True)]
+        found = [Hook(layer.block._module, self._count, before=True, with_kwargs=True)]
         if self.sae.cfg.site == "mlp":
             write = layer.mlp_write._module
             return [*found, Hook(write, lambda m, a, out: self.clamped(out))]

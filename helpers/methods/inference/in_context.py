@@ -126,6 +126,6 @@ def _before_every_text(model: LanguageModel, request: Int[Tensor, "1 n"]) -> lis
         return out
 
     return [
-        Hook(body, longer, before=True, kwargs=True),
-        Hook(body, shorter, kwargs=True),
+        Hook(body, longer, before=True, with_kwargs=True),
+        Hook(body, shorter, with_kwargs=True),
     ]

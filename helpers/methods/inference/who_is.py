@@ -124,7 +124,7 @@ class _Pair:
         self.reinforced = self.both = False
         head = anatomy(model).head
         self.hooks = [
-            Hook(body_of(model), self._again, kwargs=True),
+            Hook(body_of(model), self._again, with_kwargs=True),
             Hook(head, self._apart, before=True),
             Hook(head, self._combine),
         ]
