@@ -16,7 +16,7 @@ from report import report
 
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.harvest import PASS_TOKENS, harvest
-from helpers.models import anatomy, load_model, model_hash
+from helpers.models import architecture_of, load_model, model_hash
 
 LAYER, ROUNDS, TOKENS = 15, 3, 8192
 
@@ -31,7 +31,7 @@ def raw(model, tokens, layer: int) -> None:
     def hook(*_):
         raise FarEnoughError
 
-    handle = anatomy(model).layers[layer].mlp.out_module.register_forward_hook(hook)
+    handle = architecture_of(model).layers[layer].mlp.out_module.register_forward_hook(hook)
     for batch in tokens.split(PASS_TOKENS // tokens.shape[1]):
         try:
             with torch.inference_mode():
@@ -50,7 +50,7 @@ def seconds(work) -> float:
 def main() -> None:
     model = load_model()
     fixed = statistics.median(seconds(lambda: model_hash(model)) for _ in range(3))
-    last = anatomy(model).n_layers - 1
+    last = architecture_of(model).n_layers - 1
     tokens = corpus_tokens(model.tokenizer, n_tokens=TOKENS)
     cases = {"one layer": [LAYER], "all layers": list(range(last + 1))}
     rows: dict[str, dict[str, list[float]]] = {c: {"raw": [], "harvest": []} for c in cases}

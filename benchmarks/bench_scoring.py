@@ -16,7 +16,7 @@ from helpers.facts import ConceptPair, facts
 from helpers.forward import scoring
 from helpers.forward.batching import bucket_by_length
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
-from helpers.models import anatomy, load_model
+from helpers.models import architecture_of, load_model
 
 ROUNDS, PROMPTS, ALONE = 3, 1000, 60
 KEPT = (10, 20, 29)  # of 30 layers
@@ -32,8 +32,8 @@ def main() -> None:
     ][:PROMPTS]
     texts, answers = [str(p) for p in prompts], [p.answers[0] for p in prompts]
     tokens = sum(len(scoring.encode(model.tokenizer, t)) for t in texts)
-    parts = anatomy(model)
-    head = parts.head.weight.numel()
+    arch = architecture_of(model)
+    head = arch.head.weight.numel()
     body = sum(p.numel() for p in model._module.parameters()) - head
     flop = 2 * (body * tokens + head * len(texts))
     rows = {"limit": [], "batched": [], "forward passes alone": [], "one at a time": []}
@@ -43,7 +43,7 @@ def main() -> None:
         with use_layer_cache(model, kept):
             scoring.answer_logprobs(model, texts, answers)
     for _ in range(ROUNDS):
-        rows["limit"].append(flop / best_rate(parts))
+        rows["limit"].append(flop / best_rate(arch))
         rows["batched"].append(seconds(lambda: scoring.answer_logprobs(model, texts, answers)))
         rows["forward passes alone"].append(seconds(lambda: forward(model, batches)))
         for name, kept in lower.items():  # as after an edit of that layer and above
@@ -113,9 +113,9 @@ def alone(model, text: str, answer: str) -> None:
         model._module(ids).logits.log_softmax(-1)
 
 
-def best_rate(parts) -> float:
+def best_rate(arch) -> float:
     """FLOP/s of the MLP's own product on a batch of tokens, the best of several."""
-    weight = parts.layers[0].mlp.W_in()
+    weight = arch.layers[0].mlp.W_in()
     x = torch.randn(scoring.BATCH_TOKENS, weight.shape[1])
     best = 0.0
     for _ in range(5):

@@ -18,7 +18,7 @@ from helpers.facts import ConceptPair, facts
 from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_probability
 from helpers.methods import Edit
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.tracing import cache_activations
 
 
@@ -69,13 +69,13 @@ def audit_delta(
         raise NoChangeError("This edit changes no MLP: there is nothing to audit.")
     pairs = {f.subject: ConceptPair.of(f) for f in facts("capital")}
     prompts = [statement(pairs[n]) for n in names]
-    parts = anatomy(model)
+    arch = architecture_of(model)
     inputs = cache_activations(model, prompts, sites=["mlp_in"], layers=layers, position="subject")[
         "mlp_in"
     ]
-    plain = [_written(parts, i, inputs[:, k]) for k, i in enumerate(layers)]
+    plain = [_written(arch, i, inputs[:, k]) for k, i in enumerate(layers)]
     with unlearning.applied(model):
-        edited = [_written(parts, i, inputs[:, k]) for k, i in enumerate(layers)]
+        edited = [_written(arch, i, inputs[:, k]) for k, i in enumerate(layers)]
     response = torch.stack(
         [(b - a).norm(dim=-1) / a.norm(dim=-1) for a, b in zip(plain, edited, strict=True)]
     ).mean(0)
@@ -93,7 +93,7 @@ def audit_delta(
 
 def _changed(model: LanguageModel, unlearning: Edit) -> list[int]:
     found = []
-    for i, layer in enumerate(anatomy(model).layers):
+    for i, layer in enumerate(architecture_of(model).layers):
         names = (layer.mlp.in_name, layer.mlp.gate_name, layer.mlp.out_name)
         if any(n in unlearning.delta.parameter_names() for n in names):
             found.append(i)
@@ -101,9 +101,9 @@ def _changed(model: LanguageModel, unlearning: Edit) -> list[int]:
 
 
 @torch.inference_mode()
-def _written(parts, layer: int, x: torch.Tensor) -> torch.Tensor:
+def _written(arch, layer: int, x: torch.Tensor) -> torch.Tensor:
     """What the MLP of a layer writes for inputs x, as its weights are now."""
-    mlp = parts.layers[layer].mlp
+    mlp = arch.layers[layer].mlp
     x = x.to(mlp.out_module.weight)
     hidden = mlp.in_module(x)
     if mlp.gate_module is None:

@@ -25,7 +25,7 @@ from helpers.io.code_version import code_hash
 from helpers.io.hashing import folder_hash
 from helpers.methods import METHODS, Edit, WeightEdit, unlearn
 from helpers.methods.equivalence import max_logit_diff
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.sae import load_sae
 from helpers.stats.intervals import bootstrap
 
@@ -139,7 +139,7 @@ def scaled(model: LanguageModel, unlearning: Edit, share: float) -> Edit:
         unlearning: The edit.
         share: 0 < share; 1 is the edit itself.
     """
-    outs = {layer.mlp.out_name for layer in anatomy(model).layers}
+    outs = {layer.mlp.out_name for layer in architecture_of(model).layers}
     outs |= {f"{n.removesuffix('weight')}bias" for n in outs}
     changes = {}
     for name, change in unlearning.delta.changes.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.forward.batching import bucket_by_length
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 READ_BY = {"neurons": "out_envoy", "mlp_in": "in_envoy"}
 """Site → whose input it is: the hidden activations that W_out reads, what W_in reads."""
@@ -67,8 +67,8 @@ def activation_batches(
     """
     if site not in READ_BY:
         raise UserError(f"There is no site '{site}'; choose from {', '.join(READ_BY)}.")
-    parts = anatomy(model)
-    layers = sorted({parts.check_layer(i) for i in layers})
+    arch = architecture_of(model)
+    layers = sorted({arch.check_layer(i) for i in layers})
     sequences = [(_up_to(ids, at), at) for ids, at in sequences]
     for batch in bucket_by_length([len(ids) for ids, _ in sequences], budget=budget):
         width = max(len(sequences[i][0]) for i in batch)
@@ -76,7 +76,7 @@ def activation_batches(
         with torch.inference_mode(), model.trace(tokens) as tracer:
             kept = {}.save()
             for i in layers:
-                value = getattr(parts.layers[i].mlp, READ_BY[site]).input
+                value = getattr(arch.layers[i].mlp, READ_BY[site]).input
                 kept[i] = value.reshape(-1, value.shape[-1])[wanted].float().cpu()
             tracer.stop()
         yield dict(kept)

@@ -29,7 +29,7 @@ from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.io.sealed import DamagedError, delete, read_checked, read_sealed
 from helpers.io.shared_folder import Reading
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +162,10 @@ def harvest(
             damaged one, the disk is full (what is there is kept), or an activation does not fit
             float16.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     keys = [
         (site, layer)
-        for layer in sorted({parts.check_layer(i) for i in layers})
+        for layer in sorted({arch.check_layer(i) for i in layers})
         for site in check_sites(sites)
     ]
     if not keys:
@@ -395,7 +395,7 @@ def passes(
     Yields:
         Which sequences were read, and the activations at their wanted positions as float16.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     step = max(1, PASS_TOKENS // tokens.shape[1])
     for begin in range(start, len(tokens), step):
         sequences = slice(begin, min(begin + step, len(tokens)))
@@ -404,7 +404,7 @@ def passes(
         with torch.inference_mode(), model.trace(batch, use_cache=False) as tracer:
             kept = {}.save()
             for site, layer in keys:
-                value = site_value(parts.layers[layer], site, len(batch))
+                value = site_value(arch.layers[layer], site, len(batch))
                 rows = value.half().reshape(-1, value.shape[-1])
                 kept[site, layer] = rows.index_select(0, wanted.to(rows.device))
             tracer.stop()

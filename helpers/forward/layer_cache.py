@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from helpers.errors import UserError
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.models.hooks import active_interventions
 
 KeysAndValues = list[tuple[Tensor, Tensor]]
@@ -58,12 +58,12 @@ class LayerCache:
         Raises:
             UserError: There is no such layer, or none below it.
         """
-        parts = anatomy(model)
-        self.layer, self.skipped = parts.check_layer(layer), 0
+        arch = architecture_of(model)
+        self.layer, self.skipped = arch.check_layer(layer), 0
         if not self.layer:
             raise UserError("There is nothing below layer 0 to be kept: name a higher layer.")
-        blocks = [x.block._module for x in parts.layers]
-        above = {id(m) for block in (*blocks[self.layer :], parts.norm) for m in block.modules()}
+        blocks = [x.block._module for x in arch.layers]
+        above = {id(m) for block in (*blocks[self.layer :], arch.norm) for m in block.modules()}
         self._blocks = blocks[: self.layer]
         self._below = [m for m in model._module.base_model.modules() if id(m) not in above]
         self._kept: dict[Hashable, _Kept] = {}
@@ -87,13 +87,13 @@ class LayerCache:
 
 def below(model: LanguageModel, layers: Iterable[int]) -> LayerCache | None:
     """What lies below the lowest of some layers; None where that is nothing."""
-    lowest = anatomy(model).check_layer(min(layers))
+    lowest = architecture_of(model).check_layer(min(layers))
     return LayerCache(model, lowest) if lowest else None
 
 
 def lowest_layer(model: LanguageModel, names: Iterable[str]) -> int:
     """The lowest layer that has one of the parameters; 0 where one lies outside the layers."""
-    blocks = [x.block._module for x in anatomy(model).layers]
+    blocks = [x.block._module for x in architecture_of(model).layers]
     where = {id(m): i for i, block in enumerate(blocks) for m in block.modules()}
     owners = [model._module.get_submodule(name.rpartition(".")[0]) for name in names]
     return min((where.get(id(owner), 0) for owner in owners), default=0)

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from helpers.forward.batching import right_padded, run_batched
 from helpers.forward.layer_cache import KeysAndValues, followed, skipped
-from helpers.models import anatomy, final_norm
+from helpers.models import architecture_of, final_norm
 
 Ids = tuple[int, ...]
 Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
@@ -45,7 +45,7 @@ class PrefixCache:
         """
         self._model, self._layers, self._acts = model, sorted(layers), acts
         self._placed = takes_positions(model._module)
-        self._below = [x.block._module for x in anatomy(model).layers[: min(layers)]]
+        self._below = [x.block._module for x in architecture_of(model).layers[: min(layers)]]
         self._run: dict[Ids, Ids] = {}  # whatever one that was run begins with → that one
         self._first: dict[Ids, int | None] = {}
         self._kept: dict[Ids, Float[Tensor, "layers two heads start d_head"]] = {}
@@ -172,16 +172,16 @@ def _read(
     after: _Read | None = None,
 ) -> _Read:
     """Run rows, padded on the right, each after the one row of `after`."""
-    parts, lowest, n = anatomy(model), min(layers), len(rows)
+    arch, lowest, n = architecture_of(model), min(layers), len(rows)
     tokens = right_padded(rows)
     cache = followed(after.cache if after else [], n)
     with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
         fires, given = {}.save(), [].save()
         if lowest:
-            given.append(parts.layers[lowest - 1].block.output)
+            given.append(arch.layers[lowest - 1].block.output)
         for i in layers:
-            fires[i] = acts(i, parts.layers[i].mlp.in_envoy.input).cpu()
-        last = parts.layers[-1].block.output.save()
+            fires[i] = acts(i, arch.layers[i].mlp.in_envoy.input).cpu()
+        last = arch.layers[-1].block.output.save()
         tracer.stop()
     anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)
     below = given[0].reshape(*tokens.shape, -1) if lowest else None

@@ -6,7 +6,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.forward.scoring import encode, rendered
-from helpers.models import LayerAnatomy
+from helpers.models import LayerArchitecture
 
 SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
 
@@ -16,7 +16,7 @@ writes, what the MLP reads, its hidden activations, what it writes, the residual
 block."""
 
 
-def site_value(layer: LayerAnatomy, site: str, batch: int):
+def site_value(layer: LayerArchitecture, site: str, batch: int):
     """The activation at `site` inside a trace, as (batch, T, width), writable in place.
 
     OPT flattens batch and time inside its blocks; the view undoes that.
@@ -32,7 +32,7 @@ def site_value(layer: LayerAnatomy, site: str, batch: int):
     return value.view(batch, -1, value.shape[-1])
 
 
-def _mlp_input(layer: LayerAnatomy):
+def _mlp_input(layer: LayerArchitecture):
     """What W_in and the gate read; a gate reads first, and both read the same tensor.
 
     Without a gate it is a copy: blocks that normalise last (OPT-350m) add the tensor itself to

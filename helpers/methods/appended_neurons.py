@@ -8,7 +8,7 @@ from helpers.errors import UserError
 from helpers.io.safe_text import visible
 from helpers.methods.change import Change
 from helpers.methods.snapshots import parameter
-from helpers.models import Anatomy, MLPAnatomy
+from helpers.models import Architecture, MLPArchitecture
 
 Shape = tuple[int, ...]
 
@@ -89,14 +89,14 @@ def check_both_sides(changes: Mapping[str, Change]) -> None:
             )
 
 
-def check_neurons(changes: Mapping[str, Change], parts: Anatomy) -> None:
+def check_neurons(changes: Mapping[str, Change], arch: Architecture) -> None:
     """Refuse appended rows and columns that do not make complete neurons of one MLP.
 
     Raises:
         UserError: Names the tensor that is no part of an MLP, or that lacks them.
     """
     unexplained = {n: c.axis for n, c in changes.items() if c.appended is not None}
-    for layer in parts.layers:
+    for layer in arch.layers:
         axes = _neuron_axes(layer.mlp)
         biases = [bias_name(n) for n in axes if n != layer.mlp.out_name]
         if not unexplained.keys() & {*axes, *biases}:
@@ -118,14 +118,14 @@ def check_neurons(changes: Mapping[str, Change], parts: Anatomy) -> None:
         )
 
 
-def _neuron_axes(mlp: MLPAnatomy) -> dict[str, int]:
+def _neuron_axes(mlp: MLPArchitecture) -> dict[str, int]:
     """Return the names of an MLP's matrices → the axis along which its neurons lie."""
     axis = 1 if mlp.transposed else 0
     axes = {name: axis for name in (mlp.in_name, mlp.gate_name) if name}
     return {**axes, mlp.out_name: 1 - axis}
 
 
-def _has_bias(mlp: MLPAnatomy, name: str) -> bool:
+def _has_bias(mlp: MLPArchitecture, name: str) -> bool:
     """Tell whether the MLP has the named bias of W_in or of the gate."""
     module = mlp.in_module if name == bias_name(mlp.in_name) else mlp.gate_module
     return module.bias is not None

@@ -32,7 +32,7 @@ from helpers.methods.snapshots import (
     uninterrupted,
 )
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class Edit:
             edited_tensors_hash(module, changes, earliest_snapshots(stack))
             == self.delta.edited_tensors_hash
         )
-        self.delta.check_fits(module, anatomy(model), check_base=not fits_below)
+        self.delta.check_fits(module, architecture_of(model), check_base=not fits_below)
 
     def _check_later_edits(
         self,

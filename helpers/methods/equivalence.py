@@ -18,7 +18,7 @@ from helpers.forward.sites import token_ids
 from helpers.methods.appended_neurons import bias_name
 from helpers.methods.edit import Edit
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import MLPAnatomy, anatomy, final_norm, unembed
+from helpers.models import MLPArchitecture, architecture_of, final_norm, unembed
 
 
 def max_logit_diff(model: LanguageModel, edit: Edit, prompts: Sequence[str]) -> float:
@@ -55,22 +55,22 @@ def intervened_logits(
     Raises:
         UserError: The edit changes a tensor that is not of an MLP.
     """
-    parts = anatomy(model)
-    known = {name for layer in parts.layers for name in _tensor_names(layer.mlp)}
+    arch = architecture_of(model)
+    known = {name for layer in arch.layers for name in _tensor_names(layer.mlp)}
     for name in weight_edit.changes:
         if name not in known:
             raise UserError(f"{name} is no matrix of an MLP: only edits of MLPs can be compared.")
     with torch.inference_mode(), model.trace(torch.tensor([list(ids)])) as tracer:
-        for layer in parts.layers:
+        for layer in arch.layers:
             if any(name in weight_edit.changes for name in _tensor_names(layer.mlp)):
                 _intervene(layer.mlp, weight_edit)
-        final = parts.layers[-1].block.output.save()  # (1, t, d_model)
+        final = arch.layers[-1].block.output.save()  # (1, t, d_model)
         tracer.stop()
     with torch.inference_mode():
         return unembed(model, final_norm(model, final))[0].float()
 
 
-def _intervene(mlp: MLPAnatomy, weight_edit: WeightEdit) -> None:
+def _intervene(mlp: MLPArchitecture, weight_edit: WeightEdit) -> None:
     """Add an edit's effect to one MLP's activations, inside a trace."""
     inputs = None
     for name, envoy in (
@@ -92,13 +92,15 @@ def _intervene(mlp: MLPAnatomy, weight_edit: WeightEdit) -> None:
     mlp.out_envoy.output = output
 
 
-def _tensor_names(mlp: MLPAnatomy) -> list[str]:
+def _tensor_names(mlp: MLPArchitecture) -> list[str]:
     """Return the names of an MLP's matrices and biases, whether it has the latter or not."""
     matrices = [n for n in (mlp.gate_name, mlp.in_name, mlp.out_name) if n]
     return [*matrices, *(bias_name(n) for n in matrices)]
 
 
-def _added_output(mlp: MLPAnatomy, weight_edit: WeightEdit, name: str, x: Tensor) -> Tensor | None:
+def _added_output(
+    mlp: MLPArchitecture, weight_edit: WeightEdit, name: str, x: Tensor
+) -> Tensor | None:
     """Return ΔW x for a matrix of an MLP and its inputs; None without an added matrix."""
     change = weight_edit.changes.get(name)
     if change is None or not change.is_additive:
@@ -107,7 +109,9 @@ def _added_output(mlp: MLPAnatomy, weight_edit: WeightEdit, name: str, x: Tensor
     return x @ (matrix if mlp.transposed else matrix.T)
 
 
-def _appended_neurons_output(mlp: MLPAnatomy, weight_edit: WeightEdit, x: Tensor) -> Tensor | None:
+def _appended_neurons_output(
+    mlp: MLPArchitecture, weight_edit: WeightEdit, x: Tensor
+) -> Tensor | None:
     """Return the output of the neurons appended to an MLP for its inputs; None without any."""
     out = weight_edit.changes.get(mlp.out_name)
     if out is None or out.appended is None:

@@ -19,7 +19,7 @@ from helpers.errors import UserError
 from helpers.io.files import atomic_path
 from helpers.methods.appended_neurons import bias_name
 from helpers.methods.change import Change
-from helpers.models import MLPAnatomy, anatomy
+from helpers.models import MLPArchitecture, architecture_of
 from helpers.models.hooks import active_interventions
 from helpers.models.tokenization import save_tokenizer
 
@@ -86,22 +86,22 @@ def save_pretrained_widened(model: LanguageModel, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} is there already: name a folder that is not.")
-    module, parts = model._module, anatomy(model)
+    module, arch = model._module, architecture_of(model)
     if active_interventions(module):
         raise UserError(
             "The model carries an intervention, which is no weights and would be lost: revert it, "
             "and keep it as a patch (save)."
         )
-    width = max(layer.mlp.W_in().shape[0] for layer in parts.layers)
+    width = max(layer.mlp.W_in().shape[0] for layer in arch.layers)
     config = copy.deepcopy(module.config)
     setattr(config, next(n for n in WIDTH_NAMES if hasattr(config, n)), width)
     tensors = {n: t.detach() for n, t in module.state_dict().items()}
     # Thresholds of appended neurons are biases, which a gated MLP has in all layers or in none.
-    gated = parts.layers[0].mlp.gate_name is not None
-    if gated and any(n in tensors for layer in parts.layers for n in _biases(layer.mlp)):
+    gated = arch.layers[0].mlp.gate_name is not None
+    if gated and any(n in tensors for layer in arch.layers for n in _biases(layer.mlp)):
         config.mlp_bias = True
-    for layer in parts.layers:
-        _pad_mlp(tensors, layer.mlp, width, parts.d_model, getattr(config, "mlp_bias", False))
+    for layer in arch.layers:
+        _pad_mlp(tensors, layer.mlp, width, arch.d_model, getattr(config, "mlp_bias", False))
     wide = AutoModelForCausalLM.from_config(config, dtype=module.dtype)
     if set(wide.state_dict()) != set(tensors):
         raise UserError(
@@ -117,7 +117,7 @@ def save_pretrained_widened(model: LanguageModel, folder: str | Path) -> Path:
 
 
 def _pad_mlp(
-    tensors: dict[str, Tensor], mlp: MLPAnatomy, width: int, d_model: int, add_biases: bool
+    tensors: dict[str, Tensor], mlp: MLPArchitecture, width: int, d_model: int, add_biases: bool
 ) -> None:
     """Pad one MLP's tensors with zeros, in place, to `width` neurons.
 
@@ -139,7 +139,7 @@ def _pad_mlp(
             tensors[name] = _padded(tensors.get(name, empty), size, 0)
 
 
-def _biases(mlp: MLPAnatomy) -> list[str]:
+def _biases(mlp: MLPArchitecture) -> list[str]:
     """Return the names of an MLP's biases, whether it has them or not."""
     return [bias_name(n) for n in (mlp.in_name, mlp.gate_name, mlp.out_name) if n]
 

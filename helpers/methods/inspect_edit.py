@@ -5,7 +5,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.methods.edit import Edit
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 
 def change_by_layer(model: LanguageModel, edit: Edit) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def change_by_layer(model: LanguageModel, edit: Edit) -> pd.DataFrame:
         return pd.DataFrame(columns=["layer", "matrix", "norm", "relative", "share"])
     module = model._module
     paths = {id(m): f"{name}." for name, m in module.named_modules()}
-    blocks = [paths[id(layer.block._module)] for layer in anatomy(model).layers]
+    blocks = [paths[id(layer.block._module)] for layer in architecture_of(model).layers]
     rows = []
     for measured in edit.delta.measures(module):
         name = measured["tensor"].removesuffix(".weight")

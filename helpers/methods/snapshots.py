@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.errors import UserError
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def subtracted(
         model: Any model of a known family.
         parts: Layer → matrix that is subtracted from its W_out.
     """
-    mlps = {i: anatomy(model).layers[i].mlp for i in parts}
+    mlps = {i: architecture_of(model).layers[i].mlp for i in parts}
     with preserved_parameters(model._module, [mlp.out_name for mlp in mlps.values()]):
         with torch.no_grad():
             for i, part in parts.items():

@@ -22,7 +22,7 @@ from helpers.methods.appended_neurons import (
 )
 from helpers.methods.change import Change, changes_of, dtype_name, tensors_hash
 from helpers.methods.snapshots import edited_tensors_hash, owner_of, parameter, set_parameter
-from helpers.models import Anatomy, MLPAnatomy
+from helpers.models import Architecture, MLPArchitecture
 
 
 class WeightEdit:
@@ -115,7 +115,7 @@ class WeightEdit:
             and tensors_hash(other.tensors()) == tensors_hash(self.tensors())
         )
 
-    def check_fits(self, module: nn.Module, parts: Anatomy, *, check_base: bool = True) -> None:
+    def check_fits(self, module: nn.Module, arch: Architecture, *, check_base: bool = True) -> None:
         """Refuse a model that the changes cannot be made to; nothing is changed.
 
         Args:
@@ -133,7 +133,7 @@ class WeightEdit:
                 "revert what has been applied to it since."
             )
         shapes_after(self.changes, parameter_shapes(module, self.changes))
-        check_neurons(self.changes, parts)
+        check_neurons(self.changes, arch)
 
     def add_to(self, module: nn.Module) -> None:
         """Make the changes; an error leaves some of them made, so take snapshots before.
@@ -252,7 +252,7 @@ def _n_outputs(owner: nn.Module) -> int:
     return owner.nf if isinstance(owner, Conv1D) else owner.weight.shape[0]
 
 
-def low_rank_change(mlp: MLPAnatomy, left: Tensor, right: Tensor) -> Change:
+def low_rank_change(mlp: MLPArchitecture, left: Tensor, right: Tensor) -> Change:
     """Return the change `left @ right` of an MLP's matrix, as the family stores the matrix.
 
     Args:

@@ -1,13 +1,14 @@
 """Load a causal language model, and know where its family keeps its MLPs."""
 
 from helpers.models.architecture import (
-    DEPTH,
-    Anatomy,
-    LayerAnatomy,
-    MLPAnatomy,
-    anatomy,
+    REFERENCE_DEPTH,
+    Architecture,
+    LayerArchitecture,
+    MLPArchitecture,
+    architecture_of,
     body_of,
     final_norm,
+    torch_module,
     unembed,
 )
 from helpers.models.chat import chat
@@ -19,12 +20,12 @@ from helpers.models.strict_loading import context_length
 
 __all__ = [
     "DEFAULT",
-    "DEPTH",
     "DTYPES",
-    "Anatomy",
-    "LayerAnatomy",
-    "MLPAnatomy",
-    "anatomy",
+    "REFERENCE_DEPTH",
+    "Architecture",
+    "LayerArchitecture",
+    "MLPArchitecture",
+    "architecture_of",
     "body_of",
     "chat",
     "check_length",
@@ -34,5 +35,6 @@ __all__ = [
     "model_hash",
     "padding",
     "text_length",
+    "torch_module",
     "unembed",
 ]

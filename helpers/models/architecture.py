@@ -2,7 +2,7 @@
 
 In every block the MLP's *keys* are the rows of its first matrix (and of its gate, where it has one)
 and its *values* are the columns of its last (Geva et al. 2021, "Transformer Feed-Forward Layers Are
-Key-Value Memories"). `anatomy` finds them, checks their shapes, and names what did not fit.
+Key-Value Memories"). `architecture_of` finds them, checks their shapes, and names what did not fit.
 """
 
 import weakref
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
 
-DEPTH = 30  # blocks of the default model, on which methods' layers were chosen
+REFERENCE_DEPTH = 30  # blocks of the default model, on which methods' layers were chosen
 
 
 # Where each family keeps its parts, tried in this order. Paths of a block are relative to it.
@@ -42,7 +42,7 @@ POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # Gemma
 
 
 @dataclass(frozen=True)
-class MLPAnatomy:
+class MLPArchitecture:
     """One block's MLP: h = act(W_gate x) ⊙ W_in x with a gate, act(W_in x) without; y = W_out h.
 
     Attributes:
@@ -85,7 +85,7 @@ class MLPAnatomy:
 
 
 @dataclass(frozen=True)
-class LayerAnatomy:
+class LayerArchitecture:
     """One block.
 
     Attributes:
@@ -101,14 +101,14 @@ class LayerAnatomy:
     attention: object
     attention_write: object
     mlp_write: object
-    mlp: MLPAnatomy
+    mlp: MLPArchitecture
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Architecture:
     """A model's parts under names that hold for every family."""
 
-    layers: tuple[LayerAnatomy, ...]
+    layers: tuple[LayerArchitecture, ...]
     norm: nn.Module
     head: nn.Module
     d_model: int
@@ -121,9 +121,9 @@ class Anatomy:
         """Number of blocks."""
         return len(self.layers)
 
-    def at_depth(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """Layers of a model of `DEPTH` blocks at the same relative depth here, each once."""
-        return tuple(dict.fromkeys(i * self.n_layers // DEPTH for i in layers))
+    def relative_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """Layers of a model of `REFERENCE_DEPTH` blocks at the same relative depth here, each once."""
+        return tuple(dict.fromkeys(i * self.n_layers // REFERENCE_DEPTH for i in layers))
 
     def check_layer(self, layer: int) -> int:
         """`layer` itself, counted from the end when negative.
@@ -148,22 +148,30 @@ class Anatomy:
         return neuron
 
 
-_ANATOMY: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+def torch_module(model: LanguageModel) -> nn.Module:
+    """Return the transformers model that an nnsight `LanguageModel` wraps.
+
+    It is the only place that reads nnsight's private attribute.
+    """
+    return model._module
 
 
-def anatomy(model: LanguageModel) -> Anatomy:
+_ARCHITECTURES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def architecture_of(model: LanguageModel) -> Architecture:
     """The parts of `model`, found once and checked against the weights' shapes.
 
     Raises:
         UserError: The family keeps its parts elsewhere; says which part did not fit.
     """
     module = model._module
-    if module not in _ANATOMY:
-        _ANATOMY[module] = _dissect(model)
-    return _ANATOMY[module]
+    if module not in _ARCHITECTURES:
+        _ARCHITECTURES[module] = _read_architecture(model)
+    return _ARCHITECTURES[module]
 
 
-def _dissect(model: LanguageModel) -> Anatomy:
+def _read_architecture(model: LanguageModel) -> Architecture:
     module = model._module
     config = module.config.get_text_config()
     prefix = module.base_model_prefix
@@ -188,12 +196,12 @@ def _dissect(model: LanguageModel) -> Anatomy:
         sandwich = _has(block, POST_NORMS[1])
         writes = [f"{base}.{p}" for p in POST_NORMS] if sandwich else [attention, f"{base}.{last}"]
         layers.append(
-            LayerAnatomy(
+            LayerArchitecture(
                 block=_envoy(model, base),
                 attention=_envoy(model, attention),
                 attention_write=_envoy(model, writes[0]),
                 mlp_write=_envoy(model, writes[1]),
-                mlp=MLPAnatomy(
+                mlp=MLPArchitecture(
                     in_name=f"{base}.{first}.weight",
                     out_name=f"{base}.{last}.weight",
                     gate_name=f"{base}.{gate}.weight" if gate else None,
@@ -208,7 +216,7 @@ def _dissect(model: LanguageModel) -> Anatomy:
                 ),
             )
         )
-    found = Anatomy(
+    found = Architecture(
         layers=tuple(layers),
         norm=module.get_submodule(norm),
         head=head,
@@ -223,7 +231,7 @@ def _dissect(model: LanguageModel) -> Anatomy:
     return found
 
 
-def _check_shapes(kind: str, layer: int, mlp: MLPAnatomy, found: Anatomy) -> None:
+def _check_shapes(kind: str, layer: int, mlp: MLPArchitecture, found: Architecture) -> None:
     keys, values = (found.d_mlp, found.d_model), (found.d_model, found.d_mlp)
     expected = {"W_in": (mlp.W_in(), keys), "W_out": (mlp.W_out(), values)}
     if mlp.gate_module is not None:
@@ -271,7 +279,7 @@ def unembed(
     """Logits of states that the final norm has already been applied to."""
     module = model._module
     project = _attribute(module, f"{module.base_model_prefix}.decoder.project_out")  # OPT-350m
-    logits = anatomy(model).head(project(hidden) if project is not None else hidden)
+    logits = architecture_of(model).head(project(hidden) if project is not None else hidden)
     cap = getattr(module.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -280,4 +288,4 @@ def final_norm(
     model: LanguageModel, residual: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch d_model"]:
     """The model's last normalisation, as the logit lens applies it at any layer."""
-    return anatomy(model).norm(residual)
+    return architecture_of(model).norm(residual)

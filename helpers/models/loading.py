@@ -7,7 +7,7 @@ from nnsight import LanguageModel, NNsightDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
 from helpers.errors import UserError
-from helpers.models.architecture import _has, anatomy, body_of
+from helpers.models.architecture import _has, architecture_of, body_of
 from helpers.models.context import POSITIONS, _check_pass
 from helpers.models.files import refusing, shown
 from helpers.models.sources import DEFAULT, find_model
@@ -53,7 +53,7 @@ def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cp
         spread = hasattr(module, "hf_device_map")  # then it is not to be moved
         where = {} if spread else {"device": module.device}
         model = LanguageModel(module, tokenizer=tokenizer, **where)
-        anatomy(model)
+        architecture_of(model)
     body = body_of(model)
     if any(_has(body, name) for name in POSITIONS):
         body.register_forward_pre_hook(_check_pass, with_kwargs=True)

@@ -7,7 +7,7 @@ from nnsight import LanguageModel
 from torch import nn
 
 from helpers.errors import UserError
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 KINDS = ("all", "mlps", "values")
 
@@ -53,11 +53,11 @@ def choose_parameters(
     Raises:
         UserError: There is no such layer, or no parameter of that name.
     """
-    parts, module = anatomy(model), model._module
-    chosen = range(parts.n_layers) if layers is None else [parts.check_layer(i) for i in layers]
+    arch, module = architecture_of(model), model._module
+    chosen = range(arch.n_layers) if layers is None else [arch.check_layer(i) for i in layers]
     if which == "all" and layers is None:
         return [name for name, _ in module.named_parameters()]
-    mlps = [parts.layers[i].mlp for i in dict.fromkeys(chosen)]
+    mlps = [arch.layers[i].mlp for i in dict.fromkeys(chosen)]
     if which == "values":
         return [mlp.out_name for mlp in mlps]
     if which == "mlps":
@@ -65,7 +65,7 @@ def choose_parameters(
     paths = {id(m): name for name, m in module.named_modules()}
     found = []
     for i in dict.fromkeys(chosen):
-        block = parts.layers[i].block._module
+        block = arch.layers[i].block._module
         base = paths[id(block)]
         inside = {name: f"{base}.{name}" for name, _ in block.named_parameters()}
         if which == "all":

@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import Prompt
 from helpers.forward.scoring import first_token
-from helpers.models import anatomy, final_norm, unembed
+from helpers.models import architecture_of, final_norm, unembed
 from helpers.organism.countries import FactSet
 from helpers.sae.probing import score_units, select_and_evaluate
 from helpers.tracing.states import Position, cache_activations
@@ -133,7 +133,7 @@ def written(model: LanguageModel, world: FactSet, found: pd.DataFrame) -> pd.Dat
     ids = torch.tensor([first_token(model, prompts[n], f" {n}") for n in names])
     rows = []
     for i, (layer, unit) in enumerate(zip(found["layer"], found["unit"], strict=True)):
-        column = anatomy(model).layers[layer].mlp.W_out()[:, unit]
+        column = architecture_of(model).layers[layer].mlp.W_out()[:, unit]
         logits = unembed(model, final_norm(model, column)).float()
         more = logits > logits[ids[i]]
         others = ids[ids != ids[i]]

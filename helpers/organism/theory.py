@@ -14,7 +14,7 @@ from helpers.evaluation.tradeoff import balance_of
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_scores
 from helpers.methods import unlearn
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.organism.concept_units import Sightings, concepts_per_unit
 from helpers.organism.countries import FactSet
 from helpers.organism.recipe import Recipe
@@ -56,8 +56,8 @@ def knowledge(
 
 def facts_per_neuron(model: LanguageModel, world: FactSet) -> float:
     """Facts that the model was taught for each neuron of its MLPs."""
-    parts = anatomy(model)
-    return len(world.pairs) / (parts.n_layers * parts.d_mlp)
+    arch = architecture_of(model)
+    return len(world.pairs) / (arch.n_layers * arch.d_mlp)
 
 
 def concepts_per_neuron(seen: Sightings) -> np.ndarray:
@@ -81,7 +81,7 @@ def deletion_curve(
         One row a fact, number and group of facts: fact, n_neurons, metric, left (P after / before,
         at most 1, over held-out wordings).
     """
-    total = anatomy(model).n_layers * anatomy(model).d_mlp
+    total = architecture_of(model).n_layers * architecture_of(model).d_mlp
     rows = []
     for pair in pairs:
         for n in sizes:

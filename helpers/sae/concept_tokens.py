@@ -21,7 +21,7 @@ from helpers.facts.prompts import Prompt, subject_span
 from helpers.forward.batching import bucket_by_length
 from helpers.forward.scoring import rendered
 from helpers.forward.sites import check_sites, site_value
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.models.tokenization import encode, encode_with_places
 
 BEFORE = 120  # characters of running text before a mention: some 25 tokens
@@ -181,13 +181,13 @@ def read(
     """
     if not len(seen):
         raise UserError("There is no sighting to read: give prompts that name their subject.")
-    parts = anatomy(model)
+    arch = architecture_of(model)
     order = check_sites(list(sites))
     wanted = [
         (i, site)
-        for i in range(parts.n_layers)
+        for i in range(arch.n_layers)
         for site in order
-        if i in {parts.check_layer(layer) for layer in sites[site]}
+        if i in {arch.check_layer(layer) for layer in sites[site]}
     ]
     members = [np.flatnonzero(seen.stretch == i) for i in range(len(seen.ids))]
     out: dict[tuple[str, int], Tensor] = {}
@@ -200,7 +200,7 @@ def read(
         with model.trace(tokens) as tracer:
             kept = {}.save()
             for i, site in wanted:
-                value = site_value(parts.layers[i], site, len(batch))
+                value = site_value(arch.layers[i], site, len(batch))
                 kept[site, i] = value[rows, columns].float().cpu()
             tracer.stop()
         for key, values in kept.items():

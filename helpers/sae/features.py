@@ -19,7 +19,7 @@ from helpers.facts.prompts import Prompt, subject_span
 from helpers.forward.batching import bucket_by_length
 from helpers.forward.scoring import first_token
 from helpers.forward.sites import site_value, token_ids
-from helpers.models import MLPAnatomy, anatomy, final_norm, model_hash, unembed
+from helpers.models import MLPArchitecture, architecture_of, final_norm, model_hash, unembed
 from helpers.sae.base import SAE
 from helpers.sae.probing import f1_at
 from helpers.tracing.patching import Patch, logits_of, run_patched
@@ -103,18 +103,18 @@ def _gradients(
     model: LanguageModel, sae: SAE, prompts: Sequence[Prompt]
 ) -> list[tuple[Float[Tensor, "t d_in"], Float[Tensor, "t d_in"]]]:
     """The site at the subject's tokens, and the gradient of log P(answer's first token) there."""
-    parts = anatomy(model)
+    arch = architecture_of(model)
     ids = [token_ids(model, p) for p in prompts]
     found: list = [None] * len(ids)
     for batch in bucket_by_length([len(i) for i in ids]):
         width = max(len(ids[i]) for i in batch)
         tokens = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in batch])
         with torch.enable_grad(), model.trace(tokens) as tracer:
-            value = site_value(parts.layers[sae.cfg.layer], sae.cfg.site, len(batch))
+            value = site_value(arch.layers[sae.cfg.layer], sae.cfg.site, len(batch))
             x = value.detach().clone().save()
             nudge = torch.zeros_like(x, requires_grad=True).save()
             value[:] = x + nudge
-            final = parts.layers[-1].block.output.save()
+            final = arch.layers[-1].block.output.save()
             tracer.stop()
         with torch.enable_grad():
             last = torch.tensor([len(ids[i]) - 1 for i in batch])
@@ -181,7 +181,7 @@ def writes(
         UserError: The SAE is of another model or is a transcoder.
     """
     require_site(model, sae)
-    mlp = anatomy(model).layers[sae.cfg.layer].mlp
+    mlp = architecture_of(model).layers[sae.cfg.layer].mlp
     part = sae.encode(x)[:, list(latents)].T[..., None] * sae.W_dec[list(latents)][:, None]
     if sae.cfg.site == "neurons":
         return part.mean(1) @ mlp.W_out().float().cpu().T
@@ -191,7 +191,7 @@ def writes(
     return torch.stack([(whole - _mlp(mlp, x - p)).mean(0) for p in part])
 
 
-def _mlp(mlp: MLPAnatomy, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+def _mlp(mlp: MLPArchitecture, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
     """What the MLP's matrices make of `x`, on the CPU."""
     weight = mlp.in_module.weight
     out = []
@@ -215,8 +215,8 @@ def readout(
         For each direction `{"promotes": [...], "suppresses": [...]}`, strongest first, relative to
         the mean over the vocabulary.
     """
-    device = anatomy(model).head.weight.device
-    dtype = anatomy(model).head.weight.dtype
+    device = architecture_of(model).head.weight.device
+    dtype = architecture_of(model).head.weight.dtype
     logits = unembed(model, final_norm(model, directions.to(device, dtype))).float()
     decode = model.tokenizer.decode
     return [
@@ -233,7 +233,7 @@ def target_rank(
     model: LanguageModel, prompt: Prompt, directions: Float[Tensor, "n d_model"]
 ) -> np.ndarray:
     """Rank of the answer's first token in what each direction promotes; 0 is the most promoted."""
-    head = anatomy(model).head.weight
+    head = architecture_of(model).head.weight
     answer = first_token(model, prompt, prompt.answers[0])
     logits = unembed(model, final_norm(model, directions.to(head))).float()
     return (logits > logits[:, answer, None]).sum(-1).cpu().numpy()
@@ -248,7 +248,7 @@ def decoder_directions(
     the weight brings a row back to the residual stream's own coordinates.
     """
     rows = sae.W_dec[list(latents)].detach().float()
-    layer = anatomy(model).layers[sae.cfg.layer]
+    layer = architecture_of(model).layers[sae.cfg.layer]
     if sae.cfg.site == "neurons":
         return rows @ layer.mlp.W_out().float().cpu().T
     weight = _norm_before_mlp(layer.block) if sae.cfg.site == "mlp_in" else None

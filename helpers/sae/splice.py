@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers.forward.batching import BATCH_TOKENS
 from helpers.forward.scoring import LOGIT_ROWS
 from helpers.forward.sites import check_sites, site_value
-from helpers.models import anatomy, final_norm, unembed
+from helpers.models import architecture_of, final_norm, unembed
 
 Replacement = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_out"]]
 
@@ -48,25 +48,25 @@ def patched_ce_loss(
     Raises:
         UserError: There is no such layer or site.
     """
-    parts = anatomy(model)
-    layer = parts.check_layer(layer)
+    arch = architecture_of(model)
+    layer = arch.check_layer(layer)
     target = target or site
     check_sites([site, target])
-    last = parts.layers[-1].block
+    last = arch.layers[-1].block
     found: dict[str, list] = {name: [] for name in ("original", *replacements)}
     for ids in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
         with model.trace(ids) as tracer:
-            below = parts.layers[layer - 1].block.output.clone().save() if layer else None
+            below = arch.layers[layer - 1].block.output.clone().save() if layer else None
             final = last.output.save()
             tracer.stop()
         found["original"].append(_losses(model, ids, final))
         for name, replace in replacements.items():
             with model.trace(ids) as tracer:
                 for i in range(layer):
-                    parts.layers[i].block.skip(below.clone())
-                read = site_value(parts.layers[layer], site, len(ids))
+                    arch.layers[i].block.skip(below.clone())
+                read = site_value(arch.layers[layer], site, len(ids))
                 new = replace(read.flatten(0, 1)).unflatten(0, read.shape[:2])
-                written = site_value(parts.layers[layer], target, len(ids))
+                written = site_value(arch.layers[layer], target, len(ids))
                 written[:, first:] = new[:, first:].to(written)
                 final = last.output.save()
                 tracer.stop()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
 from helpers.forward.scoring import first_token
-from helpers.models import anatomy, final_norm, unembed
+from helpers.models import architecture_of, final_norm, unembed
 from helpers.tracing.states import cache_activations
 
 
@@ -95,18 +95,18 @@ def head_attribution(
     Raises:
         UserError: The family normalises what attention writes, so heads cannot be told apart.
     """
-    parts = anatomy(model)
-    if any(layer.attention is not layer.attention_write for layer in parts.layers):
+    arch = architecture_of(model)
+    if any(layer.attention is not layer.attention_write for layer in arch.layers):
         raise UserError("This family normalises attention's output: use activation patching.")
     found = cache_activations(model, prompts, sites=["heads", "residual"])
-    out = np.zeros((len(prompts), parts.n_layers, parts.n_heads))
+    out = np.zeros((len(prompts), arch.n_layers, arch.n_heads))
     for index, prompt in enumerate(prompts):
         direction = answer_direction(model, prompt, found["residual"][index, -1])
-        for layer, part in enumerate(parts.layers):
+        for layer, part in enumerate(arch.layers):
             weight = part.attention._module.weight.float().cpu()  # (d_model, heads · d_head)
             weight = weight.T if part.mlp.transposed else weight
             per_input = found["heads"][index, layer] * (direction @ weight)
-            out[index, layer] = per_input.view(parts.n_heads, parts.d_head).sum(-1).numpy()
+            out[index, layer] = per_input.view(arch.n_heads, arch.d_head).sum(-1).numpy()
     return out
 
 
@@ -120,13 +120,13 @@ def answer_direction(
         prompt: Names the answer.
         residual: The last residual stream, whose norm fixes the scale.
     """
-    parts = anatomy(model)
-    head = parts.head.weight.float()
+    arch = architecture_of(model)
+    head = arch.head.weight.float()
     answer = first_token(model, prompt, prompt.answers[0])
     direction = (head[answer] - head.mean(0)).cpu()
     if direction.shape != residual.shape:
         raise UserError("This family projects its states before the unembedding: not supported.")
-    norm = parts.norm
+    norm = arch.norm
     scale = final_norm(model, torch.ones_like(residual).to(head.device)).float().cpu()
     if isinstance(norm, nn.LayerNorm):  # centre, divide by the deviation, weigh
         weight = norm.weight.float().cpu()

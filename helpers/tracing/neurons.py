@@ -10,7 +10,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts.prompts import Prompt
 from helpers.forward.scoring import LOGIT_ROWS, first_token
-from helpers.models import anatomy, final_norm, unembed
+from helpers.models import architecture_of, final_norm, unembed
 from helpers.tracing.states import cache_activations
 
 
@@ -71,9 +71,9 @@ def top_logit_tokens(
     Raises:
         UserError: There is no such layer or neuron.
     """
-    parts = anatomy(model)
-    values = parts.layers[parts.check_layer(layer)].mlp.W_out()
-    neurons = [parts.check_neuron(i) for i in neurons]
+    arch = architecture_of(model)
+    values = arch.layers[arch.check_layer(layer)].mlp.W_out()
+    neurons = [arch.check_neuron(i) for i in neurons]
     logits = unembed(model, final_norm(model, values[:, neurons].T)).float()
     logits = logits - logits.mean(-1, keepdim=True)
     decode = model.tokenizer.decode
@@ -103,14 +103,14 @@ def target_ranks(
     Returns:
         For every neuron the number of tokens that its write promotes more than the target.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     answer = first_token(model, prompt, prompt.answers[0])
-    ranks = torch.empty(parts.n_layers, parts.d_mlp, dtype=torch.long)
-    for i, layer in enumerate(parts.layers):
+    ranks = torch.empty(arch.n_layers, arch.d_mlp, dtype=torch.long)
+    for i, layer in enumerate(arch.layers):
         columns = layer.mlp.W_out().T  # (d_mlp, d_model)
         if signs is not None:
             columns = columns * signs[i, :, None].to(columns)
-        for rows in torch.arange(parts.d_mlp).split(LOGIT_ROWS):
+        for rows in torch.arange(arch.d_mlp).split(LOGIT_ROWS):
             logits = unembed(model, final_norm(model, columns[rows])).float()
             ranks[i, rows] = (logits > logits[:, answer, None]).sum(-1).cpu()
     return ranks

@@ -21,7 +21,7 @@ from helpers.facts.prompts import Prompt
 from helpers.forward.batching import BATCH_TOKENS
 from helpers.forward.scoring import first_token
 from helpers.forward.sites import SITES, check_sites, site_value, token_ids
-from helpers.models import anatomy, final_norm, unembed
+from helpers.models import architecture_of, final_norm, unembed
 from helpers.tracing.states import cache_activations, cache_all_positions, position_of
 
 
@@ -63,26 +63,26 @@ def run_patched(
     Returns:
         The activation read in each run, on the model's device.
     """
-    parts = anatomy(model)
-    site, last, position = read or ("residual", parts.n_layers - 1, len(ids) - 1)
-    last = parts.check_layer(last)
+    arch = architecture_of(model)
+    site, last, position = read or ("residual", arch.n_layers - 1, len(ids) - 1)
+    last = arch.check_layer(last)
     base = cache_all_positions(model, ids, ["residual"])["residual"]  # (layers, T, d_model)
-    order = sorted(range(len(jobs)), key=lambda i: _lowest(jobs[i], parts))
+    order = sorted(range(len(jobs)), key=lambda i: _lowest(jobs[i], arch))
     out: list = [None] * len(jobs)
     for chunk in torch.tensor(order, dtype=torch.long).split(max(1, BATCH_TOKENS // len(ids))):
         batch = chunk.tolist()
-        lowest = _lowest(jobs[batch[0]], parts)
-        plan = _plan([jobs[i] for i in batch], parts)
+        lowest = _lowest(jobs[batch[0]], arch)
+        plan = _plan([jobs[i] for i in batch], arch)
         tokens = torch.tensor([list(ids)]).expand(len(batch), -1)
         with torch.inference_mode(), model.trace(tokens) as tracer:
             for i in range(lowest):
-                parts.layers[i].block.skip(base[lowest - 1].expand(len(batch), -1, -1).clone())
+                arch.layers[i].block.skip(base[lowest - 1].expand(len(batch), -1, -1).clone())
             for i in range(lowest, last + 1):
                 for name in SITES:
                     reads = (i, name) == (last, site)
                     if (i, name) not in plan and not reads:
                         continue
-                    value = site_value(parts.layers[i], name, len(batch))
+                    value = site_value(arch.layers[i], name, len(batch))
                     for where, new in plan.get((i, name), ()):
                         value[where] = new.to(value)
                     if reads:
@@ -93,20 +93,20 @@ def run_patched(
     return torch.stack(out)
 
 
-def _lowest(job: Sequence[Patch], parts) -> int:
-    return min((parts.check_layer(p.layer) for p in job), default=0)
+def _lowest(job: Sequence[Patch], arch) -> int:
+    return min((arch.check_layer(p.layer) for p in job), default=0)
 
 
-def _plan(jobs: Sequence[Sequence[Patch]], parts) -> dict[tuple[int, str], list]:
+def _plan(jobs: Sequence[Sequence[Patch]], arch) -> dict[tuple[int, str], list]:
     """For each (layer, site) what to write where: an index into (B, T, width), and the values."""
     plan: dict[tuple[int, str], list] = {}
     whole: dict[tuple[int, str], list] = {}
     for row, job in enumerate(jobs):
         for p in job:
-            key = (parts.check_layer(p.layer), p.site)
+            key = (arch.check_layer(p.layer), p.site)
             positions = torch.tensor(list(p.positions), dtype=torch.long)
             if p.head is not None:
-                columns = slice(p.head * parts.d_head, (p.head + 1) * parts.d_head)
+                columns = slice(p.head * arch.d_head, (p.head + 1) * arch.d_head)
                 plan.setdefault(key, []).append(((row, positions, columns), p.value))
             else:
                 rows = torch.full_like(positions, row)
@@ -174,9 +174,9 @@ def activation_patching(
     Raises:
         UserError: The prompts differ in length or not at all, or share the answer's first token.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     sites = check_sites(("heads",) if by_head else sites)
-    layers = [parts.check_layer(i) for i in (range(parts.n_layers) if layers is None else layers)]
+    layers = [arch.check_layer(i) for i in (range(arch.n_layers) if layers is None else layers)]
     clean_ids, corrupt_ids = _aligned(model, clean, corrupt)
     if positions is None:
         first = next(
@@ -184,7 +184,7 @@ def activation_patching(
         )
         positions = {str(i): [i] for i in range(first, len(clean_ids))}
     source = cache_all_positions(model, clean_ids, sites)
-    heads = range(parts.n_heads) if by_head else [None]
+    heads = range(arch.n_heads) if by_head else [None]
     rows, jobs = [], []
     for site in sites:
         for layer in layers:
@@ -192,7 +192,7 @@ def activation_patching(
                 for head in heads:
                     value = source[site][layer, list(where)]
                     if head is not None:
-                        value = value[:, head * parts.d_head : (head + 1) * parts.d_head]
+                        value = value[:, head * arch.d_head : (head + 1) * arch.d_head]
                     jobs.append([Patch(site, layer, where, value, head)])
                     tokens = model.tokenizer.decode([clean_ids[i] for i in where])
                     rows.append((site, layer, name, tokens, head))
@@ -226,8 +226,8 @@ def path_patching(
     Returns:
         One row per sending layer: layer, share; and layer -1 for all senders together.
     """
-    parts = anatomy(model)
-    layer, head = parts.check_layer(receiver[0]), receiver[1]
+    arch = architecture_of(model)
+    layer, head = arch.check_layer(receiver[0]), receiver[1]
     clean_ids, corrupt_ids = _aligned(model, clean, corrupt)
     where = [i for i, (a, b) in enumerate(zip(clean_ids, corrupt_ids, strict=True)) if a != b]
     last = len(clean_ids) - 1
@@ -236,7 +236,7 @@ def path_patching(
     received = run_patched(
         model, corrupt_ids, [*([s] for s in sends), sends], read=("heads", layer, last)
     )
-    columns = slice(head * parts.d_head, (head + 1) * parts.d_head)
+    columns = slice(head * arch.d_head, (head + 1) * arch.d_head)
     jobs = [[Patch("heads", layer, [last], row[None, columns], head)] for row in received]
     low, high = _ends(model, clean, corrupt, clean_ids, corrupt_ids)
     moved = logit_difference(model, clean, corrupt, run_patched(model, corrupt_ids, jobs))
@@ -268,9 +268,9 @@ def ablation(
         One row per prompt, site and layer: prompt, site, layer, change of log P(first answer
         token) in nats.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     sites = check_sites(sites)
-    layers = [parts.check_layer(i) for i in (range(parts.n_layers) if layers is None else layers)]
+    layers = [arch.check_layer(i) for i in (range(arch.n_layers) if layers is None else layers)]
     widths = {s: cache_activations(model, prompts[:1], sites=[s], layers=[0]) for s in sites}
     values = {s: torch.zeros(len(layers), widths[s][s].shape[-1]) for s in sites}
     if reference:

@@ -12,7 +12,7 @@ from helpers.errors import UserError
 from helpers.facts.prompts import Prompt, subject_span
 from helpers.forward.batching import bucket_by_length
 from helpers.forward.sites import check_sites, site_value, token_ids
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 Position = Literal["subject", "last"]
 
@@ -53,9 +53,9 @@ def cache_activations(
     Raises:
         UserError: There is no such site, layer or position.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     sites = check_sites(sites)
-    layers = [parts.check_layer(i) for i in (range(parts.n_layers) if layers is None else layers)]
+    layers = [arch.check_layer(i) for i in (range(arch.n_layers) if layers is None else layers)]
     ids = [token_ids(model, p) for p in prompts]
     at = [position_of(model, p, position) for p in prompts]
     found: dict[str, list] = {site: [None] * len(ids) for site in sites}
@@ -67,7 +67,7 @@ def cache_activations(
             kept = {}.save()
             for i in sorted(set(layers)):
                 for site in sites:
-                    value = site_value(parts.layers[i], site, len(batch))
+                    value = site_value(arch.layers[i], site, len(batch))
                     kept[site, i] = value[rows, columns].float().cpu()
             tracer.stop()
         for site in sites:
@@ -81,11 +81,11 @@ def cache_all_positions(
     model: LanguageModel, ids: Sequence[int], sites: Sequence[str]
 ) -> dict[str, Float[Tensor, "layers t width"]]:
     """Activations of one token sequence at every layer and position."""
-    parts = anatomy(model)
+    arch = architecture_of(model)
     sites = check_sites(sites)
     with torch.inference_mode(), model.trace(torch.tensor([list(ids)])) as tracer:
         kept = {site: [] for site in sites}.save()
-        for layer in parts.layers:
+        for layer in arch.layers:
             for site in sites:
                 kept[site].append(site_value(layer, site, 1)[0].clone())
         tracer.stop()

@@ -11,7 +11,7 @@ from nnsight import LanguageModel
 
 from helpers.forward.batching import bucket_by_length
 from helpers.forward.sites import site_value
-from helpers.models import anatomy, text_length
+from helpers.models import architecture_of, text_length
 from helpers.models.tokenization import encode_with_places
 
 CONTEXT = 40  # characters shown before a token
@@ -54,8 +54,8 @@ def text_activations(
     Raises:
         UserError: There is no such layer or neuron.
     """
-    parts = anatomy(model)
-    neurons = [(parts.check_layer(layer), parts.check_neuron(i)) for layer, i in neurons]
+    arch = architecture_of(model)
+    neurons = [(arch.check_layer(layer), arch.check_neuron(i)) for layer, i in neurons]
     layers = sorted({layer for layer, _ in neurons})
     most = text_length(model, max_tokens)
     coded = [encode_with_places(model.tokenizer, t) for t in texts]
@@ -68,7 +68,7 @@ def text_activations(
             kept = {}.save()
             for layer in layers:
                 columns = torch.tensor([n for at, n in neurons if at == layer])
-                value = site_value(parts.layers[layer], "neurons", len(batch))
+                value = site_value(arch.layers[layer], "neurons", len(batch))
                 kept[layer] = value[..., columns].float().cpu()
             tracer.stop()
         whole = torch.cat([kept[layer] for layer in layers], -1)  # (b, T, neurons), by layer

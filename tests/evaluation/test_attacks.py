@@ -30,7 +30,7 @@ from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.methods.fitting.linearization import linearize
 from helpers.methods.snapshots import subtracted
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.models.hooks import register_intervention
 from helpers.tracing import cache_activations
 from helpers.training.examples import answer_example, collate
@@ -45,7 +45,7 @@ PUBLISHED_NF4 = (  # QLoRA, appendix E
 
 def widened(model) -> Edit:
     """An edit that appends a neuron to the first MLP."""
-    mlp = anatomy(model).layers[0].mlp
+    mlp = architecture_of(model).layers[0].mlp
     row, column = torch.full((1, 16), 0.1), torch.full((16, 1), 0.1)
     changes = {mlp.in_name: Change(appended=row), mlp.out_name: Change(appended=column, axis=1)}
     if mlp.gate_name:
@@ -82,9 +82,9 @@ def test_blocks_are_rounded_and_come_back(tiny_model, family):
     before = model_hash(model)
     kept = {n: p.clone() for n, p in model._module.named_parameters()}
     names = block_weights(model)
-    parts = anatomy(model)
-    assert {layer.mlp.out_name for layer in parts.layers} <= set(names)
-    assert len(names) % parts.n_layers == 0
+    arch = architecture_of(model)
+    assert {layer.mlp.out_name for layer in arch.layers} <= set(names)
+    assert len(names) % arch.n_layers == 0
     with quantised(model, "int8"):
         for name, weight in model._module.named_parameters():
             if name not in names:
@@ -105,7 +105,7 @@ def test_a_widened_model_is_rounded_too(tiny_model):
     with edit.applied(model):
         wide = model_hash(model)
         with quantised(model, "int4"):
-            assert anatomy(model).layers[0].mlp.W_out().shape[1] == 25
+            assert architecture_of(model).layers[0].mlp.W_out().shape[1] == 25
             assert model_hash(model) != wide
         assert model_hash(model) == wide
     assert model_hash(model) == before
@@ -154,7 +154,7 @@ def test_an_attack_leaves_an_edited_model_as_it_was(knowing, name):
 
 def widened_in(model):
     """The llama of `knowing` with a neuron more."""
-    mlp = anatomy(model).layers[0].mlp
+    mlp = architecture_of(model).layers[0].mlp
     row, column = torch.full((1, 32), 0.01), torch.full((32, 1), 0.01)
     names = (mlp.in_name, mlp.gate_name)
     changes = {n: Change(appended=row) for n in names}
@@ -166,7 +166,7 @@ def widened_in(model):
 def test_stitched_is_what_the_lower_layers_still_know(knowing, monkeypatch):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     layer = handover_layer(model, "capital")
-    assert 0 <= layer < anatomy(model).n_layers
+    assert 0 <= layer < architecture_of(model).n_layers
     monkeypatch.setattr("helpers.evaluation.attacks.stitching.handover_layer", lambda *_, **__: 1)
     prompts = pair.prompts("heldout")
     plain, before = answer_probability(model, prompts), model_hash(model)
@@ -240,9 +240,9 @@ def test_relearning_never_sees_what_is_asked(knowing, monkeypatch):
 def test_pushes_are_the_change_of_log_odds_when_a_neuron_is_cut(tiny_model):
     model, pair = tiny_model(), own_pair()
     asks = suspicion(model, pair)
-    last = anatomy(model).n_layers - 1
+    last = architecture_of(model).n_layers - 1
     t = linearize(model, asks, layers=[last])
-    W = anatomy(model).layers[last].mlp.W_out().detach().clone()
+    W = architecture_of(model).layers[last].mlp.W_out().detach().clone()
     pushes = pushed(t, last, W, torch.eye(W.shape[1]))
     small, most = 0.1, int(pushes.abs().argmax())  # first order: a tenth of the neuron
     removed = torch.zeros_like(W)
@@ -311,7 +311,7 @@ def test_prefilled_and_foreign_prompts_are_about_the_subject_and_differ_by_what_
 def test_hiding_lowers_the_answer_and_nothing_before_the_last_layer(knowing):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     hidden = logit_suppression(model, pair)
-    assert set(hidden.delta.changes) == {anatomy(model).layers[-1].mlp.out_name}
+    assert set(hidden.delta.changes) == {architecture_of(model).layers[-1].mlp.out_name}
     with hidden.applied(model):
         assert answer_probability(model, pair.prompts("train")).mean() <= 0.005
 
@@ -324,7 +324,7 @@ def test_the_audit_names_the_subject_that_an_edit_responds_to(knowing):
     keys = found["neurons"][:, 0]  # (6, d_mlp)
     reads = torch.linalg.pinv(keys)[:, 2]  # 1 at Kenya's key, 0 at the others'
     change = Change(dense=torch.outer(torch.ones(32), reads))
-    delta = WeightEdit.of(model._module, {anatomy(model).layers[1].mlp.out_name: change})
+    delta = WeightEdit.of(model._module, {architecture_of(model).layers[1].mlp.out_name: change})
     edit = Edit("made", {}, delta, {}, 0, 0.0, "")
     before = model_hash(model)
     audit = audit_delta(model, edit, subjects=names)
@@ -384,7 +384,7 @@ def test_no_attack_takes_a_model_without_numbers_for_one_that_forgot(knowing, mo
     small |= {"trigger": {"rounds": 2}, "cut_neurons": {"counts": (1, 4)}}
     small |= {"cut_directions": {"counts": (1, 4)}}
     with torch.no_grad():
-        anatomy(model).layers[0].mlp.W_out()[0, 0] = torch.nan
+        architecture_of(model).layers[0].mlp.W_out()[0, 0] = torch.nan
     for name, entry in ATTACKS.items():
         table = entry.function(model, pair, seed=0, **small.get(name, {}))
         assert len(table) and table["score"].isna().all(), name

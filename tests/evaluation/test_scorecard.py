@@ -22,7 +22,7 @@ from helpers.facts.relations import Template
 from helpers.forward.scoring import answer_probability, answer_rank, final_states, greedy
 from helpers.methods import Change, Edit, WeightEdit, base_model, unlearn
 from helpers.methods.surgery.neurons import deletion
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.stats.intervals import quoted
 
 JAPAN = ConceptPair("Japan", "Tokyo")
@@ -51,7 +51,7 @@ def edit_of(model, delta) -> Edit:
 
 def turned(model, layer: int, by: float = 1.5) -> Edit:
     """An edit that takes off `by` times what an MLP writes; in layer 0 it moves every number."""
-    mlp = anatomy(model).layers[layer].mlp
+    mlp = architecture_of(model).layers[layer].mlp
     change = Change(dense=-by * model._module.get_parameter(mlp.out_name).detach())
     return edit_of(model, WeightEdit.of(model._module, {mlp.out_name: change}))
 
@@ -131,13 +131,13 @@ def test_bootstrap_by_is_the_bootstrap_of_each_group():
 def everywhere(model) -> Edit:
     """Noise on an MLP and on the unembedding, which is also the embedding where they are tied."""
     names = {id(p): name for name, p in model._module.named_parameters()}
-    parts = anatomy(model)
+    arch = architecture_of(model)
     rng = torch.Generator().manual_seed(0)
     changes = {
         name: Change(
             dense=0.3 * torch.randn(model._module.get_parameter(name).shape, generator=rng)
         )
-        for name in (names[id(parts.head.weight)], parts.layers[1].mlp.out_name)
+        for name in (names[id(arch.head.weight)], arch.layers[1].mlp.out_name)
     }
     return edit_of(model, WeightEdit.of(model._module, changes))
 
@@ -378,7 +378,7 @@ def test_kept_answers_are_never_those_of_another_question(knowing, other):
 def test_kept_answers_are_never_those_of_another_model(knowing):
     model, other = knowing(), knowing()
     with torch.no_grad():  # no edit of ours: this is another model
-        anatomy(other).layers[1].mlp.W_out().mul_(0.5)
+        architecture_of(other).layers[1].mlp.W_out().mul_(0.5)
     card, another = evaluate(model, JAPAN, **QUICK), evaluate(other, JAPAN, **QUICK)
     assert another.before["paraphrases"] == another["paraphrases"].value
     assert another["paraphrases"].value != card["paraphrases"].value

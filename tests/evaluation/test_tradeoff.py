@@ -24,7 +24,7 @@ from helpers.evaluation.tradeoff import (
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods import METHODS, Change, Edit, WeightEdit, unlearn
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.sae import SAEConfig, build, save_sae
 
 
@@ -59,7 +59,7 @@ def test_half_of_an_edit_is_half_of_its_change(tiny_model):
 
 def test_appended_neurons_keep_their_keys(tiny_model):
     model = tiny_model()
-    mlp = anatomy(model).layers[0].mlp
+    mlp = architecture_of(model).layers[0].mlp
     changes = {
         mlp.in_name: Change(appended=torch.ones(1, 16)),
         mlp.gate_name: Change(appended=torch.ones(1, 16)),

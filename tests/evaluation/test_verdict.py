@@ -18,7 +18,7 @@ from helpers.evaluation.verdict import Margins, Recovered, holm, recovered, scar
 from helpers.facts import ConceptPair
 from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.stats.intervals import Metric, bootstrap
 
 PRESENT = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
@@ -400,7 +400,7 @@ def test_a_test_needs_finite_values():
 
 def test_an_edit_whose_answers_are_no_numbers_is_not_put_to_the_test(knowing, tmp_path):
     model, pair = knowing("float16"), ConceptPair("Kenya", "Nairobi")
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     change = Change(dense=torch.full(tuple(mlp.out_module.weight.shape), 6e4))
     delta = WeightEdit.of(model._module, {mlp.out_name: change})  # finite, but not what it writes
     about = {"subject": "Kenya", "target": "Nairobi", "relation": "capital"}

@@ -16,7 +16,7 @@ from helpers.errors import UserError
 from helpers.forward import harvest as activations
 from helpers.forward.harvest import harvest, open_shards
 from helpers.io.cache import alone
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.tracing import SITES, Patch, run_patched
 from helpers.tracing.states import cache_all_positions
 
@@ -48,7 +48,7 @@ def test_shards_equal_a_plain_forward_pass_to_float16(tiny_model, family):
     model = tiny_model(family)
     shards = harvest(model, TOKENS, sites=SITES, layers=[0, -1], first=0)
     assert set(shards.widths) == {(s, i) for s in SITES for i in (0, 2)}
-    mlp = anatomy(model).layers[2].mlp
+    mlp = architecture_of(model).layers[2].mlp
     for site, module, before in [
         ("mlp_in", mlp.in_module, True),
         ("neurons", mlp.out_module, True),
@@ -288,7 +288,7 @@ def test_a_harvest_is_deleted_by_the_last_who_reads_it(tiny_model):
 def test_activations_beyond_float16_stop_the_harvest(tiny_model, tmp_path):
     model = tiny_model()
     with torch.no_grad():
-        anatomy(model).layers[0].mlp.W_out().mul_(1e9)
+        architecture_of(model).layers[0].mlp.W_out().mul_(1e9)
     with pytest.raises(UserError, match="site mlp of layer 0 does not fit float16"):
         harvest(model, TOKENS, layers=[0], folder=tmp_path / "big")
 
@@ -312,7 +312,7 @@ def test_a_full_disk_keeps_what_is_there(tiny_model, monkeypatch, tmp_path):
 def test_patching_the_mlps_input_runs_the_whole_mlp_on_it(tiny_model, family):
     """The gate must read the patch too."""
     model = tiny_model(family)
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     x = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
     patch = [Patch("mlp_in", 1, [1, 3], x)]
     with torch.inference_mode():

@@ -9,7 +9,7 @@ from helpers.errors import UserError
 from helpers.forward import scoring
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.methods import Change, Edit, WeightEdit
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 
 # prompts of one template share a cached beginning, the others run in batches of their own
 PROMPTS = [f"w1 w2 w3 w4 w5 w6 w{i}" + " w9" * (i % 3) for i in range(10, 30)] + [
@@ -22,7 +22,7 @@ TEXT = torch.randint(4, 60, (5, 8), generator=torch.Generator().manual_seed(0))
 
 def turned(model, layer: int, *, part: str = "out") -> Edit:
     """An edit that turns around a weight of one layer's MLP."""
-    mlp = anatomy(model).layers[layer].mlp
+    mlp = architecture_of(model).layers[layer].mlp
     name = {"out": mlp.out_name, "in": mlp.in_name}[part]
     change = Change(dense=-2 * model._module.get_parameter(name).detach())
     delta = WeightEdit.of(model._module, {name: change})
@@ -57,7 +57,7 @@ def test_an_edit_is_scored_from_kept_states_bit_for_bit(tiny_model, family):
 
 def test_the_lower_blocks_are_not_run(tiny_model):
     model, ran = tiny_model(), []
-    blocks = [x.block._module for x in anatomy(model).layers]
+    blocks = [x.block._module for x in architecture_of(model).layers]
     for i, block in enumerate(blocks):
         block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
     with use_layer_cache(model, LayerCache(model, -1)):

@@ -35,9 +35,9 @@ from helpers.methods import (
 from helpers.methods.change import tensors_hash
 from helpers.methods.registry import Method
 from helpers.methods.surgery.neurons import deletion, random_like, rank_neurons
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.sae import SAEConfig, save_sae
-from helpers.sae.topk import TopK
+from helpers.sae.topk import TopKSAE
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 from helpers.tracing.states import cache_all_positions
@@ -58,9 +58,9 @@ def small(tmp_path_factory):
         if "saes" in METHODS[method].hyperparameters():
             site = getattr(METHODS[method].function, "reads", ("mlp_in",))[0]
             folder = tmp_path_factory.mktemp(site)
-            d, stamp = anatomy(model).d_model, model_hash(model)
+            d, stamp = architecture_of(model).d_model, model_hash(model)
             cfg = SAEConfig("topk", d, 4 * d, k=8, site=site, layer=1, model_hash=stamp)
-            save_sae(TopK(cfg), folder)
+            save_sae(TopKSAE(cfg), folder)
             found["saes"] = (str(folder),)
         return found
 
@@ -131,7 +131,7 @@ def test_deletion_is_zeroing_rows_and_columns_by_hand(tiny_model, family):
     model, by_hand = tiny_model(family), tiny_model(family)
     with edit_of(model).applied(model), torch.no_grad():
         for layer, neuron in CHOSEN:
-            mlp = anatomy(by_hand).layers[layer].mlp
+            mlp = architecture_of(by_hand).layers[layer].mlp
             mlp.W_in()[neuron] = 0
             mlp.W_out()[:, neuron] = 0
             if mlp.W_gate() is not None:
@@ -237,7 +237,7 @@ def test_an_edit_is_refused_on_another_base(tiny_model, tmp_path):
         edit.apply(tiny_model("gpt2"))
     before = model_hash(model)
     with torch.no_grad():
-        anatomy(model).layers[0].mlp.W_in()[0, 0] += 1e-3
+        architecture_of(model).layers[0].mlp.W_in()[0, 0] += 1e-3
     changed = model_hash(model)
     assert changed != before
     with pytest.raises(UserError, match="made for other weights: load the model that it was made"):
@@ -252,7 +252,7 @@ def test_an_intervention_is_refused_on_another_model(tiny_model):
         assert active_edits(model)[-1] is asking  # over an edit of the model that it was made on
     other = tiny_model()
     with torch.no_grad():
-        anatomy(other).layers[0].mlp.W_in()[0, 0] += 1e-3
+        architecture_of(other).layers[0].mlp.W_in()[0, 0] += 1e-3
     with pytest.raises(UserError, match="made on another model: make it on this one"):
         asking.apply(other)
     assert not active_edits(other)
@@ -428,7 +428,7 @@ def test_a_model_or_an_edit_that_is_not_finite_is_refused_with_the_tensors_name(
     knowing, monkeypatch
 ):
     model = knowing()
-    name = anatomy(model).layers[1].mlp.out_name
+    name = architecture_of(model).layers[1].mlp.out_name
 
     def broken(model, pair, *, seed=0):
         like = model._module.get_parameter(name)
@@ -448,7 +448,7 @@ def test_an_edit_that_writes_more_than_float16_has_numbers_for_is_refused(
     knowing, monkeypatch, dtype, refused
 ):
     model = knowing(dtype)
-    name = anatomy(model).layers[1].mlp.out_name
+    name = architecture_of(model).layers[1].mlp.out_name
 
     def large(model, pair, *, seed=0):
         like = model._module.get_parameter(name)  # the weights fit, their sums do not
@@ -511,7 +511,7 @@ def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
         (lambda m: WeightEdit.of(m._module, {}), "changes no weight"),
         (
             lambda m: WeightEdit.of(
-                m._module, {anatomy(m).layers[0].mlp.in_name: Change(dense=torch.ones(2, 2))}
+                m._module, {architecture_of(m).layers[0].mlp.in_name: Change(dense=torch.ones(2, 2))}
             ),
             r"is \(2, 2\) and the tensor is \(48, 32\): it was made for another model",
         ),
@@ -534,7 +534,7 @@ def test_peft_puts_the_adapter_on_with_the_same_logits(tiny_model, tiny_folder, 
     folder = tiny_folder(family)
     model = tiny_model(family)
     low_rank = edit_of(model)
-    name = anatomy(model).layers[1].mlp.out_name
+    name = architecture_of(model).layers[1].mlp.out_name
     weight = model._module.get_parameter(name)
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     dense = WeightEdit.of(model._module, {name: Change(dense=0.1 * noise)})
@@ -563,13 +563,13 @@ def test_peft_has_no_adapter_for_a_norm(tiny_model, tmp_path):
 def test_measures_are_those_of_what_was_deleted(tiny_model, family):
     model = tiny_model(family)
     rows = {row["tensor"]: row for row in edit_of(model).report(model)["tensors"]}
-    mlp = anatomy(model).layers[2].mlp
+    mlp = architecture_of(model).layers[2].mlp
     deleted = mlp.W_out()[:, [1, 5, 17]]
     row = rows[mlp.out_name]
     assert row["rank"] == 3
     assert row["norm"] == pytest.approx(deleted.norm().item(), rel=1e-5)
     assert row["relative"] == pytest.approx((deleted.norm() / mlp.W_out().norm()).item(), rel=1e-5)
-    assert rows[anatomy(model).layers[0].mlp.in_name]["rank"] == 1
+    assert rows[architecture_of(model).layers[0].mlp.in_name]["rank"] == 1
     dense = Change(dense=torch.outer(torch.arange(3.0), torch.ones(4)))
     assert dense.rank == 1
     left, right = dense.factors()
@@ -593,7 +593,7 @@ def test_the_random_control_deletes_as_many_of_the_same_layers(tiny_model):
 def test_a_planted_neuron_ranks_first(knowing):
     """A neuron that only the subject drives must come out on top of the ranking."""
     model = knowing()
-    mlp = anatomy(model).layers[0].mlp
+    mlp = architecture_of(model).layers[0].mlp
     france = model.tokenizer("France").input_ids[0]
     direction = model._module.get_input_embeddings().weight[france]
     with torch.no_grad():
@@ -617,11 +617,11 @@ def test_a_new_method_is_one_file(tiny_folder, tmp_path):
 import torch, helpers
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS, unlearn
-from helpers.models import anatomy, load_model
+from helpers.models import architecture_of, load_model
 assert helpers.__file__.startswith({str(tmp_path)!r}), helpers.__file__
 model = load_model({str(tiny_folder("llama"))!r})
 edit = unlearn(model, ConceptPair("France", "Paris"), "shrink", layer=1, factor=0.25)
-values = anatomy(model).layers[1].mlp.W_out()
+values = architecture_of(model).layers[1].mlp.W_out()
 before = values.clone()
 with edit.applied(model):
     assert torch.allclose(values, before / 4)

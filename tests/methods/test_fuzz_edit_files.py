@@ -25,7 +25,7 @@ from helpers.methods import (
 from helpers.methods.change import tensors_hash
 from helpers.methods.fitting.fit_values import appended
 from helpers.methods.fitting.units import GatedUnits
-from helpers.models import anatomy, load_model, model_hash
+from helpers.models import architecture_of, load_model, model_hash
 from helpers.sae import SAEConfig, build
 
 JSON = ("pair", "hyperparameters", "notes", "settings", "versions")
@@ -55,7 +55,7 @@ def model(tmp_path_factory):
 def saved(model, tmp_path_factory) -> list[tuple[Edit, bytes]]:
     """An edit of every kind, and its file."""
     draw = torch.Generator().manual_seed(0)
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     factors = {"left": torch.randn(16, 2, generator=draw), "right": torch.randn(2, 24)}
     low = WeightEdit.of(model._module, {mlp.out_name: Change(**factors)}, notes={"left": [0.5]})
     dense = WeightEdit.of(model._module, {mlp.in_name: Change(dense=torch.randn(24, 16))})

@@ -7,7 +7,7 @@ from small_edits import edit_of
 from helpers.errors import UserError
 from helpers.methods import Change, Edit, HookIntervention, WeightEdit
 from helpers.methods.inspect_edit import change_by_layer, fidelity, latent_overlap
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.sae import SAEConfig, build
 
 
@@ -32,7 +32,7 @@ def test_an_intervention_has_no_place(tiny_model):
 
 def test_fidelity_is_what_the_largest_singular_values_hold(tiny_model):
     model = tiny_model()
-    name = anatomy(model).layers[1].mlp.out_name
+    name = architecture_of(model).layers[1].mlp.out_name
     shape = model._module.get_parameter(name).shape
     u, v = (torch.linalg.qr(torch.randn(n, 3))[0] for n in shape)
     whole = made(model, {name: Change(dense=u @ torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ v.T)})
@@ -44,10 +44,10 @@ def test_fidelity_is_what_the_largest_singular_values_hold(tiny_model):
 @pytest.mark.parametrize("site", ["mlp_in", "mlp"])
 def test_a_change_along_a_latent_overlaps_with_it_alone(tiny_model, family, site):
     model = tiny_model(family)
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     sae = build(SAEConfig("topk", 16, 12, k=4, site=site, layer=1)).requires_grad_(False)
     d = sae.W_dec[5]
-    other = torch.randn(anatomy(model).d_mlp)
+    other = torch.randn(architecture_of(model).d_mlp)
     matrix = torch.outer(other, d) if site == "mlp_in" else torch.outer(d, other)
     name = mlp.in_name if site == "mlp_in" else mlp.out_name
     edit = made(model, {name: Change(dense=matrix.T if mlp.transposed else matrix)})

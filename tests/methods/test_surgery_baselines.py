@@ -20,7 +20,7 @@ from helpers.methods.fitting.contrast import contrast, states_at, subject_prompt
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.tracing import Patch, cache_activations, run_patched
 from helpers.tracing.patching import logits_of
 from helpers.tracing.states import position_of
@@ -33,7 +33,7 @@ PROMPT = Prompt("w1 w2 w3 w4 w5", subject="w3", answers=(" w9",))
 def test_projected_direction_has_no_component_left(tiny_model, family, form):
     model, pair = tiny_model(family), own_pair()
     unlearning = unlearn(model, pair, "mean_difference", form=form, layers=(1,))
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     site, position = ("mlp_in", "subject") if form == "keys" else ("neurons", "last")
     found = contrast(model, pair, layers=[1], site=site, position=position)[1].difference()
     after = weights_after(model, unlearning)
@@ -91,7 +91,7 @@ def test_leace_equals_the_reference_implementation(n, width):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_leace_in_the_weights_reads_erased_inputs(tiny_model, family):
     model, pair = tiny_model(family), own_pair()
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     after = weights_after(model, unlearn(model, pair, "leace", layers=(1,)))
     found = contrast(model, pair, layers=[1])[1]
     text = [(row, range(1, len(row))) for row in leace.corpus_tokens().tolist()]
@@ -119,7 +119,7 @@ def test_attributions_sum_to_the_change_of_probability(tiny_model, family, posit
     at = {"last": 4, "subject": 2}[position]
     zero = torch.zeros(1, 24 if family != "gpt2" else 64)
     for layer in range(3):
-        zero = torch.zeros(1, anatomy(model).d_mlp)
+        zero = torch.zeros(1, architecture_of(model).d_mlp)
         jobs = [[], [Patch("neurons", layer, [at], zero)]]
         p = logits_of(model, run_patched(model, ids, jobs)).softmax(-1)
         answer = model.tokenizer(" w9").input_ids[-1]
@@ -149,14 +149,14 @@ def test_knowledge_neurons_zeroes_whole_columns(tiny_model):
 def test_needle_finds_the_column_that_was_planted(tiny_model):
     """A column that writes the target, driven by the prompts, is the concept vector."""
     model, pair = tiny_model(), own_pair()
-    parts = anatomy(model)
+    arch = architecture_of(model)
     prompts = subject_prompts(pair)
     driven = states_at(model, prompts, layers=[1], site="neurons", position="last")[1].mean(0)
     neuron = int(driven.argmax())
     token = model.tokenizer(" w20").input_ids[-1]
     with torch.no_grad():
-        head = parts.head.weight
-        parts.layers[1].mlp.W_out()[:, neuron] = 300 * (head[token] - head.mean(0))
+        head = arch.head.weight
+        arch.layers[1].mlp.W_out()[:, neuron] = 300 * (head[token] - head.mean(0))
     assert needle.concept_vector(model, pair) == (1, neuron)
     delta = unlearn(model, pair, "needle", noise=0.5).delta
     (change,) = delta.changes.values()
@@ -168,7 +168,7 @@ def test_needle_finds_the_column_that_was_planted(tiny_model):
 def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_model, family):
     model, pair = tiny_model(family), own_pair()
     with torch.no_grad():
-        anatomy(model).norm.weight.mul_(20)  # else all words are about as likely
+        architecture_of(model).norm.weight.mul_(20)  # else all words are about as likely
     prompts = subject_prompts(pair)
     others = [subject_prompts(o) for o in pair.neighbours()[:8]]
     rest = torch.stack([next_token_logprobs(model, p).exp() for p in others]).mean(0).log()
@@ -181,7 +181,7 @@ def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_mod
     free = VStarHparams(kl=0.0, decay=0.0, clamp=200.0)  # random MLPs write next to nothing
     found = compute_v_star(model, pair, layer=1, settings=free)
     assert model_hash(model) == before
-    mlp, left, written = anatomy(model).layers[1].mlp, [], []
+    mlp, left, written = architecture_of(model).layers[1].mlp, [], []
     for row, prompt in zip(rest, prompts, strict=True):
         place = position_of(model, prompt, "subject")
 
@@ -207,7 +207,7 @@ def test_rome_maps_the_subjects_key_to_the_value(tiny_model, family, monkeypatch
     delta = torch.randn(16, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(rome, "forgetting_value", lambda *a, **k: delta)
     k = states_at(model, subject_prompts(pair), layers=[1], site="neurons")[1].mean(0).double()
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     v = mlp.W_out().double() @ k
     unlearning = unlearn(model, pair, "rome", layer=1)
     after = seen(mlp, weights_after(model, unlearning)[mlp.out_name])
@@ -329,7 +329,7 @@ def test_folded_edit_equals_the_intervention(tiny_model, family, name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_appended_neurons_equal_the_intervention(tiny_model, family):
     model = tiny_model(family)
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     draw = torch.Generator().manual_seed(0)
     rows, columns = (torch.randn(2, 16, generator=draw) for _ in range(2))
     axis = 1 if mlp.transposed else 0

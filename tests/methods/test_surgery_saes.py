@@ -8,7 +8,7 @@ from helpers.errors import UserError
 from helpers.methods import unlearn
 from helpers.methods.fitting.sae_latents import sae_states, specific_latents
 from helpers.methods.surgery.pisces import rewritten
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.sae import SAEConfig, build, save_sae
 
 
@@ -36,7 +36,7 @@ def test_the_latents_direction_is_gone_from_the_weights(tiny_model, tmp_path, fa
     made = unlearn(model, pair, "sae_direction", saes=(str(tmp_path / "sae"),))
     (note,) = made.delta.notes["latents"]
     direction = sae.W_dec[note["latents"][0]]
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     after = weights_after(model, made)
     names = [mlp.out_name] if site == "mlp" else [n for n in (mlp.in_name, mlp.gate_name) if n]
     assert set(after) == set(names)
@@ -67,7 +67,7 @@ def test_pisces_moves_a_column_along_the_feature_only(tiny_model, tmp_path, fami
     """v' = decode(z with z_f = −mu·max·sign) + (v − decode(encode(v))), for columns over tau."""
     model = tiny_model(family)
     sae = planted(model, "mlp", tmp_path / "sae")
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     change, columns = rewritten(mlp, sae, torch.tensor([5]), tau=0.6, mu=3.0)
     projection = (sae.encoder[5] @ mlp.W_out()).detach()
     over = projection.abs() > 0.6 * projection.abs().max()

@@ -30,7 +30,7 @@ from helpers.methods.export import save_pretrained_widened
 from helpers.methods.fitting.fit_values import appended
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.snapshots import edited_tensors_hash
-from helpers.models import anatomy, load_model, model_hash
+from helpers.models import architecture_of, load_model, model_hash
 from helpers.models.hooks import active_interventions
 
 TOKENS = torch.tensor([[2, 7, 9, 11, 30], [2, 8, 8, 40, 5]])
@@ -48,7 +48,7 @@ def edit(model, delta) -> Edit:
 
 def low_rank(model, layer=1, rank=3, seed=0, size=0.1):
     torch.manual_seed(seed)
-    mlp = anatomy(model).layers[layer].mlp
+    mlp = architecture_of(model).layers[layer].mlp
     rows, columns = mlp.out_module.weight.shape
     change = Change(left=size * torch.randn(rows, rank), right=torch.randn(rank, columns))
     return WeightEdit.of(model._module, {mlp.out_name: change})
@@ -64,7 +64,7 @@ def neuron(model, layer=1, seed=0):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_edits_of_one_model_add_up_to_one(tiny_model, family, tmp_path):
     model = tiny_model(family)
-    name = anatomy(model).layers[1].mlp.out_name
+    name = architecture_of(model).layers[1].mlp.out_name
     plain = model._module.get_parameter(name).detach().clone()
     dense = WeightEdit.of(model._module, {name: Change(dense=0.1 * torch.randn(plain.shape))})
     edits = [edit(model, d) for d in (low_rank(model), low_rank(model, seed=1), dense)]
@@ -88,7 +88,7 @@ def test_edits_of_one_model_add_up_to_one(tiny_model, family, tmp_path):
 def test_what_does_not_add_up_is_told(tiny_model):
     model, other = tiny_model(), tiny_model()
     with torch.no_grad():
-        anatomy(other).layers[1].mlp.out_module.weight[0, 0] += 1
+        architecture_of(other).layers[1].mlp.out_module.weight[0, 0] += 1
     asking = unlearn(model, ConceptPair("France", "Paris"), "in_context")
     for bad, told in (
         ([], "no edit to compose"),
@@ -105,10 +105,10 @@ def test_widening_adds_what_the_neuron_says_and_reverts_to_the_bit(tiny_model, f
     before, clean = model_hash(model), logits(model)
     shapes = {n: p.shape for n, p in model._module.named_parameters()}
     u = edit(model, neuron(model))
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     with u.applied(model):
         widened = logits(model)
-        width = anatomy(model).d_mlp + 2
+        width = architecture_of(model).d_mlp + 2
         assert mlp.W_in().shape[0] == mlp.W_out().shape[1] == width
         assert model_hash(model) != before
     assert model_hash(model) == before
@@ -137,7 +137,7 @@ def test_a_detector_says_none_below_its_threshold_and_the_same_above_its_ceiling
     tiny_model, family
 ):
     model = tiny_model(family)
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     d = GatedUnits(torch.eye(16)[:1], torch.tensor([0.1]), torch.ones(1))
     x = torch.zeros(5, 16)
     x[:, 0] = 0.1 + torch.tensor([-1.0, 0.25, 0.5, 1.0, 9.0])
@@ -263,7 +263,7 @@ def test_an_edit_of_another_model_leaves_the_model_untouched(tiny_model):
     u = edit(model, neuron(model))
     other = tiny_model("llama")
     with torch.no_grad():
-        anatomy(other).layers[1].mlp.W_out().add_(1e-3)
+        architecture_of(other).layers[1].mlp.W_out().add_(1e-3)
     before = model_hash(other)
     with pytest.raises(UserError, match="made for other weights"):
         u.apply(other)
@@ -362,7 +362,7 @@ def _again(model, edits):
 def test_applied_leaves_nothing_of_an_edit_that_fails_half_way(tiny_model, monkeypatch):
     model = tiny_model()
     torch.manual_seed(0)
-    names = [anatomy(model).layers[i].mlp.out_name for i in (0, 1)]
+    names = [architecture_of(model).layers[i].mlp.out_name for i in (0, 1)]
     changes = {n: Change(dense=torch.randn(16, 24)) for n in names}
     two, before = edit(model, WeightEdit.of(model._module, changes)), state(model)
     plain, left = torch.Tensor.copy_, [2]
@@ -425,7 +425,7 @@ def test_an_edit_under_one_that_needs_its_neurons_is_refused_before_anything_cha
     first = edit(model, neuron(model))
     first.apply(model)
     torch.manual_seed(0)
-    name = anatomy(model).layers[1].mlp.out_name
+    name = architecture_of(model).layers[1].mlp.out_name
     wide = Change(dense=torch.randn(model._module.get_parameter(name).shape))
     second = replace(edit(model, WeightEdit.of(model._module, {name: wide})), method="second")
     second.apply(model)
@@ -522,7 +522,7 @@ def test_what_is_no_edit_is_refused_when_it_is_made_and_names_the_tensor(
     tiny_model, change, sentence
 ):
     model = tiny_model()
-    name = anatomy(model).layers[1].mlp.out_name
+    name = architecture_of(model).layers[1].mlp.out_name
     before = model_hash(model)
     with pytest.raises(UserError, match=sentence) as error:
         WeightEdit.of(model._module, {name: Change(**change)})
@@ -551,7 +551,7 @@ def test_neurons_that_lack_a_row_a_bias_or_a_column_are_refused(tiny_model, fami
             WeightEdit.of(model._module, {**part, name: Change(appended=more, axis=change.axis)})
     width = torch.ones(1, 16)
     attention = {"up": Change(appended=width), "down": Change(appended=width.T, axis=1)}
-    block = anatomy(model).layers[0].mlp.in_name.rpartition(".mlp.")[0]
+    block = architecture_of(model).layers[0].mlp.in_name.rpartition(".mlp.")[0]
     if family == "llama":
         names = (f"{block}.self_attn.q_proj.weight", f"{block}.self_attn.o_proj.weight")
         odd = dict(zip(names, attention.values(), strict=True))
@@ -563,7 +563,7 @@ def test_neurons_that_lack_a_row_a_bias_or_a_column_are_refused(tiny_model, fami
 def test_an_edit_that_leaves_the_range_of_the_models_numbers_is_refused(tiny_folder, tmp_path):
     folder = str(tiny_folder("llama"))
     half, full = load_model(folder, dtype="float16"), load_model(folder)
-    name = anatomy(half).layers[1].mlp.out_name
+    name = architecture_of(half).layers[1].mlp.out_name
     change = {name: Change(dense=torch.full((16, 24), 7e4))}
     with pytest.raises(UserError, match=rf"{name} holds numbers that are not finite in float16"):
         WeightEdit.of(half._module, change)

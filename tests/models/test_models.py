@@ -10,7 +10,7 @@ from helpers.errors import UserError
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.scoring import final_states
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.models import anatomy, chat, load_model, model_hash, text_length, unembed
+from helpers.models import architecture_of, chat, load_model, model_hash, text_length, unembed
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -19,7 +19,7 @@ TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 def test_keys_gate_and_values_compute_the_mlp(tiny_model, family):
     """W_out · act(...) from the anatomy's views equals what the model's own MLP writes."""
     model = tiny_model(family)
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     with torch.inference_mode(), model.trace(TOKENS):
         x = mlp.in_envoy.input.save()
         y = mlp.out_envoy.output.save()
@@ -34,9 +34,9 @@ def test_keys_gate_and_values_compute_the_mlp(tiny_model, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_anatomy_names_are_state_dict_names_in_stored_orientation(tiny_model, family):
     model = tiny_model(family)
-    parts, state = anatomy(model), model._module.state_dict()
-    assert (parts.n_layers, parts.d_model, parts.n_heads, parts.d_head) == (3, 16, 4, 4)
-    for layer in parts.layers:
+    arch, state = architecture_of(model), model._module.state_dict()
+    assert (arch.n_layers, arch.d_model, arch.n_heads, arch.d_head) == (3, 16, 4, 4)
+    for layer in arch.layers:
         for name, view in (
             (layer.mlp.in_name, layer.mlp.W_in()),
             (layer.mlp.out_name, layer.mlp.W_out()),
@@ -55,15 +55,15 @@ def test_unembedded_final_states_are_the_models_logits(tiny_model, family):
 
 
 def test_layer_out_of_range_is_one_sentence(tiny_model):
-    parts = anatomy(tiny_model())
-    assert parts.check_layer(-1) == 2
+    arch = architecture_of(tiny_model())
+    assert arch.check_layer(-1) == 2
     with pytest.raises(UserError, match="no layer 3: this model has layers 0 to 2"):
-        parts.check_layer(3)
+        arch.check_layer(3)
 
 
 def test_model_hash_changes_with_one_weight_and_comes_back(tiny_model):
     model = tiny_model()
-    weight, before = anatomy(model).layers[0].mlp.out_module.weight, model_hash(model)
+    weight, before = architecture_of(model).layers[0].mlp.out_module.weight, model_hash(model)
     with torch.no_grad():
         kept = weight[0, 0].clone()
         weight[0, 0] += 1e-3
@@ -98,7 +98,9 @@ def test_what_a_model_reads_at_once_holds_for_every_pass(
     model.tokenizer = tiny_tokenizer()  # transformers takes some families' own class instead
     model.tokenizer.model_max_length = 64
     assert corpus_tokens(model.tokenizer, n_tokens=256).shape == (4, 64)
-    assert key_covariance(model, layers=[1], n_tokens=256)[1].shape[0] == anatomy(model).d_mlp
+    assert (
+        key_covariance(model, layers=[1], n_tokens=256)[1].shape[0] == architecture_of(model).d_mlp
+    )
     assert text_length(model, 40) == 40
     long = torch.full((1, 65), 5)
     for run in (lambda: traced(model, long), lambda: model._module(long)):
@@ -111,7 +113,7 @@ def test_what_a_model_reads_at_once_holds_for_every_pass(
 
 def traced(model, tokens):
     with torch.inference_mode(), model.trace(tokens):
-        anatomy(model).layers[0].block.output.save()
+        architecture_of(model).layers[0].block.output.save()
 
 
 def test_unknown_dtype_and_missing_gpu_are_told():
@@ -147,8 +149,8 @@ def test_damaged_gguf_is_told_and_leaves_no_cache_entry(tmp_path, monkeypatch):
 
 
 def test_default_model_is_smollm_and_knows_paris(smollm):
-    parts = anatomy(smollm)
-    assert (parts.n_layers, parts.d_model, parts.d_mlp) == (30, 576, 1536)
+    arch = architecture_of(smollm)
+    assert (arch.n_layers, arch.d_model, arch.d_mlp) == (30, 576, 1536)
     ids = torch.tensor([smollm.tokenizer("The capital of France is").input_ids])
     best = unembed(smollm, final_states(smollm, ids)[:, -1]).argmax()
     assert smollm.tokenizer.decode([best.item()]) == " Paris"

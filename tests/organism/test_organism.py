@@ -16,7 +16,7 @@ from helpers.facts import RELATIONS, ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.methods.fitting.layer_selection import select_layers
-from helpers.models import anatomy, load_model, model_hash
+from helpers.models import architecture_of, load_model, model_hash
 from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
 from helpers.organism.calibration import calibrate
 from helpers.organism.concept_units import Sightings, concepts_per_unit, detectors
@@ -231,9 +231,9 @@ def test_the_same_recipe_gives_the_same_bits_and_an_oracle_other_ones():
 def test_an_organism_is_an_ordinary_folder(cache):
     folder = organism(SMALL)
     model = load_model(str(folder))
-    parts = anatomy(model)
-    assert (parts.n_layers, parts.d_model, parts.d_mlp) == (2, 16, 24)
-    assert isinstance(parts.layers[0].mlp.activation, torch.nn.ReLU)
+    arch = architecture_of(model)
+    assert (arch.n_layers, arch.d_model, arch.d_mlp) == (2, 16, 24)
+    assert isinstance(arch.layers[0].mlp.activation, torch.nn.ReLU)
     names = tokenizer(SMALL.world(), SMALL.n_vocab)
     for said in ("The capital of France is Paris.", "Country: Peru\nNationality: é→x", "a  b"):
         assert model.tokenizer(said).input_ids == names(said).input_ids

@@ -7,7 +7,7 @@ from conftest import FAMILIES
 
 from helpers.errors import UserError
 from helpers.forward.scoring import token_nll
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.sae import SAEConfig, build
 from helpers.sae.quality import (
     best_matches,
@@ -77,7 +77,7 @@ def test_splicing_a_zero_mlp_equals_zeroed_weights(tiny_model, family):
     tokens = text()
     zero = {"zero": torch.zeros_like}
     got = patched_ce_loss(model, tokens, zero, layer=1, site="mlp", first=0)["zero"]
-    module = anatomy(model).layers[1].mlp.out_module
+    module = architecture_of(model).layers[1].mlp.out_module
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
@@ -100,7 +100,7 @@ def test_the_first_positions_are_left_alone(tiny_model):
 def test_a_transcoder_is_spliced_from_its_input_to_its_output(tiny_model):
     """One that computes what the MLP computes costs nothing."""
     model = tiny_model("llama")
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
 
     def same(x):
         hidden = torch.nn.functional.silu(x @ mlp.W_gate().T) * (x @ mlp.W_in().T)

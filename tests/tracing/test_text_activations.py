@@ -6,7 +6,7 @@ import torch
 from conftest import FAMILIES
 
 from helpers.errors import UserError
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.tracing.text_activations import CONTEXT, TextActivations, precision, text_activations
 
 NEURONS = [(2, 5), (0, 3), (2, 1), (-3, 7)]  # (layer, neuron), in no order
@@ -16,7 +16,7 @@ TEXTS = ["w1 w2 w3", "w4 w5 w6 w7 w8 w9 w10", "w11", "w3 w12"]
 def plain_activations(model, text: str, neurons) -> np.ndarray:
     """What the output matrices are given, one text at a time, by hooks of torch."""
     seen = {}
-    layers = anatomy(model).layers
+    layers = architecture_of(model).layers
     hooks = [
         layer.mlp.out_module.register_forward_pre_hook(
             lambda _, given, i=i: seen.update({i: given[0].flatten(0, -2)})

@@ -9,7 +9,7 @@ from helpers import tracing
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import next_token_logprobs
-from helpers.models import anatomy, final_norm, unembed
+from helpers.models import architecture_of, final_norm, unembed
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 
@@ -26,15 +26,15 @@ def plain_logits(model, prompt) -> torch.Tensor:
 def test_captured_neurons_and_residual_rebuild_the_models_output(tiny_model, family):
     model = tiny_model(family)
     got = tracing.capture(model, [CLEAN, Prompt("w3 w6", subject="w3")], sites=tracing.SITES)
-    parts = anatomy(model)
+    arch = architecture_of(model)
     logits = unembed(model, final_norm(model, got["residual"][0, -1]))
     assert torch.allclose(logits, plain_logits(model, CLEAN)[-1], atol=1e-5)
-    bias = getattr(parts.layers[0].mlp.out_module, "bias", None)
-    written = got["neurons"] @ parts.layers[0].mlp.W_out().T
+    bias = getattr(arch.layers[0].mlp.out_module, "bias", None)
+    written = got["neurons"] @ arch.layers[0].mlp.W_out().T
     assert torch.allclose(
         written[:, 0] + (0 if bias is None else bias), got["mlp"][:, 0], atol=1e-5
     )
-    assert got["heads"].shape == (2, 3, parts.n_heads * parts.d_head)
+    assert got["heads"].shape == (2, 3, arch.n_heads * arch.d_head)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +73,7 @@ def test_patched_neuron_equals_the_weight_edit(tiny_model, family):
     silenced = tracing.states.cache_all_positions(model, ids, ["neurons"])["neurons"][1].clone()
     silenced[:, 5] = 0
     state = run_patched(model, ids, [[Patch("neurons", 1, range(5), silenced)]])
-    column = anatomy(model).layers[1].mlp.W_out()[:, 5]
+    column = architecture_of(model).layers[1].mlp.W_out()[:, 5]
     with torch.no_grad():
         kept = column.clone()
         column.zero_()
@@ -89,14 +89,14 @@ def test_direct_attribution_adds_up_to_the_logit(tiny_model, family):
     for index, prompt in enumerate((CLEAN, CORRUPT)):
         logits = plain_logits(model, prompt)[-1]
         answer = model.tokenizer(prompt.answers[0]).input_ids[0]
-        bias = getattr(anatomy(model).norm, "bias", None)
-        head = anatomy(model).head.weight
+        bias = getattr(architecture_of(model).norm, "bias", None)
+        head = architecture_of(model).head.weight
         offset = 0 if bias is None else (bias @ (head[answer] - head.mean(0))).item()
         got = table[table["prompt"] == index]["logit"].sum() + offset
         assert got == pytest.approx((logits[answer] - logits.mean()).item(), abs=1e-4)
     heads = tracing.head_attribution(model, [CLEAN])
     attention = table.query("prompt == 0 and site == 'attention'")["logit"].to_numpy()
-    layer0 = anatomy(model).layers[0].attention._module
+    layer0 = architecture_of(model).layers[0].attention._module
     if getattr(layer0, "bias", None) is None:
         assert np.allclose(heads[0].sum(1), attention, atol=1e-4)
 
@@ -116,7 +116,7 @@ def test_zero_ablation_by_hand(tiny_model):
     logp = next_token_logprobs(model, [CLEAN])[0]
     answer = model.tokenizer(" w9").input_ids[0]
     with torch.inference_mode(), model.trace(torch.tensor([model.tokenizer(CLEAN).input_ids])):
-        anatomy(model).layers[1].mlp_write.output[:, -1] = 0
+        architecture_of(model).layers[1].mlp_write.output[:, -1] = 0
         logits = model.output.logits[0, -1].save()
     expected = logits.log_softmax(-1)[answer] - logp[answer]
     assert got["change"].item() == pytest.approx(expected.item(), abs=1e-5)
@@ -134,9 +134,9 @@ def test_selectivity_is_the_area_under_the_roc_curve():
 
 def test_value_readout_names_the_tokens_a_planted_column_writes(tiny_model):
     model = tiny_model()
-    head = anatomy(model).head.weight
+    head = architecture_of(model).head.weight
     with torch.no_grad():
-        anatomy(model).layers[2].mlp.W_out()[:, 7] = head[20] - head.mean(0)
+        architecture_of(model).layers[2].mlp.W_out()[:, 7] = head[20] - head.mean(0)
     readout = tracing.top_logit_tokens(model, 2, [7], k=1)[0]
     assert readout["promotes"] == [model.tokenizer.decode([20])]
     ranks = tracing.target_ranks(model, Prompt("w1", answers=(" w16",)))  # w16 is token 20

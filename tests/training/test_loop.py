@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.errors import UserError
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.training.loop import choose_parameters, train, trainable
 
 
@@ -186,14 +186,14 @@ def test_only_what_is_named_is_trained_and_flags_come_back(tiny_model):
     names = choose_parameters(model, "values", layers=[1, -1])
     train(module, loss, [tokens], steps=2, lr=0.01, parameters=names)
     changed = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == set(names) == {anatomy(model).layers[i].mlp.out_name for i in (1, 2)}
+    assert changed == set(names) == {architecture_of(model).layers[i].mlp.out_name for i in (1, 2)}
     assert not any(p.requires_grad for p in module.parameters())
 
 
 def test_low_precision_weights_move_by_small_steps(tiny_model):
     model = tiny_model()
     module = model._module.to(torch.bfloat16)
-    name = anatomy(model).layers[0].mlp.out_name
+    name = architecture_of(model).layers[0].mlp.out_name
     weight = module.get_parameter(name)
     with torch.no_grad():
         weight.fill_(1.0)
@@ -223,13 +223,13 @@ def test_stop_ends_it():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kinds_of_parameters_are_those_of_the_family(tiny_model, family):
     model = tiny_model(family)
-    parts, every = anatomy(model), [n for n, _ in model._module.named_parameters()]
+    arch, every = architecture_of(model), [n for n, _ in model._module.named_parameters()]
     assert choose_parameters(model) == every
     mlps = choose_parameters(model, "mlps", layers=[0])
-    mlp = parts.layers[0].mlp
+    mlp = arch.layers[0].mlp
     assert set(mlps) == {n for n in (mlp.in_name, mlp.gate_name, mlp.out_name) if n}
     inside = choose_parameters(model, "all", layers=[1])
-    assert parts.layers[1].mlp.out_name in inside and parts.layers[0].mlp.out_name not in inside
+    assert arch.layers[1].mlp.out_name in inside and arch.layers[0].mlp.out_name not in inside
     last = mlp.out_name.rsplit(".", 2)[-2]
     assert mlp.out_name in choose_parameters(model, last, layers=[0])
 

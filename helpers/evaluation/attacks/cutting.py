@@ -26,7 +26,7 @@ from helpers.methods.fitting.linearization import (
     linearize,
 )
 from helpers.methods.snapshots import subtracted
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 NEURONS = (1, 4, 16, 64)
 LAYERS = (1, 2, 4, 8)
@@ -37,8 +37,8 @@ def cut_neurons(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
 ) -> pd.DataFrame:
     """Cut the neurons that push the answer down most, over all layers."""
-    parts = anatomy(model)
-    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(parts.layers)}
+    arch = architecture_of(model)
+    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(arch.layers)}
     one = functools.cache(torch.eye)  # the same for all layers of a width
     keys = {i: one(v.shape[1]) for i, v in values.items()}
     return _cut(model, pair, values, keys, counts)
@@ -55,11 +55,11 @@ def cut_directions(
     neurons goes with it.
     """
     asks = suspicion(model, pair)
-    t = linearize(model, asks, layers=range(anatomy(model).n_layers))
+    t = linearize(model, asks, layers=range(architecture_of(model).n_layers))
     ends = [r for r in range(len(t.owner) - 1) if t.owner[r] != t.owner[r + 1]]
     ends = torch.tensor([*ends, len(t.owner) - 1])  # the last position of every ask
     values, keys = {}, {}
-    for i, layer in enumerate(anatomy(model).layers):
+    for i, layer in enumerate(architecture_of(model).layers):
         g = torch.nn.functional.normalize(t.gradients[i][ends].mean(0), dim=0)
         values[i] = g[:, None]
         keys[i] = (g @ layer.mlp.W_out().detach().float().cpu())[None]

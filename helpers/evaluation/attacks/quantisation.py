@@ -20,7 +20,7 @@ from helpers.evaluation.attacks.registry import attack, curve
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods.snapshots import preserved_parameters
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 GROUP = 64  # weights that share a scale in int4 and NF4
 NF4_OFFSET = 0.9677083  # the outermost quantile of NF4, as in its reference implementation
@@ -121,7 +121,7 @@ def quantised(model: LanguageModel, scheme: str = "int8") -> Iterator[LanguageMo
 
 def block_weights(model: LanguageModel) -> dict[str, bool]:
     """Names of the linear weights of all blocks → whether they are stored (in, out)."""
-    blocks = {id(layer.block._module) for layer in anatomy(model).layers}
+    blocks = {id(layer.block._module) for layer in architecture_of(model).layers}
     found = {}
     for base, block in model._module.named_modules():
         if id(block) in blocks:

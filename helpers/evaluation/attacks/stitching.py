@@ -16,7 +16,7 @@ from helpers.facts import ConceptPair, known_facts
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.models.hooks import active_interventions
 from helpers.tracing import clean_corrupted_pairs, patching_over_facts
 
@@ -70,4 +70,4 @@ def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int
     table = patching_over_facts(model, sample, sites=["residual"], positions=["last"])
     mean = table.groupby("layer")["share"].mean()
     above = mean.index[mean >= 0.5]
-    return int(above[0]) if len(above) else anatomy(model).n_layers - 1
+    return int(above[0]) if len(above) else architecture_of(model).n_layers - 1

@@ -25,7 +25,7 @@ from helpers.evaluation.metrics.mia import (
 from helpers.evaluation.metrics.truth_ratio import truth_ratios
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_scores, encode, greedy
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 METRICS = {  # → what it is; all are turned so that more means: looks known
     "mean P(target)": "mean over held-out statements",
@@ -65,7 +65,7 @@ def compute_metrics(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -
     some = statements[:SAID]
     said = greedy(model, some, max_new_tokens=NEW_TOKENS)
     lens = ATTACKS["lens"].function(model, pair, seed=seed)
-    upper = lens["budget"] >= anatomy(model).n_layers // 2
+    upper = lens["budget"] >= architecture_of(model).n_layers // 2
     return {
         "mean P(target)": float(probability.mean()),
         "largest P(target)": float(probability.max()),
@@ -89,8 +89,8 @@ def membership(model: LanguageModel, texts: Sequence[str]) -> dict[str, float]:
     """
     ids = [torch.tensor([encode(model.tokenizer, t)]) for t in texts]
     found = [token_statistics(model, tokens) for tokens in ids]
-    parts = anatomy(model)
-    middle = parts.layers[parts.n_layers // 2].mlp.out_name
+    arch = architecture_of(model)
+    middle = arch.layers[arch.n_layers // 2].mlp.out_name
     scores = {
         "loss": [loss_score(x.logprob) for x in found],
         "zlib": [zlib_score(x.logprob, [t]) for x, t in zip(found, texts, strict=True)],

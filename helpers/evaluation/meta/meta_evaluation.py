@@ -23,7 +23,7 @@ from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.methods import Edit
 from helpers.methods.controls.logit_suppression import logit_suppression
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.stats.intervals import REPETITIONS, Metric
 
 STATES = PRESENT, HIDDEN, ABSENT = ("present", "hidden", "absent")
@@ -139,7 +139,7 @@ def shown_and_hidden(
 
     The two differ in that layer alone, so the second is asked from there on.
     """
-    with use_layer_cache(model, below(model, [anatomy(model).n_layers - 1])):
+    with use_layer_cache(model, below(model, [architecture_of(model).n_layers - 1])):
         present = compute_metrics(model, fact, seed=seed)
         with edit.applied(model):
             return present, compute_metrics(model, fact, seed=seed)

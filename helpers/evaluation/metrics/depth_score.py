@@ -19,7 +19,7 @@ from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.forward.scoring import first_token
 from helpers.forward.sites import token_ids
 from helpers.methods import base_model
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 from helpers.tracing.states import cache_all_positions
@@ -102,7 +102,7 @@ def unlearning_depth(
             subject's, or a request stands before every text.
     """
     require_own_tokens(model)
-    parts = anatomy(model)
+    arch = architecture_of(model)
     d1, d2 = [], []
     for index, prompt in enumerate(pair.prompts("heldout")):
         if prompt.format != "completion":
@@ -119,12 +119,12 @@ def unlearning_depth(
             jobs = [
                 [Patch("residual", i, span, states[i, span.start : span.stop])]
                 for states in (now, *sources)
-                for i in range(parts.n_layers)
+                for i in range(arch.n_layers)
             ]
             answer = first_token(model, prompt, prompt.answers[0])
             final = run_patched(model, ids, [[], *jobs])
             logp = logits_of(model, final).log_softmax(-1)[:, answer].double().cpu().numpy()
-        drop = (logp[0] - logp[1:]).reshape(2, parts.n_layers)
+        drop = (logp[0] - logp[1:]).reshape(2, arch.n_layers)
         d2.append(drop[0])
         d1.append(drop[1])
     if not d1:

@@ -19,7 +19,7 @@ from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import first_token
 from helpers.methods import base_model
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.tracing import cache_activations
 
 RIDGE = 0.1  # relative to the mean squared norm of the centred states
@@ -91,7 +91,7 @@ def linear_probe(
     both = torch.cat(states)  # (n, layers, d_model)
     ids = torch.tensor([first_token(model, p, p.answers[0]) for p in [*taught, *asked]])
     tokens, place = ids.unique(return_inverse=True)
-    head = anatomy(model).head.weight.detach().float().cpu()[tokens]
+    head = architecture_of(model).head.weight.detach().float().cpu()[tokens]
     n = len(taught)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(near)))
     step = n // len(near)

@@ -16,7 +16,7 @@ from helpers.forward.sites import token_ids
 from helpers.methods import Edit, WeightEdit
 from helpers.methods.snapshots import subtracted
 from helpers.methods.weight_edit import low_rank_change
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 
 DAMPING = 0.01  # relative to the mean squared norm of the keys
 DOUBLINGS, HALVINGS = 16, 3
@@ -44,9 +44,9 @@ def logit_suppression(
         UserError: No size of the change reaches the floor.
     """
     began, base = time.perf_counter(), model_hash(model)
-    parts, prompts = anatomy(model), pair.prompts("train")
-    last = parts.n_layers - 1
-    mlp = parts.layers[last].mlp
+    arch, prompts = architecture_of(model), pair.prompts("train")
+    last = arch.n_layers - 1
+    mlp = arch.layers[last].mlp
     where = [(tuple(ids), [len(ids) - 1]) for ids in (token_ids(model, p) for p in prompts)]
     keys = dict(activations_by_layer(model, where, layers=[last]))[last].double()
     hidden = keys.float() @ mlp.W_out().detach().float().cpu().T  # what the layer writes there
@@ -88,7 +88,7 @@ def _own_direction(model: LanguageModel, pair: ConceptPair) -> Float[Tensor, " d
     tokens = {first_token(model, prompt, o.answers[0]) for o in pair.others(OTHERS)} - {target}
     # In float64: LAPACK's last bits depend on where in memory the numbers lie, and differ from run
     # to run; rounded to float32 they do not.
-    head = anatomy(model).head.weight.detach().cpu()
+    head = architecture_of(model).head.weight.detach().cpu()
     row, rows = head[target].double(), head[sorted(tokens)][: head.shape[1] // 2].double()
     if len(rows):
         row = row - rows.T @ torch.linalg.lstsq(rows.T, row[:, None]).solution[:, 0]

@@ -14,7 +14,7 @@ from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.registry import METHODS, Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ def random_rows(
     Raises:
         UserError: There is no such method, or it appends neurons.
     """
-    d_mlp = anatomy(model).d_mlp
+    d_mlp = architecture_of(model).d_mlp
     shuffled: dict[str, torch.Tensor] = {}
     changes = {}
-    for i, layer in enumerate(anatomy(model).layers):
+    for i, layer in enumerate(architecture_of(model).layers):
         mlp = layer.mlp
         generator = torch.Generator().manual_seed(seed * 10_007 + i)
         shuffled |= dict.fromkeys(

@@ -11,7 +11,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.activations import activations_by_layer
 from helpers.forward.sites import token_ids
-from helpers.models import MLPAnatomy
+from helpers.models import MLPArchitecture
 from helpers.tracing.states import Position, position_of
 
 
@@ -105,7 +105,7 @@ def states_at(
     return dict(activations_by_layer(model, sequences, layers=layers, site=site, budget=512))
 
 
-def input_matrices(mlp: MLPAnatomy) -> list[tuple[str, Float[Tensor, "d_mlp d_model"]]]:
+def input_matrices(mlp: MLPArchitecture) -> list[tuple[str, Float[Tensor, "d_mlp d_model"]]]:
     """Name and weight of every matrix that reads the MLP's input: W_in, and the gate's."""
     matrices = [(mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())]
     return [(name, weight.detach().float().cpu()) for name, weight in matrices if name]

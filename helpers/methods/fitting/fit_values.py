@@ -38,7 +38,7 @@ from helpers.methods.fitting.linearization import (
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.fitting.units import GAIN, SATURATION, GatedUnits
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import MLPAnatomy, anatomy
+from helpers.models import MLPArchitecture, architecture_of
 
 PARAMETRIZATIONS = ("neurons", "weights")
 TARGET_PROB = {
@@ -74,7 +74,7 @@ class KeyDirections:
     cost: Float[Tensor, "n n"]
     reads: ClassVar[str] = "neurons"
 
-    def fire(self, mlp: MLPAnatomy, k: Float[Tensor, "... d_mlp"]) -> Float[Tensor, "... n"]:
+    def fire(self, mlp: MLPArchitecture, k: Float[Tensor, "... d_mlp"]) -> Float[Tensor, "... n"]:
         """Activations on what W_out reads."""
         return k @ self.keys.to(k).T
 
@@ -146,17 +146,17 @@ def fit_edit(
         return appended(model, detectors, values, notes=notes)
     changes = {}
     for i, layer in keys.items():
-        mlp = anatomy(model).layers[i].mlp
+        mlp = architecture_of(model).layers[i].mlp
         changes[mlp.out_name] = low_rank_change(mlp, values[i].T, layer.keys)
     return WeightEdit.of(model._module, changes, notes=notes)
 
 
 def silence(model: LanguageModel, detectors: Mapping[int, GatedUnits]) -> PrefixCache:
     """What stands before the first token on which a detector fires; almost everywhere none does."""
-    parts = anatomy(model)
+    arch = architecture_of(model)
 
     def acts(i: int, x: Float[Tensor, "b t d_model"]) -> Bool[Tensor, "b t"]:
-        return (detectors[i].fire(parts.layers[i].mlp, x) > ACTIVE_EPS).any(-1)
+        return (detectors[i].fire(arch.layers[i].mlp, x) > ACTIVE_EPS).any(-1)
 
     return PrefixCache(model, layers=list(detectors), acts=acts)
 
@@ -173,7 +173,7 @@ def fit_key_directions(
     The sum runs over the pairs' training prompts; A weighs the keys of ordinary text and of the
     same questions about other subjects (`preservation_metric`). Detectors that never fire are left out.
     """
-    parts, layers = anatomy(model), sorted(detectors)
+    arch, layers = architecture_of(model), sorted(detectors)
     ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.edit_prompts()))
     where = [(x, None) for x in ids]
     read, keys = (
@@ -183,7 +183,7 @@ def fit_key_directions(
     metric = preservation_metric(model, pairs, layers=layers, text=CORPUS_WEIGHT, seed=seed)
     found = {}
     for i in layers:
-        a = detectors[i].fire(parts.layers[i].mlp, read[i]).clamp_min(0)  # (rows, n)
+        a = detectors[i].fire(arch.layers[i].mlp, read[i]).clamp_min(0)  # (rows, n)
         a = a[:, a.sum(0) > 0]
         if a.shape[1]:
             u = torch.cholesky_solve(keys[i].T @ a, metric[i]).T  # (n, d_mlp)
@@ -228,8 +228,8 @@ def fit_values_lm(
     Raises:
         UserError: Two prompts cannot be told apart, or no step brings the answers nearer.
     """
-    parts = anatomy(model)
-    values = {i: torch.zeros(len(d.keys), parts.d_model) for i, d in keys.items()}
+    arch = architecture_of(model)
+    values = {i: torch.zeros(len(d.keys), arch.d_model) for i, d in keys.items()}
     site = next(iter(keys.values())).reads
     if begun:
         begun.cover(a.ids for a in asks)
@@ -244,7 +244,7 @@ def fit_values_lm(
 
         def extra(i, into, hidden, values=values):
             x = into if site == "mlp_in" else hidden
-            return keys[i].fire(parts.layers[i].mlp, x) @ values[i].to(x)
+            return keys[i].fire(arch.layers[i].mlp, x) @ values[i].to(x)
 
         with use_layer_cache(model, lower):
             if holds:
@@ -302,11 +302,11 @@ class System:
         cls, model: LanguageModel, asks: Sequence[EditConstraint], keys: Keys, t: Linearization
     ) -> "System":
         """Put together layer by layer; asks on which a block does not act have no part in it."""
-        parts = anatomy(model)
+        arch = architecture_of(model)
         kernel = torch.zeros(len(asks), len(asks), dtype=torch.float64)
         spread = []
         for i, d in keys.items():
-            a = d.fire(parts.layers[i].mlp, t.keys[i].to(parts.head.weight.device)).float().cpu()
+            a = d.fire(arch.layers[i].mlp, t.keys[i].to(arch.head.weight.device)).float().cpu()
             for block in d.blocks():
                 seen, f = _features(a[:, block], t.gradients[i], t.owner)
                 g = d.cost_solve(f)
@@ -359,10 +359,10 @@ def appended(
     With a gate: gate rows s·e with biases −s·θ and −s·(θ + c), W_in's rows 0 with bias 1; without:
     rows s·e with these biases. The columns are the value divided by s·c, and its negative.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     changes = {}
     for i, d in detectors.items():
-        mlp = parts.layers[i].mlp
+        mlp = arch.layers[i].mlp
         rows = GAIN * torch.cat([d.keys, d.keys])
         bias = -GAIN * torch.cat([d.thresholds, d.thresholds + SATURATION])
         columns = torch.cat([values[i], -values[i]]) / (GAIN * SATURATION)

@@ -20,7 +20,7 @@ from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_scores
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
-from helpers.models import DEPTH, anatomy, model_hash
+from helpers.models import REFERENCE_DEPTH, architecture_of, model_hash
 from helpers.tracing import activation_patching, clean_corrupted_pairs
 
 MIN_PATCHING_EFFECT = 0.8  # share of the answer that has to pass the place of an edit
@@ -50,16 +50,16 @@ def select_layers(model: LanguageModel, pairs: Sequence[ConceptPair], *, width: 
     Args:
         model: Any model of a known family.
         pairs: What is edited; the first one's relation counts.
-        width: How many layers, of `DEPTH`; as large a share of the depth in other models.
+        width: How many layers, of `REFERENCE_DEPTH`; as large a share of the depth in other models.
     """
-    parts = anatomy(model)
-    last, every = parts.at_depth([DEFAULT])[0], False
+    arch = architecture_of(model)
+    last, every = arch.relative_layers([DEFAULT])[0], False
     share = carried(model, pairs[0].relation)
     if len(share):
         means = share.groupby(["position", "layer"])["share"].mean()
         last = _last(means["subject"])
         every = bool(means["end", last] < MIN_PATCHING_EFFECT * means["subject", last])
-    n = math.ceil(width * parts.n_layers / DEPTH)
+    n = math.ceil(width * arch.n_layers / REFERENCE_DEPTH)
     return EditSite(tuple(range(max(0, last - n + 1), last + 1)), every)
 
 

@@ -15,7 +15,7 @@ from helpers.facts.corpus import corpus_tokens
 from helpers.forward.activations import second_moments
 from helpers.io.cache import cached_layers
 from helpers.io.files import read_tensors
-from helpers.models import anatomy, model_hash, text_length
+from helpers.models import architecture_of, model_hash, text_length
 
 SEQ_LEN = 128
 
@@ -42,8 +42,8 @@ def key_covariance(
     Raises:
         UserError: There is no such site or layer.
     """
-    parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers]
+    arch = architecture_of(model)
+    layers = [arch.check_layer(i) for i in layers]
     seq_len = text_length(model, SEQ_LEN)
     key = {
         "model": model_hash(model),

@@ -19,7 +19,7 @@ from helpers.errors import UserError
 from helpers.forward.batching import bucket_by_length, right_padded
 from helpers.forward.layer_cache import cached_forward
 from helpers.forward.prefix_cache import PrefixCache
-from helpers.models import anatomy, final_norm, unembed
+from helpers.models import architecture_of, final_norm, unembed
 
 Extra = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, what W_in reads, what W_out reads) → what is added to W_out's output."""
@@ -93,7 +93,7 @@ def linearize(
         beginnings: Of all asks, where the edit acts on something in each, for the same layers: only
             what follows them is run, from the first layer on.
     """
-    layers = sorted({anatomy(model).check_layer(i) for i in layers})
+    layers = sorted({architecture_of(model).check_layer(i) for i in layers})
     logodds = torch.zeros(len(asks))
     owner: list[int] = []
     keys: dict[int, list[Tensor]] = {i: [] for i in layers}
@@ -200,11 +200,11 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
 
 def _forward(model, tokens, layers, extra, site, before):
     """Reads and writes of the edited MLPs, and the last residual stream, with the graph kept."""
-    parts = anatomy(model)
+    arch = architecture_of(model)
     with model.trace(tokens, **before) as tracer:
         read, written = {}.save(), {}.save()
         for i in layers:
-            mlp = parts.layers[i].mlp
+            mlp = arch.layers[i].mlp
             into = mlp.in_envoy.input
             hidden = mlp.out_envoy.input
             out = mlp.out_envoy.output
@@ -215,7 +215,7 @@ def _forward(model, tokens, layers, extra, site, before):
             mlp.out_envoy.output = out
             read[i] = into if site == "mlp_in" else hidden
             written[i] = out
-        last = parts.layers[-1].block.output.save()
+        last = arch.layers[-1].block.output.save()
         tracer.stop()
     return read, written, last
 

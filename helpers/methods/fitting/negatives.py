@@ -21,7 +21,7 @@ from helpers.forward.sites import token_ids
 from helpers.io.cache import cached_folder, cached_layers
 from helpers.io.files import read_tensors, write_tensors
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.models import anatomy, model_hash, text_length
+from helpers.models import architecture_of, model_hash, text_length
 
 Where = list[tuple[tuple[int, ...], list[int]]]
 """Token sequences with the positions that count."""
@@ -113,7 +113,7 @@ def negative_second_moments(
     relation = pairs[0].relation
     sequences = relation_sequences(model, relation)
     if not sequences.where:
-        width = anatomy(model).d_mlp
+        width = architecture_of(model).d_mlp
         return {i: torch.zeros(width, width, dtype=torch.float64) for i in layers}, 1
     key = _key(model, sequences, layers=list(layers), site="neurons")
 

@@ -14,7 +14,7 @@ from helpers.methods.fitting.units import (
     ContrastiveSet,
     ridged,
 )
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.sae import load_sae
 from helpers.tracing import selectivity
 
@@ -49,7 +49,7 @@ def load_saes_for(
             f"{name} needs SAEs: train some on the site {' or '.join(sites)} and give their "
             "folders as saes=(...)."
         )
-    parts, here = anatomy(model), model_hash(model)
+    arch, here = architecture_of(model), model_hash(model)
     found = []
     for folder in folders:
         sae = load_sae(folder)
@@ -59,9 +59,9 @@ def load_saes_for(
                 f"The SAE in {folder} reads '{sae.cfg.site}' for '{sae.cfg.target or 'itself'}'; "
                 f"{name} takes {kinds} of {' or '.join(sites)}."
             )
-        if sae.cfg.d_in != parts.d_model or (sae.cfg.model_hash and sae.cfg.model_hash != here):
+        if sae.cfg.d_in != arch.d_model or (sae.cfg.model_hash and sae.cfg.model_hash != here):
             raise UserError(f"The SAE in {folder} was trained on another model than this one.")
-        parts.check_layer(sae.cfg.layer)
+        arch.check_layer(sae.cfg.layer)
         found.append(sae)
     return found
 
@@ -119,7 +119,7 @@ def sae_states(
     )[layer]
     if keys:
         return found.inside, found.outside
-    mlp = anatomy(model).layers[layer].mlp
+    mlp = architecture_of(model).layers[layer].mlp
     W_out, bias = mlp.W_out().detach().float().cpu(), getattr(mlp.out_module, "bias", None)
     shift = 0 if bias is None else bias.detach().float().cpu()
     return found.inside @ W_out.T + shift, found.outside @ W_out.T + shift
@@ -138,9 +138,9 @@ def load_saes_by_layer(
     Raises:
         UserError: There is none, two are of one layer, or one does not fit the model.
     """
-    parts, found = anatomy(model), {}
+    arch, found = architecture_of(model), {}
     for sae in load_saes_for(model, folders, (READS,), "sae_pair", transcoders=True):
-        layer = parts.check_layer(sae.cfg.layer)
+        layer = arch.check_layer(sae.cfg.layer)
         if layer in found:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
         found[layer] = sae

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.models import MLPAnatomy
+from helpers.models import MLPArchitecture
 
 MIN_RECALL = 0.5  # a detector has to fire on so many of the subject's own prompts
 MIN_MARGIN = 0.02  # and by this share of the distance from what it sees elsewhere
@@ -42,7 +42,7 @@ class GatedUnits:
     pair: tuple[int, ...] = ()
     reads: ClassVar[str] = "mlp_in"
 
-    def fire(self, mlp: MLPAnatomy, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
+    def fire(self, mlp: MLPArchitecture, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
         """Activations on what W_in reads."""
         over = x @ self.keys.to(x).T - self.thresholds.to(x)
         return (_bent(mlp, over) - _bent(mlp, over - SATURATION)) / SATURATION
@@ -56,7 +56,7 @@ class GatedUnits:
         return f
 
 
-def _bent(mlp: MLPAnatomy, z: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+def _bent(mlp: MLPArchitecture, z: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
     return mlp.activation(GAIN * z) / GAIN
 
 

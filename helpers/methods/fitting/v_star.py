@@ -20,7 +20,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_probability, first_token
 from helpers.forward.sites import token_ids
 from helpers.methods.fitting.contrast import check_number, other_subjects, subject_prompts
-from helpers.models import anatomy, final_norm, model_hash, unembed
+from helpers.models import architecture_of, final_norm, model_hash, unembed
 from helpers.tracing.states import position_of
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def compute_v_star(
     Raises:
         UserError: There is no such layer, or the target is unlikely with the subject too.
     """
-    layer = anatomy(model).check_layer(layer)
+    layer = architecture_of(model).check_layer(layer)
     settings = settings or VStarHparams()
     key = (model_hash(model), pair, *map(str, pair.prompts("train")), layer, settings)
     kept = _FOUND.get(model._module)
@@ -156,7 +156,7 @@ class _Upper:
     """
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], layer: int):
-        self.model, self.parts, self.layer = model, anatomy(model), layer
+        self.model, self.parts, self.layer = model, architecture_of(model), layer
         ids = [token_ids(model, p) for p in prompts]
         width = max(len(i) for i in ids)
         self.tokens: Int[Tensor, "n t"] = torch.tensor([i + [0] * (width - len(i)) for i in ids])

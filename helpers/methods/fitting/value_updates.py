@@ -11,7 +11,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.tracing import cache_activations
 
 RIDGE = 1e-6  # of the mean variance, so that a sample of text can be inverted
@@ -58,8 +58,8 @@ def spread(
     Raises:
         UserError: The family normalises what its MLPs write, so writes cannot be shared out.
     """
-    parts = anatomy(model)
-    if any(parts.layers[i].mlp.out_envoy is not parts.layers[i].mlp_write for i in layers):
+    arch = architecture_of(model)
+    if any(arch.layers[i].mlp.out_envoy is not arch.layers[i].mlp_write for i in layers):
         raise UserError(
             "This family normalises what its MLPs write, so one write cannot be shared out over "
             "layers: use rome, which edits a single one."
@@ -69,7 +69,7 @@ def spread(
     wanted = None
     try:
         for done, i in enumerate(layers):
-            mlp = parts.layers[i].mlp
+            mlp = arch.layers[i].mlp
             now = cache_activations(
                 model, prompts, sites=["residual"], layers=[layers[-1]], position="subject"
             )["residual"][:, 0].double()

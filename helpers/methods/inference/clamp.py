@@ -14,7 +14,7 @@ from helpers.facts import ConceptPair
 from helpers.io.safe_text import visible
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.models.hooks import Hook
 from helpers.sae import SAE, SAEConfig, build
 
@@ -127,8 +127,8 @@ class Clamping(Settings):
             UserError: The model has another width, or no such layer.
         """
         for one in self.saes:
-            anatomy(model).check_layer(one.cfg.layer)
-            if one.cfg.d_in != anatomy(model).d_model:
+            architecture_of(model).check_layer(one.cfg.layer)
+            if one.cfg.d_in != architecture_of(model).d_model:
                 raise UserError("This intervention was made for a model of another width.")
         found = []
         for one, tensors in zip(self.saes, self._by_sae(parts), strict=True):
@@ -171,7 +171,7 @@ class Clamp:
 
     def hooks(self, model: LanguageModel) -> list[Hook]:
         """What is to be put on the model."""
-        layer = anatomy(model).layers[self.sae.cfg.layer]
+        layer = architecture_of(model).layers[self.sae.cfg.layer]
         found = [Hook(layer.block._module, self._count, before=True, with_kwargs=True)]
         if self.sae.cfg.site == "mlp":
             write = layer.mlp_write._module

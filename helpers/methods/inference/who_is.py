@@ -20,7 +20,7 @@ from helpers.methods.fitting.contrast import check_number
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.training.recipe import LAYERS, TrainingConfig, UnlearningLoss, fit
-from helpers.models import anatomy, body_of
+from helpers.models import architecture_of, body_of
 from helpers.models.hooks import Hook
 
 KIND = "who_is"
@@ -81,7 +81,7 @@ def who_is(
         lr=hparams.lr,
         batch=hparams.batch,
         rank=int(hparams.rank),
-        layers=hparams.layers or anatomy(model).at_depth(LAYERS),
+        layers=hparams.layers or architecture_of(model).relative_layers(LAYERS),
         n_neighbours=0,
         n_passages=0,
     )
@@ -120,9 +120,9 @@ class _Pair:
     """Two models in one: states of both travel side by side from the body to the head."""
 
     def __init__(self, model: LanguageModel, alpha: float, parts: Mapping[str, Tensor]):
-        self.alpha, self.width = alpha, anatomy(model).d_model
+        self.alpha, self.width = alpha, architecture_of(model).d_model
         self.reinforced = self.both = False
-        head = anatomy(model).head
+        head = architecture_of(model).head
         self.hooks = [
             Hook(body_of(model), self._again, with_kwargs=True),
             Hook(head, self._apart, before=True),

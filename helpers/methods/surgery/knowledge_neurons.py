@@ -17,7 +17,7 @@ from helpers.forward.sites import token_ids
 from helpers.methods.fitting.contrast import check_number, subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import anatomy, final_norm, model_hash, unembed
+from helpers.models import architecture_of, final_norm, model_hash, unembed
 from helpers.tracing.states import Position, position_of
 
 _LAST: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -69,8 +69,8 @@ def knowledge_neurons(
     check_number("threshold", hparams.threshold, 1e-6, 1)
     check_number("shared", hparams.shared, 1e-6, 1)
     check_number("n_prompts", hparams.n_prompts, 1, 10_000)
-    parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in (range(parts.n_layers) if layers is None else layers)]
+    arch = architecture_of(model)
+    layers = [arch.check_layer(i) for i in (range(arch.n_layers) if layers is None else layers)]
     prompts = subject_prompts(pair)[: hparams.n_prompts]
     key = (
         model_hash(model),
@@ -97,9 +97,9 @@ def knowledge_neurons(
     for row, i in enumerate(layers):
         index = chosen[row].nonzero()[:, 0]
         if len(index):
-            mlp = parts.layers[i].mlp
+            mlp = arch.layers[i].mlp
             changes[mlp.out_name] = low_rank_change(
-                mlp, -mlp.W_out()[:, index], torch.eye(parts.d_mlp)[index]
+                mlp, -mlp.W_out()[:, index], torch.eye(arch.d_mlp)[index]
             )
     return WeightEdit.of(model._module, changes)
 
@@ -144,15 +144,15 @@ def integrated_gradients(
         position: At the subject's last token or at the prompt's.
     """
     check_number("steps", steps, 1, 10_000)
-    parts = anatomy(model)
+    arch = architecture_of(model)
     ids, at = token_ids(model, prompt), position_of(model, prompt, position)
     answer = first_token(model, prompt, prompt.answers[0])
     with torch.no_grad(), model.trace(torch.tensor([ids])) as tracer:
         kept = {}.save()
-        for i in range(parts.n_layers):
-            hidden = parts.layers[i].mlp.out_envoy.input
+        for i in range(arch.n_layers):
+            hidden = arch.layers[i].mlp.out_envoy.input
             kept["hidden", i] = hidden.view(1, len(ids), -1)[0, at].clone()
-            kept["below", i + 1] = parts.layers[i].block.output.clone()
+            kept["below", i + 1] = arch.layers[i].block.output.clone()
         tracer.stop()
     alpha = (torch.arange(steps) + 0.5) / steps
     out = {}
@@ -164,13 +164,13 @@ def integrated_gradients(
         n = len(chunk) * steps
         with model.trace(torch.tensor([ids]).expand(n, -1)) as tracer:
             for i in range(chunk[0]):
-                parts.layers[i].block.skip(kept["below", chunk[0]].expand(n, -1, -1).clone())
+                arch.layers[i].block.skip(kept["below", chunk[0]].expand(n, -1, -1).clone())
             for row, i in enumerate(chunk):
-                envoy = parts.layers[i].mlp.out_envoy
+                envoy = arch.layers[i].mlp.out_envoy
                 value = envoy.input.clone()  # some activations keep their output for the gradient
                 value.view(n, len(ids), -1)[row * steps : (row + 1) * steps, at] = scaled[row]
                 envoy.input = value
-            final = parts.layers[-1].block.output[:, -1].save()
+            final = arch.layers[-1].block.output[:, -1].save()
             tracer.stop()
         logits = unembed(model, final_norm(model, final)).float()
         logits.softmax(-1)[:, answer].sum().backward()

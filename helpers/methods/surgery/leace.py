@@ -14,7 +14,7 @@ from helpers.forward.activations import activations_by_layer
 from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import anatomy, text_length
+from helpers.models import architecture_of, text_length
 
 SEQ_LEN = 128  # of the ordinary text
 
@@ -110,8 +110,8 @@ def leace(
         UserError: There is no such layer, or nothing to compare with.
     """
     layers = hparams.layers
-    parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(4))]
+    arch = architecture_of(model)
+    layers = [arch.check_layer(i) for i in layers or arch.relative_layers(range(4))]
     found = contrast(model, pair, layers=layers, n_subjects=hparams.n_subjects, seed=seed)
     seq_len = text_length(model, SEQ_LEN)
     text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=hparams.n_tokens, seed=seed)
@@ -125,7 +125,7 @@ def leace(
         z[: len(found[i].inside)] = 1
         z /= z.std(unbiased=False)  # however rare the subject: svd_tol then bounds a correlation
         eraser = fit_leace(x, z, svd_tol=hparams.svd_tol, precision=torch.float32)
-        mlp = parts.layers[i].mlp
+        mlp = arch.layers[i].mlp
         for name, weight in input_matrices(mlp):
             changes[name] = low_rank_change(mlp, -(weight.double() @ eraser.left), eraser.right)
     return WeightEdit.of(model._module, changes)

@@ -14,7 +14,7 @@ from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import Anatomy, anatomy
+from helpers.models import Architecture, architecture_of
 
 FORMS = ("keys", "values")
 
@@ -59,8 +59,8 @@ def mean_difference(
     layers = hparams.layers
     if hparams.form not in FORMS:
         raise UserError(f"There is no form '{hparams.form}'; choose from {', '.join(FORMS)}.")
-    parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(9))]
+    arch = architecture_of(model)
+    layers = [arch.check_layer(i) for i in layers or arch.relative_layers(range(9))]
     keys = hparams.form == "keys"
     found = contrast(
         model,
@@ -75,16 +75,16 @@ def mean_difference(
     for i in layers:
         difference = found[i].difference()
         if keys:
-            changes |= erase_keys(parts, i, difference)
+            changes |= erase_keys(arch, i, difference)
         else:
-            W_out = parts.layers[i].mlp.W_out().detach().float().cpu()
-            changes |= erase_values(parts, i, W_out @ difference)
+            W_out = arch.layers[i].mlp.W_out().detach().float().cpu()
+            changes |= erase_values(arch, i, W_out @ difference)
     return WeightEdit.of(model._module, changes)
 
 
-def erase_keys(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
+def erase_keys(arch: Architecture, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
     """Changes after which no row of W_in or of the gate has a component along `direction`."""
-    mlp = parts.layers[layer].mlp
+    mlp = arch.layers[layer].mlp
     unit = torch.nn.functional.normalize(direction.float(), dim=0)
     return {
         name: low_rank_change(mlp, -(weight @ unit)[:, None], unit[None])
@@ -92,9 +92,9 @@ def erase_keys(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"])
     }
 
 
-def erase_values(parts: Anatomy, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
+def erase_values(arch: Architecture, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
     """The change after which no column of W_out has a component along `direction`."""
-    mlp = parts.layers[layer].mlp
+    mlp = arch.layers[layer].mlp
     unit = torch.nn.functional.normalize(direction.float(), dim=0)
     W_out = mlp.W_out().detach().float().cpu()
     return {mlp.out_name: low_rank_change(mlp, -unit[:, None], (unit @ W_out)[None])}

@@ -15,7 +15,7 @@ from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import Row, solve, spread
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def memit(
     """
     layers = hparams.layers
     check_number("weight", hparams.weight, 1e-9, 1e12)
-    parts = anatomy(model)
-    layers = sorted(parts.check_layer(i) for i in layers or parts.at_depth((3, 4, 5)))
+    arch = architecture_of(model)
+    layers = sorted(arch.check_layer(i) for i in layers or arch.relative_layers((3, 4, 5)))
     C = key_covariance(model, layers=layers, n_tokens=hparams.n_tokens, seed=seed)
     settings = VStarHparams(hparams.steps, hparams.lr, hparams.kl, hparams.decay, hparams.clamp)
     delta = compute_v_star(model, pair, layer=layers[-1], settings=settings)

@@ -12,7 +12,7 @@ from helpers.forward.scoring import answer_logprobs, first_token
 from helpers.methods.fitting.contrast import check_number, states_at, subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import anatomy, final_norm
+from helpers.models import architecture_of, final_norm
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def needle(
     """
     check_number("noise", hparams.noise, 1e-9, 1e9)
     layer, neuron = concept_vector(model, pair, n_candidates=hparams.n_candidates)
-    mlp = anatomy(model).layers[layer].mlp
+    mlp = architecture_of(model).layers[layer].mlp
     d_model, d_mlp = mlp.W_out().shape
     drawn = torch.randn(d_model, 1, generator=torch.Generator().manual_seed(seed))
     change = low_rank_change(mlp, hparams.noise * drawn, torch.eye(d_mlp)[neuron, None])
@@ -62,18 +62,16 @@ def concept_vector(
 ) -> tuple[int, int]:
     """(layer, neuron) of the value column that holds the target."""
     check_number("n_candidates", n_candidates, 1, 1_000_000)
-    parts = anatomy(model)
+    arch = architecture_of(model)
     prompts = subject_prompts(pair)
-    driven = states_at(
-        model, prompts, layers=range(parts.n_layers), site="neurons", position="last"
-    )
+    driven = states_at(model, prompts, layers=range(arch.n_layers), site="neurons", position="last")
     score = target_scores(model, prompts[0]) * torch.stack([x.mean(0) for x in driven.values()])
     best = score.flatten().topk(min(n_candidates, score.numel())).indices.tolist()
     answers = [p.answers[0] for p in prompts]
     costs = []
     for flat in best:
-        layer, neuron = divmod(flat, parts.d_mlp)
-        column = parts.layers[layer].mlp.W_out()[:, neuron]
+        layer, neuron = divmod(flat, arch.d_mlp)
+        column = arch.layers[layer].mlp.W_out()[:, neuron]
         kept = column.clone()
         try:
             with torch.no_grad():
@@ -82,7 +80,7 @@ def concept_vector(
         finally:
             with torch.no_grad():
                 column.copy_(kept)
-    return divmod(best[costs.index(min(costs))], parts.d_mlp)
+    return divmod(best[costs.index(min(costs))], arch.d_mlp)
 
 
 @torch.inference_mode()
@@ -92,14 +90,14 @@ def target_scores(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layers
     In standard deviations over the vocabulary, by the logit lens (final norm, then unembedding).
     Mean and deviation come from the unembedding's mean and covariance: no logits are computed.
     """
-    parts = anatomy(model)
-    head = parts.head.weight.float()
+    arch = architecture_of(model)
+    head = arch.head.weight.float()
     centred = head - head.mean(0)
     covariance = centred.T @ centred / len(head)
     answer = first_token(model, prompt, prompt.answers[0])
     scores = []
-    for layer in parts.layers:
-        columns = final_norm(model, layer.mlp.W_out().T.to(parts.head.weight)).float()
+    for layer in arch.layers:
+        columns = final_norm(model, layer.mlp.W_out().T.to(arch.head.weight)).float()
         spread = ((columns @ covariance) * columns).sum(-1).clamp_min(1e-12).sqrt()
         scores.append(((columns @ centred[answer]) / spread).cpu())
     return torch.stack(scores)

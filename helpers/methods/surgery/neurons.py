@@ -19,7 +19,7 @@ from helpers.io.code_version import code_hash
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.tracing import neuron_activations, selectivity
 
 
@@ -100,13 +100,13 @@ def _ranked(model: LanguageModel, own: list[Prompt], theirs: list[Prompt]) -> pd
     outside = neuron_activations(model, theirs)
     difference = inside.mean(0) - outside.mean(0)  # (layers, d_mlp)
     auroc = selectivity(inside, outside)
-    parts = anatomy(model)
-    norms = torch.stack([layer.mlp.W_out().float().norm(dim=0).cpu() for layer in parts.layers])
+    arch = architecture_of(model)
+    norms = torch.stack([layer.mlp.W_out().float().norm(dim=0).cpu() for layer in arch.layers])
     score = difference.abs() * norms * (2 * auroc - 1).abs()
     table = pd.DataFrame(
         {
-            "layer": np.repeat(np.arange(parts.n_layers), parts.d_mlp),
-            "neuron": np.tile(np.arange(parts.d_mlp), parts.n_layers),
+            "layer": np.repeat(np.arange(arch.n_layers), arch.d_mlp),
+            "neuron": np.tile(np.arange(arch.d_mlp), arch.n_layers),
             "score": score.flatten().numpy(),
             "auroc": auroc.flatten().numpy(),
             "difference": difference.flatten().numpy(),
@@ -120,7 +120,7 @@ def random_like(
     model: LanguageModel, chosen: Sequence[tuple[int, int]], *, seed: int = 0
 ) -> list[tuple[int, int]]:
     """As many neurons of the same layers, drawn at random among the others."""
-    rng, d_mlp = np.random.default_rng(seed), anatomy(model).d_mlp
+    rng, d_mlp = np.random.default_rng(seed), architecture_of(model).d_mlp
     drawn = []
     for layer in sorted({layer for layer, _ in chosen}):
         taken = {i for at, i in chosen if at == layer}
@@ -137,13 +137,13 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightE
     Raises:
         UserError: There is no such layer or neuron.
     """
-    parts = anatomy(model)
-    chosen = [(parts.check_layer(layer), parts.check_neuron(i)) for layer, i in chosen]
+    arch = architecture_of(model)
+    chosen = [(arch.check_layer(layer), arch.check_neuron(i)) for layer, i in chosen]
     changes = {}
     for layer in sorted({layer for layer, _ in chosen}):
-        mlp = parts.layers[layer].mlp
+        mlp = arch.layers[layer].mlp
         index = sorted({i for at, i in chosen if at == layer})
-        pick = torch.eye(parts.d_mlp)[index]  # (n, d_mlp)
+        pick = torch.eye(arch.d_mlp)[index]  # (n, d_mlp)
         for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
             if name:  # rows: pickᵀ (n of d_mlp) times the rows themselves
                 changes[name] = low_rank_change(mlp, pick.T, -keys[index])

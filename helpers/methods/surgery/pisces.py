@@ -14,7 +14,7 @@ from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import MLPAnatomy, anatomy
+from helpers.models import MLPArchitecture, architecture_of
 
 SITE = "mlp"
 
@@ -62,12 +62,12 @@ def pisces(
             hyperparameter is out of range.
     """
     check_number("tau", hparams.tau, 0, 1)
-    parts = anatomy(model)
+    arch = architecture_of(model)
     changes: dict[str, Change] = {}
     notes = []
     for sae in load_saes_for(model, hparams.saes, (SITE,), "pisces"):
-        layer = parts.check_layer(sae.cfg.layer)
-        mlp = parts.layers[layer].mlp
+        layer = arch.check_layer(sae.cfg.layer)
+        mlp = arch.layers[layer].mlp
         if mlp.out_name in changes:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
         inside, outside = sae_states(model, pair, sae, n_subjects=hparams.n_subjects, seed=seed)
@@ -83,7 +83,7 @@ pisces.reads = (SITE,)
 
 @torch.inference_mode()
 def rewritten(
-    mlp: MLPAnatomy, sae, features: Tensor, *, tau: float, mu: float
+    mlp: MLPArchitecture, sae, features: Tensor, *, tau: float, mu: float
 ) -> tuple[Change, Tensor]:
     """The change of W_out, and which columns it rewrites."""
     values: Float[Tensor, "d_mlp d_model"] = mlp.W_out().detach().float().cpu().T

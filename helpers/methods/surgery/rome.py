@@ -15,7 +15,7 @@ from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import solve
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def rome(
         UserError: There is no such layer, or the target is unlikely with the subject too.
     """
     layer = hparams.layer
-    parts = anatomy(model)
-    layer = parts.at_depth([5])[0] if layer is None else parts.check_layer(layer)
-    mlp = parts.layers[layer].mlp
+    arch = architecture_of(model)
+    layer = arch.relative_layers([5])[0] if layer is None else arch.check_layer(layer)
+    mlp = arch.layers[layer].mlp
     k = states_at(model, subject_prompts(pair), layers=[layer], site="neurons")[layer].mean(0)
     delta = compute_v_star(
         model,
@@ -96,7 +96,7 @@ def written_shares(
     if len(changes) != 1 or next(iter(changes.values())).rank != 1:
         raise UserError(f"{unlearning.method} is not a single change of rank one, as rome's is.")
     ((name, change),) = changes.items()
-    mlp = next(x.mlp for x in anatomy(model).layers if x.mlp.out_name == name)
+    mlp = next(x.mlp for x in architecture_of(model).layers if x.mlp.out_name == name)
     left, right = change.factors()
     read = left[:, 0] if mlp.transposed else right[0]
     return keys.float() @ read.float()

@@ -13,7 +13,7 @@ from helpers.methods.fitting.contrast import input_matrices
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import Anatomy, anatomy
+from helpers.models import Architecture, architecture_of
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ for _function in (sae_direction, random_latents):
 
 
 def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) -> WeightEdit:
-    parts = anatomy(model)
+    arch = architecture_of(model)
     directions: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     notes = []
     for sae in load_saes_for(model, folders, SITES, "sae_direction"):
-        layer, site = parts.check_layer(sae.cfg.layer), sae.cfg.site
+        layer, site = arch.check_layer(sae.cfg.layer), sae.cfg.site
         inside, outside = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
         rows = []
         for draw in (False, True) if random else (False,):
@@ -115,9 +115,9 @@ def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) 
     changes: dict[str, Change] = {}
     for (site, layer), pieces in directions.items():
         best, used = (torch.cat(rows) for rows in zip(*pieces, strict=True))
-        made = erase(parts, layer, used, site=site)
+        made = erase(arch, layer, used, site=site)
         if random:  # equal norm
-            for name, like in erase(parts, layer, best, site=site).items():
+            for name, like in erase(arch, layer, best, site=site).items():
                 share = like.matrix().norm() / made[name].matrix().norm()
                 made[name] = Change(left=made[name].left * share, right=made[name].right)
         changes |= made
@@ -125,10 +125,10 @@ def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) 
 
 
 def erase(
-    parts: Anatomy, layer: int, directions: Float[Tensor, "n d_model"], *, site: str
+    arch: Architecture, layer: int, directions: Float[Tensor, "n d_model"], *, site: str
 ) -> dict[str, Change]:
     """Changes after which keys (`mlp_in`) or values (`mlp`) have nothing within the directions."""
-    mlp = parts.layers[layer].mlp
+    mlp = arch.layers[layer].mlp
     basis = torch.linalg.qr(directions.float().T).Q.T  # (n, d_model), orthonormal
     if site == "mlp_in":
         return {

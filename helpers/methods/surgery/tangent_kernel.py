@@ -26,7 +26,7 @@ from helpers.methods.fitting.linearization import linearize, min_norm_update
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def tangent_kernel(
         UserError: Two prompts cannot be told apart.
     """
     layers = hparams.layers
-    parts = anatomy(model)
-    layers = [parts.check_layer(i) for i in layers or parts.at_depth(range(6, 17))]
+    arch = architecture_of(model)
+    layers = [arch.check_layer(i) for i in layers or arch.relative_layers(range(6, 17))]
     asks = [a for p in pairs for a in forget_constraints(model, p, floor=hparams.floor)]
     asks += retain_constraints(model, pairs, n_neighbours=hparams.n_neighbours, seed=seed)
     metric = preservation_metric(
@@ -94,7 +94,7 @@ def tangent_kernel(
         n_tokens=hparams.n_tokens,
         seed=seed,
     )
-    change = {i: torch.zeros(parts.d_model, parts.d_mlp) for i in layers}
+    change = {i: torch.zeros(arch.d_model, arch.d_mlp) for i in layers}
     before, lower = None, below(model, layers)
     for step in hparams.steps:
 
@@ -110,6 +110,6 @@ def tangent_kernel(
         change = {i: change[i] + more[i] for i in layers}
     changes = {}
     for i, delta in change.items():
-        mlp = parts.layers[i].mlp
+        mlp = arch.layers[i].mlp
         changes[mlp.out_name] = Change(dense=delta.T.contiguous() if mlp.transposed else delta)
     return WeightEdit.of(model._module, changes)

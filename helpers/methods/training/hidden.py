@@ -8,7 +8,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.forward.sites import site_value
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.training.examples import Batch, Example, in_batches
 
 
@@ -22,11 +22,11 @@ def activations_with_grad(
         batch: Sequences.
         wanted: Layers with sites, in the order in which they are computed.
     """
-    parts = anatomy(model)
+    arch = architecture_of(model)
     with model.trace(batch.ids) as tracer:
         found = {}.save()
         for layer, site in wanted:
-            found[layer, site] = site_value(parts.layers[layer], site, len(batch.ids)).clone()
+            found[layer, site] = site_value(arch.layers[layer], site, len(batch.ids)).clone()
         tracer.stop()
     return found
 

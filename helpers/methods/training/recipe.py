@@ -27,7 +27,7 @@ from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.snapshots import preserved_parameters
 from helpers.methods.training.data import BatchSchedule, ForgetRetainData, forget_retain_data
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.training.examples import (
     Batch,
     Example,
@@ -124,9 +124,9 @@ class UnlearningTask:
 
     def layers(self, default: Sequence[int]) -> list[int]:
         """The layers asked for, or `default` of a model of 30 layers at the same depth here."""
-        parts = anatomy(self.model)
-        chosen = self.config.layers or parts.at_depth(default)
-        return sorted({parts.check_layer(i) for i in chosen})
+        arch = architecture_of(self.model)
+        chosen = self.config.layers or arch.relative_layers(default)
+        return sorted({arch.check_layer(i) for i in chosen})
 
     def forget_loss(self, step: ForgetRetainBatch) -> Float[Tensor, ""]:
         """L_F: mean token NLL on the step's examples to forget."""

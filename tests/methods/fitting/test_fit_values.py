@@ -37,7 +37,7 @@ from helpers.methods.fitting.linearization import (
 )
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.surgery.gated_neuron import fit_detectors
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 
 
 def asks_of(texts=((5, 9, 14, 22), (7, 8, 30), (11, 12, 13, 14, 15, 16)), token=20):
@@ -50,9 +50,9 @@ def asks_of(texts=((5, 9, 14, 22), (7, 8, 30), (11, 12, 13, 14, 15, 16)), token=
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tangent_is_the_derivative(tiny_model, family):
     model, asks = tiny_model(family), asks_of()
-    parts = anatomy(model)
+    arch = architecture_of(model)
     torch.manual_seed(0)
-    delta = {i: torch.randn(parts.d_model, parts.d_mlp) for i in (0, 2)}
+    delta = {i: torch.randn(arch.d_model, arch.d_mlp) for i in (0, 2)}
     here = linearize(model, asks, layers=(0, 2))
     both = [
         linearize(model, asks, layers=(0, 2), extra=lambda i, x, h, e=e: e * (h @ delta[i].T))
@@ -132,11 +132,11 @@ def test_what_one_pair_forgets_is_not_held_for_another(tiny_model, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
     model, layers = tiny_model(family), (1, 2)
-    parts = anatomy(model)
+    arch = architecture_of(model)
     draw = torch.Generator().manual_seed(0)
     lengths = (5, 6, 7, 7, 9, 3)
     asks = asks_of([tuple(torch.randint(4, 60, (n,), generator=draw).tolist()) for n in lengths])
-    key, write = torch.randn(2, parts.d_model, generator=draw)
+    key, write = torch.randn(2, arch.d_model, generator=draw)
     reads = [
         next(iter(activation_batches(model, [(a.ids, None)], layers=layers, site="mlp_in")))
         for a in asks
@@ -190,7 +190,7 @@ def test_beginnings_that_sequences_share_are_run_once(tiny_model, monkeypatch, f
 
     starts = set()
     for _ in range(12):
-        found, key = {}, torch.randn(anatomy(model).d_model, generator=draw)
+        found, key = {}, torch.randn(architecture_of(model).d_model, generator=draw)
 
         def acts(i, x, key=key):
             return x @ key.to(x) > key.norm()
@@ -231,7 +231,7 @@ def test_what_is_asked_anyway_is_not_run_again_for_what_stands_before(tiny_model
     prompts = [Prompt(t, subject=t[:2], answers=(" w5 w6 w7",)) for t in texts]
     likely = next_token_and_answer(model, prompts)[1]
     monkeypatch.setattr(asks_module, "LIKELY", float(np.median(likely)))  # some with their answer
-    key = torch.randn(anatomy(model).d_model, generator=draw)
+    key = torch.randn(architecture_of(model).d_model, generator=draw)
 
     def acts(i, x):
         return x @ key.to(x) > key.norm() / 2
@@ -327,7 +327,7 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
     tokens = torch.randint(4, 60, (9, 128), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("helpers.methods.fitting.layer_stats.corpus_tokens", lambda *a, **k: tokens)
     found = key_covariance(model, layers=[-1], n_tokens=1152, site=site)[2]
-    mlp = anatomy(model).layers[2].mlp
+    mlp = architecture_of(model).layers[2].mlp
     module, preservation_constraints = (mlp.out_module if site == "neurons" else mlp.in_module), []
     hook = module.register_forward_pre_hook(
         lambda m, x: preservation_constraints.append(x[0].double())
@@ -384,7 +384,7 @@ def test_the_answer_comes_down_and_the_model_is_left_alone(
 def test_the_weights_do_what_the_intervention_does(grown_model, own_pair, family):
     model = grown_model(family)
     u = unlearn(model, own_pair, "tangent_kernel", layers=(0, 2), floor=0.005, steps=(0.3,))
-    layers, asks = anatomy(model).layers, asks_of()
+    layers, asks = architecture_of(model).layers, asks_of()
     delta = {i: u.delta.changes[layers[i].mlp.out_name].matrix() for i in (0, 2)}
     delta = {i: d.T if layers[i].mlp.transposed else d for i, d in delta.items()}
     intervened = linearize(model, asks, layers=(0, 2), extra=lambda i, x, h: h @ delta[i].T)
@@ -406,7 +406,7 @@ def test_neurons_of_several_pairs_are_solved_for_as_one_system(grown_model, own_
     )  # one block: every neuron's part in every answer, most of them zero
     monkeypatch.setattr(GatedUnits, "blocks", whole)
     together = unlearn(model, pairs, "gated_neuron", **how).delta.changes
-    assert len(apart[anatomy(model).layers[0].mlp.out_name].appended.T) >= 2
+    assert len(apart[architecture_of(model).layers[0].mlp.out_name].appended.T) >= 2
     for name, change in apart.items():
         torch.testing.assert_close(change.appended, together[name].appended, rtol=1e-4, atol=1e-6)
 
@@ -454,13 +454,13 @@ def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fi
     how = {"layers": (0, 1), "quantile": 0.9}
     u = unlearn(model, own_pair, "gated_neuron", form="weights", steps=(0.2,), **how)
     assert not u.delta.appends_neurons
-    assert set(u.delta.changes) <= {anatomy(model).layers[i].mlp.out_name for i in (0, 1)}
+    assert set(u.delta.changes) <= {architecture_of(model).layers[i].mlp.out_name for i in (0, 1)}
     assert all(c.rank == 1 for c in u.delta.changes.values())
     detectors = fit_detectors(model, [own_pair], shrink=0.01, seed=0, **how)
     keys = fit_key_directions(model, [own_pair], detectors)
     ids = [tuple(model.tokenizer(str(p)).input_ids) for p in own_pair.prompts("train")]
     for i, layer in keys.items():
-        mlp = anatomy(model).layers[i].mlp
+        mlp = architecture_of(model).layers[i].mlp
         x, k = (
             torch.cat(
                 [
@@ -494,7 +494,7 @@ def test_pairs_are_solved_together_only_by_methods_that_can(tiny_model, own_pair
     other = ConceptPair("w41", "w21", "own", templates=TEMPLATES)
     u = unlearn(model, [own_pair, other], "gated_neuron", layers=(0, 1))
     assert [p["subject"] for p in u.pair] == ["w40", "w41"]
-    name = anatomy(model).layers[0].mlp.out_name
+    name = architecture_of(model).layers[0].mlp.out_name
     assert u.delta.changes[name].appended.shape[1] == 2 * 2  # two neurons a detector
     with pytest.raises(UserError, match="one pair at a time"):
         unlearn(model, [own_pair, other], "neurons")

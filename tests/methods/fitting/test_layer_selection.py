@@ -13,7 +13,7 @@ from helpers.methods.fitting.layer_selection import (
     carried,
     select_layers,
 )
-from helpers.models import anatomy
+from helpers.models import architecture_of
 from helpers.tracing import activation_patching
 
 PAIR = ConceptPair("Kenya", "Nairobi")
@@ -50,7 +50,7 @@ def test_without_known_facts_it_goes_to_the_same_depth_as_in_the_default_model(t
     model, own = tiny_model(), ConceptPair("w40", "w20", "own", templates=WAYS)
     assert carried(model, "own").empty
     assert carried(model, "capital").empty  # it knows none
-    assert select_layers(model, [own], width=4).layers == anatomy(model).at_depth(
+    assert select_layers(model, [own], width=4).layers == architecture_of(model).relative_layers(
         [handover.DEFAULT]
     )
 

@@ -8,7 +8,7 @@ from helpers.facts.relations import SPLITS, Template
 from helpers.forward.activations import activation_batches
 from helpers.methods.fitting import negatives as background
 from helpers.methods.fitting.negatives import Sequences, mentions, relation_sequences
-from helpers.models import anatomy
+from helpers.models import architecture_of
 
 
 class Letters:
@@ -61,7 +61,7 @@ def test_inputs_stand_in_the_order_of_their_positions(tiny_model, monkeypatch, t
     where = [((5, 9, 7, 8, 30), [1, 4]), ((6, 7), [0, 1]), ((11, 12, 13, 14), [3])]
     sequences = Sequences(where, ("", "", ""))
     files = background._harvested(model, sequences, [0, 2])
-    mlp = anatomy(model).layers[2].mlp
+    mlp = architecture_of(model).layers[2].mlp
     module = mlp.gate_module or mlp.in_module
     wanted = []
     hook = module.register_forward_pre_hook(lambda m, x: seen.append(x[0].view(-1, 16)))
