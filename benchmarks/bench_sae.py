@@ -25,7 +25,7 @@ from helpers.facts.corpus import corpus_tokens
 from helpers.forward.harvest import harvest
 from helpers.io.files import cache_dir
 from helpers.models import load_model
-from helpers.sae.trainer import Stream
+from helpers.sae.buffer import ActivationBuffer
 
 HERE = Path(__file__).parent
 LAYER, TOKENS, ROUNDS, STEPS = 15, 250_000, 3, 2
@@ -103,11 +103,11 @@ def data_folder() -> Path:
             for split, n in (("train", TOKENS), ("heldout", 20_000))
         }
         key = ("mlp", LAYER)
-        stream = Stream(found["train"], [key], batch=1)
+        buffer = ActivationBuffer(found["train"], [key], batch=1)
         folder.mkdir(parents=True, exist_ok=True)
         for split, shards in found.items():
             x = np.array(shards[key][: 8192 if split == "heldout" else None], np.float32)
-            x = (x - stream.center[key].numpy()) * stream.scale[key]
+            x = (x - buffer.center[key].numpy()) * buffer.scale[key]
             np.save(folder / f"{split}.npy", x.astype(np.float16))
     return folder
 

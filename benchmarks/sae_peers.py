@@ -89,12 +89,12 @@ def sae_lens(d_in, d_sae, lr, sample):
 
 def ours(d_in, d_sae, lr, sample):
     from helpers.sae import SAEConfig, build
-    from helpers.sae.start import init_from_data
+    from helpers.sae.init import init_from_data
 
     sae = build(SAEConfig("topk", d_in=d_in, d_sae=d_sae, k=K))
     init_from_data(sae, sample, sample)
     adam = torch.optim.Adam(sae.parameters(), fused=True)
-    idle = torch.zeros(d_sae, dtype=torch.long)
+    since_fired = torch.zeros(d_sae, dtype=torch.long)
 
     def step(x, rate):
         losses = sae.loss(x, x)
@@ -103,7 +103,7 @@ def ours(d_in, d_sae, lr, sample):
         adam.step()
         adam.zero_grad()
         sae.normalize_decoder()
-        idle.add_(len(x))[losses.fired > 0] = 0
+        since_fired.add_(len(x))[losses.firing_counts > 0] = 0
 
     return step, sae
 

@@ -26,7 +26,7 @@ def code_hash(path: str | Path) -> str:
         16 hexadecimal digits: the part of a cache's key that says by which code.
     """
     path = Path(path).resolve()
-    return content_hash(sorted(_own_hash(p) for p in {path, *imported_modules(path)}))
+    return content_hash(sorted(module_hash(p) for p in {path, *imported_modules(path)}))
 
 
 def imported_modules(path: Path) -> list[Path]:
@@ -97,8 +97,8 @@ def _imports_of(path: Path) -> list[Path]:
 
 
 @cache
-def _own_hash(path: Path) -> str:
-    """Hash a module's syntax tree without its docstrings."""
+def module_hash(path: Path) -> str:
+    """Hash the code of one module alone: its syntax tree without docstrings."""
     tree = parse(path.read_text(encoding="utf-8"), path)
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:

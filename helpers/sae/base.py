@@ -1,13 +1,14 @@
-"""What every sparse autoencoder shares: its numbers, its matrices, its protocol.
+"""Base class, configuration and file names of all sparse autoencoders (SAEs).
 
 z = act(x W_enc + b_enc) are the latents, x̂ = z W_dec + b_dec the reconstruction, both in the
-model's own units: the trainer normalises activations and folds that into the weights when it is
-done. The rows of W_dec have norm 1, so a latent's value is the length of what it writes. A
-transcoder is the same with another target: it reads one site and predicts another.
+model's own units: the trainer normalises activations and folds that into the weights at the end.
+The rows of W_dec have norm 1, so a latent's value is the length of its contribution. A transcoder
+is the same with another target: it reads one site and predicts another.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
+from dataclasses import replace as dataclass_replace
 from typing import Any
 
 import torch
@@ -15,31 +16,40 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from helpers.errors import UserError
-from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
-from helpers.sae.losses import DEAD_ROWS, Losses, auxk_loss
+from helpers.sae.losses import AUXK_ROWS, Losses, auxk_loss
+from helpers.sae.sparse import (
+    ActiveSet,
+    DenseActiveSet,
+    mean_squared_norm,
+    sparse_decode,
+    sparse_encode,
+)
 
-ROWS = 512  # vectors encoded at a time where all latents of each are needed
+ENCODE_BATCH = 512  # vectors encoded at a time where all latents of each are needed
+RENAMED_FIELDS = {"bandwidth": "jumprelu_bandwidth", "widths": "matryoshka_widths"}
+"""Names of `SAEConfig`'s fields in older files; `sparsity` was both coefficients."""
 
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """The numbers of one SAE; `asdict` and `SAEConfig.from_dict` turn it into a plain dict.
+    """Configuration of one SAE; `to_dict` and `from_dict` convert it to plain data and back.
 
     Attributes:
         architecture: A name in `helpers.sae.ARCHITECTURES`.
-        d_in: Width of what it reads.
-        d_sae: Latents.
-        d_out: Width of what it writes; 0 means `d_in`.
+        d_in: Width of its input.
+        d_sae: Number of latents.
+        d_out: Width of its output; 0 means `d_in`.
         k: Active latents per vector (TopK), or on average (BatchTopK, Matryoshka); else 0.
-        sparsity: Weight of the sparsity loss (ReLU, gated: L1; JumpReLU: L0); else 0.
-        bandwidth: Width of JumpReLU's straight-through estimator, in normalised units.
-        widths: Sizes of Matryoshka's nested dictionaries, the last being `d_sae`.
-        site: What it reads, one of `helpers.tracing.SITES`.
-        target: What it predicts; empty: what it reads.
-        layer: Of which block.
+        l1_coefficient: Weight of the L1 loss (ReLU, gated); else 0.
+        l0_coefficient: Weight of the L0 loss (JumpReLU); else 0.
+        jumprelu_bandwidth: Width of JumpReLU's straight-through estimator, in normalised units.
+        matryoshka_widths: Sizes of Matryoshka's nested dictionaries, the last being `d_sae`.
+        site: Its input, one of `helpers.tracing.SITES`.
+        target: The site that it predicts; empty for its input.
+        layer: Index of the block.
         model: Name of the model.
-        model_hash: `helpers.models.model_hash` of it.
-        seed: Of the initialisation.
+        model_hash: `helpers.models.model_hash` of the model.
+        seed: Seed of the initialisation.
     """
 
     architecture: str
@@ -47,9 +57,10 @@ class SAEConfig:
     d_sae: int
     d_out: int = 0
     k: int = 0
-    sparsity: float = 0.0
-    bandwidth: float = 0.0
-    widths: tuple[int, ...] = ()
+    l1_coefficient: float = 0.0
+    l0_coefficient: float = 0.0
+    jumprelu_bandwidth: float = 0.0
+    matryoshka_widths: tuple[int, ...] = ()
     site: str = ""
     target: str = ""
     layer: int = 0
@@ -64,7 +75,7 @@ class SAEConfig:
             UserError: A size is not positive, or `k` is larger than the dictionary.
         """
         object.__setattr__(self, "d_out", self.d_out or self.d_in)
-        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "matryoshka_widths", tuple(self.matryoshka_widths))
         for name in ("d_in", "d_sae", "d_out"):
             if getattr(self, name) < 1:
                 raise UserError(f"An SAE needs {name} of at least 1, not {getattr(self, name)}.")
@@ -76,16 +87,17 @@ class SAEConfig:
 
     @property
     def transcoder(self) -> bool:
-        """Whether it predicts another site than it reads."""
+        """Whether it predicts another site than its input."""
         return bool(self.target) and self.target != self.site
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SAEConfig":
-        """The inverse of `asdict`.
+        """Make a configuration from plain data; names of older files are accepted.
 
         Raises:
             UserError: A field is missing or unknown.
         """
+        values = with_present_names(values)
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"An SAE has no number called '{unknown[0]}'.")
@@ -94,38 +106,57 @@ class SAEConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self) | {"widths": list(self.widths)}
+        """Convert to plain data, for JSON."""
+        return asdict(self) | {"matryoshka_widths": list(self.matryoshka_widths)}
 
-    def but(self, **changes: Any) -> "SAEConfig":
-        """A copy with some numbers changed."""
-        return replace(self, **changes)
+    def to_old_dict(self) -> dict[str, Any]:
+        """Convert to plain data under the names of older files, for their checksums."""
+        values = self.to_dict()
+        coefficients = values.pop("l1_coefficient"), values.pop("l0_coefficient")
+        for old, present in RENAMED_FIELDS.items():
+            values[old] = values.pop(present)
+        return values | {"sparsity": max(coefficients)}
+
+    def replace(self, **changes: Any) -> "SAEConfig":
+        """Copy with some fields changed."""
+        return dataclass_replace(self, **changes)
+
+
+def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the fields of an older file; a name whose present form is there too stays."""
+    values = dict(values)
+    coefficient = "l0_coefficient" if values.get("architecture") == "jumprelu" else "l1_coefficient"
+    for old, present in {**RENAMED_FIELDS, "sparsity": coefficient}.items():
+        if old in values and present not in values:
+            values[present] = values.pop(old)
+    return values
 
 
 class SAE(nn.Module):
     """One sparse autoencoder or transcoder; a subclass per architecture.
 
     Attributes:
-        cfg: Its numbers.
-        encoder: (d_sae, d_in), a latent a row, so that few latents are few stretches of memory.
+        cfg: Its configuration.
+        encoder: (d_sae, d_in), one row per latent: few latents are few stretches of memory.
         b_enc: (d_sae,).
         W_dec: (d_sae, d_out), rows of norm 1.
         b_dec: (d_out,).
     """
 
     def __init__(self, cfg: SAEConfig):
-        """Random unit rows, the encoder tied to the decoder where the widths allow.
+        """Draw random unit rows; the encoder is tied to the decoder where the widths allow.
 
         Args:
-            cfg: Its numbers; `cfg.seed` draws the rows.
+            cfg: Its configuration; `cfg.seed` draws the rows.
         """
         super().__init__()
         self.cfg = cfg
-        draw = torch.Generator().manual_seed(cfg.seed)
-        rows = torch.randn(cfg.d_sae, cfg.d_out, generator=draw)
+        generator = torch.Generator().manual_seed(cfg.seed)
+        rows = torch.randn(cfg.d_sae, cfg.d_out, generator=generator)
         self.W_dec = nn.Parameter(rows / rows.norm(dim=1, keepdim=True))
-        tied = rows if cfg.d_in == cfg.d_out else torch.randn(cfg.d_sae, cfg.d_in, generator=draw)
-        self.encoder = nn.Parameter(tied / tied.norm(dim=1, keepdim=True))
+        if cfg.d_in != cfg.d_out:
+            rows = torch.randn(cfg.d_sae, cfg.d_in, generator=generator)
+        self.encoder = nn.Parameter(rows / rows.norm(dim=1, keepdim=True))
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_out))
 
@@ -134,28 +165,28 @@ class SAE(nn.Module):
         """The encoder in the usual orientation; a view of the parameter."""
         return self.encoder.T
 
-    def pre(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """What the nonlinearity acts on: x W_enc + b_enc."""
+    def hidden_pre(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+        """Compute the pre-activations x W_enc + b_enc."""
         return torch.addmm(self.b_enc, x, self.encoder.T)
 
-    def activate(self, pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        """Latents from `pre`, at inference."""
+    def activate(self, hidden_pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+        """Compute latents from pre-activations, at inference."""
         raise NotImplementedError
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """All latents of each vector, at inference."""
-        return self.activate(self.pre(x))
+        """Compute all latents of each vector, at inference."""
+        return self.activate(self.hidden_pre(x))
 
     def decode(self, z: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_out"]:
-        """What the latents write together."""
+        """Sum the latents' contributions and the bias."""
         return torch.addmm(self.b_dec, z, self.W_dec)
 
     def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
-        """The reconstruction of `x` (a transcoder's prediction)."""
+        """Reconstruct `x` (a transcoder predicts its target)."""
         return self.decode(self.encode(x))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds, under SAELens's names."""
+        """Collect the tensors of a file, under SAELens's names."""
         return {
             "W_enc": self.W_enc.data,
             "b_enc": self.b_enc.data,
@@ -165,7 +196,11 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def set_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+        """Copy the tensors of a file, as `tensors` names them, into the parameters.
+
+        Raises:
+            UserError: A tensor has another shape.
+        """
         for name, tensor in self.tensors().items():
             if tensor.shape != tensors[name].shape:
                 raise UserError(
@@ -173,8 +208,8 @@ class SAE(nn.Module):
                 )
             tensor.copy_(tensors[name])
 
-    def select(self, x: Float[Tensor, "n d_in"]) -> Code | DenseCode:
-        """The pairs (vector, latent) that take part in a training step; no gradients."""
+    def select(self, x: Float[Tensor, "n d_in"]) -> ActiveSet | DenseActiveSet:
+        """Select the pairs (vector, latent) that take part in a training step; no gradients."""
         raise NotImplementedError
 
     def loss(
@@ -183,49 +218,50 @@ class SAE(nn.Module):
         y: Float[Tensor, "n d_out"],
         *,
         dead: Int[Tensor, " d"] | None = None,
-        progress: float = 1.0,
+        sparsity_warmup: float = 1.0,
     ) -> Losses:
-        """The training loss: squared error of the active latents' sum, and dead latents' part.
+        """Compute the training loss: squared error of the reconstruction, and the AuxK loss.
 
         Args:
-            x: What is read, in the trainer's normalised units (mean 0, mean squared length 1).
-            y: What is to be written; for an SAE the same as `x`.
-            dead: Latents that have not been active for long.
-            progress: Sparsity losses are multiplied by it while they warm up from 0 to 1.
+            x: Input, in the trainer's normalised units (mean 0, mean squared length 1).
+            y: Target; for an SAE the same as `x`.
+            dead: Indices of latents that have not been active for long.
+            sparsity_warmup: Factor of sparsity losses, which rises from 0 to 1.
         """
         with torch.no_grad():
-            code = self.select(x)
-        values = read(x, self.encoder, self.b_enc, code).relu()
-        error = write(values, self.W_dec, self.b_dec, code, minus=y)
-        mse = mean_square(error)
+            active = self.select(x)
+        values = sparse_encode(x, self.encoder, self.b_enc, active).relu()
+        error = sparse_decode(values, self.W_dec, self.b_dec, active, minus=y)
+        mse = mean_squared_norm(error)
         return Losses(
-            total=mse + auxk_loss(self, x, -error[:DEAD_ROWS], dead),
+            total=mse + auxk_loss(self, x, -error[:AUXK_ROWS], dead),
             mse=mse,
-            fired=code.fired(values.detach()),
+            firing_counts=active.firing_counts(values.detach()),
         )
 
     @torch.no_grad()
-    def fold(
+    def fold_normalization(
         self,
-        read_center: Float[Tensor, " d_in"],
-        read_scale: float,
-        write_center: Float[Tensor, " d_out"],
-        write_scale: float,
+        input_center: Float[Tensor, " d_in"],
+        input_scale: float,
+        output_center: Float[Tensor, " d_out"],
+        output_scale: float,
     ) -> None:
-        """From units (x − center) · scale, in which it was trained, to the model's own."""
-        self.encoder *= read_scale / write_scale
-        self.rescale(write_scale)
-        self.shift(read_center)
-        self.b_dec.div_(write_scale).add_(write_center)
+        """Fold the trainer's units, (x − center) · scale, into the weights."""
+        # Latents come out in the target's units, so that W_dec's rows keep norm 1.
+        self.encoder *= input_scale / output_scale
+        self.divide_biases(output_scale)
+        self.subtract_from_input(input_center)
+        self.b_dec.div_(output_scale).add_(output_center)
 
     @torch.no_grad()
-    def shift(self, center: Float[Tensor, " d_in"]) -> None:
-        """Read x − `center` where x was read."""
+    def subtract_from_input(self, center: Float[Tensor, " d_in"]) -> None:
+        """Change the biases so that x − `center` is encoded where x was."""
         self.b_enc -= self.encoder @ center
 
     @torch.no_grad()
-    def rescale(self, scale: float) -> None:
-        """Divide all latents by `scale`: of the encoder's side, its bias and thresholds."""
+    def divide_biases(self, scale: float) -> None:
+        """Divide the encoder's biases and thresholds by `scale`."""
         self.b_enc /= scale
 
     @torch.no_grad()
@@ -235,9 +271,9 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def fold_W_dec_norm(self) -> None:
-        """Move the lengths of W_dec's rows to the encoder, so that they have norm 1.
+        """Move the norms of W_dec's rows to the encoder, so that the rows have norm 1.
 
-        What is written stays the same where the activation commutes with scaling a latent.
+        The reconstruction stays the same where the activation commutes with scaling a latent.
         """
         norms = torch.linalg.vector_norm(self.W_dec, dim=1).clamp_min(1e-8)
         self.W_dec /= norms[:, None]
@@ -253,5 +289,5 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
-        """Bring the decoder's rows back to norm 1."""
+        """Scale the decoder's rows back to norm 1."""
         self.W_dec /= torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-8)

@@ -1,19 +1,21 @@
-"""A training's files: checkpoints that resume to the bit, and metrics line by line."""
+"""Files of a training: checkpoints that resume to the bit, and metrics line by line."""
 
 import json
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.io.files import atomic_path
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.io.sealed import DamagedError, delete, parse_checked, read_sealed, write_sealed
-from helpers.sae.pupil import SAETrainer
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +43,39 @@ class _Line(BaseModel):
     seconds: Number
 
 
-def resume(
-    folder: Path | None, identity: str, pupils: list[SAETrainer]
-) -> tuple[int, list[dict[str, Any]], float]:
-    """First step, metrics so far and seconds spent, of a training that was stopped.
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        step: Number of steps that are done.
+        lines: Metrics so far.
+        seconds: Time spent.
+        states: One state of `SAETrainer` per SAE; none at the start.
+    """
+
+    step: int = 0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    states: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def read_progress(folder: Path | None, identity: str) -> Progress:
+    """Read how far a training came that was stopped; its start if there is no checkpoint.
+
+    Args:
+        folder: Folder of the training; None if nothing is written.
+        identity: Hash of all that the training depends on.
 
     Raises:
-        DamagedError: The checkpoint or its metrics are not what was written; the pupils are as they
-            were.
+        DamagedError: The checkpoint or its metrics are not as they were written.
         UserError: The checkpoint is of another training.
     """
     if folder is None:
-        return 0, [], 0.0
+        return Progress()
     if not (folder / CHECKPOINT).exists():
         delete(folder / METRICS)
-        return 0, [], 0.0
+        return Progress()
     try:
         tensors, notes = read_sealed(folder / CHECKPOINT)
         if notes.get("identity") != identity:
@@ -69,17 +89,24 @@ def resume(
     except DamagedError as error:
         advice = f"delete {visible(folder / CHECKPOINT)}, and the training starts anew"
         raise DamagedError(error.cause, advice) from None
-    for i, pupil in enumerate(pupils):
-        mine = f"{i}."
-        pupil.set_state({k[len(mine) :]: v for k, v in tensors.items() if k.startswith(mine)})
+    # Lines of the steps after the checkpoint are written once more as these are repeated.
     with atomic_path(folder / METRICS) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     log.info("Training goes on at step %d.", step)
-    return step, lines, float(notes["seconds"])
+    return Progress(step, lines, float(notes["seconds"]), _states(tensors))
+
+
+def _states(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Split a checkpoint's tensors, `<index>.<name>`, by SAE."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        states.setdefault(int(index), {})[name] = tensor
+    return [states[i] for i in sorted(states)]
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a training's `metrics.jsonl`; a line that was cut off by a kill is left out.
+    """Read a training's `metrics.jsonl`; a line that was cut off by a kill is left out.
 
     Raises:
         DamagedError: The file is no list of such lines; names the first that is none.
@@ -104,11 +131,20 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_checkpoint(
-    folder: Path, identity: str, pupils: list[SAETrainer], step: int, began: float
+    folder: Path, identity: str, states: Sequence[dict[str, Tensor]], step: int, began: float
 ) -> None:
-    tensors = {f"{i}.{k}": v for i, pupil in enumerate(pupils) for k, v in pupil.state().items()}
+    """Write a checkpoint, unless a tensor in it is not finite.
+
+    Args:
+        folder: Folder of the training.
+        identity: Hash of all that the training depends on.
+        states: State of each `SAETrainer`.
+        step: Number of steps that are done.
+        began: `time.perf_counter()` at the start, less the time spent before.
+    """
+    tensors = {f"{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()}
     if not all(t.isfinite().all() for t in tensors.values()):
-        return  # the next step tells it, and the checkpoint before this one stays
+        return  # the next step reports it, and the checkpoint before this one stays
     notes = {
         "identity": identity,
         "step": str(step),

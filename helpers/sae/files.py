@@ -1,8 +1,8 @@
 """SAEs as files that SAELens reads: `cfg.json` and `sae_weights.safetensors`.
 
-Our own numbers travel in the metadata of `cfg.json`, so that a saved SAE comes back as what it
-was; a folder that SAELens wrote has none and is translated. BatchTopK and Matryoshka are written as
-the JumpReLU SAEs that they are at inference, as SAELens does it too.
+The metadata of `cfg.json` holds our own configuration, so that a saved SAE loads as what it was; a
+folder that SAELens wrote has none and is translated. BatchTopK and Matryoshka are written as
+JumpReLU, which they are at inference; SAELens does so too.
 """
 
 import tempfile
@@ -17,13 +17,13 @@ from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.io.sealed import DamagedError, cause_of, read_checked, read_sealed, write_sealed
 from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.lens import OURS, Lens, kind_of
 from helpers.sae.registry import build
+from helpers.sae.saelens_config import OWN_METADATA, SAELensConfig, saelens_kind
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-NUMBERS = "numbers"  # of which numbers the weights are, among their file's notes
+CONFIG_HASH = "numbers"  # note in the weights' file: hash of the configuration
 SCALES = ("scaling_factor", "finetuning_scaling_factor")  # SAELens's names before version 6
-VECTORS = {
+LATENT_VECTORS = {
     "relu": ("b_enc",),
     "gated": ("b_gate", "b_mag", "r_mag"),
     "topk": ("b_enc",),
@@ -31,7 +31,7 @@ VECTORS = {
     "jumprelu": ("b_enc", "threshold"),
     "matryoshka": ("b_enc", "threshold"),
 }
-"""What a file holds of each latent, beside the matrices."""
+"""Tensors of a file with one number per latent."""
 
 
 def save_sae(sae: SAE, folder: str | Path) -> None:
@@ -43,8 +43,8 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
     folder, cfg = Path(folder), sae.cfg
     tensors = sae.tensors()
     check_finite(tensors, f"The {cfg.architecture} SAE on {cfg.site} {cfg.layer}")
-    write_sealed(folder / WEIGHTS, tensors, {NUMBERS: content_hash(cfg.to_dict())})
-    kind = kind_of(cfg)
+    write_sealed(folder / WEIGHTS, tensors, {CONFIG_HASH: content_hash(cfg.to_dict())})
+    kind = saelens_kind(cfg)
     config = {
         "architecture": kind,
         "d_in": cfg.d_in,
@@ -54,7 +54,7 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {"model_name": cfg.model, OURS: cfg.to_dict()},
+        "metadata": {"model_name": cfg.model, OWN_METADATA: cfg.to_dict()},
     }
     if cfg.transcoder:
         config["d_out"] = cfg.d_out
@@ -66,16 +66,16 @@ def save_sae(sae: SAE, folder: str | Path) -> None:
 def load_sae(folder: str | Path) -> SAE:
     """Read an SAE that `save_sae` or SAELens wrote.
 
-    Latents and reconstruction are those of whoever wrote it.
+    Latents and reconstruction are those of the program that wrote it.
 
     Raises:
         DamagedError: A file is missing, damaged, not finite, or something in it is not supported.
     """
     folder = Path(folder)
     try:
-        lens = read_checked(folder / CONFIG, Lens)
+        config = read_checked(folder / CONFIG, SAELensConfig)
         tensors, notes = read_sealed(folder / WEIGHTS, foreign=True)
-        sae = _built(lens, tensors, notes)
+        sae = _build(config, tensors, notes)
     except UserError as error:
         cause = cause_of(error).removeprefix(f"{visible(folder)}/")
         raise DamagedError(
@@ -86,48 +86,50 @@ def load_sae(folder: str | Path) -> SAE:
 
 
 @torch.no_grad()
-def _built(lens: Lens, tensors: dict[str, Tensor], notes: dict[str, str]) -> SAE:
-    """The SAE; raises `UserError` that says what is wrong, without advice."""
-    cfg = lens.config()
-    if notes.get(NUMBERS, content_hash(cfg.to_dict())) != content_hash(cfg.to_dict()):
+def _build(config: SAELensConfig, tensors: dict[str, Tensor], notes: dict[str, str]) -> SAE:
+    """Build the SAE; raises `UserError` that says what is wrong, without advice."""
+    cfg = config.config()
+    hashes = {content_hash(cfg.to_dict()), content_hash(cfg.to_old_dict())}
+    if CONFIG_HASH in notes and notes[CONFIG_HASH] not in hashes:
         raise UserError(f"its {CONFIG} is not the one that its weights were saved with")
-    scale = _scale(tensors, expected=lens.finetuning_scaling_factor)
-    _check_shapes(cfg, tensors)  # before anything of these sizes is made
+    scale = _pop_scale(tensors, expected=config.finetuning_scaling_factor)
+    _check_shapes(cfg, tensors)  # before anything of these sizes is allocated
     sae = build(cfg)
     sae.set_tensors(tensors)
     if scale is not None:
         if scale.shape != (cfg.d_sae,):
             raise UserError(f"its scaling factor is {_shape(scale)} and should be ({cfg.d_sae},)")
         sae.W_dec *= scale.float()[:, None]
-    if lens.by_norm:
+    if config.selects_by_norm:
         sae.fold_W_dec_norm()
-    if lens.subtracts_bias:
-        sae.shift(sae.b_dec)
-    check_finite(sae.tensors(), "in float32")  # numbers of float64, or their products
+    if config.subtracts_bias:
+        sae.subtract_from_input(sae.b_dec)
+    check_finite(sae.tensors(), "in float32")  # float64 or products may overflow
     return sae
 
 
-def _scale(tensors: dict[str, Tensor], *, expected: bool) -> Tensor | None:
-    """By what latents are multiplied before they are decoded; taken out of `tensors`.
+def _pop_scale(tensors: dict[str, Tensor], *, expected: bool) -> Tensor | None:
+    """Remove from `tensors` the factor of latents before they are decoded, and return it.
 
     Old versions wrote a tensor of ones where there was nothing to scale.
     """
-    found = [tensors.pop(name) for name in SCALES if name in tensors]
-    scales = [s for s in found if not torch.allclose(s.float(), torch.ones(()))]
+    scales = [tensors.pop(name) for name in SCALES if name in tensors]
+    scales = [s for s in scales if not torch.allclose(s.float(), torch.ones(()))]
     if len(scales) > 1 or (scales and not expected):
         raise UserError("its weights hold a scaling factor that its numbers do not speak of")
     return scales[0] if scales else None
 
 
 def _check_shapes(cfg: SAEConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that are missing, of another shape or not supported."""
     shapes = {
         "W_enc": (cfg.d_in, cfg.d_sae),
         "W_dec": (cfg.d_sae, cfg.d_out),
         "b_dec": (cfg.d_out,),
-        **dict.fromkeys(VECTORS[cfg.architecture], (cfg.d_sae,)),
+        **dict.fromkeys(LATENT_VECTORS[cfg.architecture], (cfg.d_sae,)),
     }
-    if more := sorted(set(tensors) - set(shapes)):
-        raise UserError(f"its weights hold '{visible(more[0])}', which is not supported")
+    if unknown := sorted(set(tensors) - set(shapes)):
+        raise UserError(f"its weights hold '{visible(unknown[0])}', which is not supported")
     for name, shape in shapes.items():
         if name not in tensors:
             raise UserError(f"its weights lack '{name}'")
@@ -144,17 +146,17 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def load_pretrained(release: str, sae_id: str) -> SAE:
-    """A published SAE by its names in SAELens's directory, through SAELens itself.
+    """Download a published SAE by its names in SAELens's directory, through SAELens.
 
     Args:
-        release: Such as `gpt2-small-res-jb`.
-        sae_id: Such as `blocks.8.hook_resid_pre`.
+        release: Name of the release, such as `gpt2-small-res-jb`.
+        sae_id: Name of the SAE, such as `blocks.8.hook_resid_pre`.
 
     Raises:
         UserError: SAELens is not installed, or does not know or reach the SAE.
     """
     try:
-        import sae_lens
+        import sae_lens  # optional, and not in our environment
     except ImportError:
         raise UserError(
             "Published SAEs are fetched by SAELens, which is not installed: run "
@@ -163,7 +165,7 @@ def load_pretrained(release: str, sae_id: str) -> SAE:
         ) from None
     try:
         published = sae_lens.SAE.from_pretrained(release, sae_id)
-    except Exception as error:  # whatever its downloads raise
+    except Exception as error:  # its downloads raise errors of many kinds
         raise UserError(
             f"SAELens has no SAE '{visible(sae_id)}' in release '{visible(release)}', or could not "
             f"fetch it ({visible(error)[:160] or type(error).__name__})."

@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.sae.base import ROWS, SAE
+from helpers.sae.base import ENCODE_BATCH, SAE
 from helpers.sae.splice import patched_ce_loss
 from helpers.stats.intervals import REPETITIONS, Metric
 
@@ -71,7 +71,7 @@ def reconstruction(
     mean = target.float().mean(0)
     error, spread, active = [], [], []
     firing = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
-    for rows, wanted in zip(x.split(ROWS), target.split(ROWS), strict=True):
+    for rows, wanted in zip(x.split(ENCODE_BATCH), target.split(ENCODE_BATCH), strict=True):
         z = sae.encode(rows.float())
         on = z != 0
         error.append((sae.decode(z) - wanted.float()).pow(2).sum(1))
@@ -154,7 +154,7 @@ def best_matches(a: SAE, b: SAE) -> Float[np.ndarray, " d_sae"]:
             "of the same site."
         )
     mine, theirs = (torch.nn.functional.normalize(s.W_dec.float(), dim=1) for s in (a, b))
-    return torch.cat([(rows @ theirs.T).amax(1) for rows in mine.split(ROWS)]).cpu().numpy()
+    return torch.cat([(rows @ theirs.T).amax(1) for rows in mine.split(ENCODE_BATCH)]).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -195,7 +195,7 @@ def random_dictionary_fvu(
     draw = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(d_sae, x.shape[1], generator=draw), dim=1)
     mean, total, error = train.float().mean(0), 0.0, 0.0
-    for part in x.float().split(ROWS):
+    for part in x.float().split(ENCODE_BATCH):
         rest = part - mean
         chosen = rows[(rest @ rows.T).abs().topk(k, dim=1).indices]  # (b, k, d)
         gram = chosen @ chosen.mT + 1e-6 * torch.eye(k)

@@ -1,26 +1,26 @@
-"""All architectures by name."""
+"""Registry of all architectures by name."""
 
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.batch_topk import BatchTopK
-from helpers.sae.gated import Gated
-from helpers.sae.jumprelu import JumpReLU
-from helpers.sae.matryoshka import Matryoshka
-from helpers.sae.relu import ReLU
-from helpers.sae.topk import TopK
+from helpers.sae.batch_topk import BatchTopKSAE
+from helpers.sae.gated import GatedSAE
+from helpers.sae.jumprelu import JumpReLUSAE
+from helpers.sae.matryoshka import MatryoshkaSAE
+from helpers.sae.relu import ReLUSAE
+from helpers.sae.topk import TopKSAE
 
 ARCHITECTURES: dict[str, type[SAE]] = {
-    "relu": ReLU,
-    "gated": Gated,
-    "topk": TopK,
-    "batch_topk": BatchTopK,
-    "jumprelu": JumpReLU,
-    "matryoshka": Matryoshka,
+    "relu": ReLUSAE,
+    "gated": GatedSAE,
+    "topk": TopKSAE,
+    "batch_topk": BatchTopKSAE,
+    "jumprelu": JumpReLUSAE,
+    "matryoshka": MatryoshkaSAE,
 }
 
 
 def architecture(cfg: SAEConfig) -> type[SAE]:
-    """The class of the architecture that `cfg` names.
+    """Look up the class of the architecture that `cfg` names.
 
     Raises:
         UserError: There is no such architecture.
@@ -34,7 +34,7 @@ def architecture(cfg: SAEConfig) -> type[SAE]:
 
 
 def build(cfg: SAEConfig) -> SAE:
-    """A fresh SAE of the architecture that `cfg` names.
+    """Make a fresh SAE of the architecture that `cfg` names.
 
     Raises:
         UserError: There is no such architecture, or it needs a number that is not given.

@@ -6,32 +6,44 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.sae.base import SAE
-from helpers.sae.kernels import Code, DenseCode, mean_square, read, write
 from helpers.sae.losses import Losses
-from helpers.sae.selection import pick_above
+from helpers.sae.selection import select_above
+from helpers.sae.sparse import (
+    ActiveSet,
+    DenseActiveSet,
+    mean_squared_norm,
+    sparse_decode,
+    sparse_encode,
+)
 
 
-class ReLU(SAE):
-    """Every positive pre-activation stays; their sum is paid for.
+class ReLUSAE(SAE):
+    """An SAE whose latents are the positive pre-activations, with a loss on their sum.
 
-    The decoder's rows have norm 1, so that latents cannot shrink to make it cheap.
+    The decoder's rows have norm 1, so that latents cannot shrink to make the loss small.
     """
 
+    coefficient = "l1_coefficient"  # the field of the configuration that weighs the sparsity loss
+
     def check_trainable(self) -> None:
-        """As `SAE.check_trainable`."""
-        if self.cfg.sparsity <= 0:
+        """Refuse to train without a sparsity loss.
+
+        Raises:
+            UserError: Its coefficient is not positive.
+        """
+        if getattr(self.cfg, self.coefficient) <= 0:
             raise UserError(
                 f"An SAE of kind '{self.cfg.architecture}' is trained with a sparsity loss: give "
-                "sparsity above 0."
+                f"{self.coefficient} above 0."
             )
 
-    def activate(self, pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        """max(pre, 0)."""
-        return pre.relu()
+    def activate(self, hidden_pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+        """Compute max(hidden_pre, 0)."""
+        return hidden_pre.relu()
 
-    def select(self, x: Float[Tensor, "n d_in"]) -> Code | DenseCode:
-        """All positive ones."""
-        return pick_above(x, self.encoder, self.b_enc)
+    def select(self, x: Float[Tensor, "n d_in"]) -> ActiveSet | DenseActiveSet:
+        """Select all positive pre-activations."""
+        return select_above(x, self.encoder, self.b_enc)
 
     def loss(
         self,
@@ -39,16 +51,16 @@ class ReLU(SAE):
         y: Float[Tensor, "n d_out"],
         *,
         dead: Int[Tensor, " d"] | None = None,
-        progress: float = 1.0,
+        sparsity_warmup: float = 1.0,
     ) -> Losses:
-        """Mean of ‖y − ŷ‖² + λ Σ z; dead latents have no loss of their own here."""
+        """Compute the mean of ‖y − ŷ‖² + λ Σ z; `dead` is not used, there is no AuxK loss."""
         with torch.no_grad():
-            code = self.select(x)
-        values = read(x, self.encoder, self.b_enc, code).relu()
-        error = write(values, self.W_dec, self.b_dec, code, minus=y)
-        mse = mean_square(error)
+            active = self.select(x)
+        values = sparse_encode(x, self.encoder, self.b_enc, active).relu()
+        error = sparse_decode(values, self.W_dec, self.b_dec, active, minus=y)
+        mse = mean_squared_norm(error)
         return Losses(
-            total=mse + progress * self.cfg.sparsity * values.sum() / len(x),
+            total=mse + sparsity_warmup * self.cfg.l1_coefficient * values.sum() / len(x),
             mse=mse,
-            fired=code.fired(values.detach()),
+            firing_counts=active.firing_counts(values.detach()),
         )

@@ -1,7 +1,7 @@
-"""Find the active latents: the largest, or all above a threshold, without a full sort.
+"""Selection of the active latents: the largest, or all above a threshold, without a full sort.
 
-The encoder's product is made in blocks of rows that stay in the processor's cache until the few
-largest have been picked, so no (batch, dictionary) tensor is ever kept.
+The encoder's product is computed in blocks of rows that stay in the processor's cache until their
+largest entries are selected, so no (batch, dictionary) tensor is ever stored.
 """
 
 from collections.abc import Iterator
@@ -10,117 +10,136 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from helpers.sae.kernels import Code, DenseCode
+from helpers.sae.sparse import ActiveSet, DenseActiveSet
 
 BLOCK_BYTES = 16 << 20  # a block of pre-activations: large for the product, small for the cache
-GROUP = 8  # members of a group in the staged selection
-PLAIN = 256  # rows this short are sorted out by `topk` itself
-DENSE = 1 / 32  # from this share of active pairs a dense product is faster
-CANDIDATES = 4  # times k: how many of each row are looked at where there is no guess
+GROUP_SIZE = 8  # entries of a group in the staged selection
+DIRECT_WIDTH = 256  # rows up to this width are passed to `topk` as they are
+DENSE_FRACTION = 1 / 32  # from this fraction of active pairs a dense product is faster
+CANDIDATES_PER_K = 4  # times k: entries per row that are considered where there is no guess
 
 
-def pre_blocks(
+def hidden_pre_blocks(
     x: Float[Tensor, "n d_in"],
     encoder: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
 ) -> Iterator[tuple[int, Float[Tensor, "rows d_sae"]]]:
-    """Pre-activations in blocks of rows; each block is overwritten by the next.
+    """Compute pre-activations in blocks of rows; each block is overwritten by the next.
 
     Yields:
-        The first row, and the block.
+        (index of the first row, block).
     """
     step = max(64, BLOCK_BYTES // (4 * len(encoder)))
-    room = x.new_empty(min(step, len(x)), len(encoder))
+    out = x.new_empty(min(step, len(x)), len(encoder))
     for start in range(0, len(x), step):
         rows = x[start : start + step]
-        yield start, torch.addmm(bias, rows, encoder.T, out=room[: len(rows)])
+        yield start, torch.addmm(bias, rows, encoder.T, out=out[: len(rows)])
 
 
-def top_k(pre: Float[Tensor, "n width"], k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and where they are, in no order, without looking at all twice.
+def grouped_topk(hidden_pre: Float[Tensor, "n width"], k: int) -> tuple[Tensor, Tensor]:
+    """Find the k largest entries of each row and their columns, in no order.
 
-    The k largest lie in the k groups with the largest maxima; those groups are found the same way,
-    and only their members are compared.
+    The k largest lie in the k groups with the largest maxima. Those groups are found in the same
+    way, and only their entries are compared, so few are read twice.
+
+    Returns:
+        (values, columns), both (n, k).
     """
-    n, width = pre.shape
-    if width <= max(PLAIN, 2 * GROUP * k) or width % GROUP:
-        return pre.topk(k, dim=1, sorted=False)
-    groups = pre.view(n, GROUP, width // GROUP)  # members of a group lie width / GROUP apart
-    best = top_k(groups.amax(1), k)[1]
-    members = (best[:, None] + _strides(width, pre.device)).view(n, -1)
-    top = pre.gather(1, members).topk(k, dim=1, sorted=False)
-    return top.values, members.gather(1, top.indices)
+    n, width = hidden_pre.shape
+    if width <= max(DIRECT_WIDTH, 2 * GROUP_SIZE * k) or width % GROUP_SIZE:
+        return hidden_pre.topk(k, dim=1, sorted=False)
+    # Entries of a group lie width / GROUP_SIZE apart, so that the maxima are over whole rows.
+    groups = hidden_pre.view(n, GROUP_SIZE, width // GROUP_SIZE)
+    best = grouped_topk(groups.amax(1), k)[1]
+    columns = (best[:, None] + _strides(width, hidden_pre.device)).view(n, -1)
+    top = hidden_pre.gather(1, columns).topk(k, dim=1, sorted=False)
+    return top.values, columns.gather(1, top.indices)
 
 
-def _strides(width: int, device) -> Int[Tensor, "GROUP 1"]:
-    return torch.arange(0, width, width // GROUP, device=device)[:, None]
+def _strides(width: int, device) -> Int[Tensor, "GROUP_SIZE 1"]:
+    return torch.arange(0, width, width // GROUP_SIZE, device=device)[:, None]
 
 
-def pick_top(x, encoder, bias, k: int) -> Code:
-    """Each vector's k largest pre-activations."""
-    found = [top_k(block, k) for _, block in pre_blocks(x, encoder, bias)]
-    values, latents = (torch.cat(t).flatten() for t in zip(*found, strict=True))
+def select_topk(
+    x: Float[Tensor, "n d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+    k: int,
+) -> ActiveSet:
+    """Select each vector's k largest pre-activations."""
+    tops = [grouped_topk(block, k) for _, block in hidden_pre_blocks(x, encoder, bias)]
+    values, latents = (torch.cat(t).flatten() for t in zip(*tops, strict=True))
     bags = torch.arange(len(x), device=x.device, dtype=torch.int32).repeat_interleave(k)
-    return Code(values, latents, bags, n=len(x), d_sae=len(encoder))
+    return ActiveSet(values, latents, bags, n=len(x), d_sae=len(encoder))
 
 
-def pick_above(
+def select_above(
     x: Float[Tensor, "n d_in"],
     encoder: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
     threshold: float | Float[Tensor, " d_sae"] = 0.0,
-) -> Code | DenseCode:
-    """All pre-activations above a threshold, one for all latents or one for each."""
+) -> ActiveSet | DenseActiveSet:
+    """Select all pre-activations above a threshold, one for all latents or one for each."""
     offset = bias - threshold
-    limit = int(DENSE * len(x) * len(encoder))
-    parts, total = [], 0
-    for start, block in pre_blocks(x, encoder, offset):
+    max_active = int(DENSE_FRACTION * len(x) * len(encoder))
+    parts, n_active = [], 0
+    for start, block in hidden_pre_blocks(x, encoder, offset):
         rows, latents = _positive(block)
-        total += len(rows)
-        if total > limit:
-            pre = torch.addmm(offset, x, encoder.T)
-            return DenseCode((pre > 0).to(x.dtype))
+        n_active += len(rows)
+        if n_active > max_active:
+            above = torch.addmm(offset, x, encoder.T)
+            return DenseActiveSet((above > 0).to(x.dtype))
         parts.append((block[rows, latents], latents, rows + start))
     values, latents, bags = (torch.cat(t) for t in zip(*parts, strict=True))
-    back = threshold[latents] if isinstance(threshold, Tensor) else threshold
-    return Code(values + back, latents, bags, n=len(x), d_sae=len(encoder))
+    # The blocks held x W + b − threshold; pre-activations are without the threshold.
+    subtracted = threshold[latents] if isinstance(threshold, Tensor) else threshold
+    return ActiveSet(values + subtracted, latents, bags, n=len(x), d_sae=len(encoder))
 
 
 def _positive(block: Float[Tensor, "n width"]) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the positive entries, by row; whole groups without any are skipped."""
+    """Find rows and columns of the positive entries, by row; groups without any are skipped."""
     n, width = block.shape
-    if width % GROUP:
+    if width % GROUP_SIZE:
         return (block > 0).nonzero().unbind(1)
-    group_max = block.view(n, GROUP, width // GROUP).amax(1)
-    rows, columns = (group_max > 0).nonzero().unbind(1)
-    members = columns[:, None] + _strides(width, block.device)[:, 0]  # (hits, GROUP)
-    hit, member = (block[rows[:, None], members] > 0).nonzero().unbind(1)
-    return rows[hit], members[hit, member]
+    group_max = block.view(n, GROUP_SIZE, width // GROUP_SIZE).amax(1)
+    rows, groups = (group_max > 0).nonzero().unbind(1)
+    columns = groups[:, None] + _strides(width, block.device)[:, 0]  # (hits, GROUP_SIZE)
+    hit, entry = (block[rows[:, None], columns] > 0).nonzero().unbind(1)
+    return rows[hit], columns[hit, entry]
 
 
-def pick_batch_top(x, encoder, bias, k: int, guess: float) -> tuple[Code, float]:
-    """The k · n largest pre-activations of the batch, and the smallest of them.
+def select_batch_topk(
+    x: Float[Tensor, "n d_in"],
+    encoder: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, " d_sae"],
+    k: int,
+    guess: float,
+) -> tuple[ActiveSet, float]:
+    """Select the k · n largest pre-activations of the batch.
 
     Args:
-        x: (n, d_in).
-        encoder: (d_sae, d_in).
-        bias: (d_sae,).
-        k: How many per vector on average.
+        x: Vectors.
+        encoder: The encoder.
+        bias: Its bias.
+        k: Average number of active latents per vector.
         guess: A threshold that lets through more than that, but not many times more: the last
-            batch's, lowered; minus infinity for the first batch.
+            batch's, lowered; 0 for the first batch.
+
+    Returns:
+        The active set, and the smallest selected pre-activation.
     """
-    wanted = k * len(x)
-    code = pick_above(x, encoder, bias, guess) if guess > 0 else None
-    if code is None or code.dense or len(code.pre) < wanted:
+    n_wanted = k * len(x)
+    active = select_above(x, encoder, bias, guess) if guess > 0 else None
+    if active is None or active.dense or len(active.hidden_pre) < n_wanted:
         # Each row's few largest hold k · n that are close to the batch's; what exceeds the least
         # of these holds the batch's.
-        near = pick_top(x, encoder, bias, min(CANDIDATES * k, len(encoder)))
-        least = float(near.pre.topk(wanted, sorted=False).values.min())
-        code = pick_above(x, encoder, bias, least - 1e-6 * abs(least))
-        if code.dense or len(code.pre) < wanted:
-            code = near
-    if len(code.pre) > wanted:
-        keep = code.pre.topk(wanted, sorted=False).indices.sort().values
-        pairs = code.pre[keep], code.latents[keep], code.bags[keep]
-        code = Code(*pairs, n=code.n, d_sae=code.d_sae)
-    return code, float(code.pre.min())
+        candidates = select_topk(x, encoder, bias, min(CANDIDATES_PER_K * k, len(encoder)))
+        least = float(candidates.hidden_pre.topk(n_wanted, sorted=False).values.min())
+        active = select_above(x, encoder, bias, least - 1e-6 * abs(least))
+        if active.dense or len(active.hidden_pre) < n_wanted:
+            active = candidates
+    if len(active.hidden_pre) > n_wanted:
+        largest = active.hidden_pre.topk(n_wanted, sorted=False).indices.sort().values
+        pairs = active.hidden_pre[largest], active.latents[largest], active.bags[largest]
+        active = ActiveSet(*pairs, n=active.n, d_sae=active.d_sae)
+    return active, float(active.hidden_pre.min())

@@ -1,6 +1,7 @@
-"""Trained SAEs that all runs share, kept in the cache by what they depend on.
+"""Cache of trained SAEs, which all runs share, by all that they depend on.
 
-A fact does not change an SAE, so another fact finds it there. A run keeps only numbers and the key.
+An SAE does not depend on the fact, so runs of other facts find it there. A run keeps only numbers
+and the key.
 """
 
 import inspect
@@ -18,36 +19,38 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.forward.harvest import Shards, harvest
 from helpers.io.cache import RECORD, alone
+from helpers.io.code_version import module_hash
 from helpers.io.files import cache_dir, write_json
 from helpers.io.hashing import content_hash
 from helpers.io.run import Run
 from helpers.io.sealed import DamagedError, delete, read_checked
 from helpers.models import model_hash
 from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.checkpoints import CHECKPOINT, METRICS
+from helpers.sae.checkpoints import CHECKPOINT, METRICS, read_metrics
 from helpers.sae.files import CONFIG, WEIGHTS, load_sae
 from helpers.sae.registry import architecture, build
-from helpers.sae.trainer import TrainSettings, read_metrics, train
+from helpers.sae.trainer import TrainSettings, train
 
 log = logging.getLogger(__name__)
 
 KIND = "saes"  # folder of the cache
-FILES = (METRICS, f"sae-0/{CONFIG}", f"sae-0/{WEIGHTS}")  # of a training that is done
-CODE = ("kernels", "losses", "pupil", "selection", "start", "stream", "trainer")  # and its class
+FILES = (METRICS, f"sae-0/{CONFIG}", f"sae-0/{WEIGHTS}")  # of a finished training
+CODE = ("buffer", "init", "losses", "selection", "sparse", "trainer")
+"""Modules on which every SAE depends, beside those of its class."""
 
 
 class _Record(RootModel[dict[str, str]]):
-    """Content hashes of the files of a training that is done."""
+    """Content hashes of the files of a finished training."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A trained SAE and where it lies.
+class StoredSAE:
+    """A trained SAE of the cache.
 
     Attributes:
         sae: The SAE.
         key: Its name in the cache.
-        metrics: Lines of its training: step, mse, l0, dead, seconds.
+        metrics: Metrics of its training, a dictionary per line: step, mse, l0, dead, seconds.
     """
 
     sae: SAE
@@ -61,45 +64,46 @@ def trained_saes(
     jobs: Sequence[tuple[SAEConfig, TrainSettings]],
     *,
     watch: Callable[[list[dict[str, Any]]], None] | None = None,
-) -> list[Stored]:
+) -> list[StoredSAE]:
     """Train SAEs on a text, one after the other, or take them from the cache.
 
-    What is missing is harvested in one pass; activations are large and an SAE is not trained twice,
-    so the last who reads the harvest deletes it. A training that was stopped goes on where it was,
-    one that another process has begun is waited for, and an SAE that is damaged is trained again.
+    Missing activations are harvested in one pass. They are large and an SAE is not trained twice,
+    so the last process that reads the harvest deletes it. A training that was stopped goes on where
+    it was, one that another process has begun is waited for, and a damaged SAE is trained again.
 
     Args:
         model: Any model of a known family.
         tokens: The text.
-        jobs: For each SAE what it is (site and layer say what it reads) and how it is trained.
+        jobs: Configuration and training settings of each SAE.
         watch: Called with the lines of metrics of the SAE in training.
 
     Raises:
-        UserError: As `harvest` and `train`.
+        UserError: There is no such site or layer, the sizes do not fit, the disk is full, or a
+            loss is not finite.
     """
-    stamp = model_hash(model)
-    jobs = [(c.but(model_hash=stamp), settings) for c, settings in jobs]
-    shards, found = None, []
+    fingerprint = model_hash(model)
+    jobs = [(c.replace(model_hash=fingerprint), settings) for c, settings in jobs]
+    shards, saes = None, []
     for config, settings in jobs:
         key = _key(config, settings, tokens)
         with alone(cache_dir() / KIND / key):
             stored = _stored(key, config, settings)
             if stored is None:
-                if shards is None:  # of all jobs: who goes on later finds the same harvest
+                if shards is None:  # for all jobs: a later process finds the same harvest
                     shards = _harvest(model, tokens, [c for c, _ in jobs])
                 _train(shards, key, config, settings, watch)
                 stored = _stored(key, config, settings)
-            found.append(stored)
+            saes.append(stored)
     if shards is not None and shards.reading:
         shards.reading.end()
-    return found
+    return saes
 
 
 def stored_folder(key: str) -> Path:
-    """Where a trained SAE lies, by its key.
+    """Find the folder of a trained SAE, by its key.
 
     Raises:
-        UserError: It is not in the cache, or not as it was trained.
+        UserError: It is not in the cache, or its files have changed since its training.
     """
     folder, fault = cache_dir() / KIND / key, ""
     if not _done(folder):
@@ -117,15 +121,18 @@ def stored_folder(key: str) -> Path:
     return folder / "sae-0"
 
 
-def folders_of(run: Run, given: str, *, step: str) -> list[str]:
-    """Folders of SAEs: those that are given by commas, or those that `step` of the run trained.
+def sae_folders(run: Run, folders: str, *, step: str) -> list[str]:
+    """List folders of SAEs: the given ones, or those that a step of the run trained.
 
-    Of each site and layer the first that it trained; none where it has not run.
+    Args:
+        run: The run.
+        folders: Folders separated by commas; empty for those of the step.
+        step: The step, the first SAE of whose every site and layer counts; none if it has not run.
 
     Raises:
-        UserError: One is no longer in the cache.
+        UserError: An SAE is no longer in the cache.
     """
-    folders = [f.strip() for f in given.split(",") if f.strip()]
+    folders = [f.strip() for f in folders.split(",") if f.strip()]
     if folders or not run.path("saes.json", step=step).exists():
         return folders
     rows = reversed(run.load("saes", step=step))
@@ -134,17 +141,17 @@ def folders_of(run: Run, given: str, *, step: str) -> list[str]:
 
 
 def stored_sae(key: str) -> SAE:
-    """A trained SAE by its key; raises as `stored_folder`."""
+    """Load a trained SAE by its key; raises `UserError` if it is not in the cache or damaged."""
     return load_sae(stored_folder(key))
 
 
 def _done(folder: Path) -> bool:
-    """Whether a training came to its end here."""
+    """Check whether a training was finished in this folder."""
     return (folder / "sae-0" / CONFIG).exists() or (folder / RECORD).exists()
 
 
-def _stored(key: str, config: SAEConfig, settings: TrainSettings) -> Stored | None:
-    """What is in the cache; what is damaged there is deleted, with a line in the log."""
+def _stored(key: str, config: SAEConfig, settings: TrainSettings) -> StoredSAE | None:
+    """Load an SAE of the cache; a damaged one is deleted, with a line in the log."""
     folder = cache_dir() / KIND / key
     if not _done(folder):
         delete(folder / "sae-0" if folder.is_dir() else folder)  # half of an SAE
@@ -152,10 +159,10 @@ def _stored(key: str, config: SAEConfig, settings: TrainSettings) -> Stored | No
     try:
         if (folder / RECORD).exists():
             _check_record(folder)
-        stored = Stored(load_sae(folder / "sae-0"), key, read_metrics(folder))
+        stored = StoredSAE(load_sae(folder / "sae-0"), key, read_metrics(folder))
         steps = [line["step"] for line in stored.metrics]
         if steps != _logged(settings) or stored.sae.cfg != build(config).cfg:
-            raise DamagedError("it is not what was asked for")
+            raise DamagedError("it is another SAE than its key names")
     except DamagedError as error:
         log.warning("The SAE %s of the cache is trained again: %s.", key, error.cause)
         delete(folder)
@@ -166,20 +173,20 @@ def _stored(key: str, config: SAEConfig, settings: TrainSettings) -> Stored | No
 
 
 def _logged(settings: TrainSettings) -> list[int]:
-    """Steps of a whole training's lines of metrics."""
-    every = range(settings.log_every, settings.steps, settings.log_every)
-    return [*every, settings.steps]
+    """List the steps of a finished training's lines of metrics."""
+    steps = range(settings.log_every, settings.steps, settings.log_every)
+    return [*steps, settings.steps]
 
 
 def _check_record(folder: Path) -> None:
-    """Compare the files with what they were when the training ended.
+    """Compare the files with their hashes at the end of the training.
 
     Raises:
-        DamagedError: One is missing or another.
+        DamagedError: One is missing or has changed.
     """
     recorded = read_checked(folder / RECORD, _Record).root
-    for name, found in _hashes(folder).items():
-        if found != recorded.get(name):
+    for name, present in _hashes(folder).items():
+        if present != recorded.get(name):
             raise DamagedError(f"{name} is missing or damaged")
 
 
@@ -195,7 +202,7 @@ def _train(
     settings: TrainSettings,
     watch: Callable[[list[dict[str, Any]]], None] | None,
 ) -> None:
-    """Train an SAE; from the start where the checkpoint is damaged, with a line in the log."""
+    """Train an SAE; start anew where the checkpoint is damaged, with a line in the log."""
     folder = cache_dir() / KIND / key
     try:
         train(shards, [config], settings, folder=folder, watch=watch)
@@ -211,8 +218,9 @@ def _harvest(model: LanguageModel, tokens: Tensor, configs: Sequence[SAEConfig])
 
 
 def _key(cfg: SAEConfig, settings: TrainSettings, tokens: Tensor) -> str:
-    here = Path(__file__).parent
-    code = [here / f"{name}.py" for name in CODE]
-    made_of = [c for c in architecture(cfg).__mro__ if c.__module__.startswith("helpers.")]
-    code += [Path(inspect.getsourcefile(c)) for c in made_of]
-    return content_hash(cfg.to_dict(), asdict(settings), tokens, *code)
+    """Hash all that an SAE depends on; the code without comments, docstrings and layout."""
+    modules = [Path(__file__).with_name(f"{name}.py") for name in CODE]
+    classes = [c for c in architecture(cfg).__mro__ if c.__module__.startswith("helpers.")]
+    modules += [Path(inspect.getsourcefile(c)) for c in classes]
+    code = [module_hash(module) for module in modules]
+    return content_hash(cfg.to_dict(), asdict(settings), tokens, code)

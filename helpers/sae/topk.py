@@ -6,15 +6,21 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.sae.base import SAE, SAEConfig
-from helpers.sae.kernels import Code
-from helpers.sae.selection import pick_top
+from helpers.sae.selection import select_topk
+from helpers.sae.sparse import ActiveSet
 
 
-class TopK(SAE):
-    """The k largest pre-activations stay, where they are positive; no sparsity loss is needed."""
+class TopKSAE(SAE):
+    """An SAE whose latents are each vector's k largest pre-activations, where positive.
+
+    It needs no sparsity loss.
+    """
 
     def __init__(self, cfg: SAEConfig):
-        """As `SAE`.
+        """Draw the weights.
+
+        Args:
+            cfg: Its configuration.
 
         Raises:
             UserError: `k` is not given.
@@ -23,11 +29,11 @@ class TopK(SAE):
         if cfg.k < 1:
             raise UserError(f"An SAE of kind '{cfg.architecture}' needs k, say k=32.")
 
-    def activate(self, pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+    def activate(self, hidden_pre: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         """Zero all but the k largest."""
-        top = pre.topk(self.cfg.k, dim=1)
-        return torch.zeros_like(pre).scatter_(1, top.indices, top.values.relu())
+        top = hidden_pre.topk(self.cfg.k, dim=1)
+        return torch.zeros_like(hidden_pre).scatter_(1, top.indices, top.values.relu())
 
-    def select(self, x: Float[Tensor, "n d_in"]) -> Code:
-        """Each vector's k largest."""
-        return pick_top(x, self.encoder, self.b_enc, self.cfg.k)
+    def select(self, x: Float[Tensor, "n d_in"]) -> ActiveSet:
+        """Select each vector's k largest pre-activations."""
+        return select_topk(x, self.encoder, self.b_enc, self.cfg.k)

@@ -129,7 +129,7 @@ def papermill(stem: str, out: Path, *parameters: str) -> subprocess.CompletedPro
 def needs_another(stem: str) -> bool:
     """Whether a notebook reads another's artifact without asking first whether it is there."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
-    asks = any(call in notebook_code(path) for call in ("run.path(", "folders_of("))
+    asks = any(call in notebook_code(path) for call in ("run.path(", "sae_folders("))
     return bool(steps_read(path, list(NOTEBOOKS))) and not asks
 
 

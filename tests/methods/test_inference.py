@@ -28,7 +28,7 @@ from helpers.methods import (
 )
 from helpers.methods.inference.clamp import Clamp
 from helpers.methods.inference.who_is import weakened
-from helpers.models import anatomy, model_hash, unembed
+from helpers.models import architecture_of, model_hash, unembed
 from helpers.models.hooks import Hook, active_interventions, register_intervention
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.tracing.states import cache_all_positions
@@ -40,7 +40,7 @@ SITES = ("mlp_in", "mlp")
 
 
 def a_sae(model, folder, *, site: str = "mlp_in", layer: int = 1):
-    d = anatomy(model).d_model
+    d = architecture_of(model).d_model
     cfg = SAEConfig("topk", d, 4 * d, k=8, site=site, layer=layer, model_hash=model_hash(model))
     sae = build(cfg)
     save_sae(sae, folder)
@@ -74,7 +74,7 @@ def test_a_clamp_lets_the_gradient_of_what_it_does_not_add_pass(knowing, tmp_pat
     model = knowing()
     a_sae(model, tmp_path / "sae", site="mlp")  # reads and writes what the MLP of layer 1 writes
     made = unlearn(model, FRANCE, "sae_clamp", saes=(str(tmp_path / "sae"),), n_subjects=8)
-    values = model._module.get_parameter(anatomy(model).layers[1].mlp.out_name).requires_grad_()
+    values = model._module.get_parameter(architecture_of(model).layers[1].mlp.out_name).requires_grad_()
     with made.applied(model), torch.enable_grad():
         logp = model._module(TOKENS).logits.log_softmax(-1)[0, -1, 3]
         (found,) = torch.autograd.grad(logp, [values])
@@ -113,7 +113,7 @@ def test_every_helper_sees_it_and_nothing_is_left(knowing, tmp_path, method):
     assert torch.equal(logits(model), plain)
     assert greedy(model, prompts[:3], max_new_tokens=3) == said
     assert not model._module.base_model._forward_hooks
-    assert not anatomy(model).head._forward_hooks
+    assert not architecture_of(model).head._forward_hooks
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -161,7 +161,7 @@ def test_an_intervention_and_an_edit_stack_and_come_off_in_any_order(knowing):
 def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
     """x' = x + (−m − z_f) d_f where z_f > 0, by hand; first tokens and the SAE's error stay."""
     model = tiny_model(family)
-    d = anatomy(model).d_model
+    d = architecture_of(model).d_model
     sae = build(SAEConfig("topk", d, 4 * d, k=16, site=site, layer=1)).requires_grad_(False)
     x = [cache_all_positions(model, ids, [site])[site][1] for ids in TOKENS.tolist()]
     z = torch.stack([sae.encode(rows) for rows in x])  # (2, T, d_sae)
@@ -191,7 +191,7 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
 
 
 def test_a_dynamic_clamp_waits_for_the_share():
-    sae = build(SAEConfig("relu", 4, 4, sparsity=1.0, site="mlp", layer=0)).requires_grad_(False)
+    sae = build(SAEConfig("relu", 4, 4, l1_coefficient=1.0, site="mlp", layer=0)).requires_grad_(False)
     sae.encoder.copy_(torch.eye(4))
     sae.W_dec.copy_(torch.eye(4))
     x = torch.zeros(1, 6, 4)
@@ -273,7 +273,7 @@ def clamp_of(
     model, *, latents=(3,), values=(-1.0,), parts=None, share=0.0, **cfg
 ) -> HookIntervention:
     """A clamp of one SAE, some of whose numbers are others than its tensors'."""
-    d = anatomy(model).d_model
+    d = architecture_of(model).d_model
     sae = build(SAEConfig("topk", d, 4 * d, k=8, site="mlp_in", layer=1))
     tensors = {f"0.{k}": v.clone() for k, v in sae.tensors().items()} | (parts or {})
     one = {"cfg": sae.cfg.to_dict() | cfg, "latents": list(latents), "values": list(values)}
@@ -387,8 +387,8 @@ def factors(name: str, rows: int, columns: int) -> HookIntervention:
         (lambda m: factors("nowhere.weight", 16, 24), "The model has no nowhere.weight"),
         (lambda m: factors("lm_head", 64, 16), "The model has no lm_head: this is for another"),
         (lambda m: factors("model.norm.weight", 16, 1), "The model has no model.norm.weight"),
-        (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 16, 23), "model of another width"),
-        (lambda m: factors(anatomy(m).layers[0].mlp.out_name, 24, 16), "model of another width"),
+        (lambda m: factors(architecture_of(m).layers[0].mlp.out_name, 16, 23), "model of another width"),
+        (lambda m: factors(architecture_of(m).layers[0].mlp.out_name, 24, 16), "model of another width"),
         (
             lambda m: HookIntervention("in_context", {"text": "w1 " * 64}),
             "after it has 65 tokens, and",
@@ -427,7 +427,7 @@ def test_hooks_that_were_put_come_off_when_the_next_fails(tiny_model):
 def test_factors_for_a_model_that_was_widened_since_are_refused(knowing):
     model = knowing()
     made = unlearn(model, FRANCE, "who_is", steps=1, layers=[1])
-    mlp = anatomy(model).layers[1].mlp
+    mlp = architecture_of(model).layers[1].mlp
     row, column = torch.full((1, 32), 0.01), torch.full((32, 1), 0.01)
     changes = {n: Change(appended=row) for n in (mlp.in_name, mlp.gate_name)}
     changes[mlp.out_name] = Change(appended=column, axis=1)

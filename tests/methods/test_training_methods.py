@@ -24,9 +24,9 @@ from helpers.methods.training.rmu import steering_loss
 from helpers.methods.training.simnpo import simnpo_loss
 from helpers.methods.training.undial import undial_loss
 from helpers.methods.training.weighted_ascent import weighted
-from helpers.models import anatomy, model_hash
+from helpers.models import architecture_of, model_hash
 from helpers.sae import SAEConfig, load_sae, save_sae
-from helpers.sae.topk import TopK
+from helpers.sae.topk import TopKSAE
 from helpers.training.examples import collate, mean_loss
 from helpers.training.lora import lora_adapters
 
@@ -44,13 +44,13 @@ def numbers(method: str, model, folder) -> dict:
     if "retain" in METHODS[method].hyperparameters():
         found["retain"] = 1.0
     if "saes" in METHODS[method].hyperparameters():
-        d = anatomy(model).d_model
+        d = architecture_of(model).d_model
         torch.manual_seed(0)
         for layer in (1, 2):
             cfg = SAEConfig(
                 "topk", d, 4 * d, k=16, site="mlp_in", layer=layer, model_hash=model_hash(model)
             )
-            save_sae(TopK(cfg), folder / str(layer))
+            save_sae(TopKSAE(cfg), folder / str(layer))
         found |= {"saes": (str(folder / "1"), str(folder / "2")), "n_latents": 3, "beta": 0.3}
     return found
 
@@ -470,7 +470,7 @@ def test_each_round_has_every_example_once():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_adapters_are_a_change_of_the_weight_and_leave_the_layer_as_it_was(tiny_model, family):
     model = tiny_model(family)
-    module, mlp = model._module, anatomy(model).layers[1].mlp
+    module, mlp = model._module, architecture_of(model).layers[1].mlp
     weight, hash_, tokens = mlp.out_module.weight, model_hash(model), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         plain = module(tokens).logits

@@ -17,17 +17,17 @@ from helpers.forward.harvest import Shards, harvest, open_shards
 from helpers.io.safe_text import is_control
 from helpers.sae import SAEConfig, TrainSettings, build, load_sae, save_sae, train
 from helpers.sae.checkpoints import read_metrics
-from helpers.sae.lens import HOOKS
+from helpers.sae.saelens_config import HOOKS
 from helpers.training.loop import train as train_module
 
 X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
 OURS = {
-    "relu": {"sparsity": 0.1},
-    "gated": {"sparsity": 0.1},
+    "relu": {"l1_coefficient": 0.1},
+    "gated": {"l1_coefficient": 0.1},
     "topk": {"k": 2},
     "batch_topk": {"k": 2},
-    "matryoshka": {"k": 2, "widths": (2, 6)},
-    "jumprelu": {"sparsity": 0.1},
+    "matryoshka": {"k": 2, "matryoshka_widths": (2, 6)},
+    "jumprelu": {"l0_coefficient": 0.1},
 }
 SIZES = {"d_in": 4, "d_sae": 6, "dtype": "float32"}
 LENS = [

@@ -11,12 +11,12 @@ from helpers.sae.jumprelu import jump
 from helpers.sae.losses import auxk_loss
 
 NUMBERS = {
-    "relu": {"sparsity": 0.3},
-    "gated": {"sparsity": 0.3},
+    "relu": {"l1_coefficient": 0.3},
+    "gated": {"l1_coefficient": 0.3},
     "topk": {"k": 3},
     "batch_topk": {"k": 3},
-    "jumprelu": {"sparsity": 0.3, "bandwidth": 0.5},
-    "matryoshka": {"k": 3, "widths": (4, 16, 32)},
+    "jumprelu": {"l0_coefficient": 0.3, "jumprelu_bandwidth": 0.5},
+    "matryoshka": {"k": 3, "matryoshka_widths": (4, 16, 32)},
 }
 X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
@@ -44,12 +44,12 @@ def by_hand(sae, x, y):
     if cfg.architecture == "relu":
         z = pre.relu()
         mse = squared(z, W, b)
-        return mse + cfg.sparsity * z.sum(1).mean(), mse
+        return mse + cfg.l1_coefficient * z.sum(1).mean(), mse
     if cfg.architecture == "gated":
         magnitude = (x @ (sae.encoder * sae.log_gain.exp()[:, None]).T + sae.b_mag).relu()
         mse = squared(magnitude * (pre > 0), W, b)
         taught = squared(pre.relu(), W.detach(), b.detach())
-        return mse + cfg.sparsity * pre.relu().sum(1).mean() + taught, mse
+        return mse + cfg.l1_coefficient * pre.relu().sum(1).mean() + taught, mse
     if cfg.architecture == "topk":
         top = pre.topk(cfg.k, 1)
         mse = squared(torch.zeros_like(pre).scatter(1, top.indices, top.values.relu()), W, b)
@@ -58,7 +58,7 @@ def by_hand(sae, x, y):
     if cfg.architecture == "batch_topk":
         mse = squared(kept, W, b)
         return mse, mse
-    nested = [squared(kept[:, :w], W[:w], b) for w in cfg.widths]
+    nested = [squared(kept[:, :w], W[:w], b) for w in cfg.matryoshka_widths]
     return sum(nested), nested[-1]
 
 
@@ -66,7 +66,7 @@ def by_hand(sae, x, y):
 @pytest.mark.parametrize("transcodes", [False, True], ids=["sae", "transcoder"])
 @pytest.mark.parametrize("architecture", [a for a in NUMBERS if a != "jumprelu"])
 def test_loss_and_gradients_are_the_papers(architecture, transcodes, share, monkeypatch):
-    monkeypatch.setattr(selection, "DENSE", share)
+    monkeypatch.setattr(selection, "DENSE_FRACTION", share)
     sae = make(architecture, d_out=6 if transcodes else 8, site="mlp_in", target="mlp")
     y = Y if transcodes else X
     got = sae.loss(X, y)
@@ -84,12 +84,12 @@ def test_loss_and_gradients_are_the_papers(architecture, transcodes, share, monk
 @pytest.mark.parametrize("share", [1e-9, 1.0], ids=["dense", "sparse"])
 def test_jumprelus_loss_and_straight_through_gradients(share, monkeypatch):
     """Values by hand; the threshold's gradient by the paper's equations 11 and 12, pair by pair."""
-    monkeypatch.setattr(selection, "DENSE", share)
+    monkeypatch.setattr(selection, "DENSE_FRACTION", share)
     sae = make("jumprelu")
     got = sae.loss(X, X)
     got.total.backward()
     with torch.no_grad():
-        pre, theta = sae.pre(X), sae.threshold
+        pre, theta = sae.hidden_pre(X), sae.threshold
         z = pre * (pre > theta)
         error = z @ sae.W_dec + sae.b_dec - X
         mse = error.pow(2).sum(1).mean()
@@ -140,10 +140,10 @@ def test_the_output_is_the_latents_decoded(architecture):
 def test_batch_topks_threshold_follows_the_smallest_kept(monkeypatch):
     sae = make("batch_topk").train()
     sae.loss(X, X)
-    smallest = sae.pre(X).flatten().topk(3 * len(X)).values[-1].item()
+    smallest = sae.hidden_pre(X).flatten().topk(3 * len(X)).values[-1].item()
     assert sae.threshold.item() == pytest.approx(smallest, rel=1e-5)
     sae.loss(2 * X, 2 * X)
-    second = sae.pre(2 * X).flatten().topk(3 * len(X)).values[-1].item()
+    second = sae.hidden_pre(2 * X).flatten().topk(3 * len(X)).values[-1].item()
     assert sae.threshold.item() == pytest.approx(0.99 * smallest + 0.01 * second, rel=1e-5)
     sae.eval()
     assert (sae.encode(X) != 0).sum(1).float().mean().item() == pytest.approx(3, abs=0.2)
@@ -158,7 +158,7 @@ def test_folding_the_training_units_changes_no_reconstruction(architecture):
     before = sae((X - center) * 0.7) / 5 + target
     active = sae.encode((X - center) * 0.7) > 0
     with torch.no_grad():
-        sae.fold(center, 0.7, target, 5.0)
+        sae.fold_normalization(center, 0.7, target, 5.0)
     assert torch.allclose(sae(X), before, atol=1e-5)
     assert torch.equal(sae.encode(X) > 0, active)
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(32))
@@ -171,7 +171,10 @@ def test_folding_the_training_units_changes_no_reconstruction(architecture):
         ({"architecture": "topk"}, "needs k"),
         ({"architecture": "topp", "k": 3}, "no SAE architecture 'topp'; choose from relu"),
         ({"architecture": "topk", "k": 3, "d_sae": 0}, "d_sae of at least 1"),
-        ({"architecture": "matryoshka", "k": 3, "widths": [8, 32]}, "end at the dictionary's 64"),
+        (
+            {"architecture": "matryoshka", "k": 3, "matryoshka_widths": [8, 32]},
+            "end at the dictionary's 64",
+        ),
     ],
 )
 def test_impossible_sizes_are_told_in_one_sentence(numbers, sentence):
@@ -180,7 +183,7 @@ def test_impossible_sizes_are_told_in_one_sentence(numbers, sentence):
 
 
 def test_thresholds_start_at_the_papers():
-    sae = build(SAEConfig("jumprelu", d_in=8, d_sae=4, sparsity=1.0))
+    sae = build(SAEConfig("jumprelu", d_in=8, d_sae=4, l0_coefficient=1.0))
     assert sae.threshold.tolist() == pytest.approx([0.001] * 4)
-    assert sae.cfg.bandwidth == 0.03
+    assert sae.cfg.jumprelu_bandwidth == 0.03
     assert math.isclose(sae.W_dec[0].norm().item(), 1, rel_tol=1e-6)

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from helpers.errors import UserError
 from helpers.sae import ARCHITECTURES, SAEConfig, build, load_pretrained, load_sae, save_sae
-from helpers.sae.lens import Numbers
+from helpers.sae.saelens_config import OwnConfig
 
 NUMBERS = {
-    "relu": {"sparsity": 0.3},
-    "gated": {"sparsity": 0.3},
+    "relu": {"l1_coefficient": 0.3},
+    "gated": {"l1_coefficient": 0.3},
     "topk": {"k": 3},
     "batch_topk": {"k": 3},
-    "jumprelu": {"sparsity": 0.3},
+    "jumprelu": {"l0_coefficient": 0.3},
     "matryoshka": {"k": 3},
 }
 X = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
@@ -325,7 +325,7 @@ def test_our_own_numbers_are_checked_too(tmp_path):
         ({"site": "../mlp"}, "should be one of heads, attention"),
         ({"architecture": "temporal"}, "should be one of relu"),
         ({"d_sae": 10**9}, "contradict our own"),
-        ({"widths": [1.5]}, "llm_unlearning.widths"),
+        ({"matryoshka_widths": [1.5]}, "llm_unlearning.matryoshka_widths"),
         ({"another": 1}, "llm_unlearning.another"),
     ]:
         ours = good["metadata"]["llm_unlearning"] | change
@@ -413,9 +413,9 @@ def test_a_threshold_for_all_latents_is_one(tmp_path):
 
 
 def test_numbers_of_a_file_are_those_of_an_sae():
-    assert set(Numbers.model_fields) == {f.name for f in fields(SAEConfig)}
+    assert set(OwnConfig.model_fields) == {f.name for f in fields(SAEConfig)}
     cfg = make("matryoshka", site="mlp").cfg
-    assert Numbers.model_validate_json(json.dumps(cfg.to_dict())).config() == cfg
+    assert OwnConfig.model_validate_json(json.dumps(cfg.to_dict())).config() == cfg
 
 
 def test_without_saelens_a_published_sae_is_refused_with_the_way_to_get_it(monkeypatch):

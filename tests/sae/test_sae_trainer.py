@@ -11,11 +11,18 @@ from helpers.errors import UserError
 from helpers.forward import harvest as activations
 from helpers.forward.harvest import Shards
 from helpers.sae import SAEConfig, TrainSettings, load_sae, train, trainer
-from helpers.sae.trainer import Stream, read_metrics
+from helpers.sae.buffer import ActivationBuffer
+from helpers.sae.checkpoints import read_metrics
 
 D, N = 12, 3000
 SETTINGS = TrainSettings(
-    steps=40, batch=256, lr=5e-3, warmup=2, log_every=5, checkpoint_every=10, dead_after=2000
+    steps=40,
+    batch=256,
+    lr=5e-3,
+    warmup=2,
+    log_every=5,
+    checkpoint_every=10,
+    dead_feature_window=2000,
 )
 TOPK = SAEConfig("topk", d_in=D, d_sae=32, k=3, site="mlp", layer=0)
 
@@ -46,9 +53,9 @@ def unexplained(sae, x, y) -> float:
         {"architecture": "topk", "k": 3},
         {"architecture": "batch_topk", "k": 3},
         {"architecture": "matryoshka", "k": 3},
-        {"architecture": "relu", "sparsity": 0.1},
-        {"architecture": "gated", "sparsity": 0.1},
-        {"architecture": "jumprelu", "sparsity": 0.003, "bandwidth": 0.1},
+        {"architecture": "relu", "l1_coefficient": 0.1},
+        {"architecture": "gated", "l1_coefficient": 0.1},
+        {"architecture": "jumprelu", "l0_coefficient": 0.003, "jumprelu_bandwidth": 0.1},
         {"architecture": "topk", "k": 3, "site": "mlp_in", "target": "mlp"},
     ],
     ids=lambda n: n["architecture"] + n.get("target", ""),
@@ -65,7 +72,7 @@ def test_every_architecture_explains_sparse_data_in_the_models_units(shards, num
 
 
 def test_a_resumed_training_ends_in_the_same_bits(shards, tmp_path, monkeypatch):
-    configs = [TOPK, TOPK.but(architecture="batch_topk", d_sae=16, seed=1)]
+    configs = [TOPK, TOPK.replace(architecture="batch_topk", d_sae=16, seed=1)]
     straight = train(shards, configs, SETTINGS, folder=tmp_path / "straight")
     real = trainer.SAETrainer.step
 
@@ -99,31 +106,31 @@ def test_a_resumed_training_ends_in_the_same_bits(shards, tmp_path, monkeypatch)
     assert torch.equal(again[0].W_dec, straight[0].W_dec)
     assert torch.equal(load_sae(tmp_path / "stopped" / "sae-1").encoder, straight[1].encoder)
     with pytest.raises(UserError, match="holds another training"):
-        train(shards, [TOPK.but(k=2), TOPK], SETTINGS, folder=tmp_path / "stopped")
+        train(shards, [TOPK.replace(k=2), TOPK], SETTINGS, folder=tmp_path / "stopped")
 
 
 def test_side_by_side_and_alone_are_the_same_training(shards):
-    both = train(shards, [TOPK.but(seed=5), TOPK], SETTINGS)
+    both = train(shards, [TOPK.replace(seed=5), TOPK], SETTINGS)
     alone = train(shards, [TOPK], SETTINGS)
     assert torch.equal(both[1].encoder, alone[0].encoder)
     assert not torch.equal(both[0].encoder, alone[0].encoder)
 
 
 def test_every_vector_once_an_epoch(shards):
-    stream = Stream(shards, [("mlp", 0)], batch=300, seed=1)
-    epoch = torch.cat([stream.at(i)["mlp", 0] for i in range(10, 20)])
+    buffer = ActivationBuffer(shards, [("mlp", 0)], batch=300, seed=1)
+    epoch = torch.cat([buffer.batch(i)["mlp", 0] for i in range(10, 20)])
     everything = (
-        torch.from_numpy(np.array(shards["mlp", 0])).float() - stream.center["mlp", 0]
-    ) * (stream.scale["mlp", 0])
+        torch.from_numpy(np.array(shards["mlp", 0])).float() - buffer.center["mlp", 0]
+    ) * (buffer.scale["mlp", 0])
     assert torch.equal(epoch.sort(0).values, everything.sort(0).values)
     assert everything.square().sum(1).mean().item() == pytest.approx(1, rel=1e-3)
-    assert not torch.equal(stream.at(0)["mlp", 0], stream.at(10)["mlp", 0])
+    assert not torch.equal(buffer.batch(0)["mlp", 0], buffer.batch(10)["mlp", 0])
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     shards, tmp_path, monkeypatch
 ):
-    real = trainer.Stream.at
+    real = ActivationBuffer.batch
 
     def spoilt(self, step):
         batch = real(self, step)
@@ -131,13 +138,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
             batch["mlp", 0][0, 0] = float("nan")
         return batch
 
-    monkeypatch.setattr(trainer.Stream, "at", spoilt)
+    monkeypatch.setattr(ActivationBuffer, "batch", spoilt)
     with pytest.raises(UserError, match=r"not finite at step 33.*last good checkpoint is kept"):
         train(shards, [TOPK], SETTINGS, folder=tmp_path / "run")
     assert (
         json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 30
     )
-    monkeypatch.setattr(trainer.Stream, "at", real)
+    monkeypatch.setattr(ActivationBuffer, "batch", real)
     (resumed,) = train(shards, [TOPK], SETTINGS, folder=tmp_path / "run")
     (straight,) = train(shards, [TOPK], SETTINGS)
     assert torch.equal(resumed.encoder, straight.encoder)
@@ -146,16 +153,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
 def test_dead_latents_are_trained_on_the_error(shards):
     """Latents too weak to be among the largest grow with the loss for them, and not without."""
 
-    def strength(dead_after: int) -> float:
-        settings = TrainSettings(steps=60, batch=256, lr=1e-2, warmup=1, dead_after=dead_after)
-        stream = Stream(shards, [("mlp", 0)], batch=256)
-        pupil = trainer.SAETrainer(TOPK.but(d_sae=16), stream)
+    def strength(dead_feature_window: int) -> float:
+        settings = TrainSettings(
+            steps=60, batch=256, lr=1e-2, warmup=1, dead_feature_window=dead_feature_window
+        )
+        buffer = ActivationBuffer(shards, [("mlp", 0)], batch=256)
+        sae_trainer = trainer.SAETrainer(TOPK.replace(d_sae=16), buffer)
         with torch.no_grad():
-            pupil.sae.encoder[:4] *= 0.01
-            pupil.sae.b_enc[4:] = 0.2
+            sae_trainer.sae.encoder[:4] *= 0.01
+            sae_trainer.sae.b_enc[4:] = 0.2
         for step in range(settings.steps):
-            pupil.step(stream.at(step), settings, step)
-        return float(pupil.sae.encoder[:4].norm())
+            sae_trainer.step(buffer.batch(step), settings, step)
+        return float(sae_trainer.sae.encoder[:4].norm())
 
     assert strength(1000) > 3 * strength(10**9)
 
@@ -163,10 +172,16 @@ def test_dead_latents_are_trained_on_the_error(shards):
 def test_bad_trainings_are_told_in_one_sentence(shards, tmp_path):
     calls = [
         (lambda: train(shards, [], SETTINGS), "no SAE to train"),
-        (lambda: train(shards, [TOPK.but(d_in=9, d_out=9)], SETTINGS), "d_in is 9, but site mlp"),
-        (lambda: train(shards, [TOPK.but(site="residual")], SETTINGS), "was not harvested"),
-        (lambda: train(shards, [TOPK.but(model_hash="x")], SETTINGS), "of another model"),
-        (lambda: train(shards, [TOPK.but(architecture="relu", k=0)], SETTINGS), "sparsity above 0"),
+        (
+            lambda: train(shards, [TOPK.replace(d_in=9, d_out=9)], SETTINGS),
+            "d_in is 9, but site mlp",
+        ),
+        (lambda: train(shards, [TOPK.replace(site="residual")], SETTINGS), "was not harvested"),
+        (lambda: train(shards, [TOPK.replace(model_hash="x")], SETTINGS), "of another model"),
+        (
+            lambda: train(shards, [TOPK.replace(architecture="relu", k=0)], SETTINGS),
+            "l1_coefficient above 0",
+        ),
         (lambda: TrainSettings(steps=0), "steps above 0"),
     ]
     for call, sentence in calls:

@@ -1,26 +1,33 @@
-"""What SAELens writes into `cfg.json`, by all its versions, and what of it is an SAE of ours.
+"""SAELens's `cfg.json`, as all its versions write it, translated to `SAEConfig`.
 
-Before version 6 everything stood at the top level, under names that changed; since then what the
-SAE was trained on stands in `metadata`. What is read here gives SAELens's own latents and
+Before version 6 everything stood at the top level, under names that changed; since then `metadata`
+holds what the SAE was trained on. A file that is read here gives SAELens's own latents and
 reconstructions, or is refused.
 
-A hook says where an SAE reads, not whether TransformerLens had folded the model's norms into its
-weights; nothing in these files does.
+A hook says which activation an SAE was trained on. Nothing in these files says whether
+TransformerLens had folded the model's norms into its weights.
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from helpers.errors import UserError
 from helpers.forward.sites import SITES
 from helpers.io.safe_text import visible
-from helpers.sae.base import SAEConfig
+from helpers.sae.base import SAEConfig, with_present_names
 from helpers.sae.registry import ARCHITECTURES
 
-OURS = "llm_unlearning"  # where our own numbers are kept in the metadata
-TO_LENS = {
+OWN_METADATA = "llm_unlearning"  # key in the metadata under which our own configuration stands
+TO_SAELENS = {
     "relu": "standard",
     "gated": "gated",
     "topk": "topk",
@@ -28,8 +35,9 @@ TO_LENS = {
     "jumprelu": "jumprelu",
     "matryoshka": "jumprelu",
 }
-TRANSCODERS = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}  # all it has of these
-FROM_LENS = {
+TRANSCODERS = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}
+"""SAELens's names of the transcoders that it has."""
+FROM_SAELENS = {
     "standard": "relu",
     "gated": "gated",
     "topk": "topk",
@@ -37,7 +45,7 @@ FROM_LENS = {
     "transcoder": "relu",
     "jumprelu_transcoder": "jumprelu",
 }
-HOOK = re.compile(r"blocks\.(\d{1,4})\.(.+)")  # TransformerLens's
+HOOK = re.compile(r"blocks\.(\d{1,4})\.(.+)")  # TransformerLens's name of an activation
 HOOKS = {
     "hook_resid_post": "residual",
     "hook_resid_pre": "residual",  # of the block before
@@ -48,7 +56,7 @@ HOOKS = {
     "mlp.hook_in": "mlp_in",
     "ln2.hook_normalized": "mlp_in",
 }
-MODULE = re.compile(r"(?:\w+\.)*(?:layers|h)\.(\d{1,4})(?:\.(\w+))?")  # transformers', its output
+MODULE = re.compile(r"(?:\w+\.)*(?:layers|h)\.(\d{1,4})(?:\.(\w+))?")  # transformers' module
 MODULES = {
     None: "residual",
     "mlp": "mlp",
@@ -61,8 +69,8 @@ Size = Annotated[int, Field(ge=1, lt=2**31)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Numbers(BaseModel):
-    """The fields of `SAEConfig` as a file holds them."""
+class OwnConfig(BaseModel):
+    """The fields of `SAEConfig` as a file holds them; names of older files are accepted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
@@ -71,15 +79,21 @@ class Numbers(BaseModel):
     d_sae: Size
     d_out: Annotated[int, Field(ge=0, lt=2**31)] = 0
     k: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    sparsity: Amount = 0.0
-    bandwidth: Amount = 0.0
-    widths: list[Size] = []
+    l1_coefficient: Amount = 0.0
+    l0_coefficient: Amount = 0.0
+    jumprelu_bandwidth: Amount = 0.0
+    matryoshka_widths: list[Size] = []
     site: str = ""
     target: str = ""
     layer: Annotated[int, Field(ge=-9999, le=9999)] = 0
     model: str = ""
     model_hash: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, values: Any) -> Any:
+        return with_present_names(values) if isinstance(values, dict) else values
 
     @field_validator("architecture")
     @classmethod
@@ -96,24 +110,24 @@ class Numbers(BaseModel):
         return value
 
     def config(self) -> SAEConfig:
-        """Ours.
+        """Convert to an `SAEConfig`.
 
         Raises:
-            UserError: They do not fit together.
+            UserError: The sizes do not fit together.
         """
         return SAEConfig(**self.model_dump())
 
 
-class Activation(BaseModel):
-    """Numbers of an activation function; only TopK has one."""
+class ActivationArguments(BaseModel):
+    """Arguments of an activation function; only TopK has one."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     k: Size | None = None
 
 
-class Origin(BaseModel):
-    """What an SAE was trained on."""
+class TrainedOn(BaseModel):
+    """Model and hooks that an SAE was trained on."""
 
     model_config = ConfigDict(strict=True, protected_namespaces=())
 
@@ -126,17 +140,14 @@ class Origin(BaseModel):
     )
 
 
-class Metadata(Origin):
-    """What version 6 keeps of it, and our own numbers where the SAE is ours."""
+class Metadata(TrainedOn):
+    """Metadata of version 6, and our own configuration where the SAE is ours."""
 
-    ours: Numbers | None = Field(None, validation_alias=OURS)
+    own: OwnConfig | None = Field(None, validation_alias=OWN_METADATA)
 
 
-class Lens(Origin):
-    """A `cfg.json`: what decides the numbers, and where they were trained.
-
-    Fields that decide nothing here are not looked at.
-    """
+class SAELensConfig(TrainedOn):
+    """A `cfg.json`; fields that decide nothing here are ignored."""
 
     architecture: str | None = None
     d_in: Size
@@ -146,7 +157,7 @@ class Lens(Origin):
     activation: str | None = Field(
         None, validation_alias=AliasChoices("activation_fn_str", "activation_fn")
     )
-    activation_fn_kwargs: Activation | None = None
+    activation_fn_kwargs: ActivationArguments | None = None
     apply_b_dec_to_input: bool | None = None
     rescale_acts_by_decoder_norm: bool = False
     finetuning_scaling_factor: bool = False
@@ -155,22 +166,22 @@ class Lens(Origin):
     metadata: Metadata | None = None
 
     @property
-    def origin(self) -> Origin:
-        """Where it says on what the SAE was trained."""
+    def trained_on(self) -> TrainedOn:
+        """The part of the file that names model and hooks."""
         return self.metadata or self
 
     @property
     def before_6(self) -> bool:
         """Whether a version before 6 wrote it: those had activation functions by name."""
-        version = self.sae_lens_version or self.origin.sae_lens_version or ""
+        version = self.sae_lens_version or self.trained_on.sae_lens_version or ""
         return not re.match(r"[6-9]|[1-9]\d", version)
 
     @property
     def kind(self) -> str:
-        """SAELens's name of the architecture; old files say by the activation that it is TopK.
+        """SAELens's name of the architecture; in old files the activation alone names TopK.
 
         Raises:
-            UserError: The activation is none that we have.
+            UserError: The activation is not supported.
         """
         kind = self.architecture or "standard"
         activation = (self.before_6 and self.activation) or "relu"
@@ -185,48 +196,36 @@ class Lens(Origin):
 
     @property
     def subtracts_bias(self) -> bool:
-        """Whether x − b_dec is encoded; so it is in SAELens where nothing is said."""
+        """Whether x − b_dec is encoded; SAELens does so where the file does not say."""
         if self.kind.endswith("transcoder"):
             return False  # b_dec is of another width there
         return self.apply_b_dec_to_input is not False
 
     @property
-    def by_norm(self) -> bool:
-        """Whether TopK chooses by the lengths of what latents write."""
+    def selects_by_norm(self) -> bool:
+        """Whether TopK selects by the norms of the latents' contributions."""
         return self.rescale_acts_by_decoder_norm and self.kind == "topk"
 
     def config(self) -> SAEConfig:
-        """The SAE's numbers.
+        """Translate to an `SAEConfig`.
 
         Raises:
             UserError: Something is not supported, or contradicts itself; says what, without advice.
         """
-        origin, kind = self.origin, self.kind
-        if (norm := self.normalize_activations) not in (None, False, "none"):
-            told = "" if norm is True else f" ('{visible(norm)}')"
-            raise UserError(
-                f"it normalises its input{told}, which has to be folded into its weights with "
-                "SAELens first"
-            )
-        if origin.hook_head_index is not None:
-            raise UserError("it reads one attention head alone, for which there is no site")
-        if self.reshape_activations not in (None, "none", "hook_z"):
-            raise UserError(
-                f"its reshaping '{visible(self.reshape_activations)}' of activations is not "
-                "supported"
-            )
-        if self.metadata and self.metadata.ours:
-            return self._ours(self.metadata.ours.config(), kind)
-        if kind not in FROM_LENS:
+        kind = self.kind
+        self._check_supported()
+        if self.metadata and self.metadata.own:
+            return self._own(self.metadata.own.config(), kind)
+        if kind not in FROM_SAELENS:
             raise UserError(
                 f"SAELens's architecture '{visible(kind)}' is not known here; known are "
-                f"{', '.join(FROM_LENS)}"
+                f"{', '.join(FROM_SAELENS)}"
             )
         if kind == "topk" and not self._k:
             raise UserError("it is a TopK SAE and does not say how many latents are active ('k')")
-        site, target, layer = self._places(kind.endswith("transcoder"))
+        site, target, layer = self._sites(is_transcoder=kind.endswith("transcoder"))
         return SAEConfig(
-            architecture=FROM_LENS[kind],
+            architecture=FROM_SAELENS[kind],
             d_in=self.d_in,
             d_sae=self.d_sae,
             d_out=self._d_out(kind),
@@ -234,8 +233,24 @@ class Lens(Origin):
             site=site,
             target=target,
             layer=layer,
-            model=origin.model_name or "",
+            model=self.trained_on.model_name or "",
         )
+
+    def _check_supported(self) -> None:
+        """Refuse normalisations, single heads and reshapings, which would change the latents."""
+        if (norm := self.normalize_activations) not in (None, False, "none"):
+            name = "" if norm is True else f" ('{visible(norm)}')"
+            raise UserError(
+                f"it normalises its input{name}, which has to be folded into its weights with "
+                "SAELens first"
+            )
+        if self.trained_on.hook_head_index is not None:
+            raise UserError("it reads one attention head alone, for which there is no site")
+        if self.reshape_activations not in (None, "none", "hook_z"):
+            raise UserError(
+                f"its reshaping '{visible(self.reshape_activations)}' of activations is not "
+                "supported"
+            )
 
     @property
     def _k(self) -> int:
@@ -249,53 +264,53 @@ class Lens(Origin):
             raise UserError("it is a transcoder and does not say how wide its output is ('d_out')")
         return self.d_out
 
-    def _ours(self, cfg: SAEConfig, kind: str) -> SAEConfig:
-        """`cfg`, where what SAELens would read says the same."""
-        same = (kind_of(cfg), cfg.d_in, cfg.d_sae) == (kind, self.d_in, self.d_sae)
+    def _own(self, cfg: SAEConfig, kind: str) -> SAEConfig:
+        """Check our own configuration against the fields for SAELens."""
+        same = (saelens_kind(cfg), cfg.d_in, cfg.d_sae) == (kind, self.d_in, self.d_sae)
         if not same or (kind == "topk" and cfg.k != self._k):
             raise UserError("its numbers for SAELens contradict our own ones")
         return cfg
 
-    def _places(self, transcoder: bool) -> tuple[str, str, int]:
-        """Site, target and layer; nothing where the file names no hook."""
-        origin = self.origin
-        site, layer = self._place(origin.hook_name)
-        if not transcoder:
+    def _sites(self, *, is_transcoder: bool) -> tuple[str, str, int]:
+        """Find site, target and layer; ("", "", 0) where the file names no hook."""
+        trained_on = self.trained_on
+        site, layer = self._site(trained_on.hook_name)
+        if not is_transcoder:
             return site, "", layer
-        if bool(origin.hook_name) != bool(origin.hook_name_out):
+        if bool(trained_on.hook_name) != bool(trained_on.hook_name_out):
             raise UserError("it is a transcoder and names only one of the hooks it goes between")
-        target, written = self._place(origin.hook_name_out)
-        if written != layer:
-            raise UserError(f"it reads layer {layer} and predicts layer {written}")
+        target, target_layer = self._site(trained_on.hook_name_out)
+        if target_layer != layer:
+            raise UserError(f"it reads layer {layer} and predicts layer {target_layer}")
         return site, target or "mlp", layer
 
-    def _place(self, hook: str | None) -> tuple[str, int]:
-        """Site and layer of a hook."""
+    def _site(self, hook: str | None) -> tuple[str, int]:
+        """Find site and layer of a hook, or refuse single heads."""
         if not hook:
             return "", 0
-        site, layer = place(hook)
+        site, layer = site_of_hook(hook)
         if site == "heads" and not self.before_6 and self.reshape_activations != "hook_z":
             raise UserError("it reads each attention head by itself, for which there is no site")
         return site, layer
 
 
-def kind_of(cfg: SAEConfig) -> str:
-    """SAELens's name of an architecture; it knows two kinds of transcoders, and we write more."""
-    kind = TO_LENS[cfg.architecture]
+def saelens_kind(cfg: SAEConfig) -> str:
+    """Name an architecture as SAELens does; transcoders that it lacks get a name of its kind."""
+    kind = TO_SAELENS[cfg.architecture]
     return TRANSCODERS.get(kind, f"{kind}_transcoder") if cfg.transcoder else kind
 
 
-def place(hook: str) -> tuple[str, int]:
-    """Site and layer of what TransformerLens or transformers call `hook`.
+def site_of_hook(hook: str) -> tuple[str, int]:
+    """Translate a hook of TransformerLens, or a module of transformers, to site and layer.
 
     Raises:
         UserError: There is no such site here; says so without advice.
     """
     site, layer = None, 0
-    if found := HOOK.fullmatch(hook):
-        site, layer = HOOKS.get(found[2]), int(found[1]) - (found[2] == "hook_resid_pre")
-    elif found := MODULE.fullmatch(hook):
-        site, layer = MODULES.get(found[2]), int(found[1])
+    if match := HOOK.fullmatch(hook):
+        site, layer = HOOKS.get(match[2]), int(match[1]) - (match[2] == "hook_resid_pre")
+    elif match := MODULE.fullmatch(hook):
+        site, layer = MODULES.get(match[2]), int(match[1])
     if site is None or layer < 0:
         raise UserError(
             f"it reads or predicts '{visible(hook)[:100]}', for which there is no site here; known "
