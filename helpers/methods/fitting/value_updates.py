@@ -1,4 +1,4 @@
-"""Least-squares updates of a value matrix: new outputs for some keys, little change for all others."""
+"""Least-squares updates of W_out: new outputs for some keys, little change for all others."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,25 +10,26 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import subject_prompts
+from helpers.methods.snapshots import preserved_parameters
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of
 from helpers.tracing import cache_activations
 
-RIDGE = 1e-6  # of the mean variance, so that a sample of text can be inverted
+Keys = Float[Tensor, "n d_mlp"]  # one key a row
 
 
-Row = Float[Tensor, "n d_mlp"]
-
-
-def solve(C: Float[Tensor, "width width"], K: Float[Tensor, "width n"]) -> Float[Tensor, "width n"]:
-    """(C + ridge)⁻¹ K in float64.
+def solve_regularised(
+    C: Float[Tensor, "d_mlp d_mlp"], K: Float[Tensor, "d_mlp n"], *, ridge: float
+) -> Float[Tensor, "d_mlp n"]:
+    """Compute (C + r I)⁻¹ K in float64, with r = `ridge` · mean diagonal entry of C.
 
     Raises:
         UserError: C is singular all the same.
     """
     C = C.double()
-    ridge = RIDGE * C.diagonal().mean()
-    factor, failed = torch.linalg.cholesky_ex(C + ridge * torch.eye(len(C), dtype=C.dtype))
+    # A sample of text may have fewer keys than C has dimensions: the ridge makes it invertible.
+    scaled_ridge = ridge * C.diagonal().mean()
+    factor, failed = torch.linalg.cholesky_ex(C + scaled_ridge * torch.eye(len(C), dtype=C.dtype))
     if failed:
         raise UserError(
             "The covariance of the keys is singular: read more text (a larger n_tokens)."
@@ -36,27 +37,28 @@ def solve(C: Float[Tensor, "width width"], K: Float[Tensor, "width n"]) -> Float
     return torch.cholesky_solve(K.double(), factor)
 
 
-def spread(
+def distribute_over_layers(
     model: LanguageModel,
     pair: ConceptPair,
     delta: Float[Tensor, " d_model"],
     layers: Sequence[int],
-    read: Callable[[int, Row], Row],
+    adjusted_keys: Callable[[int, Keys], Keys],
 ) -> WeightEdit:
-    """Reach the residual stream + `delta` after the last of `layers`, a share in each layer.
+    """Distribute the residual of MEMIT over layers: residual stream + `delta` after the last one.
 
-    Layer by layer, with the edits so far in place: take the keys, let `read` turn them into the
-    right factor, and write the share of what is still lacking. The model is left as it was.
+    Layer by layer, with the changes so far in place: read the keys, compute the right factor from
+    them, and write what the residual stream still lacks, divided by the number of layers to go.
+    The model is left as it was.
 
     Args:
         model: Any model of a known family.
-        pair: Whose training completions are used.
+        pair: The fact whose training completions give the keys.
         delta: `v*` − v at the last layer.
         layers: Edited layers, lowest first.
-        read: (layer, keys) → right factor of the change, one row a key.
+        adjusted_keys: (layer, keys) → right factor of the change, one row a key.
 
     Raises:
-        UserError: The family normalises what its MLPs write, so writes cannot be shared out.
+        UserError: The family normalises its MLPs' outputs, so they cannot be shared out.
     """
     arch = architecture_of(model)
     if any(arch.layers[i].mlp.out_envoy is not arch.layers[i].mlp_write for i in layers):
@@ -65,24 +67,23 @@ def spread(
             "layers: use rome, which edits a single one."
         )
     prompts = subject_prompts(pair)
-    changes, originals = {}, {}
-    wanted = None
-    try:
-        for done, i in enumerate(layers):
+
+    def at_subject(site: str, layer: int) -> Float[Tensor, "n width"]:
+        states = cache_activations(model, prompts, sites=[site], layers=[layer], position="subject")
+        return states[site][:, 0]
+
+    changes = {}
+    target = None  # residual stream after the last layer that the edit should reach
+    with preserved_parameters(model._module, [arch.layers[i].mlp.out_name for i in layers]):
+        for n_done, i in enumerate(layers):
             mlp = arch.layers[i].mlp
-            now = cache_activations(
-                model, prompts, sites=["residual"], layers=[layers[-1]], position="subject"
-            )["residual"][:, 0].double()
-            wanted = now + delta if wanted is None else wanted
-            K = cache_activations(model, prompts, sites=["neurons"], layers=[i], position="subject")
-            share = (wanted - now) / (len(layers) - done)  # (n, d_model)
-            change = low_rank_change(mlp, share.T, read(i, K["neurons"][:, 0]))
+            residual_stream = at_subject("residual", layers[-1]).double()
+            target = residual_stream + delta if target is None else target
+            keys = at_subject("neurons", i)
+            resid = (target - residual_stream) / (len(layers) - n_done)  # (n, d_model)
+            change = low_rank_change(mlp, resid.T, adjusted_keys(i, keys))
+            changes[mlp.out_name] = change
             weight = mlp.out_module.weight
-            changes[mlp.out_name], originals[weight] = change, weight.detach().clone()
             with torch.no_grad():
                 weight += change.matrix().to(weight)
-    finally:
-        with torch.no_grad():
-            for weight, original in originals.items():
-                weight.copy_(original)
     return WeightEdit.of(model._module, changes)
