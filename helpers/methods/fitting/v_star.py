@@ -200,7 +200,7 @@ class UpperLayers:
             layer: The lowest layer that runs again.
         """
         self.model, self.arch, self.layer = model, architecture_of(model), layer
-        ids = [token_ids(model, p) for p in prompts]
+        ids = [tuple(token_ids(model, p)) for p in prompts]
         self.tokens = right_padded(ids)  # (n, t)
         self.rows = torch.arange(len(ids))
         self.subject = torch.tensor([position_of(model, p, "subject") for p in prompts])
