@@ -17,7 +17,7 @@ sys.path.insert(0, workflow.basedir)
 
 from helpers.book.records import BOOK, unmark_outdated
 from helpers.book.run_settings import read_settings
-from helpers.book.sources import notebook_path, steps_read
+from helpers.book.sources import notebook_path, upstream_notebooks
 
 JOBS = int(config.get("jobs", 1))  # notebooks at a time; each gets its share of the cores
 SETTINGS = read_settings(Path("."))
@@ -48,7 +48,7 @@ for number, stem in enumerate(STEMS):
         name:
             stem
         input:
-            ancient(expand("logs/{stem}.done", stem=steps_read(notebook_path(stem), STEMS))),
+            ancient(expand("logs/{stem}.done", stem=upstream_notebooks(notebook_path(stem), STEMS))),
         output:
             touch(f"logs/{stem}.done"),
         params:

@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from helpers.book.check import check
-from helpers.book.pages import Executed, benchmark_tables, status_table, words_of
+from helpers.book.pages import Executed, benchmark_tables, page_words, status_table
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
-from helpers.io.safe_text import markdown
+from helpers.io.safe_text import escape_markdown
 
 MARKS = {"book/status.md": "<!-- status -->", "book/benchmarks.md": "<!-- benchmarks -->"}
 MATHJAX = "sphinx-mathjax-offline"
@@ -113,7 +113,7 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
     }
     for name, mark in MARKS.items():
         files[name] = files[name].decode().replace(mark, tables[name]).encode()
-    words = words_of(pages[0]) if pages else {}
+    words = page_words(pages[0]) if pages else {}
     for name, page in files.items():
         if name.startswith("book/") and name.endswith(".md"):
             files[name] = _with_words(page.decode(), words).encode()
@@ -135,7 +135,7 @@ def _write(files: dict[str, bytes], stage_folder: Path) -> Path:
 def _with_words(page: str, words: dict[str, str]) -> str:
     """A prose page with the run's words in place of `{{ subject }}`, ..., as text and no markup."""
     for name, text in words.items():
-        page = page.replace(f"{{{{ {name} }}}}", markdown(text))
+        page = page.replace(f"{{{{ {name} }}}}", escape_markdown(text))
     return page
 
 

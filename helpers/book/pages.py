@@ -14,7 +14,7 @@ from typing import Any
 
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
-from helpers.io.safe_text import code, markdown, visible
+from helpers.io.safe_text import escape_markdown, inline_code, visible
 
 GLUE = "application/papermill.record/"  # how myst-nb marks what a page may quote
 FOLDED = "hide-cell"  # myst-nb shows such a cell behind a button
@@ -136,14 +136,14 @@ class Executed:
             "Versions": _pairs(manifest.get("versions", {}), joint=" "),
             "Inputs": _pairs(manifest.get("inputs", {}), joint=" "),
             "Outputs": _pairs(manifest.get("outputs", {}), joint=" "),
-            "Started": markdown(manifest.get("started", "")),
-            "Duration": f"{duration(self.papermill['duration'])} in all",
+            "Started": escape_markdown(manifest.get("started", "")),
+            "Duration": f"{duration_in_words(self.papermill['duration'])} in all",
             "Peak memory": memory(manifest.get("peak_memory_mb")),
         }
         table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text)
         summary = (
-            f"Made by profile {code(manifest.get('profile'))} in "
-            f"{duration(self.papermill['duration'])}, commit {code(manifest.get('commit'))}"
+            f"Made by profile {inline_code(manifest.get('profile'))} in "
+            f"{duration_in_words(self.papermill['duration'])}, commit {inline_code(manifest.get('commit'))}"
         )
         command = self.command()
         longest = max(map(len, re.findall("`+", command)), default=0)
@@ -176,14 +176,14 @@ def status_table(pages: list[Executed]) -> str:
     for page in pages:
         lines.append(
             f"| [](/notebooks/{page.stem}.ipynb) | [passed]{{.passed}} "
-            f"| {duration(page.papermill['duration'])} "
+            f"| {duration_in_words(page.papermill['duration'])} "
             f"| {memory(page.manifest.get('peak_memory_mb'))} "
             f"| {_cell(page.manifest.get('profile'))} | {_cell(page.manifest.get('commit'))} |"
         )
     seconds = sum(page.papermill["duration"] for page in pages)
     last = max(str(page.papermill.get("end_time") or "") for page in pages)
     return "\n".join(lines) + (
-        f"\n\nAll notebooks together took {duration(seconds)} of computing"
+        f"\n\nAll notebooks together took {duration_in_words(seconds)} of computing"
         f"{f'; the last one ended on {last[:10]} at {last[11:16]} UTC' if last else ''}. "
         "*Time* is papermill's, from the start of the kernel to the last cell; *peak memory* is "
         "the largest resident size of the notebook's process. A notebook that fails stops the "
@@ -217,7 +217,7 @@ def _number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def words_of(page: Executed) -> dict[str, str]:
+def page_words(page: Executed) -> dict[str, str]:
     """The words that prose pages take from a run, as `{{ subject }}`, `{{ target }}`, ...
 
     Subject and target are those that the notebook glued, for a pair file overrides the settings.
@@ -228,7 +228,7 @@ def words_of(page: Executed) -> dict[str, str]:
     return words | {"profile": str(page.manifest.get("profile", ""))}
 
 
-def duration(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """Seconds as a person says them.
 
     >>> duration(3.2), duration(41.7), duration(125)
@@ -290,7 +290,7 @@ def _portable_path(text: str) -> str:
 
 
 def _cell(text: Any) -> str:
-    return code(text, in_table=True)
+    return inline_code(text, in_table=True)
 
 
 def _pairs(values: dict[str, Any], joint: str = " = ") -> str:

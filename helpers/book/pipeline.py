@@ -24,14 +24,20 @@ from typing import Any, NoReturn
 
 import psutil
 
-from helpers.book.progress import clock, durations, open_standard_streams, say
+from helpers.book.progress import echo, open_standard_streams, step_durations
 from helpers.book.records import BOOK, INDEX
-from helpers.book.run_lock import locked, wait_for_steps
-from helpers.book.run_settings import ask_model, environment, is_new, resolve, write
+from helpers.book.run_lock import pipeline_lock, wait_for_steps
+from helpers.book.run_settings import (
+    check_model_apart,
+    environment,
+    is_new,
+    resolve,
+    write_settings,
+)
 from helpers.book.settings import NOTEBOOKS, ROOT
-from helpers.book.sources import PLACE_OF_NOTEBOOKS
+from helpers.book.sources import NOTEBOOKS_VARIABLE
 from helpers.errors import UserError
-from helpers.io.files import FULL
+from helpers.io.files import DISK_FULL
 from helpers.io.safe_text import visible
 
 GOALS = {"book": "The book: {}", "notebooks": "The executed notebooks: {}"}
@@ -83,24 +89,24 @@ def run(
     """
     steps = [*settings["notebooks"], BOOK]
     log = folder / "logs" / "snakemake.log"
-    with locked(folder) as lock, temporary_files(folder) as temporary:
-        write(folder, settings)
+    with pipeline_lock(folder) as lock, temporary_files(folder) as temporary:
+        write_settings(folder, settings)
         for name in ("logs", "notebooks", "artifacts"):
             (folder / name).mkdir(exist_ok=True)
-        own = {PLACE_OF_NOTEBOOKS: str(notebooks), "TMPDIR": temporary}
+        own = {NOTEBOOKS_VARIABLE: str(notebooks), "TMPDIR": temporary}
         command = _snakemake(folder, goals, cores, jobs)
         planned = _planned(command, steps, log, environment() | own)
         todo = [step for step in steps if step in planned]
         if not todo:
-            say(f"Nothing to do in {visible(folder)}: everything is up to date.")
+            echo(f"Nothing to do in {visible(folder)}: everything is up to date.")
             return
-        expected = durations(settings["profile"])
+        expected = step_durations(settings["profile"])
         for step in todo:
             (folder / "logs" / f"{step}.failed").unlink(missing_ok=True)
         known = all(step in expected for step in todo)
-        told = f", about {clock(sum(expected[s] for s in todo))} in all" if known else ""
+        told = f", about {format_duration(sum(expected[s] for s in todo))} in all" if known else ""
         count = f"{len(todo)} step{'s' if len(todo) > 1 else ''}"
-        say(f"{visible(folder)}: {count} to do{told}.")
+        echo(f"{visible(folder)}: {count} to do{told}.")
         plan = json.dumps({"steps": todo, "expected": expected, "parallel": jobs > 1})
         with log.open("w") as file:
             code = _call(command, file, environment() | own | {"UNLEARNING_PLAN": plan}, lock)
@@ -226,8 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
             values = next(iter(settings["notebooks"].values()))
             fact = f"{values['subject']} → {values['target']} ({values['relation']})"
             asked = visible(f"Does {values['model']} know {fact}?")
-            say(f"{asked} The first time this takes a minute.")
-            ask_model(settings["notebooks"])
+            echo(f"{asked} The first time this takes a minute.")
+            check_model_apart(settings["notebooks"])
         run(
             folder,
             settings,
@@ -237,22 +243,22 @@ def main(arguments: list[str] | None = None) -> int:
             jobs=options.jobs,
         )
         goal = "notebooks" if options.only else options.goal
-        say(GOALS[goal].format(visible(folder / (INDEX if goal == "book" else "notebooks"))))
+        echo(GOALS[goal].format(visible(folder / (INDEX if goal == "book" else "notebooks"))))
     except UserError as error:
-        say(f"\n{visible(error, allowed=chr(10))}", sys.stderr)
+        echo(f"\n{visible(error, allowed=chr(10))}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        say("\nStopped. Finished steps are kept: the same command goes on.", sys.stderr)
+        echo("\nStopped. Finished steps are kept: the same command goes on.", sys.stderr)
         return 130
     except OSError as error:
-        say(f"\n{_told(error)}", sys.stderr)
+        echo(f"\n{_told(error)}", sys.stderr)
         return 1
     return 0
 
 
 def _told(error: OSError) -> str:
     """An error of the system as a sentence."""
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return "The disk is full: free some space and run again."
     where = f"{visible(error.filename)} cannot be used" if error.filename else "The system refused"
     return f"{where} ({error.strerror or error}): check what is there, and its permissions."

@@ -18,7 +18,7 @@ from helpers.io.files import cache_dir, read_json, write_json
 PLAIN = str.maketrans({"→": "->", "·": "-", "…": "...", "×": "x", "–": "-"})
 
 
-def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
+def echo(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     """Write to the terminal at once; one that is closed or old is no reason to stop."""
     stream = stream or sys.stdout
     if stream is None:  # closed before we were started
@@ -75,9 +75,9 @@ class Progress:
         self._stop.set()
         self._thread.join()
         ended = "stopped after" if kind or self.failed else "done in"
-        self._show(f"{ended} {clock(self.seconds)}")
+        self._show(f"{ended} {format_duration(self.seconds)}")
         if self._rewrites:
-            say("")
+            echo("")
 
     @property
     def seconds(self) -> float:
@@ -87,13 +87,13 @@ class Progress:
     def line(self) -> str:
         """How far the step is, and how long it and the rest should still take."""
         parts = [f"cell {min(self.done + 1, self._total)} of {self._total}"] if self._total else []
-        parts.append(clock(self.seconds))
+        parts.append(format_duration(self.seconds))
         if self._step in self._expected:
             left = max(0.0, self._expected[self._step] - self.seconds)
-            parts.append(f"about {clock(left)} left")
+            parts.append(f"about {format_duration(left)} left")
             if self._later and all(step in self._expected for step in self._later):
                 everything = left + sum(self._expected[step] for step in self._later)
-                parts.append(f"{clock(everything)} for everything")
+                parts.append(f"{format_duration(everything)} for everything")
         return " · ".join(parts)
 
     def _tick(self) -> None:
@@ -102,17 +102,17 @@ class Progress:
 
     def _show(self, text: str = "") -> None:
         start, end = ("\r\x1b[K", "") if self._rewrites else ("", "\n")
-        say(f"{start}{self._head} · {text or self.line()}", end=end)
+        echo(f"{start}{self._head} · {text or self.line()}", end=end)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`seconds` as minutes and seconds, `2:05`, or with hours, `1:02:05`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def durations(profile: str) -> dict[str, float]:
+def step_durations(profile: str) -> dict[str, float]:
     """Seconds that each step took the last time on this machine, else as measured for us."""
     found = _recorded(ROOT / "profiles" / "durations.json", profile)
     with contextlib.suppress(UserError):

@@ -13,23 +13,23 @@ from typing import Any
 
 from helpers.book.settings import ROOT
 from helpers.book.sources import (
-    helpers_used,
-    model_stamp,
+    file_fingerprint,
+    model_fingerprint,
     notebook_hash,
+    notebook_imports,
     notebook_path,
-    stamp,
-    steps_read,
+    upstream_notebooks,
 )
 from helpers.errors import UserError
 from helpers.io.files import read_json, write_json
 from helpers.io.hashing import content_hash, file_hash
 from helpers.io.manifest import (
     MANIFEST,
-    differs,
     manifest_hash,
     read_manifest,
     step_folder,
     versions,
+    why_changed,
 )
 
 BOOK = "book"
@@ -39,12 +39,12 @@ ADDRESSES = ("BOOK_REPOSITORY", "BOOK_BRANCH", "BOOK_URL")
 RECORD = "record"  # part of a manifest
 
 
-def mark(folder: Path, step: str) -> Path:
+def done_mark(folder: Path, step: str) -> Path:
     """The file that is there as long as a step is up to date."""
     return folder / "logs" / f"{step}.done"
 
 
-def made_from(stem: str, values: dict[str, Any]) -> dict[str, str]:
+def input_hashes(stem: str, values: dict[str, Any]) -> dict[str, str]:
     """What the result of a notebook depends on, but for what it reads of other steps.
 
     Args:
@@ -56,22 +56,22 @@ def made_from(stem: str, values: dict[str, Any]) -> dict[str, str]:
     folders = [folder.strip() for folder in values.get("saes", "").split(",") if folder.strip()]
     return {
         "cells": notebook_hash(source),
-        "code": content_hash(_contents(helpers_used(source))),
+        "code": content_hash(_contents(notebook_imports(source))),
         "settings": content_hash({k: v for k, v in values.items() if k != "run"}),
         "versions": content_hash(versions()),
-        "model": model_stamp(values["model"]),
-        "saes": content_hash([stamp(f) if os.path.isdir(f) else "" for f in folders]),
+        "model": model_fingerprint(values["model"]),
+        "saes": content_hash([file_fingerprint(f) if os.path.isdir(f) else "" for f in folders]),
         **{k: content_hash(Path(f)) if os.path.isfile(f) else "" for k, f in files.items()},
     }
 
 
-def misfit(folder: Path, stem: str, asked: dict[str, str]) -> str:
+def why_outdated(folder: Path, stem: str, asked: dict[str, str]) -> str:
     """Why a step has to be made again, in a few words; nothing where it is up to date.
 
     Args:
         folder: The run folder.
         stem: The notebook.
-        asked: Its `made_from` now.
+        asked: Its `input_hashes` now.
     """
     manifest = read_manifest(folder, stem)
     if not manifest:
@@ -85,7 +85,7 @@ def misfit(folder: Path, stem: str, asked: dict[str, str]) -> str:
     files = {step_folder(folder, stem) / name: h for name, h in manifest["outputs"].items()}
     files[folder / "notebooks" / f"{stem}.ipynb"] = record.get("notebook", "")
     for path, recorded in files.items():
-        if reason := differs(path, recorded):
+        if reason := why_changed(path, recorded):
             return reason
     for name, recorded in manifest["inputs"].items():
         step, _, file = name.partition("/")
@@ -97,12 +97,12 @@ def misfit(folder: Path, stem: str, asked: dict[str, str]) -> str:
 
 
 def record(place: Path, notebook: Path, asked: dict[str, str], times: dict[str, Any]) -> None:
-    """Add to the manifest of a step what `misfit` compares, and papermill's times.
+    """Add to the manifest of a step what `why_outdated` compares, and papermill's times.
 
     Args:
         place: Where the manifest lies.
         notebook: The executed notebook.
-        asked: `made_from` as it was before the step began.
+        asked: `input_hashes` as it was before the step began.
         times: When it began and ended, and the seconds it took.
 
     Raises:
@@ -123,25 +123,27 @@ def unmark_outdated(folder: Path, notebooks: dict[str, dict[str, Any]]) -> None:
         folder: The run folder.
         notebooks: Stem → parameters.
     """
-    outdated = {s for s, values in notebooks.items() if misfit(folder, s, made_from(s, values))}
-    reads = {stem: steps_read(notebook_path(stem), list(notebooks)) for stem in notebooks}
+    outdated = {
+        s for s, values in notebooks.items() if why_outdated(folder, s, input_hashes(s, values))
+    }
+    reads = {stem: upstream_notebooks(notebook_path(stem), list(notebooks)) for stem in notebooks}
     while more := {s for s, others in reads.items() if outdated & set(others)} - outdated:
         outdated |= more
-    unmarked = {s for s in notebooks if not mark(folder, s).exists()}
+    unmarked = {s for s in notebooks if not done_mark(folder, s).exists()}
     if outdated | unmarked or not _book_fits(folder, list(notebooks)):
         outdated.add(BOOK)
     for step in outdated:
-        mark(folder, step).unlink(missing_ok=True)
+        done_mark(folder, step).unlink(missing_ok=True)
 
 
 def mark_book(folder: Path, stems: list[str]) -> None:
     """Note that the book was made from what is there now."""
-    write_json(mark(folder, BOOK), _book_made_from(folder, stems))
+    write_json(done_mark(folder, BOOK), _book_made_from(folder, stems))
 
 
 def _book_fits(folder: Path, stems: list[str]) -> bool:
     try:
-        before = read_json(mark(folder, BOOK))
+        before = read_json(done_mark(folder, BOOK))
     except UserError:
         return False
     return (folder / INDEX).is_file() and before == _book_made_from(folder, stems)

@@ -16,7 +16,7 @@ PIPELINE, STEPS = ".lock", ".steps.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
+def pipeline_lock(folder: Path) -> Iterator[int]:
     """Hold the run folder; the lock ends with the processes that hold it, however they end.
 
     Yields:
@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def at_work(folder: Path) -> Iterator[None]:
+def step_lock(folder: Path) -> Iterator[None]:
     """Let no other pipeline begin in the run folder while this step works there."""
     with (folder / STEPS).open("a+") as file:
         fcntl_quietly(file, fcntl.LOCK_SH)

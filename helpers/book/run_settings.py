@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from helpers.book.settings import ROOT, Common, Profile, load_profile, located, slug
+from helpers.book.settings import ROOT, Common, Profile, load_profile, slug, with_absolute_paths
 from helpers.errors import UserError
-from helpers.io.files import CACHE, atomic_path, cache_dir
+from helpers.io.files import CACHE_VARIABLE, atomic_path, cache_dir
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.io.yaml_files import read_yaml
@@ -40,7 +40,7 @@ def resolve(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: Something in it is unknown, misspelt, mistyped or contradictory.
     """
-    overrides = located(dict(_assignment(text) for text in options.set), Path.cwd())
+    overrides = with_absolute_paths(dict(_assignment(text) for text in options.set), Path.cwd())
     profile = load_profile(options.profile, overrides)
     pair = _pair(profile, overrides)
     if pair:
@@ -118,7 +118,7 @@ def _run_name(options: argparse.Namespace, asked: Profile) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[:100]}-{content_hash(name)[:8]}"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What two `settings.yaml` say differently; a parameter that only one has is no difference."""
     found: dict[str, list[str]] = {}
     for stem in old["notebooks"].keys() & new["notebooks"].keys():
@@ -175,7 +175,7 @@ def is_new(folder: Path, settings: dict[str, Any], *, update: bool = False) -> b
     if not os.path.lexists(folder / SETTINGS):
         return True
     old = read_settings(folder)
-    changed = differences(old, settings)
+    changed = changed_settings(old, settings)
     if changed and not update:
         raise UserError(
             f"{visible(folder)} was made by other settings ({'; '.join(changed[:3])}): give this "
@@ -184,14 +184,14 @@ def is_new(folder: Path, settings: dict[str, Any], *, update: bool = False) -> b
     return old != settings
 
 
-def write(folder: Path, settings: dict[str, Any]) -> None:
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write the run folder's `settings.yaml`."""
     with atomic_path(folder / SETTINGS) as temporary:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         temporary.write_text(text, encoding="utf-8")
 
 
-def ask_model(notebooks: dict[str, dict]) -> None:
+def check_model_apart(notebooks: dict[str, dict]) -> None:
     """`check_model` in a process of its own: this one stays small while notebooks run.
 
     Raises:
@@ -239,7 +239,7 @@ def check_model(values: dict[str, Any]) -> None:
 def environment() -> dict[str, str]:
     """The environment of every process of a run: this clone's helpers, no reports to anyone."""
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    if os.environ.get(CACHE):
+    if os.environ.get(CACHE_VARIABLE):
         cache_dir()  # makes it absolute
     dropped = {"MPLBACKEND"}  # notebooks draw inline
     terminal = {"PYTHONIOENCODING": getattr(sys.stdout, "encoding", None) or "utf-8"}

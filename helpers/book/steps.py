@@ -24,15 +24,15 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from helpers.book.progress import Progress, remember_duration, say
-from helpers.book.records import BOOK, made_from, mark_book, misfit, record
-from helpers.book.run_lock import at_work
+from helpers.book.progress import Progress, echo, remember_duration
+from helpers.book.records import BOOK, input_hashes, mark_book, record, why_outdated
+from helpers.book.run_lock import step_lock
 from helpers.book.run_settings import read_settings
 from helpers.book.settings import ROOT
 from helpers.book.sources import notebook_path
 from helpers.errors import UserError
 from helpers.io.files import atomic_path
-from helpers.io.manifest import PLACE, step_folder
+from helpers.io.manifest import ARTIFACTS_VARIABLE, step_folder
 from helpers.io.safe_text import visible
 
 KERNEL = "python3"  # the environment's own
@@ -60,7 +60,7 @@ def execute(folder: Path, stem: str, parameters: dict[str, Any], asked: dict[str
         atomic_path(folder / "notebooks" / f"{stem}.ipynb") as notebook,
         atomic_path(step_folder(folder, stem), folder=True, replace=True) as place,
     ):
-        os.environ[PLACE] = str(place)  # the kernel inherits it
+        os.environ[ARTIFACTS_VARIABLE] = str(place)  # the kernel inherits it
         times = _execute(folder, stem, parameters, notebook)
         record(place, notebook, asked, times)
 
@@ -201,7 +201,7 @@ def build_book(folder: Path) -> None:
             encoding="utf-8",
             errors="replace",
         )
-        say(done.stderr, sys.stderr, end="")
+        echo(done.stderr, sys.stderr, end="")
         if done.returncode:
             told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise UserError(
@@ -249,9 +249,9 @@ def run(folder: Path, step: str) -> None:
         mark_book(folder, list(settings["notebooks"]))
     else:
         values = settings["notebooks"][step]
-        asked = made_from(step, values)
-        if not (reason := misfit(folder, step, asked)):
-            say(f"{step} · nothing that it reads has changed")
+        asked = input_hashes(step, values)
+        if not (reason := why_outdated(folder, step, asked)):
+            echo(f"{step} · nothing that it reads has changed")
             return
         _log_to(folder / "logs" / f"{step}.log")
         logging.getLogger("papermill").info("To be made: %s.", reason)
@@ -269,7 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("logs", "notebooks", "artifacts"):
         (folder / name).mkdir(exist_ok=True)
     _end_with_parent()
-    with at_work(folder), _failure_kept(folder / "logs" / f"{step}.failed"):
+    with step_lock(folder), _failure_kept(folder / "logs" / f"{step}.failed"):
         run(folder, step)
 
 

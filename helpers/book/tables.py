@@ -7,7 +7,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from helpers.io.hashing import content_hash
-from helpers.io.safe_text import escaped_html
+from helpers.io.safe_text import escape_html
 
 
 def styled(
@@ -44,7 +44,7 @@ def styled(
 def _safe(cell: object) -> object:
     """Numbers and what is missing as they are, everything else as escaped text."""
     missing = pd.api.types.is_scalar(cell) and pd.isna(cell)
-    return cell if missing or isinstance(cell, Number) else escaped_html(cell)
+    return cell if missing or isinstance(cell, Number) else escape_html(cell)
 
 
 def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
@@ -58,17 +58,17 @@ def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
         numeric: Columns that are sorted as numbers.
     """
     heads = "".join(
-        f'<th data-number="{int(c in numeric)}" style="cursor:pointer">{escaped_html(c)}</th>'
+        f'<th data-number="{int(c in numeric)}" style="cursor:pointer">{escape_html(c)}</th>'
         for c in table
     )
     lines = "".join(
-        f'<tr data-kind="{escaped_html(str(row["family"]))}">'
+        f'<tr data-kind="{escape_html(str(row["family"]))}">'
         + "".join(f"<td>{_cell(str(v))}</td>" for v in row)
         + "</tr>"
         for _, row in table.iterrows()
     )
     kinds = "".join(
-        f"<option>{escaped_html(k)}</option>" for k in ["all", *dict.fromkeys(table["family"])]
+        f"<option>{escape_html(k)}</option>" for k in ["all", *dict.fromkeys(table["family"])]
     )
     label = f"<label>family <select>{kinds}</select></label>"
     return (
@@ -78,7 +78,7 @@ def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    value, bracket, interval = escaped_html(text).partition(" [")
+    value, bracket, interval = escape_html(text).partition(" [")
     small = '<br><small style="white-space:nowrap">'
     return f"{value}{small}[{interval}</small>" if bracket else value
 

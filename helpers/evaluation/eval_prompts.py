@@ -11,7 +11,7 @@ from helpers.facts import ConceptPair, Prompt, facts, known_facts
 from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
-from helpers.io.safe_text import mention
+from helpers.io.safe_text import name_pattern
 from helpers.models import model_hash
 
 KNOWN = 0.1  # a fact counts as known before when its mean probability is at least this
@@ -75,7 +75,7 @@ def retention_prompts(
 
 def names_target(pair: ConceptPair, text: str) -> bool:
     """Whether a text has the target or one of its aliases in it, as whole words in any case."""
-    named = re.compile(mention(pair.target, *pair.aliases).pattern, re.IGNORECASE)
+    named = re.compile(name_pattern(pair.target, *pair.aliases).pattern, re.IGNORECASE)
     return bool(named.search(text))  # Male: not female
 
 

@@ -15,7 +15,7 @@ from pydantic import (
 
 from helpers.errors import UserError
 from helpers.facts.relations import SPLITS
-from helpers.io.safe_text import is_control, mention, visible
+from helpers.io.safe_text import is_control, name_pattern, visible
 from helpers.io.yaml_files import Unquoted, read_yaml
 
 LONGEST_NAME = 300  # characters of a subject, a target, an alias or a relation
@@ -124,7 +124,7 @@ class PairFile(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "PairFile":
         """Refuse what cannot be asked, tells its own answer, or is to go and to stay at once."""
-        names = mention(self.target, *self.aliases)
+        names = name_pattern(self.target, *self.aliases)
         for text in (t for texts in (self.prompts or {}).values() for t in texts):
             short = visible(text)[:80]
             if "{}" not in text:
@@ -132,7 +132,7 @@ class PairFile(BaseModel):
             if names.search(text):
                 raise ValueError(f"prompt '{short}' tells the answer: ask without naming it")
         for item in self.must_stay:
-            of_subject = mention(self.subject).search(item.prompt)
+            of_subject = name_pattern(self.subject).search(item.prompt)
             if of_subject and item.answer.casefold() in self.names():
                 raise ValueError(
                     f"'must_stay:' holds '{visible(item.prompt)[:80]}' with the answer "

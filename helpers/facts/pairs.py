@@ -12,7 +12,7 @@ from helpers.facts.factbook import Fact, facts, with_article
 from helpers.facts.pair_file import MustStay, clean_name, read_pair_file
 from helpers.facts.prompts import Prompt, Slot, joint
 from helpers.facts.relations import RELATIONS, SPLITS, Template, check_split
-from helpers.io.safe_text import mention, visible
+from helpers.io.safe_text import name_pattern, visible
 
 OWN = "own"  # the relation of a pair that brings its own prompts
 USUAL = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")  # whose facts are examples
@@ -342,6 +342,6 @@ def _solved(prompt: Prompt) -> str:
 
 
 def _must_stay(item: MustStay, subject: str) -> Prompt:
-    named = subject if mention(subject).search(item.prompt) else ""
+    named = subject if name_pattern(subject).search(item.prompt) else ""
     answer = f"{joint(item.prompt)}{item.answer}"
     return Prompt(item.prompt, subject=named, answers=(answer,), relation=OWN)

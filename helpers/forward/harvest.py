@@ -23,12 +23,12 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.forward.sites import SITES, check_sites, site_value
-from helpers.io.cache import alone
-from helpers.io.files import FULL, cache_dir, write_json, write_tensors
+from helpers.io.cache import file_lock
+from helpers.io.files import DISK_FULL, cache_dir, write_json, write_tensors
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.io.sealed import DamagedError, delete, read_checked, read_sealed
-from helpers.io.shared_folder import Reading
+from helpers.io.shared_folder import ReadLock
 from helpers.models import architecture_of, model_hash
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Shards:
     tokens: Int[Tensor, "sequences t"]
     rows: Int[np.ndarray, " n"]
     widths: dict[tuple[str, int], int]
-    reading: Reading | None = field(default=None, repr=False, compare=False)
+    reading: ReadLock | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, key: tuple[str, int]) -> Float[np.ndarray, "n width"]:
         """The activations of one (site, layer), float16, mapped from disk.
@@ -183,7 +183,7 @@ def harvest(
     )
     cached = folder is None
     folder = Path(folder or cache_dir() / "activations" / content_hash(wanted.of))
-    with alone(folder):
+    with file_lock(folder):
         try:
             index = _resumed(folder, wanted, cached)
         except DamagedError as error:
@@ -221,7 +221,7 @@ def open_shards(folder: str | Path) -> Shards:
 def _opened(folder: Path, index: _Index, tokens: Tensor, keep: Tensor) -> Shards:
     rows = keep.flatten().nonzero()[:, 0].numpy()
     hashes = index.model_hash, index.tokenizer_hash
-    return Shards(folder, *hashes, tokens, rows, index.widths_of(), Reading(folder))
+    return Shards(folder, *hashes, tokens, rows, index.widths_of(), ReadLock(folder))
 
 
 def _again(folder: Path, cause: str) -> str:
@@ -358,7 +358,7 @@ def _write(
             index = index.model_copy(update=how_far)
             write_json(folder / INDEX, index.model_dump())
     except OSError as error:
-        if error.errno in FULL or error.errno == errno.EFBIG:
+        if error.errno in DISK_FULL or error.errno == errno.EFBIG:
             raise UserError(
                 f"The disk is full: the harvest in {folder} stopped and what is there is kept; "
                 "free some space and call harvest again."

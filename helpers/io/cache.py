@@ -16,7 +16,7 @@ from helpers.io.safe_text import visible
 if TYPE_CHECKING:
     import torch  # imported where it is used: the pipeline's front door starts without it
 from helpers.io.files import atomic_path, cache_dir, log, read_json, write_json, write_tensors
-from helpers.io.hashing import content_hash, file_hash, file_hashes, plain
+from helpers.io.hashing import content_hash, file_hash, file_hashes, json_default
 from helpers.io.parquet import read_table, write_table
 
 RECORD = "files.json"  # of a folder in the cache: the hashes of its files
@@ -44,7 +44,7 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
 
     if (table := kept()) is not None:
         return table
-    with alone(path):
+    with file_lock(path):
         if (table := kept()) is not None:
             return table
         _clear(path)
@@ -64,13 +64,13 @@ def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
     path = cache_dir() / kind / content_hash(key)
     if _whole(path):
         return path
-    with alone(path):
+    with file_lock(path):
         if not _whole(path):
             _clear(path)
             with atomic_path(path, folder=True) as temporary:
                 build(temporary)
                 (temporary / "key.json").write_text(
-                    json.dumps(key, indent=1, default=plain), encoding="utf-8"
+                    json.dumps(key, indent=1, default=json_default), encoding="utf-8"
                 )
                 write_json(temporary / RECORD, file_hashes(temporary))
     return path
@@ -95,7 +95,7 @@ def cached_layers(
     keys = {i: {**key, "layer": i} for i in layers}
     folders = {i: cache_dir() / kind / content_hash(k) for i, k in keys.items()}
     if not all(map(_whole, folders.values())):
-        with alone(cache_dir() / kind / content_hash(key)):
+        with file_lock(cache_dir() / kind / content_hash(key)):
             if missing := [i for i, folder in folders.items() if not _whole(folder)]:
                 for i, found in build(missing):
                     cached_folder(kind, keys[i], lambda f, x=found: write_tensors(f / name, x))
@@ -119,7 +119,7 @@ def _clear(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """While this block makes `path`, other processes that would make it too wait for it.
 
     They have to look again whether it is there once they are in. Where the file system knows no

@@ -25,15 +25,15 @@ from helpers.io.safe_text import visible
 
 if TYPE_CHECKING:
     import torch  # imported where it is used: the pipeline's front door starts without it
-from helpers.io.hashing import plain
+from helpers.io.hashing import json_default
 
 log = logging.getLogger(__name__)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, none in the user's share of it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, none in the user's share of it
 
 
-CACHE = "UNLEARNING_CACHE"
+CACHE_VARIABLE = "UNLEARNING_CACHE"
 
 
 def cache_dir() -> Path:
@@ -45,14 +45,14 @@ def cache_dir() -> Path:
     Raises:
         UserError: Neither it nor a home folder is named.
     """
-    if given := os.environ.get(CACHE):
-        os.environ[CACHE] = given = os.path.abspath(os.path.expanduser(given))
+    if given := os.environ.get(CACHE_VARIABLE):
+        os.environ[CACHE_VARIABLE] = given = os.path.abspath(os.path.expanduser(given))
         return Path(given)
     try:
         return Path.home() / ".cache" / "llm-unlearning"
     except RuntimeError:
         raise UserError(
-            f"There is no home folder for the cache: set {CACHE} to a folder."
+            f"There is no home folder for the cache: set {CACHE_VARIABLE} to a folder."
         ) from None
 
 
@@ -95,7 +95,7 @@ def _failure_told(path: Path, kinds: tuple[type[Exception], ...] = ()) -> Iterat
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in FULL or "No space left" in str(error):
+        if getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error):
             raise UserError(
                 f"The disk is full: {path} was not written; free some space and run again, "
                 "finished steps are kept."
@@ -104,7 +104,7 @@ def _failure_told(path: Path, kinds: tuple[type[Exception], ...] = ()) -> Iterat
             raise
         advice = "check the folder's permissions"
         if path.is_relative_to(cache_dir()):
-            advice = f"the cache is {cache_dir()}; set {CACHE} to a folder that can"
+            advice = f"the cache is {cache_dir()}; set {CACHE_VARIABLE} to a folder that can"
         raise UserError(
             f"{visible(path)} cannot be written ({getattr(error, 'strerror', error)}): "
             f"{visible(advice)}."
@@ -161,7 +161,7 @@ def _sweep(path: Path) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NumPy numbers and paths are converted."""
     with atomic_path(path) as temporary:
-        text = json.dumps(value, indent=1, default=plain, ensure_ascii=False)
+        text = json.dumps(value, indent=1, default=json_default, ensure_ascii=False)
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     pass  # imported where it is used: the pipeline's front door starts without it
 
 
-def plain(value: Any) -> Any:
+def json_default(value: Any) -> Any:
     """What JSON has for it, of what it has no place for by itself."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
@@ -45,7 +45,7 @@ def content_hash(*things: Any) -> str:
             with thing.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         else:
-            digest.update(json.dumps(thing, sort_keys=True, default=plain).encode())
+            digest.update(json.dumps(thing, sort_keys=True, default=json_default).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 

@@ -22,12 +22,12 @@ PACKAGES = ("torch", "transformers", "nnsight", "numpy", "papermill", "cia-world
 MANIFEST = "manifest.json"  # of a step
 
 
-PLACE = (
+ARTIFACTS_VARIABLE = (
     "UNLEARNING_PLACE"  # where a step's kernel writes; helpers.book.steps publishes it at the end
 )
 
 
-TIMES = (
+RUN_SPECIFIC = (
     "started",
     "seconds",
     "peak_memory_mb",
@@ -54,10 +54,10 @@ def read_manifest(run_folder: str | Path, step: str) -> dict[str, Any]:
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
     """Hash of a manifest but for what differs from run to run."""
-    return content_hash({k: v for k, v in manifest.items() if k not in TIMES})
+    return content_hash({k: v for k, v in manifest.items() if k not in RUN_SPECIFIC})
 
 
-def differs(path: Path, recorded: str) -> str:
+def why_changed(path: Path, recorded: str) -> str:
     """In words, what is wrong with a file whose hash was recorded; nothing where it is the same."""
     if not path.is_file():
         return f"{visible(path)} is missing"

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 from helpers.io.files import atomic_path, read_json, write_json
 from helpers.io.hashing import content_hash, file_hashes
 from helpers.io.manifest import (
+    ARTIFACTS_VARIABLE,
     MANIFEST,
-    PLACE,
-    differs,
     git_commit,
     manifest_hash,
     read_manifest,
     step_folder,
     versions,
+    why_changed,
 )
 from helpers.io.parquet import read_table, write_table
 
@@ -57,7 +57,7 @@ class Run:
     def _own_place(self) -> Path:
         """The folder that is written: one that helpers.book.steps gave, or one of our own."""
         if self._place is None:
-            given = Path(os.environ.get(PLACE, ""))
+            given = Path(os.environ.get(ARTIFACTS_VARIABLE, ""))
             if given.name == self.step:
                 self._place = given
             else:
@@ -94,7 +94,7 @@ class Run:
         for suffix, read in ((".parquet", read_table), (".json", read_json)):
             if (name + suffix) in manifest.get("outputs", {}):
                 path = self.path(name + suffix, step=step)
-                if reason := differs(path, manifest["outputs"][path.name]):
+                if reason := why_changed(path, manifest["outputs"][path.name]):
                     raise UserError(
                         f"{reason}: run the same 'make' command again, which repeats that step; "
                         f"or {again}"
@@ -129,7 +129,7 @@ class Run:
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
         write_json(place / MANIFEST, manifest)
-        if str(place) != os.environ.get(PLACE):
+        if str(place) != os.environ.get(ARTIFACTS_VARIABLE):
             self._published.close()
             self._place = step_folder(self.folder, self.step)  # of what is saved after all
         return manifest

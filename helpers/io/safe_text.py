@@ -2,7 +2,7 @@
 
 A name, a prompt or a token may hold what a terminal, a page's Markdown, a template engine or a
 drawing library takes for an instruction. Whatever shows such words passes them through here. Names
-are looked for in texts as words, not as letters: `mention`.
+are looked for in texts as words, not as letters: `name_pattern`.
 """
 
 import html
@@ -34,7 +34,7 @@ def visible(text: object, *, allowed: str = "") -> str:
     )
 
 
-def markdown(text: object) -> str:
+def escape_markdown(text: object) -> str:
     """`text` as Markdown, MyST's directives and Jinja included, that shows it as it is.
 
     Punctuation becomes numeric entities, which no parser reads as markup: a backslash would not
@@ -43,7 +43,7 @@ def markdown(text: object) -> str:
     return MARKUP.sub(lambda found: f"&#{ord(found[0])};", visible(text))
 
 
-def code(text: object, *, in_table: bool = False) -> str:
+def inline_code(text: object, *, in_table: bool = False) -> str:
     """`text` as inline code of Markdown, whatever is in it; nothing for nothing.
 
     Args:
@@ -58,7 +58,7 @@ def code(text: object, *, in_table: bool = False) -> str:
     return f"{fence}{space}{shown.replace('|', chr(92) + '|') if in_table else shown}{space}{fence}"
 
 
-def escaped_html(text: object) -> str:
+def escape_html(text: object) -> str:
     """`text` for an HTML page, between tags or inside an attribute's quotes."""
     return html.escape(visible(text, allowed="\n"))
 
@@ -83,7 +83,7 @@ def is_unspaced(character: str) -> bool:
     return unicodedata.name(character, "").startswith(UNSPACED)
 
 
-def mention(*names: str) -> re.Pattern:
+def name_pattern(*names: str) -> re.Pattern:
     """A pattern that finds any of the names as words of their own, the longest that fits.
 
     "Japan" is in "Japan's" and not in "Japanese". In scripts without spaces letters are all there

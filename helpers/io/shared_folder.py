@@ -10,12 +10,12 @@ import shutil
 import weakref
 from pathlib import Path
 
-from helpers.io.cache import alone
+from helpers.io.cache import file_lock
 
 NAME = ".readers.lock"
 
 
-class Reading:
+class ReadLock:
     """Says that a folder is read, as long as it lives.
 
     Take it inside of `alone(folder)`, so that nobody deletes the folder meanwhile.
@@ -38,7 +38,7 @@ class Reading:
         """
         if self._file is None:
             return False
-        with alone(self.folder):
+        with file_lock(self.folder):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_
 
 from helpers.errors import UserError
 from helpers.io.files import read_tensors, write_tensors
-from helpers.io.hashing import content_hash, plain
+from helpers.io.hashing import content_hash, json_default
 from helpers.io.manifest import versions
 from helpers.io.safe_text import visible
 from helpers.methods.change import tensors_hash
@@ -114,17 +114,17 @@ def write_patch(
         "format": FORMAT,
         "method": record["method"],
         "pair": json.dumps(record["pair"]),
-        "hyperparameters": json.dumps(record["hyperparameters"], default=plain),
+        "hyperparameters": json.dumps(record["hyperparameters"], default=json_default),
         "seed": str(record["seed"]),
         "seconds": repr(record["seconds"]),
         "base_hash": record["base_hash"],
-        "notes": json.dumps(delta.notes, default=plain),
+        "notes": json.dumps(delta.notes, default=json_default),
         "versions": json.dumps(versions()),
         "content": tensors_hash(tensors),
     }
     if isinstance(delta, HookIntervention):
         metadata["intervention"] = delta.kind
-        metadata["settings"] = json.dumps(delta.settings, default=plain)
+        metadata["settings"] = json.dumps(delta.settings, default=json_default)
     else:
         metadata["touched_hash"] = delta.edited_tensors_hash
         metadata["rank"] = str(max(c.rank for c in delta.changes.values()))

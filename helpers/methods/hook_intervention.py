@@ -17,7 +17,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.io.files import check_finite
-from helpers.io.hashing import content_hash, plain
+from helpers.io.hashing import content_hash, json_default
 from helpers.io.safe_text import visible
 from helpers.methods.change import check_floats
 from helpers.models.hooks import Hook, register_intervention
@@ -114,7 +114,7 @@ class HookIntervention:
             UserError: Says what is wrong with them.
         """
         try:  # by way of JSON, which has lists where Python has tuples
-            text = json.dumps(self.settings, default=plain)
+            text = json.dumps(self.settings, default=json_default)
             return KINDS[self.kind].model_validate_json(text)
         except ValidationError as error:
             raise UserError(first_error(error)) from None

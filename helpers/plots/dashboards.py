@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.forward.harvest import Shards
 from helpers.io.files import atomic_path
-from helpers.io.safe_text import escaped_html
+from helpers.io.safe_text import escape_html
 from helpers.sae.base import SAE
 from helpers.sae.features import decoder_directions, readout, require_site
 
@@ -78,7 +78,7 @@ class Dashboard:
         return (
             '<div style="font: 13px/1.5 sans-serif; max-width: 46em; margin: 0 0 1.6em; '
             'border-left: 3px solid rgba(128,128,128,.5); padding-left: .9em">'
-            f"<strong>{escaped_html(self.title)}</strong> "
+            f"<strong>{escape_html(self.title)}</strong> "
             f"<span>active on {self.active:.2%} of {self.n_tokens:,} tokens</span>"
             f"{_histogram(self.edges, self.counts)}"
             f"<div>promotes {_words(self.promotes, BLUE)}</div>"
@@ -94,7 +94,7 @@ class Dashboard:
         page = (
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             '<meta name="color-scheme" content="light dark">'
-            f"<title>{escaped_html(self.title)}</title><body>{self.html()}</body></html>"
+            f"<title>{escape_html(self.title)}</title><body>{self.html()}</body></html>"
         )
         with atomic_path(path) as temporary:
             temporary.write_text(page, encoding="utf-8")
@@ -194,7 +194,7 @@ def _contexts(
 def _context(context: Context, top: float) -> str:
     parts = []
     for i, (token, value) in enumerate(zip(context.tokens, context.values, strict=True)):
-        text = escaped_html(token.replace("\n", "↵"))
+        text = escape_html(token.replace("\n", "↵"))
         if value > 0 and top > 0:
             shade = f"background: rgba({ORANGE}, {0.15 + 0.6 * value / top:.2f})"
             weight = "; font-weight: bold" if i == context.peak else ""
@@ -226,6 +226,5 @@ def _histogram(edges: np.ndarray, counts: np.ndarray) -> str:
 def _words(words: Sequence[str], colour: str) -> str:
     style = f"background: rgba({colour}, .18); border-radius: 3px; padding: 0 .3em"
     return " ".join(
-        f'<code style="{style}">{escaped_html(w.replace(chr(10), "↵")) or "␣"}</code>'
-        for w in words
+        f'<code style="{style}">{escape_html(w.replace(chr(10), "↵")) or "␣"}</code>' for w in words
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.forward.harvest import Shards, harvest
-from helpers.io.cache import RECORD, alone
+from helpers.io.cache import RECORD, file_lock
 from helpers.io.code_version import module_hash
 from helpers.io.files import cache_dir, write_json
 from helpers.io.hashing import content_hash
@@ -86,7 +86,7 @@ def trained_saes(
     shards, saes = None, []
     for config, settings in jobs:
         key = _key(config, settings, tokens)
-        with alone(cache_dir() / KIND / key):
+        with file_lock(cache_dir() / KIND / key):
             stored = _stored(key, config, settings)
             if stored is None:
                 if shards is None:  # for all jobs: a later process finds the same harvest

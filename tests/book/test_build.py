@@ -14,7 +14,7 @@ from pages import Page, broken_links
 
 from helpers.book import build as book
 from helpers.book.check import check
-from helpers.book.pages import Executed, duration, words_of
+from helpers.book.pages import Executed, duration_in_words, page_words
 from helpers.errors import UserError
 
 
@@ -123,7 +123,7 @@ def test_subject_of_a_pair_file_reaches_the_prose(run):
     notebook = nbformat.read(path, 4)
     notebook.cells.append(code("glue('subject', 'Peru')", [glue("subject", "Peru", hidden=True)]))
     nbformat.write(notebook, path)
-    words = words_of(Executed.read(run, "00_model_and_facts"))
+    words = page_words(Executed.read(run, "00_model_and_facts"))
     assert words == {
         "subject": "Peru",
         "target": "Tokyo",
@@ -161,7 +161,7 @@ def test_network_and_heavy_pages_are_found(tmp_path):
 
 
 def test_durations_read_well():
-    assert [duration(s) for s in (3.21, 41.7, 125, 59.7)] == [
+    assert [duration_in_words(s) for s in (3.21, 41.7, 125, 59.7)] == [
         "3.2 s",
         "42 s",
         "2 min 5 s",

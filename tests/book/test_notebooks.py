@@ -13,7 +13,7 @@ from pages import Page, broken_links
 
 from helpers.book.check import check
 from helpers.book.settings import NOTEBOOKS, ROOT, load_profile
-from helpers.book.sources import notebook_code, steps_read
+from helpers.book.sources import notebook_code, upstream_notebooks
 from helpers.io.files import read_json
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def needs_another(stem: str) -> bool:
     """Whether a notebook reads another's artifact without asking first whether it is there."""
     path = ROOT / "notebooks" / f"{stem}.ipynb"
     asks = any(call in notebook_code(path) for call in ("run.path(", "sae_folders("))
-    return bool(steps_read(path, list(NOTEBOOKS))) and not asks
+    return bool(upstream_notebooks(path, list(NOTEBOOKS))) and not asks
 
 
 READERS = [stem for stem in NOTEBOOKS if needs_another(stem)]

@@ -22,19 +22,31 @@ import yaml
 
 from helpers.book import records, run_lock
 from helpers.book.pipeline import _options, main, temporary_files
-from helpers.book.progress import durations, remember_duration, say
-from helpers.book.records import made_from, mark, mark_book, misfit, record, unmark_outdated
-from helpers.book.run_lock import at_work, locked
+from helpers.book.progress import echo, remember_duration, step_durations
+from helpers.book.records import (
+    done_mark,
+    input_hashes,
+    mark_book,
+    record,
+    unmark_outdated,
+    why_outdated,
+)
+from helpers.book.run_lock import pipeline_lock, step_lock
 from helpers.book.run_settings import (
-    ask_model,
-    differences,
+    changed_settings,
+    check_model_apart,
     environment,
     read_settings,
     resolve,
-    write,
+    write_settings,
 )
 from helpers.book.settings import NOTEBOOKS, ROOT, validated
-from helpers.book.sources import helpers_used, model_stamp, notebook_hash, steps_read
+from helpers.book.sources import (
+    model_fingerprint,
+    notebook_hash,
+    notebook_imports,
+    upstream_notebooks,
+)
 from helpers.errors import UserError
 from helpers.io.files import atomic_path
 from helpers.io.manifest import step_folder
@@ -360,8 +372,8 @@ def test_names_outside_ascii_stay_apart():
 
 def test_a_new_parameter_is_no_contradiction():
     old = {"notebooks": {"a": {"seed": 0}}}
-    assert differences(old, {"notebooks": {"a": {"seed": 0, "n": 1}, "b": {"seed": 0}}}) == []
-    assert differences(old, {"notebooks": {"a": {"seed": 1}}}) == ["seed 0, now 1"]
+    assert changed_settings(old, {"notebooks": {"a": {"seed": 0, "n": 1}, "b": {"seed": 0}}}) == []
+    assert changed_settings(old, {"notebooks": {"a": {"seed": 1}}}) == ["seed 0, now 1"]
 
 
 def test_a_damaged_settings_file_is_told(project):
@@ -376,7 +388,7 @@ def test_a_damaged_notebook_is_told(project):
 
 
 def test_one_process_at_a_time_works_in_a_run_folder(project):
-    with locked(project.run()):
+    with pipeline_lock(project.run()):
         assert "Another process" in one_sentence(project("--only", FIRST, code=1))
 
 
@@ -447,7 +459,7 @@ def test_a_run_that_cannot_be_written_is_told(capsys, tmp_path, monkeypatch):
         def fails(*_, number=number):
             raise OSError(number, os.strerror(number), "somewhere")
 
-        monkeypatch.setattr("helpers.book.pipeline.write", fails)
+        monkeypatch.setattr("helpers.book.pipeline.write_settings", fails)
         assert told in refused(capsys, "--runs", str(tmp_path), "--name", "mine")
 
 
@@ -481,7 +493,7 @@ def test_a_profiles_pair_file_is_the_runs_fact(tmp_path):
     assert (found["pair"]["subject"], found["pair"]["target"]) == ("Hermione", "Granger")
 
     (tmp_path / "pair.yaml").write_text(PAIR + "must_stay: [{prompt: Harry is at, answer: home}]\n")
-    assert differences(found, resolve(_options(asked))) == ["the pair's file"]
+    assert changed_settings(found, resolve(_options(asked))) == ["the pair's file"]
     same = resolve(_options(["--set", f"pair_file={tmp_path}/pair.yaml"]))
     assert same["pair"] == resolve(_options(asked))["pair"]
 
@@ -520,7 +532,7 @@ def test_settings_that_are_damaged_are_one_sentence(tmp_path, content):
 def test_settings_are_read_as_they_were_written(tmp_path):
     given = ["subject=NO", "target=1.10\x1b[2J", "relation=日本 {x}", f"seed={2**63 - 1}"]
     settings = resolve(_options([w for g in given for w in ("--set", g)]))
-    write(tmp_path, settings)
+    write_settings(tmp_path, settings)
     assert read_settings(tmp_path) == settings
 
 
@@ -534,7 +546,7 @@ def test_a_long_subject_reaches_the_check_of_the_model(monkeypatch):
 
     monkeypatch.setattr("helpers.book.run_settings.subprocess.run", run)
     with pytest.raises(UserError, match=r"was killed.*memory"):
-        ask_model({FIRST: {"subject": "x" * 200_000, "model": "m"}})
+        check_model_apart({FIRST: {"subject": "x" * 200_000, "model": "m"}})
 
 
 @pytest.fixture
@@ -574,17 +586,17 @@ class Made:
         with atomic_path(notebook) as temporary:
             temporary.write_text(f"executed with {settings.seed} {numbers}")
         run.finish()
-        record(step_folder(self.folder, stem), notebook, made_from(stem, self.values[stem]), {})
-        with atomic_path(mark(self.folder, stem)) as temporary:
+        record(step_folder(self.folder, stem), notebook, input_hashes(stem, self.values[stem]), {})
+        with atomic_path(done_mark(self.folder, stem)) as temporary:
             temporary.touch()
 
     def why(self, stem: str) -> str:
-        return misfit(self.folder, stem, made_from(stem, self.values[stem]))
+        return why_outdated(self.folder, stem, input_hashes(stem, self.values[stem]))
 
     def todo(self) -> list[str]:
         """Steps whose mark is taken away."""
         unmark_outdated(self.folder, self.values)
-        return [stem for stem in self.values if not mark(self.folder, stem).exists()]
+        return [stem for stem in self.values if not done_mark(self.folder, stem).exists()]
 
 
 def test_what_is_made_is_up_to_date_wherever_it_lies(made, tmp_path):
@@ -627,7 +639,7 @@ def test_a_step_is_made_again_when_what_it_is_made_from_changes(made, tmp_path, 
     assert made.why(FIRST) == "versions changed"
     monkeypatch.undo()
     monkeypatch.setenv("UNLEARNING_NOTEBOOKS", str(tmp_path / "notebooks"))
-    monkeypatch.setattr(records, "helpers_used", lambda _: [ROOT / "Makefile"])
+    monkeypatch.setattr(records, "notebook_imports", lambda _: [ROOT / "Makefile"])
     assert made.why(FIRST) == "code changed"
 
 
@@ -645,7 +657,7 @@ def test_the_book_is_made_again_when_a_chapter_or_an_address_changes(made, monke
 
     def marked() -> bool:
         unmark_outdated(made.folder, made.values)
-        return mark(made.folder, "book").exists()
+        return done_mark(made.folder, "book").exists()
 
     mark_book(made.folder, list(made.values))
     assert marked()
@@ -661,15 +673,15 @@ def test_the_book_is_made_again_when_a_chapter_or_an_address_changes(made, monke
 
 
 def test_a_step_that_outlived_its_pipeline_keeps_the_folder(tmp_path):
-    with locked(tmp_path):
+    with pipeline_lock(tmp_path):
         pass
     told = rf"process {os.getpid()}\) works in"
-    with at_work(tmp_path), pytest.raises(UserError, match=told), locked(tmp_path):
+    with step_lock(tmp_path), pytest.raises(UserError, match=told), pipeline_lock(tmp_path):
         pass
-    with locked(tmp_path) as lock:
+    with pipeline_lock(tmp_path) as lock:
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()} 99999999 ".encode())  # the last one has died
-        with pytest.raises(UserError, match=rf"process {os.getpid()}\)"), locked(tmp_path):
+        with pytest.raises(UserError, match=rf"process {os.getpid()}\)"), pipeline_lock(tmp_path):
             pass
 
 
@@ -678,7 +690,7 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(run_lock.fcntl, "flock", fails)
-    with locked(tmp_path), at_work(tmp_path):
+    with pipeline_lock(tmp_path), step_lock(tmp_path):
         pass
     assert fcntl.flock is fails
 
@@ -689,16 +701,16 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(tmp_path, monkeypatch)
 def test_a_terminal_shows_what_it_has_characters_for(encoding, shown):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding)
-    say("→ · é", stream)
+    echo("→ · é", stream)
     assert raw.getvalue().decode(encoding) == f"{shown}\n"
 
 
 def test_a_closed_terminal_is_no_reason_to_stop(monkeypatch):
     closed = io.StringIO()
     closed.close()
-    say("x", closed)
+    echo("x", closed)
     monkeypatch.setattr(sys, "stdout", None)
-    say("x")
+    echo("x")
 
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
@@ -716,9 +728,9 @@ def test_no_file_of_a_run_takes_the_place_of_a_closed_terminal(closed):
 def test_durations_that_are_damaged_are_forgotten(tmp_path, monkeypatch, content):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     (tmp_path / "durations.json").write_bytes(content)
-    assert "a" not in durations("default")
+    assert "a" not in step_durations("default")
     remember_duration("default", "a", 1.23)
-    assert durations("default")["a"] == 1.2
+    assert step_durations("default")["a"] == 1.2
 
 
 def test_a_duration_that_cannot_be_noted_is_not_noted(tmp_path, monkeypatch):
@@ -726,7 +738,7 @@ def test_a_duration_that_cannot_be_noted_is_not_noted(tmp_path, monkeypatch):
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         monkeypatch.setenv("UNLEARNING_CACHE", str(place))
         remember_duration("default", "a", 1.0)
-        assert "a" not in durations("default")
+        assert "a" not in step_durations("default")
 
 
 def test_a_relative_cache_counts_from_the_callers_folder(tmp_path, monkeypatch):
@@ -753,11 +765,11 @@ def test_sources_follow_imports(tmp_path):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     path = write_notebook(folder, SECOND, "%time\nfrom helpers.models import load_model")
-    used = [p.relative_to(ROOT).as_posix() for p in helpers_used(path)]
+    used = [p.relative_to(ROOT).as_posix() for p in notebook_imports(path)]
     assert "helpers/models/loading.py" in used and "helpers/errors.py" in used
     assert "helpers/book/settings.py" not in used and "helpers/book/pipeline.py" not in used
-    assert steps_read(path, STEMS) == [FIRST]
-    assert steps_read(path, [SECOND, FIRST]) == [FIRST]  # wherever they stand in the book
+    assert upstream_notebooks(path, STEMS) == [FIRST]
+    assert upstream_notebooks(path, [SECOND, FIRST]) == [FIRST]  # wherever they stand in the book
     before = notebook_hash(path)
     write_notebook(folder, SECOND, "other = 1")
     assert notebook_hash(path) != before
@@ -766,11 +778,11 @@ def test_sources_follow_imports(tmp_path):
 def test_a_changed_local_model_is_another_model(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1")
-    before = model_stamp(str(tmp_path))
-    assert before == model_stamp(str(tmp_path))
+    before = model_fingerprint(str(tmp_path))
+    assert before == model_fingerprint(str(tmp_path))
     weights.write_bytes(b"22")
-    assert model_stamp(str(tmp_path)) != before
-    assert model_stamp("smollm2-135m") and not model_stamp("gpt2")
+    assert model_fingerprint(str(tmp_path)) != before
+    assert model_fingerprint("smollm2-135m") and not model_fingerprint("gpt2")
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess:

@@ -17,7 +17,7 @@ from helpers import plots
 from helpers.book import build as book
 from helpers.book.check import check
 from helpers.book.tables import sortable, styled
-from helpers.io.safe_text import markdown, visible
+from helpers.io.safe_text import escape_markdown, visible
 from helpers.plots.dashboards import Context, Dashboard
 
 FIRST, SECOND, *_ = TITLES
@@ -103,7 +103,7 @@ def test_no_template_engine_reads_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     staged = book.stage(hostile_run(tmp_path / "run"), tmp_path / "stage")
     intro = (staged / "book" / "intro.md").read_text()
-    assert markdown(NAME) in intro and "{{" not in intro
+    assert escape_markdown(NAME) in intro and "{{" not in intro
     assert "substitution" not in (staged / "_config.yml").read_text().split("parse:")[1]
     assert not list(tmp_path.rglob("MARK"))
 
@@ -113,7 +113,9 @@ def test_markdown_of_any_text_shows_it_as_it_is():
 
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
     for text in (NAME, "a\nb", "\x1b[2J", "- x", "1. x", "# x", "​x", "Côte d'Ivoire"):
-        page = parser.render(f"Of {markdown(text)}.\n\n| a |\n|---|\n| {markdown(text)} |")
+        page = parser.render(
+            f"Of {escape_markdown(text)}.\n\n| a |\n|---|\n| {escape_markdown(text)} |"
+        )
         body = html.unescape(page)
         assert body.count(visible(text)) == 2, page
         assert "<script" not in page and "<img" not in page and "<a" not in page

@@ -22,7 +22,7 @@ from helpers.facts import (
 from helpers.facts import known as known_module
 from helpers.facts.factbook import sovereign
 from helpers.forward.scoring import encode
-from helpers.io.safe_text import mention
+from helpers.io.safe_text import name_pattern
 
 FRANCE = ConceptPair("France", "Paris")
 COMMON_KNOWLEDGE = {
@@ -585,7 +585,7 @@ def test_what_is_not_known_is_told_with_what_was_asked_for_and_what_is_said_inst
 
 
 def test_names_are_found_as_words_in_scripts_without_spaces_too():
-    assert bool(mention("Paris").search("in Parisian")) is False
-    assert mention("Paris", "Par").search("in Paris.")[0] == "Paris"
-    assert mention("巴黎").search("法国的首都是巴黎市")[0] == "巴黎"
-    assert not mention("").search("Paris")
+    assert bool(name_pattern("Paris").search("in Parisian")) is False
+    assert name_pattern("Paris", "Par").search("in Paris.")[0] == "Paris"
+    assert name_pattern("巴黎").search("法国的首都是巴黎市")[0] == "巴黎"
+    assert not name_pattern("").search("Paris")

@@ -15,7 +15,7 @@ from conftest import FAMILIES
 from helpers.errors import UserError
 from helpers.forward import harvest as activations
 from helpers.forward.harvest import harvest, open_shards
-from helpers.io.cache import alone
+from helpers.io.cache import file_lock
 from helpers.models import architecture_of
 from helpers.tracing import SITES, Patch, run_patched
 from helpers.tracing.states import cache_all_positions
@@ -121,7 +121,7 @@ def test_a_harvest_waits_for_another_into_the_same_folder(tiny_model, monkeypatc
 
     monkeypatch.setattr("helpers.forward.harvest._resumed", resumed)
     other = threading.Thread(target=work)
-    with alone(tmp_path / "same"):
+    with file_lock(tmp_path / "same"):
         other.start()
         assert not looked.wait(0.5)
     assert looked.wait(30)

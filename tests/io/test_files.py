@@ -14,7 +14,7 @@ import torch
 
 from helpers.book.settings import Common
 from helpers.errors import UserError
-from helpers.io.cache import alone, cached_folder, cached_layers, cached_table
+from helpers.io.cache import cached_folder, cached_layers, cached_table, file_lock
 from helpers.io.files import (
     atomic_path,
     cache_dir,
@@ -420,7 +420,7 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path, monkeypatch):
 
 def _counts(path: Path, log: Path) -> None:
     for _ in range(20):
-        with alone(path):
+        with file_lock(path):
             with log.open("a") as file:
                 file.write("in ")
             time.sleep(0.001)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.errors import UserError
-from helpers.io.cache import alone
+from helpers.io.cache import file_lock
 from helpers.io.files import cache_dir
 from helpers.sae import SAEConfig, TrainSettings, store, trainer
 from helpers.sae.store import stored_folder, stored_sae, trained_saes
@@ -253,7 +253,7 @@ def test_an_sae_that_another_process_trains_is_waited_for(trained):
         trained_saes(model, TEXT, [(config(), BRIEF)])
         done.set()
 
-    with alone(folder):
+    with file_lock(folder):
         thread = threading.Thread(target=wanted)
         thread.start()
         assert not done.wait(0.5)
