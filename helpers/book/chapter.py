@@ -1,4 +1,4 @@
-"""What a notebook does first and last: settings, model and fact in; numbers, manifest out."""
+"""A notebook's first and last calls: read settings, model and fact; write numbers and manifest."""
 
 import math
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from helpers.plots import use_style
 
 
 class Chapter:
-    """One notebook at work.
+    """The run of one notebook.
 
     Attributes:
         settings: Its checked parameters.
         model: The loaded model, an nnsight `LanguageModel`.
-        pair: The fact in question.
-        run: Where its artifacts go.
+        pair: The fact that the run unlearns.
+        run: Writes and reads artifacts of the run folder.
     """
 
     def __init__(
@@ -35,27 +35,28 @@ class Chapter:
 
         Args:
             stem: The notebook's name.
-            namespace: Its variables.
-            load: From the settings to model and fact, where they are not those that the settings
+            namespace: The notebook's variables.
+            load: Load the model and the fact from the settings; by default those that the settings
                 name.
 
         Raises:
-            UserError: A parameter, the model or the fact is not what it should be.
+            UserError: A parameter, the model or the fact is invalid.
         """
         self.settings: Common = from_notebook(stem, namespace)
         self.run = Run(self.settings.run_folder(), stem, self.settings)
         use_style()
-        self.model, self.pair = (load or _named)(self.settings)
+        self.model, self.pair = (load or _load_named)(self.settings)
         require_known(self.model, self.pair)
         self._hash = model_hash(self.model)
         self._numbers: dict[str, Any] = {}
         self._times: dict[str, float | str] = {}
-        self.tell(subject=self.pair.subject, target=self.pair.target)
+        self.glue(subject=self.pair.subject, target=self.pair.target)
 
-    def tell(self, **values: Any) -> None:
-        """Give numbers names that the prose of any page can quote: `` {glue:text}`name` ``.
+    def glue(self, **values: Any) -> None:
+        """Give values names that the prose of any page can quote: `` {glue:text}`name` ``.
 
-        A `Metric` is quoted with its interval and n; floats are kept in full for a format.
+        A `Metric` becomes text with its interval and n. A float keeps all digits, so that the page
+        can format it.
 
         Raises:
             ValueError: A number is not finite: a page should not quote it.
@@ -64,28 +65,29 @@ class Chapter:
             if isinstance(value, float):
                 if not math.isfinite(value):
                     raise ValueError(f"{name} is {value}: nothing to quote")
-                plain = float(value)  # NumPy's is one, and is written in a way that no format reads
+                plain = float(value)  # a NumPy float has a repr that MyST cannot format
             else:
                 plain = value if isinstance(value, int | str) else str(value)
             self._numbers[name] = plain
             glue(name, plain, display=False)
 
-    def took(self, **values: float | str) -> None:
-        """Name what the clock decided: seconds, or which method was the slowest.
+    def glue_times(self, **values: float | str) -> None:
+        """Give names to values that the clock decided: seconds, or the slowest method.
 
-        No two runs agree in it, so it stands in the manifest alone and not in the notebook or its
-        artifacts; `helpers.book.pages` lets pages quote it as what `tell` names.
+        They differ between equal runs, so they stand in the manifest alone, neither in the notebook
+        nor in its artifacts. `helpers.book.pages` adds them to the page, where prose quotes them
+        like values of `glue`.
         """
         self._times |= values
 
-    def close(self) -> None:
-        """Write the numbers and the manifest: the notebook's last call."""
+    def finish(self) -> None:
+        """Write the numbers and the manifest; the last call of a notebook."""
         self.run.save("numbers", self._numbers)
         self.run.finish(model_hash=self._hash, times=self._times)
 
 
-def _named(settings: Common) -> tuple[LanguageModel, ConceptPair]:
-    """The model and the fact that the settings name."""
+def _load_named(settings: Common) -> tuple[LanguageModel, ConceptPair]:
+    """Load the model and the fact that the settings name."""
     model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
     if settings.pair_file:
         return model, ConceptPair.from_file(settings.pair_file)

@@ -105,7 +105,7 @@ class Executed:
         return cell | {"metadata": cell["metadata"] | {"tags": tags}, "source": source}
 
     def _times(self) -> dict[str, Any]:
-        """A hidden cell by which pages quote what the clock decided (`helpers.book.chapter.took`)."""
+        """A hidden cell by which pages quote what the clock decided (`helpers.book.chapter.glue_times`)."""
         outputs = [
             {
                 "output_type": "display_data",

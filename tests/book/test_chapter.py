@@ -30,8 +30,8 @@ def opened(tiny_model, tmp_path, monkeypatch):
 
 def test_numbers_and_manifest_are_written_at_the_end(opened, tmp_path):
     page = opened(n_facts=3, seed=7)
-    page.tell(share=0.123456789, n_layers=30, metric=Metric(0.9, 0.8, 1.0, 12))
-    page.close()
+    page.glue(share=0.123456789, n_layers=30, metric=Metric(0.9, 0.8, 1.0, 12))
+    page.finish()
     folder = tmp_path / "run" / "artifacts" / "02_propagation"
     assert read_json(folder / "numbers.json") == {
         "subject": "Japan",
@@ -49,9 +49,9 @@ def test_numbers_and_manifest_are_written_at_the_end(opened, tmp_path):
 
 def test_what_the_clock_decided_stands_in_the_manifest_alone(opened, tmp_path, capsys):
     page = opened()
-    page.tell(share=0.5)
-    page.took(step_seconds=1.25, slowest="rome")
-    page.close()
+    page.glue(share=0.5)
+    page.glue_times(step_seconds=1.25, slowest="rome")
+    page.finish()
     folder = tmp_path / "run" / "artifacts" / "02_propagation"
     assert "seconds" not in (folder / "numbers.json").read_text()
     assert read_json(folder / "manifest.json")["times"] == {"step_seconds": 1.25, "slowest": "rome"}
@@ -62,15 +62,15 @@ def test_what_the_clock_decided_stands_in_the_manifest_alone(opened, tmp_path, c
 def test_numbers_that_say_nothing_are_not_quoted(opened, value):
     page = opened()
     with pytest.raises(ValueError, match=r"share is .*nothing to quote"):
-        page.tell(share=value)
-    page.close()
+        page.glue(share=value)
+    page.finish()
     assert "share" not in read_json(page.run.path("numbers.json"))
 
 
 def test_told_numbers_are_glued(opened, capsys, monkeypatch):
     glued = {}
     monkeypatch.setattr(chapter, "glue", lambda name, value, display: glued.update({name: value}))
-    opened().tell(n=3, share=np.float64(0.5))
+    opened().glue(n=3, share=np.float64(0.5))
     assert glued == {"subject": "Japan", "target": "Tokyo", "n": 3, "share": 0.5}
     assert repr(glued["share"]) == "0.5"  # what a format of the book is given
 
