@@ -18,7 +18,7 @@ from helpers.forward.harvest import Shards
 from helpers.io.files import atomic_path
 from helpers.io.safe_text import escape_html
 from helpers.sae.base import SAE
-from helpers.sae.features import decoder_directions, readout, require_site
+from helpers.sae.features import check_sae_of_model, decoder_directions, direction_logit_tokens
 
 BEFORE, AFTER = 16, 6  # tokens shown around the strongest
 BARS = 30
@@ -125,14 +125,14 @@ def dashboards(
     Raises:
         UserError: The SAE or the activations are of another model, or there is no such latent.
     """
-    require_site(model, sae)
+    check_sae_of_model(model, sae)
     shards.check(model)
     cfg = sae.cfg
     for latent in latents:
         if not 0 <= latent < cfg.d_sae:
             raise UserError(f"There is no latent {latent}: this SAE has 0 to {cfg.d_sae - 1}.")
     values = _activations(sae, shards, latents)  # (n, latents)
-    words = readout(model, decoder_directions(model, sae, latents), k=k)
+    words = direction_logit_tokens(model, decoder_directions(model, sae, latents), k=k)
     titles = titles or [f"{cfg.site} {cfg.layer}, latent {i}" for i in latents]
     n, sequences = len(values), shards.rows // shards.tokens.shape[1]
     found = []

@@ -52,7 +52,7 @@ def unexplained(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def firing(share: np.ndarray, *, n: int) -> Figure:
+def feature_density(density: np.ndarray, *, n: int) -> Figure:
     """How often latents are active: their density on a logarithmic scale.
 
     Args:

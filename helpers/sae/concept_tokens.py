@@ -1,12 +1,12 @@
-"""Where concepts stand in text: tokens that carry a concept, and tokens that don't.
+"""Labelled tokens for sparse probing: tokens that name a concept, and ordinary tokens.
 
-A concept is the name of a subject (a country). It is sighted at the last token of its name, in
-templates and in running text. Everything is cut off there: what comes later cannot change what a
-causal model thinks at that token.
+A concept is the name of a subject (a country), and its token is the last one of the name, in
+templates and in running text. Every text is cut off there: what comes later cannot change what a
+causal model represents at that token.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,49 +17,48 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.corpus import passages
-from helpers.facts.prompts import Prompt, subject_span
-from helpers.forward.batching import bucket_by_length
-from helpers.forward.scoring import rendered
+from helpers.forward.batching import bucket_by_length, right_padded
+from helpers.forward.prompts import Prompt, input_text, subject_span
 from helpers.forward.sites import check_sites, site_value
 from helpers.models import architecture_of
-from helpers.models.tokenization import encode, encode_with_places
+from helpers.models.tokenization import encode, encode_with_offsets
 
-BEFORE = 120  # characters of running text before a mention: some 25 tokens
-ORDINARY = 2  # other tokens taken from each stretch of running text
+CONTEXT_CHARACTERS = 120  # of running text before a mention: some 25 tokens
+N_ORDINARY = 2  # ordinary tokens from each stretch of running text
 
 
 @dataclass(frozen=True)
 class ConceptTokens:
-    """Tokens to read, in stretches of text.
+    """A dataset of n labelled tokens, in texts.
 
     Attributes:
         names: The concepts.
-        ids: The tokens of each stretch.
-        stretch: For each sighting, which stretch it is in, (n,).
-        position: And at which token, (n,).
-        concept: Which concept, or -1 for an ordinary token, (n,).
+        ids: Token ids of each text.
+        text_index: Index of the text of each labelled token, (n,).
+        position: Position of the token in it, (n,).
+        concept: Index of its concept, or -1 for an ordinary token, (n,).
         kind: `template` or `passage`, (n,).
     """
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    stretch: np.ndarray
+    text_index: np.ndarray
     position: np.ndarray
     concept: np.ndarray
     kind: np.ndarray
 
     def __len__(self) -> int:
-        """Number of sightings."""
-        return len(self.stretch)
+        """Count the labelled tokens."""
+        return len(self.text_index)
 
-    def inside(self) -> Float[Tensor, "concepts n"]:
-        """1 where a sighting is of the concept."""
+    def labels(self) -> Float[Tensor, "concepts n"]:
+        """Compute 1 where a token is of the concept, else 0."""
         return torch.from_numpy(self.concept == np.arange(len(self.names))[:, None]).float()
 
     def text(self, tokenizer, index: int) -> str:
-        """What stands up to and including the token."""
+        """Decode a text up to and including its labelled token."""
         end = self.position[index] + 1
-        return tokenizer.decode(list(self.ids[self.stretch[index]][:end]))
+        return tokenizer.decode(list(self.ids[self.text_index[index]][:end]))
 
 
 def concept_tokens(
@@ -70,14 +69,14 @@ def concept_tokens(
     n_mentions: int = 6,
     seed: int = 0,
 ) -> ConceptTokens:
-    """Sightings of concepts, and of ordinary tokens beside them.
+    """Collect tokens of concepts, and ordinary tokens beside them.
 
     Args:
         tokenizer: The model's.
-        prompts: For each concept prompts about it, which name it; `with_leading_word` if need be.
-        split: Which passages of the Factbook are searched for the names, `train` or `heldout`.
-        n_mentions: At most so many mentions of each concept in passages, drawn by `seed`; two
-            ordinary tokens are taken from the text before each.
+        prompts: Concept → prompts that name it; a word is put before a name that stands first.
+        split: Passages of the Factbook in which the names are searched, `train` or `heldout`.
+        n_mentions: Mentions of each concept in passages, at most, drawn by `seed`; two ordinary
+            tokens are drawn from the text before each.
         seed: Draws the mentions and the ordinary tokens.
 
     Raises:
@@ -86,125 +85,133 @@ def concept_tokens(
     names = tuple(prompts)
     rng = np.random.default_rng(seed)
     ids, rows = [], []
-    for concept, asked in enumerate(prompts.values()):
-        for prompt in asked:
+    for concept, concept_prompts in enumerate(prompts.values()):
+        for prompt in concept_prompts:
             prompt = with_leading_word(prompt, tokenizer)
             end = subject_span(prompt, tokenizer)[1]
             rows.append((len(ids), end - 1, concept, "template"))
-            ids.append(tuple(encode(tokenizer, rendered(prompt, tokenizer))[:end]))
-    for text, found in _mentions(names, split, n_mentions, rng):
-        stretch, spans = map(np.array, encode_with_places(tokenizer, text))
-        named = np.zeros(len(spans), bool)
-        for concept, start, end in found:
-            inside = (spans[:, 0] < end) & (spans[:, 1] > start) & (spans[:, 1] > spans[:, 0])
-            named |= inside
+            ids.append(tuple(encode(tokenizer, input_text(prompt, tokenizer))[:end]))
+    for text, mentions in _mentions(names, split, n_mentions, rng):
+        text_ids, spans = map(np.array, encode_with_offsets(tokenizer, text))
+        not_empty = spans[:, 1] > spans[:, 0]
+        is_named = np.zeros(len(spans), bool)
+        for concept, start, end in mentions:
+            in_name = (spans[:, 0] < end) & (spans[:, 1] > start) & not_empty
+            is_named |= in_name
             if concept is not None:
-                rows.append((len(ids), int(inside.nonzero()[0][-1]), concept, "passage"))
-        free = np.flatnonzero(~named & (spans[:, 1] > spans[:, 0]) & (np.arange(len(spans)) > 0))
-        for position in rng.permutation(free)[:ORDINARY]:
+                rows.append((len(ids), int(in_name.nonzero()[0][-1]), concept, "passage"))
+        # The first token is an attention sink, unlike all others: it is not ordinary.
+        ordinary = np.flatnonzero(~is_named & not_empty & (np.arange(len(spans)) > 0))
+        for position in rng.permutation(ordinary)[:N_ORDINARY]:
             rows.append((len(ids), int(position), -1, "passage"))
-        ids.append(tuple(stretch.tolist()))
+        ids.append(tuple(text_ids.tolist()))
     columns = [np.array(c) for c in zip(*rows, strict=True)]
     return ConceptTokens(names, tuple(ids), *columns)
 
 
 def with_leading_word(prompt: Prompt, tokenizer) -> Prompt:
-    """The prompt, with a word before it if its subject would stand first.
+    """Put a word before a prompt whose subject would stand first.
 
-    A sequence's first token is unlike all others: attention turns to it when it has nowhere to
-    look. SAEs are not trained on first tokens.
+    A sequence's first token is an attention sink (Xiao et al. 2024): its activations are unlike all
+    others, and SAEs are not trained on it.
     """
     if subject_span(prompt, tokenizer)[0] > 0:
         return prompt
-    return prompt.but(f"Fact: {prompt}")
+    return prompt.with_text(f"Fact: {prompt}")
 
 
 def mention_counts(names: Sequence[str], split: str) -> dict[str, int]:
-    """How often each name stands in the Factbook's passages of a split."""
-    found = dict.fromkeys(names, 0)
+    """Count the mentions of each name in the Factbook's passages of a split."""
+    counts = dict.fromkeys(names, 0)
     pattern = _pattern(names)
     for passage in passages(split):
         for match in pattern.finditer(passage.text):
-            found[match[1]] += 1
-    return found
+            counts[match[1]] += 1
+    return counts
 
 
 def _pattern(names: Sequence[str]) -> re.Pattern:
-    """Any of the names as whole words, the longest that fits."""
+    """Match any of the names as whole words, the longest that fits."""
     longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     return re.compile(rf"(?<![\w-])({longest_first})(?![\w-])")
 
 
-def _mentions(names, split: str, n_mentions: int, rng: np.random.Generator):
-    """Stretches of passages that end with a drawn mention: (text, what is named where)."""
+def _mentions(
+    names: Sequence[str], split: str, n_mentions: int, rng: np.random.Generator
+) -> Iterator[tuple[str, list[tuple[int | None, int, int]]]]:
+    """Draw stretches of passages that end with a mention of a concept.
+
+    Yields:
+        (text, mentions in it): of each mention the concept's index, None but for the drawn one,
+        and the characters where it starts and ends.
+    """
     pattern = _pattern(names)
-    everywhere: dict[str, list] = {name: [] for name in names}
     texts = [p.text for p in passages(split)]
-    found = [list(pattern.finditer(text)) for text in texts]
-    for i, matches in enumerate(found):
-        for match in matches:
-            everywhere[match[1]].append((i, match))
+    matches = [list(pattern.finditer(text)) for text in texts]
+    by_name: dict[str, list[tuple[int, re.Match]]] = {name: [] for name in names}
+    for i, text_matches in enumerate(matches):
+        for match in text_matches:
+            by_name[match[1]].append((i, match))
     for concept, name in enumerate(names):
-        places = everywhere[name]
-        for k in rng.permutation(len(places))[:n_mentions]:
-            i, match = places[k]
-            begin = max(0, match.start() - BEFORE)
-            begin = texts[i].rfind(" ", 0, begin) + 1 if begin else 0  # at a word's beginning
-            inside = [
+        for k in rng.permutation(len(by_name[name]))[:n_mentions]:
+            i, drawn = by_name[name][k]
+            begin = max(0, drawn.start() - CONTEXT_CHARACTERS)
+            if begin:  # go back to the beginning of a word
+                begin = texts[i].rfind(" ", 0, begin) + 1
+            mentions = [
                 (
-                    concept if m.start() == match.start() else None,
-                    m.start() - begin,
-                    m.end() - begin,
+                    concept if match.start() == drawn.start() else None,
+                    match.start() - begin,
+                    match.end() - begin,
                 )
-                for m in found[i]
-                if begin <= m.start() <= match.start()
+                for match in matches[i]
+                if begin <= match.start() <= drawn.start()
             ]
-            yield texts[i][begin : match.end()], inside
+            yield texts[i][begin : drawn.end()], mentions
 
 
 @torch.inference_mode()
-def read(
-    model: LanguageModel, seen: ConceptTokens, *, sites: Mapping[str, Sequence[int]]
+def cache_token_activations(
+    model: LanguageModel, tokens: ConceptTokens, *, sites: Mapping[str, Sequence[int]]
 ) -> dict[tuple[str, int], Float[Tensor, "n width"]]:
-    """Activations at every sighting; the forward pass stops after the last layer needed.
+    """Cache activations at every labelled token; the forward pass stops after the last layer.
 
     Args:
         model: Any model of a known family.
-        seen: What to read.
+        tokens: The labelled tokens.
         sites: Site → layers.
 
     Returns:
         (site, layer) → activations, on the CPU.
 
     Raises:
-        UserError: There is no such site or layer, or nothing to read.
+        UserError: There is no such site or layer, or no labelled token.
     """
-    if not len(seen):
-        raise UserError("There is no sighting to read: give prompts that name their subject.")
+    if not len(tokens):
+        raise UserError("There is no token to read: give prompts that name their subject.")
     arch = architecture_of(model)
-    order = check_sites(list(sites))
-    wanted = [
-        (i, site)
+    layers = {site: {arch.check_layer(i) for i in sites[site]} for site in sites}
+    keys = [
+        (site, i)
         for i in range(arch.n_layers)
-        for site in order
-        if i in {arch.check_layer(layer) for layer in sites[site]}
+        for site in check_sites(list(sites))
+        if i in layers[site]
     ]
-    members = [np.flatnonzero(seen.stretch == i) for i in range(len(seen.ids))]
-    out: dict[tuple[str, int], Tensor] = {}
-    for batch in bucket_by_length([len(i) for i in seen.ids]):
-        width = max(len(seen.ids[i]) for i in batch)
-        tokens = torch.tensor([[*seen.ids[i], *[0] * (width - len(seen.ids[i]))] for i in batch])
-        at = np.concatenate([members[i] for i in batch])
-        rows = torch.tensor(np.repeat(np.arange(len(batch)), [len(members[i]) for i in batch]))
-        columns = torch.tensor(seen.position[at])
-        with model.trace(tokens) as tracer:
-            kept = {}.save()
-            for i, site in wanted:
+    rows_of_text = [np.flatnonzero(tokens.text_index == i) for i in range(len(tokens.ids))]
+    cache: dict[tuple[str, int], Tensor] = {}
+    for batch in bucket_by_length([len(i) for i in tokens.ids]):
+        rows = np.concatenate([rows_of_text[i] for i in batch])
+        counts = [len(rows_of_text[i]) for i in batch]
+        batch_index = torch.tensor(np.repeat(np.arange(len(batch)), counts))
+        position = torch.tensor(tokens.position[rows])
+        with model.trace(right_padded([tokens.ids[i] for i in batch])) as tracer:
+            values = {}.save()
+            for site, i in keys:
                 value = site_value(arch.layers[i], site, len(batch))
-                kept[site, i] = value[rows, columns].float().cpu()
+                values[site, i] = value[batch_index, position].float().cpu()
             tracer.stop()
-        for key, values in kept.items():
-            if key not in out:
-                out[key] = torch.empty(len(seen), values.shape[1])
-            out[key][at] = values
-    return out
+        for key, value in values.items():
+            if key not in cache:
+                cache[key] = torch.empty(len(tokens), value.shape[1])
+            cache[key][rows] = value
+    return cache

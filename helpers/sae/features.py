@@ -1,4 +1,4 @@
-"""What single latents do in the model: what they add to an answer, what they write, how they share.
+"""Effects of single latents: attribution to an answer, contributions, splitting and absorption.
 
 Three questions about the latents that are active at a subject's tokens. How much does the answer
 lose without one (by gradient for all at once, and by intervention for a few)? Which tokens does it
@@ -15,20 +15,17 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.facts.prompts import Prompt, subject_span
-from helpers.forward.batching import bucket_by_length
-from helpers.forward.scoring import first_token
-from helpers.forward.sites import site_value, token_ids
+from helpers.forward.batching import bucket_by_length, right_padded
+from helpers.forward.prompts import Prompt, first_token, subject_span, token_ids
+from helpers.forward.sites import site_value
 from helpers.models import MLPArchitecture, architecture_of, final_norm, model_hash, unembed
 from helpers.sae.base import SAE
-from helpers.sae.probing import f1_at
 from helpers.tracing.patching import Patch, logits_of, run_patched
-from helpers.tracing.states import cache_all_positions
 
-AT_ONCE = 64  # writes pushed through the MLP in one go
+MLP_BATCH = 64  # vectors passed through the MLP at a time
 
 
-def require_site(model: LanguageModel, sae: SAE) -> None:
+def check_sae_of_model(model: LanguageModel, sae: SAE) -> None:
     """Refuse an SAE of another model, or a transcoder, whose latents replace no activation.
 
     Raises:
@@ -46,12 +43,12 @@ def require_site(model: LanguageModel, sae: SAE) -> None:
         )
 
 
-def attribution(model: LanguageModel, sae: SAE, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """What each latent at the subject's tokens adds to log P(answer), to first order.
+def latent_attribution(model: LanguageModel, sae: SAE, prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """Compute each latent's effect on log P(answer) at the subject's tokens, to first order.
 
-    Σ over the subject's tokens of z_i · (∂ log P / ∂x · d_i): the change that taking the latent's
-    part z_i d_i away would make, with its sign turned, were the model linear (attribution patching,
-    as in Marks et al. 2024, "Sparse Feature Circuits").
+    The effect is Σ over the subject's tokens of z_i · (∂ log P / ∂x · d_i): what the answer would
+    lose without the latent's part z_i d_i, were the model linear (attribution patching, as in Marks
+    et al. 2024, "Sparse Feature Circuits").
 
     Args:
         model: Any model of a known family.
@@ -66,7 +63,7 @@ def attribution(model: LanguageModel, sae: SAE, prompts: Sequence[Prompt]) -> pd
         UserError: The SAE is of another model or is a transcoder, or no prompt has anything before
             its subject.
     """
-    require_site(model, sae)
+    check_sae_of_model(model, sae)
     tables = []
     for index, (x, gradient) in enumerate(_gradients(model, sae, prompts)):
         if not len(x):
@@ -94,7 +91,7 @@ def attribution(model: LanguageModel, sae: SAE, prompts: Sequence[Prompt]) -> pd
 
 
 def subject_tokens(model: LanguageModel, prompt: Prompt) -> range:
-    """The subject's tokens but for a sequence's first one, on which SAEs are not trained."""
+    """List the subject's tokens but for a sequence's first one, on which SAEs are not trained."""
     start, end = subject_span(prompt, model.tokenizer)
     return range(max(start, 1), end)
 
@@ -102,37 +99,39 @@ def subject_tokens(model: LanguageModel, prompt: Prompt) -> range:
 def _gradients(
     model: LanguageModel, sae: SAE, prompts: Sequence[Prompt]
 ) -> list[tuple[Float[Tensor, "t d_in"], Float[Tensor, "t d_in"]]]:
-    """The site at the subject's tokens, and the gradient of log P(answer's first token) there."""
+    """Compute activations at the subject's tokens and gradients of log P(answer's first token)."""
     arch = architecture_of(model)
-    ids = [token_ids(model, p) for p in prompts]
-    found: list = [None] * len(ids)
+    ids = [tuple(token_ids(model, p)) for p in prompts]
+    results: list = [None] * len(ids)
     for batch in bucket_by_length([len(i) for i in ids]):
-        width = max(len(ids[i]) for i in batch)
-        tokens = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in batch])
+        tokens = right_padded([ids[i] for i in batch])
         with torch.enable_grad(), model.trace(tokens) as tracer:
             value = site_value(arch.layers[sae.cfg.layer], sae.cfg.site, len(batch))
             x = value.detach().clone().save()
-            nudge = torch.zeros_like(x, requires_grad=True).save()
-            value[:] = x + nudge
+            # A zero that is added to the activation: its gradient is the activation's.
+            offset = torch.zeros_like(x, requires_grad=True).save()
+            value[:] = x + offset
             final = arch.layers[-1].block.output.save()
             tracer.stop()
         with torch.enable_grad():
+            rows = torch.arange(len(batch))
             last = torch.tensor([len(ids[i]) - 1 for i in batch])
-            states = final.view(len(batch), width, -1)[torch.arange(len(batch)), last]
+            states = final.view(*tokens.shape, -1)[rows, last]  # OPT flattens batch and time
             logp = unembed(model, final_norm(model, states)).float().log_softmax(-1)
             answers = [first_token(model, prompts[i], prompts[i].answers[0]) for i in batch]
-            wanted = logp[torch.arange(len(batch)), torch.tensor(answers)]
-            (gradient,) = torch.autograd.grad(wanted.sum(), nudge)
+            # A prompt's gradient is its own: no activation of one changes another's answer.
+            total = logp[rows, torch.tensor(answers)].sum()
+            (gradient,) = torch.autograd.grad(total, offset)
         for row, i in enumerate(batch):
             span = list(subject_tokens(model, prompts[i]))
-            found[i] = (x[row, span].float().cpu(), gradient[row, span].float().cpu())
-    return found
+            results[i] = (x[row, span].float().cpu(), gradient[row, span].float().cpu())
+    return results
 
 
-def ablated_latents(
+def ablation_effects(
     model: LanguageModel, sae: SAE, prompt: Prompt, groups: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " groups"]:
-    """Change of log P(answer) when latents are taken away at the subject's tokens.
+    """Compute the change of log P(answer) when latents are ablated at the subject's tokens.
 
     The activation keeps what the SAE does not explain: x − Σ z_i d_i over the group.
 
@@ -140,7 +139,7 @@ def ablated_latents(
         model: Any model of a known family.
         sae: An SAE of one of its sites.
         prompt: Names its subject, with answers.
-        groups: Latents taken away together.
+        groups: Latents that are ablated together.
 
     Returns:
         For each group the change in nats; negative when the answer loses.
@@ -148,25 +147,27 @@ def ablated_latents(
     Raises:
         UserError: The SAE is of another model or is a transcoder.
     """
-    require_site(model, sae)
-    ids, where = token_ids(model, prompt), subject_tokens(model, prompt)
-    x = cache_all_positions(model, ids, [sae.cfg.site])[sae.cfg.site][
-        sae.cfg.layer, list(where)
-    ].float()
+    check_sae_of_model(model, sae)
+    site, layer = sae.cfg.site, sae.cfg.layer
+    ids, positions = token_ids(model, prompt), subject_tokens(model, prompt)
+    activations = cache_activations(
+        model, [ids], sites=[site], layers=[layer], positions=[positions]
+    )
+    x = activations[site, layer]
     with torch.no_grad():
-        z = sae.encode(x.cpu())
-        values = [x.cpu() - z[:, list(g)] @ sae.W_dec[list(g)] for g in groups]
-    jobs = [[Patch(sae.cfg.site, sae.cfg.layer, where, v)] for v in values]
+        z = sae.encode(x)
+        values = [x - z[:, list(g)] @ sae.W_dec[list(g)] for g in groups]
+    jobs = [[Patch(site, layer, positions, v)] for v in values]
     logp = logits_of(model, run_patched(model, ids, [[], *jobs])).log_softmax(-1)
-    change = logp[:, first_token(model, prompt, prompt.answers[0])]
-    return (change[1:] - change[0]).double().cpu().numpy()
+    answer = logp[:, first_token(model, prompt, prompt.answers[0])]
+    return (answer[1:] - answer[0]).double().cpu().numpy()
 
 
 @torch.no_grad()
-def writes(
+def latent_contributions(
     model: LanguageModel, sae: SAE, x: Float[Tensor, "n d_in"], latents: Sequence[int]
 ) -> Float[Tensor, "latents d_model"]:
-    """What each latent makes its block add to the residual stream, mean over vectors.
+    """Compute each latent's contribution to the residual stream, mean over vectors.
 
     At the MLP's input that is MLP(x) − MLP(x − z_i d_i); at its hidden units z_i W_out d_i; at the
     other sites z_i d_i is itself what is added.
@@ -174,50 +175,55 @@ def writes(
     Args:
         model: Any model of a known family.
         sae: An SAE of one of its sites.
-        x: Activations at its site, of tokens in question.
-        latents: Which.
+        x: Activations at its site.
+        latents: Indices of latents.
 
     Raises:
         UserError: The SAE is of another model or is a transcoder.
     """
-    require_site(model, sae)
+    check_sae_of_model(model, sae)
     mlp = architecture_of(model).layers[sae.cfg.layer].mlp
     part = sae.encode(x)[:, list(latents)].T[..., None] * sae.W_dec[list(latents)][:, None]
     if sae.cfg.site == "neurons":
         return part.mean(1) @ mlp.W_out().float().cpu().T
     if sae.cfg.site != "mlp_in":
         return part.mean(1)  # (latents, d_model)
-    whole = _mlp(mlp, x)
-    return torch.stack([(whole - _mlp(mlp, x - p)).mean(0) for p in part])
+    output = _mlp_output(mlp, x)
+    return torch.stack([(output - _mlp_output(mlp, x - p)).mean(0) for p in part])
 
 
-def _mlp(mlp: MLPArchitecture, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-    """What the MLP's matrices make of `x`, on the CPU."""
+def _mlp_output(mlp: MLPArchitecture, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+    """Compute the MLP's output from its matrices, on the CPU."""
     weight = mlp.in_module.weight
-    out = []
-    for rows in x.to(weight).split(AT_ONCE):
+    outputs = []
+    for rows in x.to(weight).split(MLP_BATCH):
         hidden = mlp.in_module(rows)
         if mlp.gate_module is None:
             hidden = mlp.activation(hidden)
         else:
             hidden = mlp.activation(mlp.gate_module(rows)) * hidden
-        out.append(mlp.out_module(hidden).float().cpu())
-    return torch.cat(out)
+        outputs.append(mlp.out_module(hidden).float().cpu())
+    return torch.cat(outputs)
 
 
 @torch.inference_mode()
-def readout(
+def direction_logit_tokens(
     model: LanguageModel, directions: Float[Tensor, "n d_model"], *, k: int = 8
 ) -> list[dict[str, list[str]]]:
-    """Tokens that directions in the residual stream promote and suppress, by the logit lens.
+    """Find the tokens that directions of the residual stream promote and suppress.
+
+    The directions are read by the logit lens: final norm, then unembedding.
+
+    Args:
+        model: Any model of a known family.
+        directions: Directions of the residual stream.
+        k: Tokens a side.
 
     Returns:
-        For each direction `{"promotes": [...], "suppresses": [...]}`, strongest first, relative to
-        the mean over the vocabulary.
+        For each direction `{"promotes": [...], "suppresses": [...]}`, strongest first.
     """
-    device = architecture_of(model).head.weight.device
-    dtype = architecture_of(model).head.weight.dtype
-    logits = unembed(model, final_norm(model, directions.to(device, dtype))).float()
+    head = architecture_of(model).head.weight
+    logits = unembed(model, final_norm(model, directions.to(head.device, head.dtype))).float()
     decode = model.tokenizer.decode
     return [
         {
@@ -232,7 +238,16 @@ def readout(
 def target_rank(
     model: LanguageModel, prompt: Prompt, directions: Float[Tensor, "n d_model"]
 ) -> np.ndarray:
-    """Rank of the answer's first token in what each direction promotes; 0 is the most promoted."""
+    """Rank the answer's first token among those that each direction promotes.
+
+    Args:
+        model: Any model of a known family.
+        prompt: A prompt with answers.
+        directions: Directions of the residual stream.
+
+    Returns:
+        (n,) the number of tokens that each direction promotes more; 0 for the most promoted.
+    """
     head = architecture_of(model).head.weight
     answer = first_token(model, prompt, prompt.answers[0])
     logits = unembed(model, final_norm(model, directions.to(head))).float()
@@ -242,10 +257,15 @@ def target_rank(
 def decoder_directions(
     model: LanguageModel, sae: SAE, latents: Sequence[int]
 ) -> Float[Tensor, "n d_model"]:
-    """Decoder rows as directions of the residual stream, for the logit lens.
+    """Convert decoder rows to directions of the residual stream, for the logit lens.
 
     At the MLP's input the norm before it has scaled every coordinate by its weight; dividing by
     the weight brings a row back to the residual stream's own coordinates.
+
+    Args:
+        model: Any model of a known family.
+        sae: An SAE of one of its sites.
+        latents: Indices of latents.
     """
     rows = sae.W_dec[list(latents)].detach().float()
     layer = architecture_of(model).layers[sae.cfg.layer]
@@ -262,72 +282,3 @@ def _norm_before_mlp(block) -> Tensor | None:
     module = block._module
     norm = next((getattr(module, n) for n in names if hasattr(module, n)), None)
     return None if norm is None else norm.weight.detach().float().cpu()
-
-
-def splitting(
-    z: Float[Tensor, "n d_sae"],
-    inside: Float[Tensor, " n"],
-    ranked: Sequence[int],
-    thresholds: Sequence[float],
-) -> pd.DataFrame:
-    """What further latents add to the first: F1 of "any of the first k is at its threshold".
-
-    Where one concept is split over several latents the F1 rises with k.
-
-    Args:
-        z: Latents at sightings.
-        inside: Which are of the concept.
-        ranked: Latents, the best detector first.
-        thresholds: Of each.
-
-    Returns:
-        One row for k = 1, 2, ...: k, f1, found (share of the concept's sightings that are told).
-    """
-    told = z[:, list(ranked)] >= torch.as_tensor(thresholds, dtype=z.dtype)
-    rows = []
-    for k in range(1, len(ranked) + 1):
-        any_of = told[:, :k].any(1).float()
-        found = float((any_of * inside).sum() / inside.sum())
-        rows.append((k, float(f1_at(any_of, inside)), found))
-    return pd.DataFrame(rows, columns=["k", "f1", "found"])
-
-
-def absorbed(
-    z: Float[Tensor, "n d_sae"],
-    sae: SAE,
-    inside: Float[Tensor, " n"],
-    main: int,
-    threshold: float,
-    direction: Float[Tensor, " d_in"],
-    *,
-    share: float = 0.5,
-) -> dict[str, float]:
-    """How often the main latent misses its concept, and another latent carries it instead.
-
-    After Chanin et al. 2024 ("A is for Absorption"), simplified: a sighting that the main latent
-    misses is absorbed when one other latent alone makes up at least `share` of what a typical
-    sighting of the concept has along the concept's direction.
-
-    Args:
-        z: Latents at sightings.
-        sae: Whose they are.
-        inside: Which sightings are of the concept.
-        main: The concept's best latent.
-        threshold: From which value on it tells the concept.
-        direction: Of the concept in what the SAE writes: a difference of means, say.
-        share: What counts as carrying the concept.
-
-    Returns:
-        missed (share of the concept's sightings) and absorbed (likewise).
-    """
-    members = z[inside.bool()]
-    along = members * (sae.W_dec.detach() @ torch.nn.functional.normalize(direction, dim=0))
-    typical = along.sum(1).median()
-    others = along.clone()
-    others[:, main] = 0
-    missed = members[:, main] < threshold
-    carried = others.amax(1) >= share * typical.clamp_min(1e-6)
-    return {
-        "missed": float(missed.float().mean()),
-        "absorbed": float((missed & carried).float().mean()),
-    }

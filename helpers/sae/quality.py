@@ -1,8 +1,8 @@
-"""How good an SAE is on text that it never saw, and against what.
+"""Quality of an SAE on held-out text, against baselines.
 
-Reconstruction (fraction of variance unexplained, active latents, dead ones), what the model loses
-when it has to work with the reconstruction, whether another seed finds the same latents; and two
-rivals that know nothing of sparse coding, the principal components and a random dictionary.
+The measures are reconstruction (fraction of variance unexplained, active latents, dead ones), the
+model's loss when it computes with the reconstruction, and whether another seed finds the same
+latents. The baselines are principal components and a random dictionary.
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,24 @@ from helpers.stats.intervals import REPETITIONS, Metric
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What an SAE does to a set of vectors.
+    """Reconstruction of a set of vectors by an SAE.
 
     Attributes:
         fvu: Fraction of variance unexplained, Σ‖y − ŷ‖² / Σ‖y − ȳ‖², the interval over groups.
         l0: Active latents a vector, the interval over groups.
-        firing: Share of the vectors on which each latent is active, (d_sae,).
-        n: Vectors.
+        feature_density: Fraction of the vectors on which each latent is active, (d_sae,).
+        n: Number of vectors.
     """
 
     fvu: Metric
     l0: Metric
-    firing: Float[np.ndarray, " d_sae"]
+    feature_density: Float[np.ndarray, " d_sae"]
     n: int
 
     @property
     def dead(self) -> float:
-        """Share of the latents that are active on none of the vectors."""
-        return float((self.firing == 0).mean())
+        """Fraction of the latents that are active on none of the vectors."""
+        return float((self.feature_density == 0).mean())
 
 
 @torch.inference_mode()
@@ -56,10 +56,10 @@ def reconstruction(
 
     Args:
         sae: The SAE or transcoder.
-        x: What it reads.
-        target: What it should write; `x` by default.
-        groups: Which independent unit (a sequence of text) each vector belongs to; intervals are
-            over these. Each vector by itself without them.
+        x: Inputs.
+        target: Targets; `x` by default.
+        groups: Index of the independent unit (a sequence of text) of each vector; intervals are
+            over these. By default every vector is a unit.
         seed: Draws the resamples.
 
     Raises:
@@ -69,21 +69,21 @@ def reconstruction(
     target = x if target is None else target
     groups = np.arange(len(x)) if groups is None else np.asarray(groups)
     mean = target.float().mean(0)
-    error, spread, active = [], [], []
-    firing = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
-    for rows, wanted in zip(x.split(ENCODE_BATCH), target.split(ENCODE_BATCH), strict=True):
-        z = sae.encode(rows.float())
+    errors, deviations, n_active = [], [], []
+    n_fired = torch.zeros(sae.cfg.d_sae, dtype=torch.float64)
+    for inputs, targets in zip(x.split(ENCODE_BATCH), target.split(ENCODE_BATCH), strict=True):
+        z = sae.encode(inputs.float())
         on = z != 0
-        error.append((sae.decode(z) - wanted.float()).pow(2).sum(1))
-        spread.append((wanted.float() - mean).pow(2).sum(1))
-        active.append(on.sum(1))
-        firing += on.sum(0).double().cpu()
-    sums = [_by_group(torch.cat(v), groups) for v in (error, spread, active)]
+        errors.append((sae.decode(z) - targets.float()).pow(2).sum(1))
+        deviations.append((targets.float() - mean).pow(2).sum(1))
+        n_active.append(on.sum(1))
+        n_fired += on.sum(0).double().cpu()
+    sums = [_sum_by_group(torch.cat(v), groups) for v in (errors, deviations, n_active)]
     sizes = np.bincount(np.unique(groups, return_inverse=True)[1]).astype(float)
     return Reconstruction(
         fvu=ratio(sums[0], sums[1], seed=seed),
         l0=ratio(sums[2], sizes, seed=seed),
-        firing=(firing / len(x)).numpy(),
+        feature_density=(n_fired / len(x)).numpy(),
         n=len(x),
     )
 
@@ -97,18 +97,18 @@ def loss_recovered(
     first: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How much of what the site is worth to the model its reconstruction keeps.
+    """Compute the fraction of the loss that the reconstruction recovers from ablation.
 
     (L_ablated − L_spliced) / (L_ablated − L_original), the losses summed over sequences; 1 when the
     model predicts as well as before, 0 when as badly as without the site (Bricken et al. 2023). The
-    site is taken away in two ways: set to zero, and set to its mean, which is harder to beat.
+    site is ablated in two ways: set to zero, and set to its mean, which is harder to beat.
 
     Args:
         model: Any model of a known family.
         sae: An SAE of one of its sites.
         tokens: Held-out text.
-        mean: Mean activation of what is replaced.
-        first: As in `helpers.sae.splice.patched_ce_loss`.
+        mean: Mean activation at the replaced site.
+        first: First position that is replaced; SAEs are not trained on the first token.
         seed: Draws the resamples.
 
     Returns:
@@ -116,21 +116,21 @@ def loss_recovered(
         losses original, spliced and ablated in nats a token.
     """
     cfg = sae.cfg
-    flat = {
+    ablations = {
         "zero": lambda x: torch.zeros(len(x), cfg.d_out, device=x.device),
         "mean": lambda x: mean.to(x.device).float().expand(len(x), -1),
     }
     losses = patched_ce_loss(
         model,
         tokens,
-        {"spliced": lambda x: sae(x.float().to(sae.W_dec.device)), **flat},
+        {"spliced": lambda x: sae(x.float().to(sae.W_dec.device)), **ablations},
         layer=cfg.layer,
         site=cfg.site,
         target=cfg.target,
         first=first,
     )
     rows = []
-    for name in flat:
+    for name in ablations:
         m = ratio(losses[name] - losses["spliced"], losses[name] - losses["original"], seed=seed)
         means = (losses[k].mean() for k in ("original", "spliced", name))
         rows.append((name, m.value, m.low, m.high, m.n, *means))
@@ -139,11 +139,11 @@ def loss_recovered(
 
 
 @torch.inference_mode()
-def best_matches(a: SAE, b: SAE) -> Float[np.ndarray, " d_sae"]:
-    """For each latent of `a` the cosine of its decoder row with the nearest one of `b`.
+def max_cosine_similarity(a: SAE, b: SAE) -> Float[np.ndarray, " d_sae"]:
+    """Compute, for each latent of `a`, the cosine of its decoder row with the nearest of `b`.
 
-    The mean is the mean maximum cosine similarity of Sharkey et al. 2022 ("Taking features out of
-    superposition with sparse autoencoders"): near 1 when two seeds find the same latents.
+    Their mean is the mean maximum cosine similarity (MMCS) of Sharkey et al. 2022 ("Taking features
+    out of superposition with sparse autoencoders"): near 1 when two seeds find the same latents.
 
     Raises:
         UserError: The two do not write into the same space.
@@ -153,26 +153,32 @@ def best_matches(a: SAE, b: SAE) -> Float[np.ndarray, " d_sae"]:
             f"SAEs of width {a.cfg.d_out} and {b.cfg.d_out} have no latents in common: compare two "
             "of the same site."
         )
-    mine, theirs = (torch.nn.functional.normalize(s.W_dec.float(), dim=1) for s in (a, b))
-    return torch.cat([(rows @ theirs.T).amax(1) for rows in mine.split(ENCODE_BATCH)]).cpu().numpy()
+    rows_a, rows_b = (torch.nn.functional.normalize(s.W_dec.float(), dim=1) for s in (a, b))
+    return (
+        torch.cat([(rows @ rows_b.T).amax(1) for rows in rows_a.split(ENCODE_BATCH)]).cpu().numpy()
+    )
 
 
 @torch.inference_mode()
 def pca_fvu(
     train: Float[Tensor, "m d"], x: Float[Tensor, "n d"], ranks: Sequence[int]
 ) -> Float[np.ndarray, " ranks"]:
-    """Variance of `x` that the first principal components of `train` leave unexplained.
+    """Compute the fraction of variance of `x` unexplained by principal components of `train`.
 
-    A vector is written with as many numbers as there are components, the same ones for every
-    vector; an SAE chooses its own for each.
+    Every vector is written with the same components; an SAE selects latents for each.
+
+    Args:
+        train: Vectors of which the components are computed.
+        x: Vectors that are reconstructed.
+        ranks: Numbers of components.
     """
     mean = train.double().mean(0)
     centred = train.double() - mean
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)  # (d, d)
-    rest = x.double() - mean
-    explained = (rest @ directions).pow(2).sum(0).cumsum(0)
+    deviations = x.double() - mean
+    explained = (deviations @ directions).pow(2).sum(0).cumsum(0)
     total = (x.double() - x.double().mean(0)).pow(2).sum()
-    error = rest.pow(2).sum() - torch.cat([torch.zeros(1).double(), explained])
+    error = deviations.pow(2).sum() - torch.cat([torch.zeros(1).double(), explained])
     return np.array([float(error[min(r, len(mean))] / total) for r in ranks])
 
 
@@ -180,10 +186,17 @@ def pca_fvu(
 def random_dictionary_fvu(
     train: Float[Tensor, "m d"], x: Float[Tensor, "n d"], *, d_sae: int, k: int, seed: int = 0
 ) -> float:
-    """Variance of `x` that a dictionary of random directions leaves unexplained.
+    """Compute the fraction of variance of `x` unexplained by a dictionary of random directions.
 
     Each vector, less the mean of `train`, is written with the `k` directions that match it best,
-    and with the best coefficients for these: no encoder could do better with the choice.
+    and with the best coefficients for these: no encoder could do better with that selection.
+
+    Args:
+        train: Vectors whose mean is subtracted.
+        x: Vectors that are reconstructed.
+        d_sae: Number of directions.
+        k: Directions per vector.
+        seed: Draws the directions.
 
     Raises:
         UserError: `k` is larger than the dictionary or the space.
@@ -192,15 +205,17 @@ def random_dictionary_fvu(
         raise UserError(
             f"A dictionary of {d_sae} directions in {x.shape[1]} dimensions cannot write with {k}."
         )
-    draw = torch.Generator().manual_seed(seed)
-    rows = torch.nn.functional.normalize(torch.randn(d_sae, x.shape[1], generator=draw), dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(d_sae, x.shape[1], generator=generator)
+    rows = torch.nn.functional.normalize(rows, dim=1)
     mean, total, error = train.float().mean(0), 0.0, 0.0
     for part in x.float().split(ENCODE_BATCH):
-        rest = part - mean
-        chosen = rows[(rest @ rows.T).abs().topk(k, dim=1).indices]  # (b, k, d)
-        gram = chosen @ chosen.mT + 1e-6 * torch.eye(k)
-        weights = torch.linalg.solve(gram, chosen @ rest[:, :, None])  # (b, k, 1)
-        error += float((rest - (chosen * weights).sum(1)).pow(2).sum())
+        deviation = part - mean
+        selected = rows[(deviation @ rows.T).abs().topk(k, dim=1).indices]  # (b, k, d)
+        # Least squares by the normal equations; the small diagonal keeps them solvable.
+        gram = selected @ selected.mT + 1e-6 * torch.eye(k)
+        weights = torch.linalg.solve(gram, selected @ deviation[:, :, None])  # (b, k, 1)
+        error += float((deviation - (selected * weights).sum(1)).pow(2).sum())
         total += float((part - x.float().mean(0)).pow(2).sum())
     return error / total
 
@@ -208,17 +223,18 @@ def random_dictionary_fvu(
 def ratio(
     top: Float[np.ndarray, " n"], bottom: Float[np.ndarray, " n"], *, seed: int = 0
 ) -> Metric:
-    """Σ top / Σ bottom with its 95 % percentile bootstrap interval over the units, paired."""
+    """Compute Σ top / Σ bottom with its 95 % percentile bootstrap interval over paired units."""
     top, bottom = np.asarray(top, float), np.asarray(bottom, float)
     value = float(top.sum() / bottom.sum())
     if len(top) == 1:
         return Metric(value, float("nan"), float("nan"), 1)
-    drawn = np.random.default_rng(seed).integers(len(top), size=(REPETITIONS, len(top)))
-    low, high = np.percentile(top[drawn].sum(1) / bottom[drawn].sum(1), [2.5, 97.5])
+    resamples = np.random.default_rng(seed).integers(len(top), size=(REPETITIONS, len(top)))
+    ratios = top[resamples].sum(1) / bottom[resamples].sum(1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
     return Metric(value, float(low), float(high), len(top))
 
 
-def _by_group(values: Tensor, groups: np.ndarray) -> Float[np.ndarray, " g"]:
+def _sum_by_group(values: Tensor, groups: np.ndarray) -> Float[np.ndarray, " g"]:
     return np.bincount(np.unique(groups, return_inverse=True)[1], weights=values.cpu().numpy())
 
 

@@ -1,4 +1,4 @@
-"""Run the model with an activation replaced by what an SAE makes of it, and see what it costs."""
+"""Cross-entropy of the model with an activation replaced by its reconstruction."""
 
 from collections.abc import Callable, Mapping
 
@@ -27,20 +27,20 @@ def patched_ce_loss(
     target: str = "",
     first: int = 1,
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Loss of each sequence when one activation is replaced, for several replacements.
+    """Compute each sequence's loss with one activation replaced, for several replacements.
 
     Blocks below the layer run once: they are the same for all replacements.
 
     Args:
         model: Any model of a known family.
         tokens: Text to predict.
-        replacements: Name → function of the activations at `site` that gives those to put at
-            `target`, vectors in rows.
-        layer: Which block.
-        site: What is read, one of `helpers.tracing.SITES`.
-        target: What is replaced; the same site by default.
-        first: Positions before this one keep what they are. The first token, to which attention
-            turns when it has nowhere to look, is unlike all others and SAEs are not trained on it.
+        replacements: Name → function from the activations at `site` to those at `target`, vectors
+            in rows.
+        layer: Index of the block.
+        site: Input of the replacements, one of `helpers.tracing.SITES`.
+        target: Site that is replaced; the same site by default.
+        first: First position that is replaced. The first token is an attention sink (Xiao et al.
+            2024), unlike all others, and SAEs are not trained on it.
 
     Returns:
         For `original` and each replacement the mean loss of every sequence, in nats a token.
@@ -53,38 +53,38 @@ def patched_ce_loss(
     target = target or site
     check_sites([site, target])
     last = arch.layers[-1].block
-    found: dict[str, list] = {name: [] for name in ("original", *replacements)}
+    losses: dict[str, list] = {name: [] for name in ("original", *replacements)}
     for ids in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
         with model.trace(ids) as tracer:
             below = arch.layers[layer - 1].block.output.clone().save() if layer else None
             final = last.output.save()
             tracer.stop()
-        found["original"].append(_losses(model, ids, final))
+        losses["original"].append(_losses(model, ids, final))
         for name, replace in replacements.items():
             with model.trace(ids) as tracer:
                 for i in range(layer):
                     arch.layers[i].block.skip(below.clone())
-                read = site_value(arch.layers[layer], site, len(ids))
-                new = replace(read.flatten(0, 1)).unflatten(0, read.shape[:2])
-                written = site_value(arch.layers[layer], target, len(ids))
-                written[:, first:] = new[:, first:].to(written)
+                value = site_value(arch.layers[layer], site, len(ids))
+                new = replace(value.flatten(0, 1)).unflatten(0, value.shape[:2])
+                replaced = site_value(arch.layers[layer], target, len(ids))
+                replaced[:, first:] = new[:, first:].to(replaced)
                 final = last.output.save()
                 tracer.stop()
-            found[name].append(_losses(model, ids, final))
-    return {name: np.concatenate(losses) for name, losses in found.items()}
+            losses[name].append(_losses(model, ids, final))
+    return {name: np.concatenate(parts) for name, parts in losses.items()}
 
 
 def _losses(
     model: LanguageModel, ids: Int[Tensor, "b t"], residual: Float[Tensor, "b t d_model"]
 ) -> Float[np.ndarray, " b"]:
-    """Mean loss of each sequence, from the residual stream after the last block."""
+    """Compute each sequence's mean loss from the residual stream after the last block."""
     residual = residual.view(*ids.shape, -1)  # OPT flattens batch and time
     rows = max(1, LOGIT_ROWS // ids.shape[1])
-    out = []
-    for states, wanted in zip(residual[:, :-1].split(rows), ids[:, 1:].split(rows), strict=True):
+    means = []
+    for states, targets in zip(residual[:, :-1].split(rows), ids[:, 1:].split(rows), strict=True):
         logits = unembed(model, final_norm(model, states)).float()
         loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten().to(logits.device), reduction="none"
+            logits.flatten(0, 1), targets.flatten().to(logits.device), reduction="none"
         )
-        out.append(loss.view(wanted.shape).mean(1).double().cpu())
-    return torch.cat(out).numpy()
+        means.append(loss.view(targets.shape).mean(1).double().cpu())
+    return torch.cat(means).numpy()

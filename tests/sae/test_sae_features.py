@@ -14,32 +14,37 @@ from helpers.models import final_norm, unembed
 from helpers.sae import SAEConfig, build
 from helpers.sae.concept_tokens import (
     ConceptTokens,
+    cache_token_activations,
     concept_tokens,
     mention_counts,
-    read,
     with_leading_word,
 )
 from helpers.sae.features import (
-    ablated_latents,
-    absorbed,
-    attribution,
+    ablation_effects,
     decoder_directions,
-    readout,
-    splitting,
+    direction_logit_tokens,
+    latent_attribution,
+    latent_contributions,
     target_rank,
-    writes,
 )
-from helpers.sae.probing import both_signs, discriminants, f1_at, score_units, select_and_evaluate
+from helpers.sae.probing import (
+    f1_score,
+    lda_directions,
+    score_units,
+    select_and_evaluate,
+    with_negated,
+)
+from helpers.sae.splitting import feature_absorption, feature_splitting
 from helpers.tracing import Patch, cache_activations, run_patched, selectivity
 from helpers.tracing.states import cache_all_positions
 
 
-def plain_f1(values: np.ndarray, inside: np.ndarray) -> float:
+def plain_f1(values: np.ndarray, labels: np.ndarray) -> float:
     """The best F1 over every threshold that leaves something out."""
     best = 0.0
     for threshold in np.unique(values)[1:]:
-        told = values >= threshold
-        best = max(best, 2 * (told & inside).sum() / (told.sum() + inside.sum()))
+        predicted = values >= threshold
+        best = max(best, 2 * (predicted & labels).sum() / (predicted.sum() + labels.sum()))
     return best
 
 
@@ -47,37 +52,37 @@ def plain_f1(values: np.ndarray, inside: np.ndarray) -> float:
 def test_scores_equal_plain_ones_for_every_unit_and_concept(levels):
     draw = torch.Generator().manual_seed(0)
     values = torch.randint(levels, (40, 7), generator=draw).float()
-    inside = torch.zeros(3, 40)
+    labels = torch.zeros(3, 40)
     for concept in range(3):
-        inside[concept, torch.randperm(40, generator=draw)[: 2 + 5 * concept]] = 1
-    got = score_units(values, inside)
+        labels[concept, torch.randperm(40, generator=draw)[: 2 + 5 * concept]] = 1
+    got = score_units(values, labels)
     for c in range(3):
-        members = inside[c].bool()
+        members = labels[c].bool()
         assert torch.allclose(got.auroc[c], selectivity(values[members], values[~members]))
         for u in range(7):
             expected = plain_f1(values[:, u].numpy(), members.numpy())
             assert got.f1[c, u].item() == pytest.approx(expected, abs=1e-6)
             if expected:
-                told = (values[:, u] >= got.threshold[c, u]).float()
-                assert f1_at(told, inside[c]).item() == pytest.approx(expected, abs=1e-6)
+                predicted = (values[:, u] >= got.threshold[c, u]).float()
+                assert f1_score(predicted, labels[c]).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_units_are_chosen_on_training_data_and_judged_on_held_out():
     """Unit 0 is right by luck on training data, unit 1 on held-out data: the luck must show."""
-    inside = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    labels = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     train = torch.tensor([[2.0, 0.0], [2.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
     held = train.flip(1)
-    got = select_and_evaluate(score_units(train, inside), held, inside).iloc[0]
+    got = select_and_evaluate(score_units(train, labels), held, labels).iloc[0]
     assert (got["unit"], got["train_auroc"], got["auroc"]) == (0, 1.0, 0.5)
     assert (got["f1_unit"], got["train_f1"], got["f1"]) == (0, 1.0, 0.0)
-    only = select_and_evaluate(score_units(train, inside), held, inside, candidates=np.array([1]))
+    only = select_and_evaluate(score_units(train, labels), held, labels, candidates=np.array([1]))
     assert (only.iloc[0]["unit"], only.iloc[0]["auroc"]) == (1, 1.0)
 
 
 def test_a_unit_that_is_low_on_the_concept_counts_with_its_sign_turned():
-    inside = torch.tensor([[1.0, 0.0, 0.0]])
+    labels = torch.tensor([[1.0, 0.0, 0.0]])
     values = torch.tensor([[-1.0], [0.0], [3.0]])
-    assert score_units(both_signs(values), inside).auroc.tolist() == [[0.0, 1.0]]
+    assert score_units(with_negated(values), labels).auroc.tolist() == [[0.0, 1.0]]
 
 
 def test_a_concept_without_sightings_is_told():
@@ -98,14 +103,14 @@ def test_sightings_are_read_as_captured(tiny_model, family):
         np.array([0, 0, -1]),
         np.array(["template", "template", "passage"]),
     )
-    got = read(model, seen, sites={"mlp_in": [1], "neurons": [0, 2]})
+    got = cache_token_activations(model, seen, sites={"mlp_in": [1], "neurons": [0, 2]})
     assert set(got) == {("mlp_in", 1), ("neurons", 0), ("neurons", 2)}
     for (site, layer), values in got.items():
         expected = cache_activations(
             model, prompts, sites=[site], layers=[layer], position="subject"
         )
         assert torch.allclose(values[:2], expected[site][:, 0], atol=1e-5)
-    assert seen.inside().tolist() == [[1, 1, 0]]
+    assert seen.labels().tolist() == [[1, 1, 0]]
 
 
 def test_passages_are_cut_at_the_name_and_longer_names_are_not_mistaken(smollm):
@@ -147,7 +152,7 @@ def test_attribution_is_the_derivative_of_ablation(tiny_model, family, site):
     """A latent made tiny: what the gradient says must be what taking it away does."""
     model = tiny_model(family)
     sae = tiny_sae(site)
-    table = attribution(model, sae, ABOUT)
+    table = latent_attribution(model, sae, ABOUT)
     assert set(table["prompt"]) == {0, 1}
     for index in (0, 1):
         part = table[table["prompt"] == index]
@@ -156,7 +161,7 @@ def test_attribution_is_the_derivative_of_ablation(tiny_model, family, site):
         small = tiny_sae(site)
         small.W_dec.copy_(sae.W_dec * scale)  # the same latent, writing little
         latent = int(strongest["latent"])
-        change = ablated_latents(model, small, ABOUT[index], [[latent], []])
+        change = ablation_effects(model, small, ABOUT[index], [[latent], []])
         assert change[1] == pytest.approx(0, abs=1e-6)
         assert -change[0] / scale == pytest.approx(strongest["effect"], rel=0.05, abs=2e-4)
 
@@ -174,23 +179,25 @@ def test_what_a_latent_writes_is_what_its_ablation_takes_from_the_mlp(tiny_model
     job = [Patch("mlp_in", 1, [2], value)]
     after = run_patched(model, ids, [job], read=("mlp", 1, 2))
     expected = states["mlp"][1, 2] - after[0]
-    assert torch.allclose(writes(model, sae, x, [latent])[0], expected, atol=1e-5)
+    assert torch.allclose(latent_contributions(model, sae, x, [latent])[0], expected, atol=1e-5)
     at_output = tiny_sae("mlp")
     y = states["mlp"][1, 2:3]
     latent = int(at_output.encode(y)[0].argmax())
     expected = at_output.encode(y)[0, latent] * at_output.W_dec[latent]
-    assert torch.allclose(writes(model, at_output, y, [latent])[0], expected, atol=1e-6)
+    assert torch.allclose(
+        latent_contributions(model, at_output, y, [latent])[0], expected, atol=1e-6
+    )
 
 
 def test_readout_ranks_tokens_as_the_unembedding_does(tiny_model):
     model = tiny_model()
     direction = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     logits = unembed(model, final_norm(model, direction))
-    got = readout(model, direction, k=3)
-    for row, read_out in zip(logits, got, strict=True):
+    got = direction_logit_tokens(model, direction, k=3)
+    for row, tokens in zip(logits, got, strict=True):
         order = row.argsort(descending=True).tolist()
-        assert read_out["promotes"] == [model.tokenizer.decode([t]) for t in order[:3]]
-        assert read_out["suppresses"] == [model.tokenizer.decode([t]) for t in order[:-4:-1]]
+        assert tokens["promotes"] == [model.tokenizer.decode([t]) for t in order[:3]]
+        assert tokens["suppresses"] == [model.tokenizer.decode([t]) for t in order[:-4:-1]]
     answer = model.tokenizer(" w9").input_ids[-1]
     expected = (logits > logits[:, answer, None]).sum(1).numpy()
     assert (target_rank(model, ABOUT[0], direction) == expected).all()
@@ -208,10 +215,10 @@ def test_decoder_rows_at_the_mlps_input_are_freed_of_the_norms_weight(tiny_model
 
 
 def test_a_split_concept_needs_several_latents():
-    inside = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    labels = torch.tensor([1.0, 1.0, 1.0, 0.0])
     z = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
-    got = splitting(z, inside, [0, 1], [1.0, 1.0])
-    assert got["found"].tolist() == pytest.approx([2 / 3, 1])
+    got = feature_splitting(z, labels, [0, 1], [1.0, 1.0])
+    assert got["recall"].tolist() == pytest.approx([2 / 3, 1])
     assert got["f1"].tolist() == pytest.approx([0.8, 1])
 
 
@@ -220,29 +227,29 @@ def test_absorption_is_a_miss_that_another_latent_carries():
     sae.W_dec.zero_()
     sae.W_dec[0], sae.W_dec[1] = torch.tensor([1.0, 0.0]), torch.tensor([0.8, 0.6])
     z = torch.zeros(4, 30)
-    z[0, 0], z[1, 0] = 1.0, 1.0  # told by the main latent
+    z[0, 0], z[1, 0] = 1.0, 1.0  # predicted by the main latent
     z[2, 1] = 1.0  # missed, carried by latent 1; the fourth is missed and carried by none
-    got = absorbed(z, sae, torch.ones(4), 0, 0.5, torch.tensor([2.0, 0.0]))
+    got = feature_absorption(z, sae, torch.ones(4), 0, 0.5, torch.tensor([2.0, 0.0]))
     assert got == {"missed": 0.5, "absorbed": 0.25}
 
 
 def test_saes_of_another_model_and_transcoders_are_refused(tiny_model):
     model = tiny_model()
     with pytest.raises(UserError, match="another model"):
-        attribution(model, tiny_sae("mlp", model_hash="0" * 16, model="other"), ABOUT)
+        latent_attribution(model, tiny_sae("mlp", model_hash="0" * 16, model="other"), ABOUT)
     with pytest.raises(UserError, match="transcoder"):
-        ablated_latents(model, tiny_sae("mlp_in", target="mlp"), ABOUT[0], [[0]])
+        ablation_effects(model, tiny_sae("mlp_in", target="mlp"), ABOUT[0], [[0]])
 
 
 def test_discriminants_separate_what_no_single_coordinate_does():
     draw = torch.Generator().manual_seed(0)
     common = 5 * torch.randn(300, 1, generator=draw)
     x = torch.cat([common, common], 1) + 0.1 * torch.randn(300, 2, generator=draw)
-    inside = torch.zeros(1, 300)
-    inside[0, :30] = 1
+    labels = torch.zeros(1, 300)
+    labels[0, :30] = 1
     x[:30, 0] += 1  # to be seen only in the difference of the two
-    found = discriminants(x, inside, ridge=1e-4)
-    plain, better = score_units(x, inside), score_units(x @ found, inside)
+    found = lda_directions(x, labels, ridge=1e-4)
+    plain, better = score_units(x, labels), score_units(x @ found, labels)
     assert plain.auroc.max() < 0.7 and better.auroc[0, 0] > 0.99
 
 

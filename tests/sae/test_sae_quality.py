@@ -10,8 +10,8 @@ from helpers.forward.scoring import token_nll
 from helpers.models import architecture_of
 from helpers.sae import SAEConfig, build
 from helpers.sae.quality import (
-    best_matches,
     loss_recovered,
+    max_cosine_similarity,
     pca_fvu,
     random_dictionary_fvu,
     ratio,
@@ -44,7 +44,7 @@ def test_reconstruction_of_a_hand_made_sae():
     assert got.fvu.value == pytest.approx(1 / variance)
     assert got.fvu.n == 2 and got.n == 3
     assert got.l0.value == pytest.approx(1)
-    assert got.firing == pytest.approx([2 / 3, 1 / 3, 0])
+    assert got.feature_density == pytest.approx([2 / 3, 1 / 3, 0])
     assert got.dead == pytest.approx(1 / 3)
 
 
@@ -131,13 +131,13 @@ def test_loss_recovered_is_one_for_the_identity_and_compares_with_both_ablations
 
 def test_matches_find_permuted_latents_and_only_these():
     a, b = small_sae(seed=0), small_sae(seed=1)
-    unrelated = best_matches(a, b)
+    unrelated = max_cosine_similarity(a, b)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     b.W_dec.copy_(a.W_dec[order])
-    assert best_matches(a, b) == pytest.approx(np.ones(24), abs=1e-6)
+    assert max_cosine_similarity(a, b) == pytest.approx(np.ones(24), abs=1e-6)
     assert unrelated.max() < 0.95
     with pytest.raises(UserError, match="no latents in common"):
-        best_matches(a, small_sae(8))
+        max_cosine_similarity(a, small_sae(8))
 
 
 def test_principal_components_leave_the_small_eigenvalues():
