@@ -1,8 +1,8 @@
-"""The one exception a user is meant to read."""
+"""The exception whose sentence is written for users."""
 
 
 class UserError(ValueError):
-    """Bad input or a broken surrounding: one sentence that says what is wrong and what to do.
+    """Invalid input or a broken environment: one sentence says what is wrong and what to do.
 
     Command-line entry points print the sentence without a traceback and exit with status 1.
     """

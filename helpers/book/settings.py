@@ -444,7 +444,7 @@ def load_profile(name: str, overrides: dict[str, str] | None = None) -> Profile:
             f"There is no profile '{visible(name)[:200]}'; choose from {known}, or name a YAML "
             "file."
         )
-    content, what = read_yaml(path, what="Profile"), f"Profile {visible(path)}"
+    content, what = read_yaml(path, label="Profile"), f"Profile {visible(path)}"
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(
         isinstance({} if v is None else v, dict) for v in content.values()

@@ -156,7 +156,7 @@ def read_pair_file(path: str | Path) -> PairFile:
     shown = visible(path)
     if not _is_there(path):
         raise UserError(f"There is no file {shown}; give the path of a YAML file with a pair.")
-    content = read_yaml(path, text=True)
+    content = read_yaml(path, scalars_as_text=True)
     if not isinstance(content, dict) or not {"subject", "target"} <= content.keys():
         raise UserError(f"{shown} must name at least 'subject:' and 'target:'.")
     if any(content[key] in ("", Unquoted("", "nothing")) for key in ("subject", "target")):

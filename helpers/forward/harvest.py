@@ -270,7 +270,7 @@ def _cleared(folder: Path, wanted: _Index) -> _Index:
 
 def _read_tokens(folder: Path, index: _Index) -> tuple[Tensor, Tensor]:
     """Tokens and which of them were wanted, (sequences, T) each."""
-    tensors, _ = read_sealed(folder / TOKENS, foreign=True)
+    tensors, _ = read_sealed(folder / TOKENS, allow_unsealed=True)
     if content_hash(*(tensors.get(name, "") for name in ("tokens", "keep"))) != index.tokens:
         raise DamagedError(f"{TOKENS} is not what {INDEX} names")
     tokens, keep = tensors["tokens"], tensors["keep"]

@@ -1,4 +1,4 @@
-"""What all runs share: tables, folders and tensors, kept by what they depend on."""
+"""The cache that all runs share: tables, folders and tensors under a hash of their key."""
 
 import contextlib
 import json
@@ -23,29 +23,30 @@ RECORD = "files.json"  # of a folder in the cache: the hashes of its files
 
 
 def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The table that `build` makes, from the cache when one was made for the same `key`.
+    """Return the table of a key, from the cache or newly built.
 
-    A table that is not the one that was written, byte for byte, is made again.
+    A cached table is used only if its file is byte for byte the one that was written.
 
     Args:
-        kind: What the table is; a folder of the cache.
-        key: Everything that the table depends on (hashes of the model, of templates, sizes).
-            It is kept beside the table for people who look into the cache.
-        build: Makes the table; its wall-clock seconds are kept in `table.attrs["seconds"]`.
+        kind: Folder of the cache; names the sort of table.
+        key: Everything that the table depends on: hashes of the model, of templates, sizes. It is
+            stored beside the table, for people who look into the cache.
+        build: Computes the table. The wall-clock seconds that it takes are stored in
+            `table.attrs["seconds"]`.
     """
     path = cache_dir() / kind / f"{content_hash(key)}.parquet"
     record = path.with_suffix(".json")  # written last: the key, and the table's hash
 
-    def kept() -> pd.DataFrame | None:
+    def read() -> pd.DataFrame | None:
         with contextlib.suppress(UserError, TypeError, KeyError):
             if path.is_file() and read_json(record)["table"] == file_hash(path):
                 return read_table(path)
         return None
 
-    if (table := kept()) is not None:
+    if (table := read()) is not None:
         return table
     with file_lock(path):
-        if (table := kept()) is not None:
+        if (table := read()) is not None:
             return table
         _clear(path)
         started = time.perf_counter()
@@ -57,9 +58,14 @@ def cached_table(kind: str, key: dict, build: Callable[[], pd.DataFrame]) -> pd.
 
 
 def cached_folder(kind: str, key: dict, build: Callable[[Path], None]) -> Path:
-    """The folder that `build` fills, from the cache when one was filled for the same `key`.
+    """Return the folder of a key, from the cache or newly filled.
 
-    A folder whose files are not those that were written is filled again.
+    A cached folder is used only if its files are byte for byte those that were written.
+
+    Args:
+        kind: Folder of the cache; names the sort of content.
+        key: Everything that the content depends on; stored in the folder as `key.json`.
+        build: Writes the content into the empty folder that it is given.
     """
     path = cache_dir() / kind / content_hash(key)
     if _whole(path):
@@ -83,27 +89,31 @@ def cached_layers(
     name: str,
     build: "Callable[[list[int]], Iterable[tuple[int, dict[str, torch.Tensor]]]]",
 ) -> dict[int, Path]:
-    """Layer → its file of tensors in the cache; the layers that it lacks are made in one pass.
+    """Return a file of tensors for each layer; missing layers are computed in one pass.
 
     Args:
-        kind: What they are; a folder of the cache.
-        key: What all of them depend on; each has a `cached_folder` of its own, by key and layer.
-        layers: Which layers.
-        name: The file's name.
-        build: From the missing layers to each with its tensors, one after another.
+        kind: Folder of the cache; names the sort of tensors.
+        key: Everything that all layers depend on. Each layer has its own `cached_folder`, whose
+            key is this one with the layer added.
+        layers: Indices of the layers.
+        name: Name of the file in each layer's folder.
+        build: Called with the missing layers; yields each layer with its tensors.
+
+    Returns:
+        Layer → path of its file.
     """
     keys = {i: {**key, "layer": i} for i in layers}
     folders = {i: cache_dir() / kind / content_hash(k) for i, k in keys.items()}
     if not all(map(_whole, folders.values())):
         with file_lock(cache_dir() / kind / content_hash(key)):
             if missing := [i for i, folder in folders.items() if not _whole(folder)]:
-                for i, found in build(missing):
-                    cached_folder(kind, keys[i], lambda f, x=found: write_tensors(f / name, x))
+                for i, tensors in build(missing):
+                    cached_folder(kind, keys[i], lambda f, x=tensors: write_tensors(f / name, x))
     return {i: folder / name for i, folder in folders.items()}
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a folder of the cache has the files that were written, byte for byte."""
+    """Tell whether a folder of the cache holds the files that were written, byte for byte."""
     with contextlib.suppress(UserError, AttributeError, OSError):
         recorded = read_json(folder / RECORD)
         same = [file_hash(folder / name) == hash_ for name, hash_ in recorded.items()]
@@ -112,7 +122,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _clear(path: Path) -> None:
-    """Take what is damaged away from the cache, so that it can be made again."""
+    """Delete a damaged entry of the cache, so that it can be made again."""
     if path.exists():
         log.warning("%s is damaged or of an older version: it is made again.", visible(path))
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -120,12 +130,12 @@ def _clear(path: Path) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """While this block makes `path`, other processes that would make it too wait for it.
+    """Let one process at a time into this block for `path`; the others wait.
 
-    They have to look again whether it is there once they are in. Where the file system knows no
-    locks everyone makes it: that costs time, and no more, as files are written whole. The lock's
-    file stays: deleted, it would still be held by one who waits for it, and a third would make
-    another one.
+    Whoever enters checks again whether `path` exists, since another process may have made it.
+    Where the file system has no locks every process makes `path`. That costs only time, because
+    files are written whole. The lock's file is never deleted: a process that waits would hold the
+    deleted file while a third one locks a new file of the same name.
     """
     from filelock import FileLock
 

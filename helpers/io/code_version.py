@@ -1,7 +1,7 @@
-"""Versions of the code itself: what a cached result was computed by.
+"""Hashes of source code, for the keys of cached results.
 
-A change of wording costs nobody a cache: comments, docstrings and layout don't count. A change of
-any module that the code imports does.
+Comments, docstrings and layout don't change a hash, so a change of wording costs nobody a cache. A
+change of the code of any imported module does.
 """
 
 import ast
@@ -23,7 +23,7 @@ def code_hash(path: str | Path) -> str:
         path: The module's file, as in `code_hash(__file__)`.
 
     Returns:
-        16 hexadecimal digits: the part of a cache's key that says by which code.
+        16 hexadecimal digits, to be part of a cache's key.
     """
     path = Path(path).resolve()
     return content_hash(sorted(module_hash(p) for p in {path, *imported_modules(path)}))
@@ -41,7 +41,7 @@ def imported_modules(path: Path) -> list[Path]:
 
 
 def closure(modules: list[Path]) -> list[Path]:
-    """Add to some modules all that they import, directly or through others; sorted."""
+    """Return the given modules and all that they import, directly or through others; sorted."""
     seen, todo = set(modules), list(modules)
     while todo:
         for module in _imports_of(todo.pop()):
@@ -62,7 +62,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def parse(text: str, path: Path) -> ast.Module:
-    """Parse Python code; `path` says in the sentence where it stands."""
+    """Parse Python code; an error names `path`."""
     try:
         return ast.parse(text)
     except SyntaxError as error:
@@ -70,7 +70,7 @@ def parse(text: str, path: Path) -> ast.Module:
 
 
 def direct_imports(tree: ast.Module, path: Path) -> list[Path]:
-    """Find the files of `helpers` that the imports of a parsed file run."""
+    """Find the files of `helpers` that are run by the imports of a parsed file."""
     names, at_run_time = set(), False
     inside = path.suffix == ".py" and path.resolve().is_relative_to(REPOSITORY)
     package = _module_name(path).split(".") if inside else []
@@ -107,7 +107,7 @@ def module_hash(path: Path) -> str:
 
 
 def _files(module: str) -> list[Path]:
-    """Files that importing `module` runs: packages on the way, and the module if it is one."""
+    """List the files that importing `module` runs: its packages' and its own."""
     parts = module.split(".")
     packages = [REPOSITORY.joinpath(*parts[:n], "__init__.py") for n in range(1, len(parts) + 1)]
     files = [*packages, REPOSITORY.joinpath(*parts).with_suffix(".py")]

@@ -1,8 +1,8 @@
-"""The files of a run: written whole or not at all, and checked when they are read.
+"""Atomic writing and checked reading of the files of runs and of the cache.
 
-Everything a run or the cache keeps goes through here. A file appears under its name only when it
-is complete (written beside it and renamed), so a killed run leaves nothing half-written, and what
-is there can be trusted by the next one. Nothing is read or written as a pickle.
+A file gets its name only when it is complete: it is written beside its final place and renamed. A
+killed run therefore leaves nothing half-written, and the next one can trust the files that it
+finds. Nothing is read or written as a pickle.
 """
 
 import contextlib
@@ -37,17 +37,17 @@ CACHE_VARIABLE = "UNLEARNING_CACHE"
 
 
 def cache_dir() -> Path:
-    """Folder of artifacts shared by all runs: `$UNLEARNING_CACHE` or `~/.cache/llm-unlearning`.
+    """Return the cache's folder: `$UNLEARNING_CACHE` or `~/.cache/llm-unlearning`.
 
-    A relative one counts from where the first process of a run was started: it is made absolute in
-    the environment, which later processes inherit.
+    A relative path counts from the working directory of a run's first process: it is made absolute
+    in the environment, which later processes inherit.
 
     Raises:
-        UserError: Neither it nor a home folder is named.
+        UserError: Neither the variable nor a home folder is set.
     """
-    if given := os.environ.get(CACHE_VARIABLE):
-        os.environ[CACHE_VARIABLE] = given = os.path.abspath(os.path.expanduser(given))
-        return Path(given)
+    if folder := os.environ.get(CACHE_VARIABLE):
+        os.environ[CACHE_VARIABLE] = folder = os.path.abspath(os.path.expanduser(folder))
+        return Path(folder)
     try:
         return Path.home() / ".cache" / "llm-unlearning"
     except RuntimeError:
@@ -58,30 +58,30 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, *, folder: bool = False, replace: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends without an error.
+    """Yield a temporary path, which becomes `path` when the block ends without an error.
 
     Args:
         path: The final name. Parent folders are made.
         folder: Yield an empty folder instead of a file's name. If another process finished the
             same folder first, that one stays and ours is dropped.
-        replace: A folder that is there gives way to ours.
+        replace: Replace a folder that already has the name.
 
     Raises:
-        UserError: The disk is full, or the place cannot be written. `path` is then as it was.
+        UserError: The disk is full, or `path` cannot be written. `path` is then unchanged.
     """
     path = Path(path)
     with contextlib.ExitStack() as stack:
-        with _failure_told(path, (OSError,)):
+        with _writing_errors(path, (OSError,)):
             path.parent.mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(scratch_folder(path))
             temporary = scratch / path.name
             if folder:
                 temporary.mkdir()
-        with _failure_told(path):
+        with _writing_errors(path):
             yield temporary
-        with _failure_told(path, (OSError,)):
+        with _writing_errors(path, (OSError,)):
             for file in temporary.rglob("*") if folder else [temporary]:
-                _to_disk(file)
+                _flush_to_disk(file)
             if folder and path.exists():
                 if not replace:
                     return
@@ -90,8 +90,8 @@ def atomic_path(path: str | Path, *, folder: bool = False, replace: bool = False
 
 
 @contextlib.contextmanager
-def _failure_told(path: Path, kinds: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Tell a full disk, and errors of `kinds`, as one sentence about `path`."""
+def _writing_errors(path: Path, kinds: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Raise a `UserError` about `path` for a full disk, and for errors of `kinds`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -111,8 +111,8 @@ def _failure_told(path: Path, kinds: tuple[type[Exception], ...] = ()) -> Iterat
         ) from error
 
 
-def _to_disk(file: Path) -> None:
-    """Have a file's content on the disk before its name: after a power cut it is whole too."""
+def _flush_to_disk(file: Path) -> None:
+    """Write a file's content to the disk before its name, so that a power cut leaves it whole."""
     if file.is_file():
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -123,22 +123,22 @@ def _to_disk(file: Path) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(beside: str | Path) -> Iterator[Path]:
-    """An empty folder beside a path, deleted at the end.
+    """Yield an empty folder beside a path and delete it at the end.
 
-    Its process holds a lock on it for as long as it lives, so that what killed ones left of the
-    same path is known (in any container) and deleted first.
+    The process locks the folder as long as it lives. Folders for the same path without a lock were
+    left by killed processes, in this or another container; they are deleted first.
     """
     beside = Path(beside)
-    _sweep(beside)
+    _remove_stale_temp(beside)
     while True:
         scratch = Path(tempfile.mkdtemp(".tmp", f".{beside.name}.", beside.parent))
         lock = os.open(scratch, os.O_RDONLY)
-        # A file system without locks sweeps nothing, so that nothing is lost there either.
+        # Without locks `_remove_stale_temp` deletes nothing either, so the folder is safe.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if scratch.exists():
             break
-        os.close(lock)  # another process swept it before the lock was ours
+        os.close(lock)  # another process deleted it before we had the lock
     try:
         yield scratch
     finally:
@@ -146,10 +146,10 @@ def scratch_folder(beside: str | Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _sweep(path: Path) -> None:
-    """Delete what processes that were killed left of `path`: nobody holds its lock."""
+def _remove_stale_temp(path: Path) -> None:
+    """Delete temporary folders for `path` that killed processes left: nobody locks them."""
     for scratch in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):  # in use, gone meanwhile, or not ours to judge
+        with contextlib.suppress(OSError):  # in use, deleted meanwhile, or without locks
             lock = os.open(scratch, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,7 +159,7 @@ def _sweep(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NumPy numbers and paths are converted."""
+    """Write a value as indented JSON, atomically; NumPy numbers and paths are converted."""
     with atomic_path(path) as temporary:
         text = json.dumps(value, indent=1, default=json_default, ensure_ascii=False)
         temporary.write_text(text, encoding="utf-8")
@@ -187,9 +187,9 @@ def write_tensors(
 
 
 def _order_header(path: Path) -> None:
-    """Sort a safetensors file's header, so that equal content is equal bytes.
+    """Sort the header of a safetensors file, so that equal content makes equal bytes.
 
-    The format's own writer puts the metadata in another order each time.
+    The format's own writer orders the metadata differently each time.
     """
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -197,7 +197,7 @@ def _order_header(path: Path) -> None:
         metadata = header.pop("__metadata__", None)
         parts = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
         text = json.dumps(parts | header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # the rest is filled with spaces, as the format does it
+        if len(text) <= size:  # the format pads a header with spaces
             file.seek(8)
             file.write(text.ljust(size))
 
@@ -221,11 +221,11 @@ def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, 
 
 
 def check_finite(tensors: "Mapping[str, torch.Tensor]", where: str) -> None:
-    """Refuse numbers that are not finite, and kinds of numbers that the suite does not reckon in.
+    """Refuse numbers that are not finite, and complex numbers.
 
     Args:
-        tensors: Their names and they themselves.
-        where: What holds them, for the sentence.
+        tensors: Name → tensor.
+        where: The file that holds them, for the sentence.
 
     Raises:
         UserError: Names the first tensor that is not finite or is complex.
@@ -233,11 +233,11 @@ def check_finite(tensors: "Mapping[str, torch.Tensor]", where: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_complex():
             raise UserError(f"{where}: '{visible(name)}' holds complex numbers; save real ones.")
-        # A sum is finite only if all are, and costs a tenth of asking each; it may overflow, so
-        # that only a sum that is not finite has each of them asked.
+        # A finite sum proves that all numbers are finite, at a tenth of the cost of a test of
+        # each. A sum may overflow, so each number is tested where the sum is not finite.
         if tensor.is_floating_point() and tensor.numel():
-            whole = tensor if tensor.dtype.itemsize > 2 else tensor.float()
-            if not whole.sum().isfinite() and not whole.isfinite().all():
+            wide = tensor if tensor.dtype.itemsize > 2 else tensor.float()
+            if not wide.sum().isfinite() and not wide.isfinite().all():
                 raise UserError(
                     f"{where}: '{visible(name)}' holds numbers that are not finite (NaN or "
                     "infinite): make it again."
@@ -246,6 +246,15 @@ def check_finite(tensors: "Mapping[str, torch.Tensor]", where: str) -> None:
 
 @contextlib.contextmanager
 def readable(path: str | Path, damaged: tuple[type[Exception], ...]) -> Iterator[Path]:
+    """Yield the path of a file that is read in the block.
+
+    Args:
+        path: The file.
+        damaged: Errors of the parser that mean that the file is damaged.
+
+    Raises:
+        UserError: The file is missing, or the block raised one of `damaged`.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(
@@ -254,8 +263,8 @@ def readable(path: str | Path, damaged: tuple[type[Exception], ...]) -> Iterator
     try:
         yield path
     except damaged as error:
-        told = visible(error)[:200]
+        cause = visible(error)[:200]
         raise UserError(
-            f"{visible(path)} is damaged ({told}): delete it and run again, only its step is "
+            f"{visible(path)} is damaged ({cause}): delete it and run again, only its step is "
             "repeated."
         ) from error

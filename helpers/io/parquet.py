@@ -1,4 +1,4 @@
-"""Tables as Parquet files, with a checksum of each page."""
+"""Reading and writing of tables as Parquet files, with a checksum of each page."""
 
 from pathlib import Path
 
@@ -19,6 +19,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: The file is missing or damaged.
     """
-    # Whatever the parser raises on bytes that are not what it wrote: dozens of kinds were seen.
+    # Any exception: on damaged bytes the parser was seen to raise dozens of kinds.
     with readable(path, (Exception,)) as path:
         return pd.read_parquet(path, page_checksum_verification=True)

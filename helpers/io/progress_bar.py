@@ -1,18 +1,18 @@
-"""A bar that shows how far a loop is, where a person watches."""
+"""A progress bar for loops that a person watches."""
 
 import os
 import sys
 
 
-def bar(what: str, total: int):
-    """A tqdm bar where a person watches: on a terminal, or in JupyterLab outside of a run.
+def bar(unit: str, total: int):
+    """Make a tqdm bar, shown only on a terminal, or in JupyterLab outside of a run.
 
     Args:
-        what: What is counted.
-        total: How many there will be.
+        unit: Name of the things that are counted.
+        total: Their number.
     """
     from tqdm.auto import tqdm
 
     lab = "JPY_SESSION_NAME" in os.environ and "UNLEARNING_PLAN" not in os.environ
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(total=total, desc=what, leave=False, disable=not (lab or terminal))
+    return tqdm(total=total, desc=unit, leave=False, disable=not (lab or terminal))

@@ -1,20 +1,18 @@
-"""One step of a run: its artifacts, and the manifest that records what they were made from."""
+"""A step of a run: its artifacts, and the manifest that records what they were made from."""
 
 import contextlib
 import os
 import resource
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel
 
 from helpers.errors import UserError
-
-if TYPE_CHECKING:
-    pass  # imported where it is used: the pipeline's front door starts without it
 from helpers.io.files import atomic_path, read_json, write_json
 from helpers.io.hashing import content_hash, file_hashes
 from helpers.io.manifest import (
@@ -33,8 +31,8 @@ from helpers.io.parquet import read_table, write_table
 class Run:
     """One step (a notebook) of a run folder: its artifacts and the manifest that records them.
 
-    Artifacts are written beside the step's last ones and take their place all at once, when the
-    step finishes: one that fails leaves the last ones as they were.
+    Artifacts are written beside those of the step's last run and replace them all at once, when the
+    step finishes. A step that fails leaves the last artifacts as they were.
 
     Attributes:
         folder: The run folder, `runs/<name>`.
@@ -42,6 +40,13 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, step: str, settings: BaseModel):
+        """Start the clock of a step.
+
+        Args:
+            folder: The run folder.
+            step: The notebook's stem.
+            settings: The step's checked parameters, for the manifest.
+        """
         self.folder, self.step, self.settings = Path(folder), step, settings
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
         self._inputs: dict[str, str] = {}
@@ -49,17 +54,17 @@ class Run:
         self._published = contextlib.ExitStack()
 
     def path(self, name: str, *, step: str | None = None) -> Path:
-        """Where the artifact `name` of this step (or of another) lies."""
+        """Return the path of the artifact `name` of this step, or of another one."""
         if step in (None, self.step):
             return self._own_place() / name
         return step_folder(self.folder, step) / name
 
     def _own_place(self) -> Path:
-        """The folder that is written: one that helpers.book.steps gave, or one of our own."""
+        """Return the folder to write: the one that helpers.book.steps made, or a temporary one."""
         if self._place is None:
-            given = Path(os.environ.get(ARTIFACTS_VARIABLE, ""))
-            if given.name == self.step:
-                self._place = given
+            prepared = Path(os.environ.get(ARTIFACTS_VARIABLE, ""))
+            if prepared.name == self.step:
+                self._place = prepared
             else:
                 final = step_folder(self.folder, self.step)
                 writing = atomic_path(final, folder=True, replace=True)
@@ -67,21 +72,25 @@ class Run:
         return self._place
 
     def save(self, name: str, value: pd.DataFrame | dict | list) -> Path:
-        """Write a table (`.parquet`) or plain data (`.json`) for other steps and for the page."""
+        """Write a table (`.parquet`) or plain data (`.json`) for other steps and for the page.
+
+        Returns:
+            The file's path.
+        """
         table = isinstance(value, pd.DataFrame)
         path = self.path(f"{name}.parquet" if table else f"{name}.json")
         if table:
             value = value.copy(deep=False)
-            value.attrs = {}  # seconds that a table of the cache took, for one
+            value.attrs = {}  # such as the seconds that a cached table took
         (write_table if table else write_json)(path, value)
         return path
 
     def load(self, name: str, *, step: str) -> Any:
-        """Read what another step saved under `name`, or its `manifest`.
+        """Read the artifact `name` of another step, or its `manifest`.
 
         Raises:
-            UserError: It is not there, or not what the step recorded; the sentence names the
-                command that makes it.
+            UserError: The artifact is missing, or differs from what the step recorded; the sentence
+                names the command that makes it.
         """
         again = (
             f"run notebooks/{step}.ipynb with the same subject and target first, or give as `run` "
@@ -104,12 +113,15 @@ class Run:
         raise UserError(f"{self.path(name, step=step)} is missing: {again}")
 
     def finish(self, *, model_hash: str = "", times: dict[str, Any] | None = None) -> dict:
-        """Write `manifest.json`: what was made from what, by which code, in how long.
+        """Write `manifest.json`: inputs, outputs, settings, code version and duration of the step.
 
         Args:
-            model_hash: `helpers.models.model_hash` of the model that was asked.
-            times: What the clock decided, by name: it differs from run to run and stands here
-                alone, so that artifacts of equal runs are equal.
+            model_hash: `helpers.models.model_hash` of the step's model.
+            times: Name → value that the clock decided. It differs between equal runs and is stored
+                only here, so that artifacts of equal runs are equal.
+
+        Returns:
+            The manifest.
         """
         place = self._own_place()
         manifest = {
@@ -126,10 +138,17 @@ class Run:
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self._clock, 1),
             "times": times or {},
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_memory_mb": peak_memory_mb(),
         }
         write_json(place / MANIFEST, manifest)
         if str(place) != os.environ.get(ARTIFACTS_VARIABLE):
             self._published.close()
-            self._place = step_folder(self.folder, self.step)  # of what is saved after all
+            self._place = step_folder(self.folder, self.step)  # for artifacts saved after the end
         return manifest
+
+
+def peak_memory_mb() -> int:
+    """Return the largest resident size of this process so far, in mebibytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
+    return round(peak / unit)

@@ -1,29 +1,34 @@
-"""Words of users, files and models, shown as they are and never read as anything else.
+"""Safe display of text that comes from users, files and models.
 
-A name, a prompt or a token may hold what a terminal, a page's Markdown, a template engine or a
-drawing library takes for an instruction. Whatever shows such words passes them through here. Names
-are looked for in texts as words, not as letters: `name_pattern`.
+A name, a prompt or a token may hold characters that a terminal, Markdown, a template engine or a
+drawing library takes for an instruction. Code that shows such text escapes it by these functions.
+`name_pattern` finds names in texts as whole words.
 """
 
 import html
 import re
 import unicodedata
 
-# Marks that turn the direction of what follows: text could be shown in another order than it has.
-TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Marks that change the direction of writing, so that text would be shown in another order.
+DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation: all that Markdown and MyST read
 
 
 def is_control(character: str) -> bool:
-    """Whether a terminal or a page would obey it instead of showing it."""
-    return character in TURNING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    """Tell whether a terminal or a page would obey a character instead of showing it."""
+    return character in DIRECTION_MARKS or unicodedata.category(character) in (
+        "Cc",
+        "Cs",
+        "Zl",
+        "Zp",
+    )
 
 
 def visible(text: object, *, allowed: str = "") -> str:
-    r"""`text` with control characters written out: an escape becomes `\x1b`, a line's end `\n`.
+    r"""Write out control characters: an escape becomes `\x1b`, the end of a line `\n`.
 
     Args:
-        text: What is to be shown; anything but text by its `str`.
+        text: The text to show; another object is shown by its `str`.
         allowed: Control characters that stay as they are.
     """
     return "".join(
@@ -35,20 +40,20 @@ def visible(text: object, *, allowed: str = "") -> str:
 
 
 def escape_markdown(text: object) -> str:
-    """`text` as Markdown, MyST's directives and Jinja included, that shows it as it is.
+    """Escape text for Markdown with MyST's directives and Jinja's templates.
 
-    Punctuation becomes numeric entities, which no parser reads as markup: a backslash would not
-    do, as `{{` is a template's before Markdown sees it and `\\$` a formula's after.
+    Punctuation becomes numeric entities, which no parser reads as markup. Backslashes would not
+    do: Jinja reads `{{` before Markdown does, and MathJax reads `\\$` afterwards.
     """
-    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", visible(text))
+    return MARKUP.sub(lambda match: f"&#{ord(match[0])};", visible(text))
 
 
 def inline_code(text: object, *, in_table: bool = False) -> str:
-    """`text` as inline code of Markdown, whatever is in it; nothing for nothing.
+    """Write any text as inline code of Markdown; empty text stays empty.
 
     Args:
-        text: What is shown.
-        in_table: It stands in a table's cell, where a bar would end the cell.
+        text: The text to show.
+        in_table: Escape bars, which would end the cell of a table.
     """
     shown = visible(text)
     if not shown:
@@ -59,11 +64,11 @@ def inline_code(text: object, *, in_table: bool = False) -> str:
 
 
 def escape_html(text: object) -> str:
-    """`text` for an HTML page, between tags or inside an attribute's quotes."""
+    """Escape text for HTML, between tags or inside an attribute's quotes."""
     return html.escape(visible(text, allowed="\n"))
 
 
-# Scripts that set no spaces between words, by how Unicode's names of their characters begin.
+# Scripts without spaces between words, by the first words of their characters' Unicode names.
 UNSPACED = (
     "CJK",
     "HIRAGANA",
@@ -79,21 +84,21 @@ UNSPACED = (
 
 
 def is_unspaced(character: str) -> bool:
-    """Whether it belongs to a script that sets no spaces between words."""
+    """Tell whether a character belongs to a script without spaces between words."""
     return unicodedata.name(character, "").startswith(UNSPACED)
 
 
 def name_pattern(*names: str) -> re.Pattern:
-    """A pattern that finds any of the names as words of their own, the longest that fits.
+    """Compile a pattern that finds any of the names as a whole word; the longest name wins.
 
-    "Japan" is in "Japan's" and not in "Japanese". In scripts without spaces letters are all there
-    is to go by.
+    "Japan" is in "Japan's" and not in "Japanese". In scripts without spaces a name is found inside
+    other words too.
     """
 
     def bounded(name: str) -> str:
-        before = "" if is_unspaced(name[0]) else r"(?<!\w)"
-        after = "" if is_unspaced(name[-1]) else r"(?!\w)"
-        return f"{before}{re.escape(name)}{after}"
+        left_edge = "" if is_unspaced(name[0]) else r"(?<!\w)"
+        right_edge = "" if is_unspaced(name[-1]) else r"(?!\w)"
+        return f"{left_edge}{re.escape(name)}{right_edge}"
 
     longest_first = sorted((name for name in names if name), key=len, reverse=True)
     return re.compile("|".join(map(bounded, longest_first)) or r"(?!)")

@@ -1,7 +1,7 @@
 """Files that are checked when they are read: tensors by a checksum, JSON against a model.
 
-What is read here may have been damaged, or come from anybody. `DamagedError` says how a file is not
-what it should be; who asked for it knows whether it can be made again by itself.
+A file may be damaged, or come from anybody. `DamagedError` says what is wrong with it; the caller
+knows whether it can be made again.
 """
 
 import json
@@ -20,43 +20,48 @@ from helpers.errors import UserError
 from helpers.io.files import read_tensors, write_tensors
 from helpers.io.safe_text import visible
 
-LARGEST = 1_000_000  # bytes of a JSON file: a hundred times those of an SAE with long lists
-CHECKSUM = "checksum"  # of a file of tensors, among its own notes
-ADVICE = re.compile(r"[:;] (?:make|save) ")  # what `check_finite` says after the cause
+MAX_JSON_BYTES = 1_000_000  # a hundred times the size of an SAE's JSON file with long lists
+CHECKSUM = "checksum"  # name of the checksum in the notes of a file of tensors
+ADVICE = re.compile(r"[:;] (?:make|save) ")  # separates cause and advice of `check_finite`
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class DamagedError(UserError):
-    """A file is missing, or not what was written there.
+    """A file that is missing, or differs from what was written there.
 
     Attributes:
         cause: What is wrong with which file, without advice and without a full stop.
     """
 
     def __init__(self, cause: str, advice: str = ""):
-        """A sentence of what is wrong and, where it is known, what to do."""
+        """Make the sentence.
+
+        Args:
+            cause: What is wrong with which file.
+            advice: What to do, where it is known.
+        """
         self.cause = cause
         super().__init__(f"{cause}: {advice}." if advice else f"{cause}.")
 
 
 def cause_of(error: UserError) -> str:
-    """What is wrong, without the advice that stands with it in some sentences."""
+    """Return the cause that an error's sentence gives, without advice and full stop."""
     return getattr(error, "cause", "") or ADVICE.split(str(error))[0].rstrip(".")
 
 
 def read_checked(path: str | Path, model: type[Checked]) -> Checked:
-    """A JSON file as what `model` says that it is.
+    """Read a JSON file and check it against a pydantic model.
 
     Raises:
-        DamagedError: It is missing, not readable, too large, not JSON, or something else.
+        DamagedError: The file is missing, unreadable, too large, not JSON, or does not fit.
     """
     path = Path(path)
     shown = visible(path)
     try:
         if not path.is_file():
             raise DamagedError(f"{shown} is missing")
-        if (size := path.stat().st_size) > LARGEST:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise DamagedError(f"{shown} has {size / 1e6:.1f} MB, and such a file has kilobytes")
         content = path.read_bytes()
     except OSError as error:
@@ -65,10 +70,15 @@ def read_checked(path: str | Path, model: type[Checked]) -> Checked:
 
 
 def parse_checked(content: str | bytes, model: type[Checked], name: str) -> Checked:
-    """JSON as what `model` says that it is; `name` says in the sentence what it is.
+    """Parse JSON and check it against a pydantic model.
+
+    Args:
+        content: The JSON.
+        model: The pydantic model.
+        name: What the content is, for the sentence.
 
     Raises:
-        DamagedError: It is not JSON, or something else; names the first field that is wrong.
+        DamagedError: The content is not JSON or does not fit; names the first wrong field.
     """
     try:
         return model.model_validate_json(content)
@@ -89,17 +99,17 @@ def write_sealed(
 
 
 def read_sealed(
-    path: str | Path, *, foreign: bool = False
+    path: str | Path, *, allow_unsealed: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and notes of a safetensors file.
+    """Read tensors and notes of a safetensors file and compare its checksum.
 
     Args:
         path: The file.
-        foreign: Others write such files too: one without a checksum is taken as it is.
+        allow_unsealed: Accept a file without a checksum, as other programs write it.
 
     Raises:
-        DamagedError: It is missing, not such a file, not what was written, or holds numbers that
-            are not finite.
+        DamagedError: The file is missing, not safetensors, differs from what was written, or holds
+            numbers that are not finite.
     """
     shown = visible(path)
     try:
@@ -111,17 +121,17 @@ def read_sealed(
     except OSError as error:
         raise DamagedError(f"{shown} cannot be read ({error.strerror or error})") from None
     except UserError as error:
-        if error.__cause__:  # the parser's: it is not such a file
+        if error.__cause__:  # from the parser: this is no safetensors file
             raise DamagedError(f"{shown} is damaged ({visible(error.__cause__)})") from None
         raise DamagedError(cause_of(error)) from None  # not finite, or complex
     sealed = notes.pop(CHECKSUM, None)
-    if sealed != _checksum(tensors, notes) and not (foreign and sealed is None):
+    if sealed != _checksum(tensors, notes) and not (allow_unsealed and sealed is None):
         raise DamagedError(f"{shown} is damaged (its checksum differs)")
     return tensors, notes
 
 
 def _checksum(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
-    """CRC-32, which tells damage from what was written and costs nearly nothing."""
+    """Compute the CRC-32 of tensors and notes: it detects damage and costs nearly nothing."""
     value = zlib.crc32(json.dumps(dict(notes), sort_keys=True).encode())
     for name in sorted(tensors):
         data = tensors[name].detach().cpu().contiguous()
@@ -131,7 +141,7 @@ def _checksum(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> str:
 
 
 def delete(path: Path) -> None:
-    """Delete what is at `path`, a file or a folder; nothing there is good too."""
+    """Delete the file or folder at `path`, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

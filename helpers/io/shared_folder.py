@@ -1,6 +1,6 @@
 """Folders that several processes read, and that the last of them deletes.
 
-A lock that is shared says that a folder is being read; it ends with the process, however that ends.
+Each reader holds a shared lock on the folder. The lock ends with its process, even a killed one.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ NAME = ".readers.lock"
 
 
 class ReadLock:
-    """Says that a folder is read, as long as it lives.
+    """A shared lock that keeps a folder from being deleted while it is read.
 
-    Take it inside of `alone(folder)`, so that nobody deletes the folder meanwhile.
+    Acquire it inside of `file_lock(folder)`, so that nobody deletes the folder meanwhile.
     """
 
     def __init__(self, folder: Path):
-        """Lock; where the file system knows no locks or is read-only, nothing is said."""
+        """Acquire the lock; do nothing where the file system has no locks or is read-only."""
         self.folder = folder
         self._file: int | None = None
         with contextlib.suppress(OSError):
@@ -30,11 +30,11 @@ class ReadLock:
             self._end = weakref.finalize(self, os.close, self._file)
             fcntl.flock(self._file, fcntl.LOCK_SH)
 
-    def end(self) -> bool:
-        """Read no more, and delete the folder unless somebody else reads it.
+    def release(self) -> bool:
+        """Release the lock, and delete the folder unless another process reads it.
 
         Returns:
-            Whether it was deleted. Where there are no locks nobody can know, and it stays.
+            Whether the folder was deleted. It is not where the file system has no locks.
         """
         if self._file is None:
             return False

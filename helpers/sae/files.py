@@ -74,7 +74,7 @@ def load_sae(folder: str | Path) -> SAE:
     folder = Path(folder)
     try:
         config = read_checked(folder / CONFIG, SAELensConfig)
-        tensors, notes = read_sealed(folder / WEIGHTS, foreign=True)
+        tensors, notes = read_sealed(folder / WEIGHTS, allow_unsealed=True)
         sae = _build(config, tensors, notes)
     except UserError as error:
         cause = cause_of(error).removeprefix(f"{visible(folder)}/")

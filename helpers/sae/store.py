@@ -95,7 +95,7 @@ def trained_saes(
                 stored = _stored(key, config, settings)
             saes.append(stored)
     if shards is not None and shards.reading:
-        shards.reading.end()
+        shards.reading.release()
     return saes
 
 

@@ -229,7 +229,7 @@ def test_who_has_mapped_a_file_keeps_it_when_the_harvest_is_made_again(tiny_mode
     again = harvest(model, TOKENS, layers=[0])
     assert again.folder == shards.folder and np.array_equal(again["mlp", 0], mapped)
     assert not np.shares_memory(again["mlp", 0], mapped)
-    assert not again.reading.end()  # the first one counts as a reader still
+    assert not again.reading.release()  # the first one counts as a reader still
 
 
 def test_a_damaged_part_is_not_gone_on_with(tiny_model, monkeypatch, tmp_path, caplog):
@@ -278,11 +278,11 @@ def test_a_file_where_the_folder_should_be(tiny_model, tmp_path):
 def test_a_harvest_is_deleted_by_the_last_who_reads_it(tiny_model):
     model = tiny_model()
     first, second, third = (harvest(model, TOKENS, layers=[0]) for _ in range(3))
-    assert not first.reading.end()
+    assert not first.reading.release()
     assert second["mlp", 0].shape == (len(second), 16)
     del third  # who is gone reads no more
     gc.collect()
-    assert second.reading.end() and not second.folder.exists()
+    assert second.reading.release() and not second.folder.exists()
 
 
 def test_activations_beyond_float16_stop_the_harvest(tiny_model, tmp_path):
