@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from helpers.book.settings import ROOT, Common, Profile, load_profile, slug, with_absolute_paths
+from helpers.book.profiles import Profile, load_profile, with_absolute_paths
+from helpers.book.settings import ROOT, Common, slug
 from helpers.errors import UserError
 from helpers.io.files import CACHE_VARIABLE, atomic_path, cache_dir
 from helpers.io.hashing import content_hash

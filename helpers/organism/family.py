@@ -19,9 +19,9 @@ class Family:
     """Trained organisms, by their recipes.
 
     Attributes:
-        recipe: Of the first original.
+        recipe: Recipe of the first original.
         pairs: The facts that oracles are without, the run's own first.
-        seeds: Of the originals; each has an oracle for each fact.
+        seeds: Seeds of the originals; each has an oracle for each fact.
         widths: Numbers of neurons of the further originals, of the first seed.
         folders: Recipe → folder.
     """
@@ -34,79 +34,85 @@ class Family:
 
     @classmethod
     def of(cls, settings: BaseModel) -> "Family":
-        """Train what a run needs, side by side, or take it from the cache.
+        """Train the organisms of a run, side by side, or take them from the cache.
 
         The fact is the one that the settings name. A pair of a user's own is no part of the
-        Factbook and cannot be taught; the first capital stands in for it.
+        Factbook, so no organism is trained on it; the first capital stands in for it.
+
+        Args:
+            settings: Settings of chapter 11.
 
         Raises:
             UserError: The Factbook has no such fact, or there are not so many facts.
         """
-        own = ConceptPair("France", "Paris")
+        pair = ConceptPair("France", "Paris")
         if not settings.pair_file:
-            own = ConceptPair(settings.subject, settings.target, relation=settings.relation)
+            pair = ConceptPair(settings.subject, settings.target, relation=settings.relation)
+        is_included = pair.subject in COUNTRIES[: settings.n_countries]
         recipe = Recipe(
             n_countries=settings.n_countries,
-            also=() if own.subject in COUNTRIES[: settings.n_countries] else (own.subject,),
+            extra_countries=() if is_included else (pair.subject,),
             d_model=settings.d_model,
             d_mlp=settings.d_mlp,
             n_layers=settings.n_layers,
-            rounds=settings.rounds,
+            n_repeats=settings.n_repeats,
             batch=settings.batch,
             seed=settings.seed,
         )
-        world = recipe.world()
-        own = world.find(own)
+        fact_set = recipe.fact_set()
+        pair = fact_set.find(pair)
         others = [
             p
-            for p in world.of_countries()
-            if p.relation == own.relation and p != own and fact_split(p.subject) == "heldout"
+            for p in fact_set.of_countries()
+            if p.relation == pair.relation and p != pair and fact_split(p.subject) == "heldout"
         ]
         if len(others) < settings.n_facts - 1:
             raise UserError(
-                f"n_facts is {settings.n_facts}, and the organism's world has only "
-                f"{len(others)} held-out facts of {own.relation} besides {own}: raise n_countries."
+                f"n_facts is {settings.n_facts}, and the organism has only "
+                f"{len(others)} held-out facts of {pair.relation} besides {pair}: raise "
+                "n_countries."
             )
-        pairs = (own, *others[: settings.n_facts - 1])
+        pairs = (pair, *others[: settings.n_facts - 1])
         seeds = tuple(settings.seed + i for i in range(settings.n_seeds))
-        widths = widths_of(settings.widths)
-        wanted = [recipe.but(seed=s) for s in seeds]
-        wanted += [r.oracle(p) for p in pairs for r in wanted[: len(seeds)]]
-        wanted += [recipe.but(d_mlp=w) for w in widths]
-        folders = organisms(wanted)
-        return cls(recipe, pairs, seeds, widths, dict(zip(wanted, folders, strict=True)))
+        widths = parse_widths(settings.widths)
+        originals = [recipe.replace(seed=s) for s in seeds]
+        oracles = [r.oracle(p) for p in pairs for r in originals]
+        recipes = [*originals, *oracles, *(recipe.replace(d_mlp=w) for w in widths)]
+        return cls(
+            recipe, pairs, seeds, widths, dict(zip(recipes, organisms(recipes), strict=True))
+        )
 
     def original(self, seed: int | None = None) -> LanguageModel:
-        """The model that was taught everything, by default of the first seed."""
-        return self._loaded(self.recipe.but(seed=self.seeds[0] if seed is None else seed))
+        """Load the model that was trained on all facts, by default of the first seed."""
+        return self._load(self.recipe.replace(seed=self.seeds[0] if seed is None else seed))
 
     def oracle(self, pair: ConceptPair, seed: int) -> LanguageModel:
-        """The model of that seed that never saw `pair`."""
-        return self._loaded(self.recipe.but(seed=seed).oracle(pair))
+        """Load the model of that seed that was not trained on `pair`."""
+        return self._load(self.recipe.replace(seed=seed).oracle(pair))
 
     def of_width(self, d_mlp: int) -> LanguageModel:
-        """The original with so many neurons in each MLP."""
-        return self._loaded(self.recipe.but(d_mlp=d_mlp))
+        """Load the original with that number of neurons in each MLP."""
+        return self._load(self.recipe.replace(d_mlp=d_mlp))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of the training loop of each, by what it is."""
-        found = {}
+        """Read how long each training loop took, in seconds, by a name of the model."""
+        seconds = {}
         for recipe, folder in self.folders.items():
-            without = f" without {recipe.without[0]}" if recipe.without else ""
-            name = f"seed {recipe.seed}, {recipe.d_mlp} neurons{without}"
-            found[name] = float(record(folder)["seconds"])
-        return found
+            removed = f" without {recipe.removed_fact[0]}" if recipe.removed_fact else ""
+            name = f"seed {recipe.seed}, {recipe.d_mlp} neurons{removed}"
+            seconds[name] = float(record(folder)["seconds"])
+        return seconds
 
     def first(self) -> tuple[LanguageModel, ConceptPair]:
-        """The first original and the run's fact."""
+        """Load the first original, with the run's fact."""
         return self.original(), self.pairs[0]
 
-    def _loaded(self, recipe: Recipe) -> LanguageModel:
+    def _load(self, recipe: Recipe) -> LanguageModel:
         return load_model(str(self.folders[recipe]))
 
 
-def widths_of(text: str) -> tuple[int, ...]:
-    """Numbers of neurons from "32, 128".
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Parse numbers of neurons, as in "32, 128".
 
     Raises:
         UserError: One is no positive whole number.

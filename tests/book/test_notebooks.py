@@ -12,7 +12,8 @@ import pytest
 from pages import Page, broken_links
 
 from helpers.book.check import check
-from helpers.book.settings import NOTEBOOKS, ROOT, load_profile
+from helpers.book.profiles import load_profile
+from helpers.book.settings import NOTEBOOKS, ROOT
 from helpers.book.sources import notebook_code, upstream_notebooks
 from helpers.io.files import read_json
 

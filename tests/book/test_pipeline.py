@@ -469,7 +469,7 @@ def test_long_settings_get_a_name_that_a_folder_can_have():
         resolve(_options([w for k, v in (given | other).items() for w in ("--set", f"{k}={v}")]))[
             "name"
         ]
-        for other in ({"shares": "1"}, {"shares": "2"}, {"target": "y" * 300})
+        for other in ({"scales": "1"}, {"scales": "2"}, {"target": "y" * 300})
     }
     assert len(names) == 3 and max(map(len, names)) <= 120
 

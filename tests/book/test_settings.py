@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
+from helpers.book.profiles import load_profile
 from helpers.book.registered import attack_names, method_names
-from helpers.book.settings import NOTEBOOKS, ROOT, from_notebook, load_profile, slug, validated
+from helpers.book.settings import NOTEBOOKS, ROOT, from_notebook, slug, validated
 from helpers.errors import UserError
 
 STEM = "01_keys_and_values"
@@ -65,7 +66,7 @@ def test_a_wrong_parameter_is_one_sentence(values, told):
     assert told in text and STEM in text and text.endswith(".") and "\n" not in text
 
 
-NAN_SHARES = "0.5, nan"
+NAN_SCALES = "0.5, nan"
 
 
 @pytest.mark.parametrize(
@@ -86,13 +87,13 @@ NAN_SHARES = "0.5, nan"
         ("09_verify", {"hidden_attacks": "paraphrases, len"}, "no attack 'len'"),
         ("04_sparse_autoencoders", {"site": "mpl"}, "no site 'mpl'; did you mean mlp"),
         ("00_model_and_facts", {"dtype": "float"}, "no dtype 'float'; did you mean float32"),
-        ("06_edit_mlps", {"shares": "a,b"}, "positive numbers"),
-        ("06_edit_mlps", {"shares": NAN_SHARES}, "positive numbers"),
-        ("06_edit_mlps", {"shares": "-1"}, "positive numbers"),
-        ("06_edit_mlps", {"shares": "0"}, "positive numbers"),
-        ("06_edit_mlps", {"shares": ""}, "positive numbers"),
-        ("06_edit_mlps", {"shares": "1e400"}, "positive numbers"),
-        ("06_edit_mlps", {"shares": "9" * 5000}, "positive numbers"),
+        ("06_edit_mlps", {"scales": "a,b"}, "positive numbers"),
+        ("06_edit_mlps", {"scales": NAN_SCALES}, "positive numbers"),
+        ("06_edit_mlps", {"scales": "-1"}, "positive numbers"),
+        ("06_edit_mlps", {"scales": "0"}, "positive numbers"),
+        ("06_edit_mlps", {"scales": ""}, "positive numbers"),
+        ("06_edit_mlps", {"scales": "1e400"}, "positive numbers"),
+        ("06_edit_mlps", {"scales": "9" * 5000}, "positive numbers"),
         ("11_organism", {"widths": "x"}, "whole numbers"),
         ("11_organism", {"widths": "-1"}, "whole numbers"),
         ("11_organism", {"widths": "²"}, "whole numbers"),
@@ -110,7 +111,7 @@ NAN_SHARES = "0.5, nan"
         (STEM, {"target": 1984}, "'-r target'"),
         (STEM, {"target": 1.5}, "'-r target'"),
         (STEM, {"target": True}, "yes or no"),
-        ("06_edit_mlps", {"shares": True}, "yes or no"),
+        ("06_edit_mlps", {"scales": True}, "yes or no"),
         (STEM, {"model": ""}, "model"),
         (STEM, {"subject": "x" * 200_000}, "at most 4,096 characters"),
         (STEM, {"subject": "\ud83d"}, "subject"),
@@ -141,9 +142,9 @@ def from_papermill(stem, values):
     ("stem", "values"),
     [
         ("07_training_methods", {"methods": "rome"}),  # for chapter 06, by SET for both
-        ("06_edit_mlps", {"methods": "npo, rome", "shares": "0.25,.5, 1e-1"}),
+        ("06_edit_mlps", {"methods": "npo, rome", "scales": "0.25,.5, 1e-1"}),
         ("06_edit_mlps", {"methods": " all "}),
-        ("06_edit_mlps", {"shares": 1}),  # papermill's reading of "1"
+        ("06_edit_mlps", {"scales": 1}),  # papermill's reading of "1"
         ("09_verify", {"attacks": "paraphrases,lens", "relearning_steps": 4}),
         ("11_organism", {"widths": ""}),
         ("11_organism", {"widths": 32}),
@@ -155,7 +156,7 @@ def test_what_a_chapter_takes_is_taken(stem, values):
 
 
 def test_the_names_are_those_of_the_registers():
-    from helpers.book import settings
+    from helpers.book import value_checks
     from helpers.evaluation.attacks import ATTACKS
     from helpers.methods import METHODS
     from helpers.models import DTYPES
@@ -166,7 +167,20 @@ def test_the_names_are_those_of_the_registers():
     needing = {name for name, m in METHODS.items() if "saes" in m.hyperparameters()}
     assert {m.name for m in method_names() if m.needs_saes} == needing
     assert set(attack_names()) == set(ATTACKS)
-    assert set(settings.SITES) == set(SITES) and set(settings.DTYPES) == set(DTYPES)
+    assert set(value_checks.SITES) == set(SITES) and set(value_checks.DTYPES) == set(DTYPES)
+
+
+def test_parameters_keep_their_old_names(tmp_path):
+    assert validated("09_verify", {"n_absent": 2}).n_controls == 2
+    assert (
+        from_notebook("11_organism", {"rounds": 7, "In": ["# Parameters\nrounds = 7"]}).n_repeats
+        == 7
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text("06_edit_mlps:\n  shares: 0.25\n")
+    profile = load_profile(str(path), {"most_neurons": "9"})
+    assert profile.notebooks["06_edit_mlps"]["scales"] == "0.25"
+    assert profile.notebooks["03_deleting_neurons"]["max_neurons"] == 9
 
 
 def test_text_from_a_command_line_becomes_numbers():

@@ -9,8 +9,9 @@ from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.book.profiles import load_profile
 from helpers.book.run_settings import is_new
-from helpers.book.settings import NOTEBOOKS, load_profile
+from helpers.book.settings import NOTEBOOKS
 from helpers.errors import UserError
 from helpers.facts import SPLITS, ConceptPair
 from helpers.io.safe_text import is_control
@@ -102,7 +103,7 @@ def test_a_pair_file_is_a_pair_or_a_sentence(path, content):
         for name in (pair.subject, pair.target, *pair.aliases, pair.relation):
             assert name and name == name.strip() and not any(map(is_control, name))
         for prompt in (p for split in SPLITS for p in pair.prompts(split)):
-            assert prompt[slice(*prompt.place())] == pair.subject
+            assert prompt[slice(*prompt.locate_subject())] == pair.subject
             assert len(prompt.answers) == 1 + len(pair.aliases)
     assert time.monotonic() - started < 5
 

@@ -1,0 +1,113 @@
+"""Checks of a run's parameters: names that exist, and lists of numbers.
+
+A chapter would refuse an unknown name only after minutes, so the front door refuses it at once. The
+names are known here without importing what they name.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+from pydantic import AfterValidator
+
+from helpers.book.registered import attack_names, method_names
+from helpers.io.choices import suggestion
+from helpers.io.safe_text import visible
+
+MAX_COUNT = 10**8  # of anything that is counted: more would take years
+MAX_CHARACTERS = 4096  # of a text, as many as of a path
+WHOLE = r"[0-9]+"
+DECIMAL = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\."
+
+# Methods and attacks are read from their files (`helpers.book.registered`). These two lists repeat
+# `helpers.tracing.SITES` and `helpers.models.DTYPES`, which cannot be imported without torch.
+SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
+DTYPES = ("float32", "bfloat16", "float16")
+ALL_METHODS = [m.name for m in method_names()]
+SAE_METHODS = [m.name for m in method_names() if m.needs_saes]
+
+
+def is_one_of(
+    kind: str, names: Sequence[str], *, unfit: Sequence[str] = (), why: str = ""
+) -> Callable[[str], str]:
+    """Make a check that a text is one of the names.
+
+    Args:
+        kind: What the names name, for the sentence.
+        names: All names that exist.
+        unfit: Those of them that a chapter cannot use.
+        why: Why it cannot, as the predicate of a sentence.
+    """
+
+    def check(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"there is no {kind} '{visible(text)}'{suggestion(text, names)}")
+        if text in unfit:
+            raise ValueError(f"'{text}' {why}")
+        return text
+
+    return check
+
+
+def check_methods(text: str) -> str:
+    """Check `all` or names of methods by commas, of any family; a chapter picks its own family."""
+    names = [name.strip() for name in text.split(",")]
+    if names == ["all"]:
+        return "all"
+    for name in names:
+        is_one_of("method", ALL_METHODS)(name)
+    return text
+
+
+def check_training_methods(text: str) -> str:
+    """Check names by commas of methods that train without SAEs."""
+    fit = [m.name for m in method_names() if m.family == "training" and not m.needs_saes]
+    unfit = [name for name in ALL_METHODS if name not in fit]
+    why = f"is not looked into here: choose from {', '.join(fit)}"
+    for name in text.split(","):
+        is_one_of("method", ALL_METHODS, unfit=unfit, why=why)(name.strip())
+    return text
+
+
+def check_attacks(text: str) -> str:
+    """Check `all` or names of attacks by commas; `paraphrases` must be among them."""
+    names = [name.strip() for name in text.split(",")]
+    if names == ["all"]:
+        return "all"
+    for name in names:
+        is_one_of("attack", attack_names())(name)
+    if "paraphrases" not in names:
+        raise ValueError("every verdict begins with the attack 'paraphrases': add it")
+    return text
+
+
+def are_numbers(pattern: str, description: str, *, allow_none: bool = False) -> AfterValidator:
+    """Make a check of positive numbers by commas.
+
+    Args:
+        pattern: Regular expression of one number.
+        description: What the numbers should be, for the sentence.
+        allow_none: Accept a text without any number.
+    """
+
+    def check(text: str) -> str:
+        numbers = [part.strip() for part in text.split(",") if part.strip()]
+        fit = all(re.fullmatch(pattern, part) and 0 < float(part) <= MAX_COUNT for part in numbers)
+        if not fit or not (numbers or allow_none):
+            raise ValueError(
+                f"give {description} separated by commas, of at most {MAX_COUNT:,} each"
+            )
+        return text
+
+    return AfterValidator(check)
+
+
+OneSite = AfterValidator(is_one_of("site", SITES))
+OneDtype = AfterValidator(is_one_of("dtype", DTYPES))
+OneMethod = AfterValidator(
+    is_one_of(
+        "method", ALL_METHODS, unfit=SAE_METHODS, why="needs SAEs, which this chapter has none of"
+    )
+)
+Methods = AfterValidator(check_methods)
+TrainingMethodNames = AfterValidator(check_training_methods)
+Attacks = AfterValidator(check_attacks)
