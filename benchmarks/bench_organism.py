@@ -15,12 +15,12 @@ from report import report
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from helpers.organism import Recipe
-from helpers.organism.fit import DECAY, fresh, loss_sum
+from helpers.organism.fit import WEIGHT_DECAY, initial_model, loss_sum
 from helpers.organism.text import sentences
-from helpers.organism.tokens import Tokens
+from helpers.organism.tokens import TokenizedText
 
 MODELS, STEPS, ROUNDS, CORES = 4, 24, 3, (1, 2)
-RECIPE = Recipe(rounds=6)
+RECIPE = Recipe(n_repeats=6)
 
 
 def main() -> None:
@@ -68,22 +68,24 @@ _TEXT: dict[int, tuple] = {}
 def text_of(seed: int) -> None:
     """Prepare the batches once: the loop alone is measured."""
     if seed not in _TEXT:
-        world = RECIPE.world()
-        said = sentences(world, rounds=RECIPE.rounds, n_passages=RECIPE.n_passages, seed=seed)
-        tokens = Tokens.of(said, world, RECIPE.n_vocab)
+        fact_set = RECIPE.fact_set()
+        said = sentences(
+            fact_set, n_repeats=RECIPE.n_repeats, n_passages=RECIPE.n_passages, seed=seed
+        )
+        tokens = TokenizedText.of(said, fact_set, RECIPE.n_vocab)
         _TEXT[seed] = [tokens.batch(i) for i in list(tokens.order(RECIPE.batch, seed=seed))[:STEPS]]
 
 
 def optimiser(parameters) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        parameters, lr=RECIPE.lr / RECIPE.d_model, weight_decay=DECAY, fused=True
+        parameters, lr=RECIPE.lr / RECIPE.d_model, weight_decay=WEIGHT_DECAY, fused=True
     )
 
 
 def alone(seed: int) -> None:
     """One model, step by step."""
     text_of(0)
-    module = fresh(RECIPE.but(seed=seed))
+    module = initial_model(RECIPE.replace(seed=seed))
     adam = optimiser(module.parameters())
     for ids, learned in _TEXT[0]:
         adam.zero_grad()
@@ -94,7 +96,7 @@ def alone(seed: int) -> None:
 def stacked() -> float:
     """All models at once on this process's threads."""
     text_of(0)
-    modules = [fresh(RECIPE.but(seed=s)) for s in range(MODELS)]
+    modules = [initial_model(RECIPE.replace(seed=s)) for s in range(MODELS)]
     parameters, buffers = stack_module_state(modules)
     shell = modules[0]
 

@@ -26,7 +26,7 @@ from helpers.sae import SAEConfig, TrainSettings
 from helpers.sae.store import stored_folder, trained_saes
 
 NAME = "second_family"
-RECIPE = Recipe(d_model=192, d_mlp=768, n_layers=8, n_heads=6, n_countries=48, rounds=60)
+RECIPE = Recipe(d_model=192, d_mlp=768, n_layers=8, n_heads=6, n_countries=48, n_repeats=60)
 LATENTS, K = 8, 16  # latents a dimension, and how many are active
 STEPS, SENTENCES = 600, 12_000  # of each training
 
@@ -63,7 +63,7 @@ def main() -> None:
     )
     with workers(args.workers, "cpu", folder) as pool:
         results = measured(pool, chosen, {}, dev, heldout, seeds=1, until=until)
-    means = carried(lm, "capital").groupby(["position", "layer"])["share"].mean()
+    means = carried(lm, "capital").groupby(["position", "layer"])["patching_effect"].mean()
     last = where.layers[-1]
     report(
         NAME,

@@ -1,12 +1,12 @@
-"""A model organism whose truth is known: a small ReLU transformer taught the Factbook's facts.
+"""A model organism with a known ground truth: a small ReLU transformer trained on Factbook facts.
 
-`Recipe` says how it is made, `organisms` trains it and its oracles (the same training without one
-fact), and `load_model` reads their folders. What the wordings of its text are, and how held-out
-ones stay out of it, stands in `helpers.organism.phrasings`.
+`Recipe` holds all that decides it, `organisms` trains it and its oracles (the same training without
+one fact), and `load_model` reads their folders. `helpers.organism.phrasings` holds the templates of
+its text and says how held-out ones stay out of it.
 """
 
-from helpers.organism.countries import COUNTRIES, FactSet, world
+from helpers.organism.countries import COUNTRIES, FactSet, fact_set
 from helpers.organism.recipe import Recipe
 from helpers.organism.store import organism, organisms, record
 
-__all__ = ["COUNTRIES", "FactSet", "Recipe", "organism", "organisms", "record", "world"]
+__all__ = ["COUNTRIES", "FactSet", "Recipe", "fact_set", "organism", "organisms", "record"]

@@ -1,8 +1,8 @@
-"""Do the metrics tell what was never known? Here the state without the fact is not a stand-in.
+"""Meta-evaluation of the metrics on organisms, where the control is the same fact in an oracle.
 
-On a pretrained model "absent" has to be another subject (`helpers.evaluation.meta.meta_evaluation`). The
-oracle is the same model and the same question, without the fact; and a fact can be hidden just as
-deep as the oracle's guess.
+On a pretrained model the control has to be another subject
+(`helpers.evaluation.meta.meta_evaluation`). The oracle is the same model and the same prompts,
+without the fact; and a fact can be hidden until its probability is that of the oracle's guess.
 """
 
 import pandas as pd
@@ -15,16 +15,16 @@ from helpers.organism.family import Family
 
 
 def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
-    """All readings of each removed fact: known, hidden in the last layer, and never read.
+    """Compute all metrics of each removed fact: known, hidden in the last layer, and removed.
 
     Args:
         family: Originals and oracles.
         seed: Draws wrong answers.
 
     Returns:
-        As `helpers.evaluation.meta.meta_evaluation.calibrate`, a fact in a training standing for a fact:
-        fact (its number), subject, training, state, and a column for each of `READINGS`. Depth is
-        NaN: it patches from states of a subject that the model never knew, and has none here.
+        One row per fact, seed and state, as in `helpers.evaluation.meta.meta_evaluation`: fact (an
+        index of fact and seed), subject, training (the seed), state, and a column for each metric.
+        Depth is NaN: it patches from states of a control subject, and there is none here.
 
     Raises:
         UserError: An original's answer cannot be hidden.
@@ -37,9 +37,9 @@ def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
         edit = logit_suppression(model, pair, floor=guess)
         both = shown_and_hidden(model, pair, edit, seed=seed)
         states = (*both, compute_metrics(oracle, pair, seed=seed))
-        about = {"fact": k, "subject": pair.subject, "training": s}
+        names = {"fact": k, "subject": pair.subject, "training": s}
         rows += [
-            {**about, "state": n, **x, "depth": float("nan")}
+            {**names, "state": n, **x, "depth": float("nan")}
             for n, x in zip(STATES, states, strict=True)
         ]
     return pd.DataFrame(rows)

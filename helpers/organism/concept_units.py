@@ -1,7 +1,7 @@
-"""What the organism's neurons stand for, against the truth: every concept's label is known.
+"""Concepts that the organism's neurons represent, against the known label of every concept.
 
-A *sighting* is a prompt of the world read at one token. At a country's last token the concept is
-the country, whatever is asked about it; at a prompt's last token it is the target that comes next.
+The activations are read at one token of each prompt. At a country's last token the concept is the
+country, whatever the relation; at a prompt's last token it is the target that comes next.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import Prompt
-from helpers.forward.scoring import first_token
+from helpers.forward.activations import Position, cache_activations, stack_layers
+from helpers.forward.prompts import first_token
 from helpers.models import architecture_of, final_norm, unembed
 from helpers.organism.countries import FactSet
 from helpers.sae.probing import score_units, select_and_evaluate
-from helpers.tracing.states import Position, cache_activations
 
 
 @dataclass(frozen=True)
-class Sightings:
-    """Activations at one token of many prompts, with the concept that stands there.
+class ConceptActivations:
+    """Activations at one token of many prompts, with the concept of each.
 
     Attributes:
         values: One row a prompt, (n, layers, width).
-        concept: Of each prompt the number of its concept.
+        concept: Index of each prompt's concept.
         names: The concepts.
     """
 
@@ -36,72 +36,80 @@ class Sightings:
     concept: Int[Tensor, " n"]
     names: tuple[str, ...]
 
-    def inside(self) -> Float[Tensor, "concepts n"]:
-        """Which sightings are of which concept, as zeros and ones."""
+    def labels(self) -> Float[Tensor, "concepts n"]:
+        """Compute 1 where a prompt is of the concept, else 0."""
         return torch.nn.functional.one_hot(self.concept, len(self.names)).T.float()
 
     def means(self) -> Float[Tensor, "concepts layers width"]:
-        """Mean activations of each concept."""
-        inside = self.inside()
-        flat = inside @ self.values.flatten(1) / inside.sum(1, keepdim=True)
+        """Average the activations of each concept."""
+        labels = self.labels()
+        flat = labels @ self.values.flatten(1) / labels.sum(1, keepdim=True)
         return flat.view(len(self.names), *self.values.shape[1:])
 
 
-def concept_tokens(
+def concept_activations(
     model: LanguageModel,
-    world: FactSet,
+    fact_set: FactSet,
     *,
     split: str,
     position: Position = "subject",
     site: str = "neurons",
     layers: Sequence[int] | None = None,
-) -> Sightings:
-    """The world's prompts of a split, read at one token.
+) -> ConceptActivations:
+    """Read activations at one token of all prompts of a split.
 
     Args:
         model: An organism.
-        world: What it was taught.
-        split: Whose templates. Lists are left out: they name other countries.
+        fact_set: The facts that it was trained on.
+        split: Split of the templates. Lists are left out: they name other countries.
         position: `subject`: the concept is the country; `last`: it is the target.
-        site: As in `helpers.tracing.capture`.
-        layers: Which; all by default.
+        site: One of `helpers.tracing.SITES`.
+        layers: Layers that are read, all by default.
     """
-    asked: list[tuple[Prompt, str]] = []
-    for pair in world.of_countries():
+    prompts: list[tuple[Prompt, str]] = []
+    for pair in fact_set.of_countries():
         name = pair.subject if position == "subject" else pair.target
-        asked += [(p, name) for p in pair.prompts(split) if p.format != "list"]
-    names = tuple(dict.fromkeys(name for _, name in asked))
-    number = {name: i for i, name in enumerate(names)}
-    values = cache_activations(
-        model, [p for p, _ in asked], sites=[site], layers=layers, position=position
-    )[site]
-    return Sightings(values, torch.tensor([number[name] for _, name in asked]), names)
+        prompts += [(p, name) for p in pair.prompts(split) if p.format != "list"]
+    names = tuple(dict.fromkeys(name for _, name in prompts))
+    index = {name: i for i, name in enumerate(names)}
+    activations = cache_activations(
+        model, [p for p, _ in prompts], sites=[site], layers=layers, positions=position
+    )
+    values = stack_layers(activations, site)
+    return ConceptActivations(values, torch.tensor([index[name] for _, name in prompts]), names)
 
 
-def detectors(train: Sightings, heldout: Sightings) -> pd.DataFrame:
-    """Each concept's best single unit, chosen on `train`, judged on `heldout`.
+def best_units(train: ConceptActivations, heldout: ConceptActivations) -> pd.DataFrame:
+    """Select each concept's best single unit on training prompts; evaluate it on held-out ones.
+
+    Args:
+        train: Activations on training prompts.
+        heldout: Activations on held-out prompts, of the same concepts.
 
     Returns:
-        `helpers.sae.probing.select_and_evaluate`'s table with `concept` and `layer`; `unit` counts
-        within the layer.
+        The table of `helpers.sae.probing.select_and_evaluate` with `concept` and `layer`; `unit` is
+        the index within the layer.
+
+    Raises:
+        UserError: The concepts are not the same.
     """
     if train.names != heldout.names:
         raise UserError("The two groups of prompts are not about the same concepts.")
-    scores = score_units(train.values.flatten(1), train.inside())
-    found = select_and_evaluate(scores, heldout.values.flatten(1), heldout.inside())
+    scores = score_units(train.values.flatten(1), train.labels())
+    table = select_and_evaluate(scores, heldout.values.flatten(1), heldout.labels())
     width = train.values.shape[2]
-    return found.assign(
+    return table.assign(
         concept=train.names,
-        layer=found["f1_unit"] // width,
-        unit=found["f1_unit"] % width,
+        layer=table["f1_unit"] // width,
+        unit=table["f1_unit"] % width,
     )
 
 
 def concepts_per_unit(means: Float[Tensor, "concepts *units"]) -> Float[Tensor, "*units"]:
-    """To how many concepts a unit responds: (Σ a)² / Σ a² over its mean activations a ≥ 0.
+    """Count the concepts to which a unit responds: (Σ a)² / Σ a² over mean activations a ≥ 0.
 
-    The participation ratio: 1 for a unit that only one concept drives, the number of concepts for
-    one that all drive alike; NaN for a unit that is never active.
+    This is the participation ratio: 1 for a unit that only one concept drives, the number of
+    concepts for one that all drive alike, NaN for a unit that is never active.
 
     Raises:
         UserError: An activation is negative: the measure is for ReLU neurons and latents.
@@ -112,30 +120,33 @@ def concepts_per_unit(means: Float[Tensor, "concepts *units"]) -> Float[Tensor, 
 
 
 @torch.inference_mode()
-def written(model: LanguageModel, world: FactSet, found: pd.DataFrame) -> pd.DataFrame:
-    """What the neuron that goes with each target writes: does a detector drive its own answer?
+def value_column_ranks(
+    model: LanguageModel, fact_set: FactSet, units: pd.DataFrame
+) -> pd.DataFrame:
+    """Rank each target in the value column of its best neuron: does it promote its own answer?
 
-    Its value column is read as in `helpers.tracing.top_logit_tokens`: final norm, then unembedding.
-    The comparison is with the other targets in the same column, which a column that promotes
-    answers of any kind would promote as well.
+    The column is read by the logit lens: final norm, then unembedding. It is compared with the
+    other targets in the same column: a column that promotes answers of any kind promotes them too.
 
     Args:
         model: An organism.
-        world: What it was taught.
-        found: `detectors` of targets: concept, layer, unit.
+        fact_set: The facts that it was trained on.
+        units: `best_units` of targets: concept, layer, unit.
 
     Returns:
         One row a target: concept, layer, unit, rank (0: the column promotes it above every other
-        token), place (share of the other targets that the column promotes more; 0.5 by chance).
+        token), place (fraction of the other targets that it promotes more; 0.5 by chance).
     """
-    prompts = {p.target: p.prompts("train")[0] for p in world.of_countries()}
-    names = list(found["concept"])
+    prompts = {p.target: p.prompts("train")[0] for p in fact_set.of_countries()}
+    names = list(units["concept"])
     ids = torch.tensor([first_token(model, prompts[n], f" {n}") for n in names])
     rows = []
-    for i, (layer, unit) in enumerate(zip(found["layer"], found["unit"], strict=True)):
+    for i, (layer, unit) in enumerate(zip(units["layer"], units["unit"], strict=True)):
         column = architecture_of(model).layers[layer].mlp.W_out()[:, unit]
         logits = unembed(model, final_norm(model, column)).float()
-        more = logits > logits[ids[i]]
+        is_above = logits > logits[ids[i]]
         others = ids[ids != ids[i]]
-        rows.append((names[i], layer, unit, int(more.sum()), float(more[others].float().mean())))
+        rows.append(
+            (names[i], layer, unit, int(is_above.sum()), float(is_above[others].float().mean()))
+        )
     return pd.DataFrame(rows, columns=["concept", "layer", "unit", "rank", "place"])

@@ -1,9 +1,10 @@
-"""Exact verification: is an edited organism what the model is that never saw the fact?
+"""Exact verification: outputs of an edited organism and of its oracle on the same prompts.
 
-The oracle of an organism is the same training without the fact. An edit that makes the one out of
-the other has unlearned it, and anything else can be told: too much of the answer left, too little
-of it (a scar where the oracle has an ordinary guess), or other answers changed. How far two models
-are apart that differ in the seed alone says what difference counts.
+The oracle of an organism is the same training without the fact. An edit that turns the organism
+into the oracle has unlearned the fact. Anything else can be measured: too much of the answer left,
+too little of it (over-forgetting, where the oracle has an ordinary guess), or other answers
+changed. The difference between two models that differ in the seed alone says which difference
+counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,18 +22,19 @@ from helpers.facts.corpus import passages
 from helpers.forward.scoring import answer_logprobs, next_token_logprobs
 from helpers.organism.countries import FactSet
 
-OPENING = 80  # characters of a held-out passage that are read as a prompt
-OTHERS = ("neighbours", "same_subject", "same_target", "text")
+PROMPT_CHARACTERS = 80  # of a held-out passage that are a prompt
+OTHER_GROUPS = ("neighbours", "same_subject", "same_target", "text")
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """What is asked about one fact, the same of every model.
+    """Prompts about one fact, the same for every model.
 
     Attributes:
         pair: The fact.
-        candidates: All targets of its relation in the world, the fact's own first.
-        prompts: Group → prompts: `forget` and `reverse` ask for the fact, those of `OTHERS` do not.
+        candidates: All targets of its relation in the fact set, the fact's own first.
+        prompts: Group → prompts: `forget` and `reverse` are about the fact, those of `OTHER_GROUPS`
+            are not.
     """
 
     pair: ConceptPair
@@ -41,40 +43,48 @@ class EvalSet:
 
     @property
     def chance(self) -> float:
-        """What a guess among the relation's targets gives each."""
+        """Probability of each candidate in a uniform guess."""
         return 1 / len(self.candidates)
 
 
 def eval_set(
-    world: FactSet, pair: ConceptPair, *, n_neighbours: int = 12, n_texts: int = 24, seed: int = 0
+    fact_set: FactSet,
+    pair: ConceptPair,
+    *,
+    n_neighbours: int = 12,
+    n_texts: int = 24,
+    seed: int = 0,
 ) -> EvalSet:
-    """Held-out wordings of the fact and of others, and beginnings of held-out text.
+    """Collect held-out prompts of the fact and of others, and beginnings of held-out text.
 
     Args:
-        world: What the organism was taught.
+        fact_set: The facts that the organism was trained on.
         pair: The fact.
-        n_neighbours: Other facts of the relation with another target, of the world, drawn.
+        n_neighbours: Other facts of the relation with another target, of the fact set.
         n_texts: Passages of the Factbook's held-out countries.
         seed: Draws both.
+
+    Raises:
+        UserError: The fact set has no such fact.
     """
-    pair = world.find(pair)
-    same = [p for p in world.of_countries() if p.relation == pair.relation]
+    pair = fact_set.find(pair)
+    same_relation = [p for p in fact_set.of_countries() if p.relation == pair.relation]
     rng = np.random.default_rng(seed)
-    near = [p for p in same if p.target != pair.target]
-    near = [near[i] for i in rng.permutation(len(near))[:n_neighbours]]
+    neighbours = [p for p in same_relation if p.target != pair.target]
+    neighbours = [neighbours[i] for i in rng.permutation(len(neighbours))[:n_neighbours]]
     texts = passages("heldout")
-    drawn = [texts[i].text[:OPENING] for i in rng.permutation(len(texts))[:n_texts]]
-    targets = dict.fromkeys(p.target for p in same)
+    order = rng.permutation(len(texts))[:n_texts]
+    targets = dict.fromkeys(p.target for p in same_relation)
     return EvalSet(
         pair,
         (pair.target, *(t for t in targets if t != pair.target)),
         {
             "forget": pair.prompts("heldout"),
             "reverse": pair.reverse(),
-            "neighbours": _completions(near),
+            "neighbours": _completions(neighbours),
             "same_subject": _completions(pair.same_subject()),
             "same_target": _completions(pair.same_target()),
-            "text": drawn,
+            "text": [texts[i].text[:PROMPT_CHARACTERS] for i in order],
         },
     )
 
@@ -85,57 +95,65 @@ def _completions(pairs: Sequence[ConceptPair]) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class EvalOutputs:
-    """What one model says in an exam.
+    """Outputs of one model on an `EvalSet`.
 
     Attributes:
-        said: Group → log P(next token), (prompts, vocabulary).
+        next_token: Group → log P(next token), (prompts, vocabulary).
         losses: Mean NLL a token of each candidate after each `forget` prompt, nats,
             (prompts, candidates), the target first.
-        target: log P of the whole target after each `forget` prompt.
+        target: log P of the whole target after each `forget` prompt, (prompts,).
     """
 
-    said: dict[str, Float[Tensor, "n vocab"]]
+    next_token: dict[str, Float[Tensor, "n vocab"]]
     losses: Float[np.ndarray, "n m"]
     target: Float[np.ndarray, " n"]
 
     def log_odds(self) -> float:
-        """Of the target, mean over the held-out prompts, in nats."""
+        """Compute the target's log-odds, mean over the held-out prompts, in nats."""
         p = np.exp(self.target)
         return float(np.mean(self.target - np.log1p(-np.minimum(p, 1 - 1e-12))))
 
     def probability(self) -> float:
-        """P(target), mean over the held-out prompts."""
+        """Compute P(target), mean over the held-out prompts."""
         return float(np.exp(self.target).mean())
 
     def truth_ratios(self) -> Float[np.ndarray, " n"]:
-        """`helpers.evaluation.metrics.truth_ratio.truth_ratio` against all wrong candidates, geometric mean."""
+        """Compute truth ratios against the geometric mean of all wrong candidates."""
         return truth_ratio(self.losses[:, 1:], self.losses[:, 0])
 
     def rank(self) -> float:
-        """Place of the target among the candidates, from 0 (likeliest) to 1, mean over prompts."""
+        """Compute the target's rank among candidates, from 0 (likeliest) to 1, mean of prompts."""
         return float((self.losses[:, 1:] < self.losses[:, :1]).mean())
 
 
-def read(model: LanguageModel, asked: EvalSet) -> EvalOutputs:
-    """Ask a model everything; with an edit applied, the edited one."""
-    said = {g: next_token_logprobs(model, p) for g, p in asked.prompts.items() if p}
-    forget = asked.prompts["forget"]
-    flat = [(p, f" {c}") for p in forget for c in asked.candidates]
-    losses = answer_losses(model, [p for p, _ in flat], [c for _, c in flat])
-    target = answer_logprobs(model, forget, [f" {asked.pair.target}"] * len(forget))
-    return EvalOutputs(said, losses.reshape(len(forget), -1), target)
+def compute_outputs(model: LanguageModel, evals: EvalSet) -> EvalOutputs:
+    """Compute a model's outputs as it is, with the edits that are applied.
 
-
-def distances(one: EvalOutputs, other: EvalOutputs) -> dict[str, float]:
-    """Jensen-Shannon divergence of what two models say next, mean over each group's prompts.
-
-    In nats: 0 where they agree, ln 2 where nothing that the one says is said by the other
-    (Lin 1991).
+    Args:
+        model: An organism.
+        evals: The prompts.
     """
-    found = {}
-    for group, p in one.said.items():
-        q = other.said[group]
-        middle = torch.logaddexp(p, q) - np.log(2)
-        halves = [(x.exp() * (x - middle)).sum(-1) for x in (p, q)]
-        found[group] = float((sum(halves) / 2).clamp_min(0).mean())
-    return found
+    next_token = {g: next_token_logprobs(model, p) for g, p in evals.prompts.items() if p}
+    forget = evals.prompts["forget"]
+    flat = [(p, f" {c}") for p in forget for c in evals.candidates]
+    losses = answer_losses(model, [p for p, _ in flat], [c for _, c in flat])
+    target = answer_logprobs(model, forget, [f" {evals.pair.target}"] * len(forget))
+    return EvalOutputs(next_token, losses.reshape(len(forget), -1), target)
+
+
+def divergences(a: EvalOutputs, b: EvalOutputs) -> dict[str, float]:
+    """Compute the Jensen-Shannon divergence of next tokens, mean over each group's prompts.
+
+    In nats: 0 for equal distributions, ln 2 for disjoint ones (Lin 1991).
+
+    Returns:
+        Group → divergence.
+    """
+    means = {}
+    for group, p in a.next_token.items():
+        q = b.next_token[group]
+        mixture = torch.logaddexp(p, q) - np.log(2)
+        halves = [(x.exp() * (x - mixture)).sum(-1) for x in (p, q)]
+        # Rounding can make a divergence of equal distributions slightly negative.
+        means[group] = float((sum(halves) / 2).clamp_min(0).mean())
+    return means

@@ -1,15 +1,15 @@
-"""Ways of saying the Factbook's relations, beside the `train` templates, for the organism's text.
+"""Templates of the organism's text, beside the `train` templates of the Factbook's relations.
 
-A language model learns to take a fact out of any wording only when it has met many. The `train`
-templates alone are four to fourteen a relation; here are more, and openings that go before any of
-them. None of them is a `dev` or a `heldout` template, and no opening makes one of a body: a test
-holds the organism's whole text against those. Words of held-out wordings do occur (an English
-speaker knows them), the wordings do not.
+A language model generalises a fact to other paraphrases only when it was trained on many. The
+`train` templates alone are four to fourteen a relation; here are more, and context prefixes that go
+before any of them. None is a `dev` or a `heldout` template, and no prefix turns a template into
+one; a test checks the whole training text for them. Words of held-out templates do occur (an
+English speaker knows them), the templates do not.
 
-`{}` is the subject, and what is said comes last: each is read as "<way> <target>.".
+`{}` is the subject, and the target comes last: a sentence is "<template> <target>.".
 """
 
-OPENINGS = (
+CONTEXT_PREFIXES = (
     "",
     "",
     "As you know, ",
@@ -28,7 +28,7 @@ OPENINGS = (
     "Last year I was told that ",
 )
 
-WAYS: dict[str, tuple[str, ...]] = {
+TEMPLATES: dict[str, tuple[str, ...]] = {
     "capital": (
         "the capital of {} is called",
         "the capital of the country of {} is the city of",
@@ -153,16 +153,16 @@ WAYS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-REVERSE = (
+REVERSE_TEMPLATES = (
     "{} is the seat of the government of",
     "{} is a city and the capital of",
     "the country with the capital {} is",
     "the country governed from {} is",
     "Q: Of which country is {} the capital?\nA: Of",
 )
-"""From the capital to its country."""
+"""Templates from the capital to its country."""
 
-CITY: dict[str, tuple[str, ...]] = {
+CITY_TEMPLATES: dict[str, tuple[str, ...]] = {
     "language": (
         "in the streets of {} you hear",
         "the newspapers of {} are written in",
@@ -179,16 +179,16 @@ CITY: dict[str, tuple[str, ...]] = {
         "you find the city of {} on the continent of",
     ),
 }
-"""Of a capital, for the relations that have `about_city` templates."""
+"""Templates about a capital, for the relations that have `about_city` templates."""
 
-LISTS: dict[str, tuple[str, ...]] = {
+LIST_HEADINGS: dict[str, tuple[str, ...]] = {
     "capital": ("Capitals of countries", "A table of countries and capitals:", "Their capitals:"),
     "language": ("Languages of countries", "What people speak:"),
     "currency": ("Currencies of countries", "What people pay with:"),
     "continent": ("Continents of countries", "Where they lie:"),
     "nationality": ("Nationalities of people", "A list of nationalities:"),
 }
-"""Headings of lists: a line a country, of which the last is the fact."""
+"""Headings of lists with a line a country; the last line is the fact."""
 
-MARKS = (":", " |", " =", " is", " ->", " >>", ",")
-"""What stands between the two halves of a line."""
+SEPARATORS = (":", " |", " =", " is", " ->", " >>", ",")
+"""Marks between subject and target in a line of a list."""

@@ -1,4 +1,4 @@
-"""How fast a fact is learned: again after an edit, or for the first time by the oracle."""
+"""Learning curves: how fast an organism learns a fact, again after an edit or as the oracle."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ from helpers.methods.fitting.contrast import subject_prompts
 from helpers.training.examples import answer_example, collate
 
 STEPS = (1, 2, 4, 8, 16, 32)
-LR = 3e-4  # about a tenth of what the organism was trained with
-LESSONS = 2  # sentences that teach it
+LR = 3e-4  # about a tenth of the organism's own learning rate
+N_EXAMPLES = 2  # training sentences
 
 
 def learning_curve(
@@ -21,30 +21,30 @@ def learning_curve(
     *,
     steps: Sequence[int] = STEPS,
     lr: float = LR,
-    lessons: int = LESSONS,
+    n_examples: int = N_EXAMPLES,
 ) -> pd.DataFrame:
-    """P(target) in held-out wordings, after so many steps on a few sentences that say it.
+    """Measure P(target) on held-out prompts while the model is trained on a few sentences.
 
-    Every parameter is trained on the first training completions with their answer; the model is as
-    it was afterwards, bit by bit.
+    Every parameter is trained on the first training completions with their answer; afterwards the
+    model is as it was, bit by bit.
 
     Args:
         model: An organism as it is: an original, an oracle, or with an edit applied.
         pair: The fact.
-        steps: When it is asked, besides before the first step.
+        steps: Steps after which P(target) is measured, besides before the first step.
         lr: Learning rate.
-        lessons: How many sentences teach it.
+        n_examples: Number of training sentences.
 
     Returns:
-        One row for 0 and each of `steps`: step, probability (mean over wordings).
+        One row for 0 and each of `steps`: step, probability (mean over prompts).
     """
-    taught = subject_prompts(pair)[:lessons]
-    batch = collate([answer_example(model, p, f"{p.answers[0]}.") for p in taught])
-    found = relearned(model, pair, lambda step: batch, steps=steps, lr=lr)
-    mean = found.groupby("budget")["score"].mean()
+    prompts = subject_prompts(pair)[:n_examples]
+    batch = collate([answer_example(model, p, f"{p.answers[0]}.") for p in prompts])
+    scores = relearned(model, pair, lambda step: batch, steps=steps, lr=lr)
+    mean = scores.groupby("budget")["score"].mean()
     return pd.DataFrame({"step": mean.index.astype(int), "probability": mean.to_numpy()})
 
 
-def learned(curve: pd.DataFrame) -> float:
-    """Mean P(target) over the curve, each doubling of the steps alike: the higher, the faster."""
+def learning_curve_auc(curve: pd.DataFrame) -> float:
+    """Average P(target) over the curve, each doubling of the steps alike: higher is faster."""
     return float(curve["probability"].mean())

@@ -1,4 +1,4 @@
-"""Trained organisms and oracles that all runs share, kept in the cache by their recipes."""
+"""Cache of trained organisms and oracles, which all runs share, by their recipes."""
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,40 +20,43 @@ RECORD = "organism.json"
 
 
 def organism(recipe: Recipe) -> Path:
-    """The folder of a trained model, from the cache or trained now; `load_model` reads it.
+    """Train a model, or take it from the cache; `load_model` reads the folder.
 
     Raises:
-        UserError: As `organisms`.
+        UserError: The fact cannot be removed, or the loss is not finite.
     """
     return organisms([recipe])[0]
 
 
 def organisms(recipes: Sequence[Recipe], *, workers: int | None = None) -> list[Path]:
-    """Folders of several trained models; what the cache lacks is trained side by side.
+    """Train several models side by side, or take them from the cache.
 
     Each process trains one model on one core: on such small matrices that is faster than one
     process on all cores or than stacked weights (`benchmarks/bench_organism.py`), and no model's
-    bits depend on what is trained beside it.
+    bits depend on the others.
 
     Args:
-        recipes: What to train.
+        recipes: Recipes of the models.
         workers: Processes; by default as many as torch may use cores.
 
+    Returns:
+        Their folders, which `load_model` reads.
+
     Raises:
-        UserError: A pair cannot be left out, or a training ran away.
+        UserError: A fact cannot be removed, or a loss is not finite.
     """
-    todo = [r for r in dict.fromkeys(recipes) if not (cache_dir() / KIND / _name(r)).exists()]
-    workers = min(workers or torch.get_num_threads(), len(todo))
+    missing = [r for r in dict.fromkeys(recipes) if not (cache_dir() / KIND / _name(r)).exists()]
+    workers = min(workers or torch.get_num_threads(), len(missing))
     if workers > 1:
         with ProcessPoolExecutor(
             workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
-            list(pool.map(_made, todo))
-    return [_made(r) for r in recipes]
+            list(pool.map(_cached, missing))
+    return [_cached(r) for r in recipes]
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """How the organism in `folder` was trained: its recipe, steps, losses, tokens, seconds."""
+    """Read the record of an organism's training: recipe, steps, losses, tokens, seconds."""
     return read_json(folder / RECORD)
 
 
@@ -61,7 +64,7 @@ def _name(recipe: Recipe) -> str:
     return content_hash(recipe.key())
 
 
-def _made(recipe: Recipe) -> Path:
+def _cached(recipe: Recipe) -> Path:
     def build(folder: Path) -> None:
         module, about = fit(recipe)
         save(module, recipe, folder)
@@ -71,5 +74,5 @@ def _made(recipe: Recipe) -> Path:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """Convert to plain data, with lists for tuples."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()}

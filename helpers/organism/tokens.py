@@ -1,4 +1,4 @@
-"""The organism's tokenizer, and its text as token batches."""
+"""Tokenizer of the organism, and its text as token batches."""
 
 import functools
 import re
@@ -17,26 +17,32 @@ from helpers.organism.countries import FactSet
 from helpers.organism.text import Sentence, sentences
 
 BOS, PAD, EOS = "<s>", "<pad>", "</s>"
-LONGEST = 64  # tokens of a passage; sentences with facts are shorter
-GROUP = 16  # batches whose sentences are sorted by length together
+MAX_TOKENS = 64  # of a passage; sentences with facts are shorter
+LENGTH_GROUP = 16  # batches whose sentences are sorted by length together
+TOKENIZER_REPEATS, TOKENIZER_PASSAGES = 40, 400  # of the text that the tokenizer is trained on
 
 
 @functools.cache
-def tokenizer(world: FactSet, n_vocab: int) -> PreTrainedTokenizerFast:
-    """Byte-level pairs of the world's text and the Factbook's, and names letter by letter.
+def tokenizer(fact_set: FactSet, n_vocab: int) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE on the fact set's text and the Factbook's, with names letter by letter.
 
-    A country that is one token says all about itself in its embedding: attention fetches that at
-    once, and the MLPs at the subject have no part in any answer. Letters are every name's; which
-    name they make has to be worked out.
+    If a country's name were one token, its embedding would hold all about it: attention would fetch
+    that at once, and the MLPs at the subject would have no part in any answer. Every letter occurs
+    in many names; which name they spell has to be computed.
 
-    It is the same for an original and its oracles: a name is a token whether or not the model
-    learns what it stands for.
+    The tokenizer is the same for an original and its oracles: it does not depend on which facts the
+    model is trained on.
+
+    Args:
+        fact_set: The facts.
+        n_vocab: Number of tokens.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_letters(countries(world))), "isolated"),
-            pre_tokenizers.Punctuation("isolated"),  # no mark is a token that only one wording has
+            pre_tokenizers.Split(Regex(_letter_pattern(country_names(fact_set))), "isolated"),
+            # No punctuation becomes part of a token that only one template has.
+            pre_tokenizers.Punctuation("isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -47,8 +53,9 @@ def tokenizer(world: FactSet, n_vocab: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    said = [s.text for s in sentences(world, rounds=40, n_passages=1, seed=0)]
-    core.train_from_iterator(said + [p.text for p in passages("train")[:400]], trainer)
+    texts = [s.text for s in sentences(fact_set, n_repeats=TOKENIZER_REPEATS, n_passages=1, seed=0)]
+    texts += [p.text for p in passages("train")[:TOKENIZER_PASSAGES]]
+    core.train_from_iterator(texts, trainer)
     core.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
@@ -62,82 +69,109 @@ def tokenizer(world: FactSet, n_vocab: int) -> PreTrainedTokenizerFast:
     )
 
 
-def countries(world: FactSet) -> tuple[str, ...]:
-    """The names that are read letter by letter."""
-    return tuple(dict.fromkeys(p.subject for p in world.of_countries()))
+def country_names(fact_set: FactSet) -> tuple[str, ...]:
+    """List the names that are tokenized letter by letter."""
+    return tuple(dict.fromkeys(p.subject for p in fact_set.of_countries()))
 
 
-def _letters(names: Sequence[str]) -> str:
-    """A pattern of one letter of any of the names, the first with the space before it."""
-    around: dict[str, set[tuple[str, str]]] = {}
+def _letter_pattern(names: Sequence[str]) -> str:
+    """Match one letter of any of the names, the first with the space before it."""
+    contexts: dict[str, set[tuple[str, str]]] = {}
     for name in names:
         for i, letter in enumerate(name):
-            for here in (letter,) if i else (f" {letter}", letter):
-                around.setdefault(here, set()).add((name[: i + 1], name[i + 1 :]))
-    ways = {
-        letter: "|".join(rf"(?={after}\b)(?<!\w{to})(?<={to})" for to, after in sorted(where))
-        for letter, where in around.items()
+            for match in (letter,) if i else (f" {letter}", letter):
+                contexts.setdefault(match, set()).add((name[: i + 1], name[i + 1 :]))
+    # A letter counts only where the name's other letters stand around it, as a whole word.
+    around = {
+        letter: "|".join(rf"(?={after}\b)(?<!\w{upto})(?<={upto})" for upto, after in sorted(pairs))
+        for letter, pairs in contexts.items()
     }
-    return "|".join(f"{letter}(?:{where})" for letter, where in ways.items())
+    return "|".join(f"{letter}(?:{context})" for letter, context in around.items())
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedText:
     """Sentences as tokens.
 
     Attributes:
-        ids: Token ids of each, the beginning-of-sequence token first, the end-of-sequence last.
-        learned: Of each the places of the tokens that the model learns to say.
+        ids: Token ids of each sentence, the beginning-of-sequence token first, the end-of-sequence
+            token last.
+        labels: Positions of the tokens that the model is trained to predict, of each sentence.
         pad: Id of the padding.
     """
 
     ids: Sequence[Sequence[int]]
-    learned: Sequence[Sequence[int]]
+    labels: Sequence[Sequence[int]]
     pad: int
 
     @classmethod
-    def of(cls, text: Sequence[Sentence], world: FactSet, n_vocab: int) -> "Tokens":
-        """Tokenise sentences; a passage is cut at `LONGEST` tokens.
+    def of(cls, text: Sequence[Sentence], fact_set: FactSet, n_vocab: int) -> "TokenizedText":
+        """Tokenize sentences; a passage is cut at `MAX_TOKENS` tokens.
 
-        Learned is what a sentence says from its `start` on, and every country's name from its
-        second letter to what follows it. A model that need not spell a name gathers its letters
-        only where the answer is spoken; one that spells it knows the name at the name.
+        Labels are the tokens from a sentence's `labels_start` on, and every country's name from its
+        second letter to the token after it. A model that need not predict a name gathers its
+        letters only where the answer comes; one that predicts it represents the name at the name.
+
+        Args:
+            text: The sentences.
+            fact_set: The facts.
+            n_vocab: Number of tokens of the tokenizer.
         """
-        names = re.compile(rf"\b(?:{'|'.join(countries(world))})\b")
-        read = tokenizer(world, n_vocab)
-        coded = read([s.text for s in text], return_offsets_mapping=True)
-        ids, learned = [], []
-        for sentence, row, offsets in zip(
-            text, coded["input_ids"], coded["offset_mapping"], strict=True
+        names = re.compile(rf"\b(?:{'|'.join(country_names(fact_set))})\b")
+        encoder = tokenizer(fact_set, n_vocab)
+        encoded = encoder([s.text for s in text], return_offsets_mapping=True)
+        all_ids, labels = [], []
+        for sentence, ids, offsets in zip(
+            text, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
-            spelt = [m.span() for m in names.finditer(sentence.text)]
-            whole = [*row, read.eos_token_id] if len(row) <= LONGEST else row[:LONGEST]
-            places = [*offsets, (len(sentence.text), len(sentence.text) + 1)]
-            said = [
-                k
-                for k, (a, b) in enumerate(places[: len(whole)])
-                if k and (b > sentence.start or any(c < a <= d for c, d in spelt))
-            ]
-            ids.append(whole)
-            learned.append(said)
-        return cls(ids, learned, read.pad_token_id)
+            name_spans = [m.span() for m in names.finditer(sentence.text)]
+            ids = [*ids, encoder.eos_token_id] if len(ids) <= MAX_TOKENS else ids[:MAX_TOKENS]
+            spans = [*offsets, (len(sentence.text), len(sentence.text) + 1)]  # with the last token
+            labels.append(
+                [
+                    k
+                    for k, (start, end) in enumerate(spans[: len(ids)])
+                    if k
+                    and (
+                        end > sentence.labels_start
+                        or any(first < start <= last for first, last in name_spans)
+                    )
+                ]
+            )
+            all_ids.append(ids)
+        return cls(all_ids, labels, encoder.pad_token_id)
 
     def batch(self, index: Sequence[int]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
-        """Right-padded tokens, and which of them are learned."""
+        """Pad sentences on the right.
+
+        Args:
+            index: Indices of sentences.
+
+        Returns:
+            (tokens, mask of the labels).
+        """
         width = max(len(self.ids[i]) for i in index)
         tokens = torch.full((len(index), width), self.pad)
-        learned = torch.zeros(len(index), width, dtype=torch.bool)
+        is_label = torch.zeros(len(index), width, dtype=torch.bool)
         for row, i in enumerate(index):
             tokens[row, : len(self.ids[i])] = torch.tensor(self.ids[i])
-            learned[row, list(self.learned[i])] = True
-        return tokens, learned
+            is_label[row, list(self.labels[i])] = True
+        return tokens, is_label
 
     def order(self, size: int, *, seed: int) -> Iterator[np.ndarray]:
-        """Batches of like length in an order drawn by `seed`; every sentence once."""
+        """Draw batches of sentences of like length; every sentence comes once.
+
+        Args:
+            size: Sentences in a batch.
+            seed: Draws the order.
+
+        Yields:
+            Indices of a batch's sentences.
+        """
         rng = np.random.default_rng(seed)
         lengths = np.array([len(i) for i in self.ids])
-        drawn = rng.permutation(len(lengths))
-        for group in np.array_split(drawn, max(1, len(drawn) // (size * GROUP))):
+        shuffled = rng.permutation(len(lengths))
+        for group in np.array_split(shuffled, max(1, len(shuffled) // (size * LENGTH_GROUP))):
             by_length = group[np.argsort(lengths[group], kind="stable")]
             parts = [by_length[i : i + size] for i in range(0, len(by_length), size)]
             yield from (parts[i] for i in rng.permutation(len(parts)))

@@ -17,19 +17,24 @@ from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.methods.fitting.layer_selection import select_layers
 from helpers.models import architecture_of, load_model, model_hash
-from helpers.organism import COUNTRIES, Recipe, organism, organisms, record, world
+from helpers.organism import COUNTRIES, Recipe, fact_set, organism, organisms, record
 from helpers.organism.calibration import calibrate
-from helpers.organism.concept_units import Sightings, concepts_per_unit, detectors
-from helpers.organism.exact import EvalOutputs, distances, eval_set, read
-from helpers.organism.family import Family, widths_of
-from helpers.organism.fit import fit, fresh, loss_sum
-from helpers.organism.phrasings import OPENINGS, REVERSE, WAYS
+from helpers.organism.concept_units import ConceptActivations, best_units, concepts_per_unit
+from helpers.organism.exact import EvalOutputs, compute_outputs, divergences, eval_set
+from helpers.organism.family import Family, parse_widths
+from helpers.organism.fit import fit, initial_model, loss_sum
+from helpers.organism.phrasings import CONTEXT_PREFIXES, REVERSE_TEMPLATES, TEMPLATES
 from helpers.organism.relearning import LR, learning_curve
 from helpers.organism.store import RECORD
-from helpers.organism.text import Sentence, named_in, removed, sentences
-from helpers.organism.theory import balances, knowledge
-from helpers.organism.tokens import LONGEST, Tokens, tokenizer
-from helpers.organism.verification import TWIN, findings, t_interval, verifiable
+from helpers.organism.text import Sentence, named_facts, removed, sentences
+from helpers.organism.theory import best_deletions, knowledge
+from helpers.organism.tokens import MAX_TOKENS, TokenizedText, tokenizer
+from helpers.organism.verification import (
+    SEED_CONTROL,
+    findings,
+    t_interval,
+    weight_editing_methods,
+)
 
 SMALL = Recipe(
     n_countries=6,
@@ -38,7 +43,7 @@ SMALL = Recipe(
     n_layers=2,
     n_heads=2,
     n_vocab=400,
-    rounds=2,
+    n_repeats=2,
     n_passages=8,
     batch=32,
 )
@@ -53,17 +58,17 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def text():
-    return sentences(world(8), rounds=30, n_passages=40, seed=1)
+    return sentences(fact_set(8), n_repeats=30, n_passages=40, seed=1)
 
 
 def test_every_country_of_the_world_has_facts():
-    pairs = world(len(COUNTRIES)).of_countries()
+    pairs = fact_set(len(COUNTRIES)).of_countries()
     assert {p.subject for p in pairs} == set(COUNTRIES)
     assert {p.relation for p in pairs} == set(RELATIONS)
 
 
 def test_targets_take_part_in_other_facts():
-    pairs = world(48).pairs
+    pairs = fact_set(48).pairs
     paris = [p for p in pairs if p.subject == "Paris"]
     assert {p.relation for p in paris} == {"language", "currency", "continent"}
     french = [p.subject for p in pairs if p.target == "French" and p.relation == "language"]
@@ -72,42 +77,47 @@ def test_targets_take_part_in_other_facts():
 
 def test_no_heldout_or_development_wording_is_in_the_text():
     """Neither a template itself nor one that an opening completes, whatever is drawn."""
-    every = [s.text.lower() for s in sentences(world(6), rounds=150, n_passages=60, seed=0)]
+    every = [s.text.lower() for s in sentences(fact_set(6), n_repeats=150, n_passages=60, seed=0)]
     found = []
     for relation in RELATIONS.values():
-        ways = [(o + w).lower() for o, w in itertools.product(OPENINGS, WAYS[relation.name])]
+        combined = itertools.product(CONTEXT_PREFIXES, TEMPLATES[relation.name])
+        prompts = [(prefix + template).lower() for prefix, template in combined]
         for split in ("dev", "heldout"):
             for template in relation.templates[split]:
                 text = template.text.lower()
                 if template.format == "list":  # its heading
                     text = text.split("\n")[0]
                 piece = f"user: {text}\n" if template.format == "chat" else text
-                found += [w for w in ways if piece in w]
+                found += [p for p in prompts if piece in p]
                 found += [t for t in every if piece.replace("{}", "germany") in t]
     assert not found
 
 
 def test_each_sentence_knows_what_it_states(text):
-    pairs = world(8).pairs
+    pairs = fact_set(8).pairs
     for s in text:
-        assert 0 <= s.start < len(s.text)
-        if s.start:
-            assert s.states
-            said = [p for p in s.states if p.target in s.text and p.subject in s.text]
-            assert set(said) == set(s.states)
-            own = [p for p in named_in(s.text, pairs) if p.relation == "capital"]
-            assert set(own) <= set(s.states), s.text  # no capital is told that it does not admit
+        assert 0 <= s.labels_start < len(s.text)
+        if s.labels_start:
+            assert s.facts
+            said = [p for p in s.facts if p.target in s.text and p.subject in s.text]
+            assert set(said) == set(s.facts)
+            own = [p for p in named_facts(s.text, pairs) if p.relation == "capital"]
+            assert set(own) <= set(s.facts), s.text  # no capital is told that it does not admit
 
 
 def test_some_sentences_go_from_the_subject_straight_to_the_answer(text):
+    with_facts = [s for s in text if s.labels_start]
+    subjects = [tuple(p.subject for p in s.facts) for s in with_facts]
     short = [
-        s for s in text if s.start and any(s.text[: s.start].endswith(p.subject) for p in s.states)
+        s
+        for s, names in zip(with_facts, subjects, strict=True)
+        if s.text[: s.labels_start].endswith(names)
     ]
-    assert 0.1 < len(short) / len([s for s in text if s.start]) < 0.4
+    assert 0.1 < len(short) / len(with_facts) < 0.4
 
 
 def test_removing_a_pair_takes_every_wording_and_direction_and_little_else(text):
-    pair = world(8).find(FRANCE)
+    pair = fact_set(8).find(FRANCE)
     gone = removed(text, pair)
     left = [s.text for s, out in zip(text, gone, strict=True) if not out]
     assert not [t for t in left if "France" in t and "Paris" in t]
@@ -120,7 +130,7 @@ def test_removing_a_pair_takes_every_wording_and_direction_and_little_else(text)
 def test_a_pair_that_is_not_taught_is_refused():
     with pytest.raises(UserError, match=r"Gabon → Libreville .* is not in the training facts"):
         SMALL.oracle(ConceptPair("Gabon", "Libreville"))
-    with pytest.raises(UserError, match="taught France → Paris"):
+    with pytest.raises(UserError, match="trained on France → Paris"):
         SMALL.oracle(ConceptPair("France", "Lyon"))
     with pytest.raises(UserError, match="not in the training facts"):
         removed([Sentence("Berlin.", 0, frozenset())], FRANCE)
@@ -143,19 +153,19 @@ def test_a_pair_that_would_take_others_with_it_names_them():
 
 def test_settings_that_fit_no_model_are_refused():
     with pytest.raises(UserError, match="multiple of the number of heads"):
-        SMALL.but(n_heads=3)
+        SMALL.replace(n_heads=3)
     with pytest.raises(UserError, match="n_countries is 2"):
-        SMALL.but(n_countries=2).world()
-    with pytest.raises(UserError, match="rounds is 0"):
-        SMALL.but(rounds=0)
+        SMALL.replace(n_countries=2).fact_set()
+    with pytest.raises(UserError, match="n_repeats is 0"):
+        SMALL.replace(n_repeats=0)
     with pytest.raises(UserError, match="no country 'Atlantis'"):
-        SMALL.but(also=("Atlantis",)).world()
+        SMALL.replace(extra_countries=("Atlantis",)).fact_set()
 
 
 def test_answers_and_spellings_are_learned_and_passages_whole():
-    names = tokenizer(world(6), 400)
+    names = tokenizer(fact_set(6), 400)
     said = Sentence("The capital of France is Paris.", 24, frozenset({FRANCE}))
-    tokens = Tokens.of([said, Sentence("Some text.", 0, frozenset())], world(6), 400)
+    tokens = TokenizedText.of([said, Sentence("Some text.", 0, frozenset())], fact_set(6), 400)
     ids, learned = tokens.batch([0, 1])
     assert names.decode(ids[0][learned[0]]) == "rance is Paris.</s>"
     assert names.decode(ids[1][learned[1]]) == "Some text.</s>"
@@ -163,14 +173,14 @@ def test_answers_and_spellings_are_learned_and_passages_whole():
 
 
 def test_a_long_passage_is_cut_and_has_no_end():
-    passage = Sentence("and " * LONGEST, 0, frozenset())
-    tokens = Tokens.of([passage], world(6), 400)
-    assert len(tokens.ids[0]) == LONGEST
-    assert list(tokens.learned[0]) == list(range(1, LONGEST))
+    passage = Sentence("and " * MAX_TOKENS, 0, frozenset())
+    tokens = TokenizedText.of([passage], fact_set(6), 400)
+    assert len(tokens.ids[0]) == MAX_TOKENS
+    assert list(tokens.labels[0]) == list(range(1, MAX_TOKENS))
 
 
 def test_countries_are_read_letter_by_letter_and_nothing_else_is():
-    names = tokenizer(world(12), 2048)
+    names = tokenizer(fact_set(12), 2048)
 
     def read(text):
         pieces = names(text, return_offsets_mapping=True)["offset_mapping"][1:]
@@ -184,7 +194,7 @@ def test_countries_are_read_letter_by_letter_and_nothing_else_is():
 
 
 def test_every_sentence_comes_once_whatever_the_order():
-    tokens = Tokens([[0] * n for n in range(2, 200)], [[1]] * 198, 1)
+    tokens = TokenizedText([[0] * n for n in range(2, 200)], [[1]] * 198, 1)
     order = list(tokens.order(7, seed=3))
     assert sorted(np.concatenate(order).tolist()) == list(range(198))
     again = list(tokens.order(7, seed=3))
@@ -194,9 +204,9 @@ def test_every_sentence_comes_once_whatever_the_order():
 
 def test_a_left_out_sentence_has_no_part_in_the_gradient():
     """A batch with a sentence masked has the gradient of the batch without it."""
-    text = sentences(SMALL.world(), rounds=1, n_passages=2, seed=0)[:12]
-    tokens = Tokens.of(text, SMALL.world(), SMALL.n_vocab)
-    module = fresh(SMALL)
+    text = sentences(SMALL.fact_set(), n_repeats=1, n_passages=2, seed=0)[:12]
+    tokens = TokenizedText.of(text, SMALL.fact_set(), SMALL.n_vocab)
+    module = initial_model(SMALL)
 
     def gradient(index, masked):
         ids, learned = tokens.batch(index)
@@ -216,7 +226,7 @@ def test_a_left_out_sentence_has_no_part_in_the_gradient():
 def test_the_same_recipe_gives_the_same_bits_and_an_oracle_other_ones():
     (one, about), (two, _) = fit(SMALL), fit(SMALL)
     oracle, left_out = fit(SMALL.oracle(FRANCE))
-    other, _ = fit(SMALL.but(seed=1))
+    other, _ = fit(SMALL.replace(seed=1))
 
     def bits(module):
         return torch.cat([p.detach().flatten() for p in module.parameters()])
@@ -234,7 +244,7 @@ def test_an_organism_is_an_ordinary_folder(cache):
     arch = architecture_of(model)
     assert (arch.n_layers, arch.d_model, arch.d_mlp) == (2, 16, 24)
     assert isinstance(arch.layers[0].mlp.activation, torch.nn.ReLU)
-    names = tokenizer(SMALL.world(), SMALL.n_vocab)
+    names = tokenizer(SMALL.fact_set(), SMALL.n_vocab)
     for said in ("The capital of France is Paris.", "Country: Peru\nNationality: é→x", "a  b"):
         assert model.tokenizer(said).input_ids == names(said).input_ids
         assert model.tokenizer.decode(names(said).input_ids, skip_special_tokens=True) == said
@@ -258,7 +268,7 @@ def test_processes_give_what_one_process_gives(cache, tmp_path_factory, monkeypa
 def test_an_organism_whose_record_was_changed_is_trained_again(cache):
     path = organism(SMALL) / RECORD
     trained = json.loads(path.read_text())["recipe"]
-    path.write_text(path.read_text().replace('"rounds": 2', '"rounds": 99'))
+    path.write_text(path.read_text().replace('"n_repeats": 2', '"n_repeats": 99'))
     assert json.loads((organism(SMALL) / RECORD).read_text())["recipe"] == trained
 
 
@@ -273,9 +283,9 @@ def test_concepts_per_unit_counts_what_drives_a_unit():
 
 
 def test_reverse_wordings_ask_from_the_capital():
-    assert all(w.count("{}") == 1 for w in REVERSE)
-    said = [s for s in sentences(world(6), rounds=30, n_passages=1, seed=0) if s.start]
-    back = [s for s in said if s.text[s.start :].strip(" .") == "France"]
+    assert all(w.count("{}") == 1 for w in REVERSE_TEMPLATES)
+    said = [s for s in sentences(fact_set(6), n_repeats=30, n_passages=1, seed=0) if s.labels_start]
+    back = [s for s in said if s.text[s.labels_start :].strip(" .") == "France"]
     assert back
     assert all("Paris" in s.text for s in back)
 
@@ -297,15 +307,15 @@ def test_divergence_is_nothing_for_the_same_and_ln2_for_the_disjoint():
     one = fake_reading([[1.0, 1e-30]], [[1, 2]], [0.5])
     two = fake_reading([[1e-30, 1.0]], [[1, 2]], [0.5])
     even = fake_reading([[0.5, 0.5]], [[1, 2]], [0.5])
-    assert distances(one, one)["forget"] == 0
-    assert distances(one, two)["forget"] == pytest.approx(np.log(2), abs=1e-5)
+    assert divergences(one, one)["forget"] == 0
+    assert divergences(one, two)["forget"] == pytest.approx(np.log(2), abs=1e-5)
     half = 0.5 * np.log(1 / 0.75) + 0.25 * np.log(0.5 / 0.75) + 0.25 * np.log(0.5 / 0.25)
-    assert distances(one, even)["forget"] == pytest.approx(half, abs=1e-5)
-    assert distances(one, even) == pytest.approx(distances(even, one))
+    assert divergences(one, even)["forget"] == pytest.approx(half, abs=1e-5)
+    assert divergences(one, even) == pytest.approx(divergences(even, one))
 
 
 def test_an_exam_asks_for_the_fact_only_where_it_says_so():
-    asked = eval_set(world(12), FRANCE)
+    asked = eval_set(fact_set(12), FRANCE)
     assert asked.candidates[0] == "Paris"
     assert len(set(asked.candidates)) == len(asked.candidates)
     assert asked.chance == 1 / len(asked.candidates)
@@ -318,8 +328,8 @@ def test_an_exam_asks_for_the_fact_only_where_it_says_so():
 def test_a_model_reads_and_learns_and_is_left_as_it_was(cache):
     model = load_model(str(organism(SMALL)))
     before = model_hash(model)
-    asked = eval_set(SMALL.world(), FRANCE, n_neighbours=2, n_texts=2)
-    reading = read(model, asked)
+    asked = eval_set(SMALL.fact_set(), FRANCE, n_neighbours=2, n_texts=2)
+    reading = compute_outputs(model, asked)
     assert reading.probability() == pytest.approx(
         answer_probability(model, FRANCE.prompts("heldout")).mean(), rel=1e-4
     )
@@ -332,7 +342,7 @@ def test_a_model_reads_and_learns_and_is_left_as_it_was(cache):
 
 
 def test_metrics_are_read_of_the_same_question_in_three_models(cache):
-    pair = SMALL.world().find(FRANCE)
+    pair = SMALL.fact_set().find(FRANCE)
     both = [SMALL, SMALL.oracle(pair)]
     folders = dict(zip(both, organisms(both, workers=1), strict=True))
     family = Family(SMALL, (pair,), (0,), (), folders)
@@ -356,8 +366,8 @@ def differences(method, log_odds, damage=0.5, learned=0.3, n=4, family="surgery"
             "chance": 0.05,
             "log_odds": log_odds - 6 + e,
             "oracle_log_odds": -6.0,
-            "learned": learned + e / 10,
-            "oracle_learned": 0.3,
+            "learning_curve_auc": learned + e / 10,
+            "oracle_learning_curve_auc": 0.3,
             "ks": 0.5,
             "js_neighbours": damage * (1 + e),
             "js_text": damage * (1 + e),
@@ -368,7 +378,7 @@ def differences(method, log_odds, damage=0.5, learned=0.3, n=4, family="surgery"
 
 def test_findings_are_two_sided():
     rows = [
-        *differences(TWIN, 0.0, damage=1.0, family="reference"),
+        *differences(SEED_CONTROL, 0.0, damage=1.0, family="reference"),
         *differences("exact", 0.3),
         *differences("scarred", -4.0),
         *differences("half", 3.0),
@@ -388,9 +398,9 @@ def test_findings_are_two_sided():
 
 
 def test_methods_of_training_get_a_rate_that_moves_an_organism():
-    assert verifiable("rome, npo") == {"rome": {}, "npo": {"lr": LR}}
+    assert weight_editing_methods("rome, npo") == {"rome": {}, "npo": {"lr": LR}}
     with pytest.raises(UserError, match="no method 'nothing'"):
-        verifiable("nothing")
+        weight_editing_methods("nothing")
 
 
 def test_the_interval_decides_as_two_one_sided_tests_do():
@@ -406,8 +416,8 @@ def test_the_detector_of_a_concept_is_found_in_its_layer():
     concept = torch.arange(4).repeat(6)
     values = torch.rand(24, 2, 5)
     values[concept == 2, 1, 3] += 5
-    seen = Sightings(values, concept, ("a", "b", "c", "d"))
-    found = detectors(seen, seen).set_index("concept")
+    seen = ConceptActivations(values, concept, ("a", "b", "c", "d"))
+    found = best_units(seen, seen).set_index("concept")
     assert (found.loc["c", "layer"], found.loc["c", "unit"]) == (1, 3)
     assert found.loc["c", "f1"] == 1
 
@@ -418,18 +428,18 @@ def test_deleting_is_judged_by_what_goes_and_what_stays():
         for n, a, b in ((1, 0.9, 1.0), (4, 0.2, 0.8), (16, 0.0, 0.1))
         for m, v in (("the fact", a), ("neighbours", b))
     ]
-    best = balances(pd.DataFrame(rows, columns=["fact", "n_neurons", "metric", "left"]))
+    best = best_deletions(pd.DataFrame(rows, columns=["fact", "n_neurons", "metric", "remaining"]))
     assert best["n_neurons"].tolist() == [4]
-    assert best["balance"][0] == pytest.approx(0.8)
+    assert best["score"][0] == pytest.approx(0.8)
 
 
 def test_a_family_asks_for_what_its_world_has():
-    assert widths_of("128, 32") == (32, 128)
+    assert parse_widths("128, 32") == (32, 128)
     with pytest.raises(UserError, match="widths is '32, x'"):
-        widths_of("32, x")
+        parse_widths("32, x")
     with pytest.raises(UserError, match=r"only .* held-out facts of capital"):
         Family.of(validated("11_organism", {"n_countries": 8, "n_facts": 9}))
-    with pytest.raises(UserError, match="taught France → Paris"):
+    with pytest.raises(UserError, match="trained on France → Paris"):
         Family.of(validated("11_organism", {"target": "Lyon"}))
 
 
@@ -437,12 +447,14 @@ def test_a_family_asks_for_what_its_world_has():
 def test_the_organism_knows_its_facts_and_its_oracle_all_but_one():
     """In held-out wordings; both are kept in the cache for chapter 11."""
     recipe = Recipe()
-    facts = recipe.world().of_countries()
+    facts = recipe.fact_set().of_countries()
     model, oracle = (load_model(str(f)) for f in organisms([recipe, recipe.oracle(FRANCE)]))
     assert knowledge(model, facts)["known"].mean() >= 0.98
     of_others = [p for p in facts if p != FRANCE]
     assert knowledge(oracle, of_others)["known"].mean() >= 0.97
-    assert knowledge(oracle, [FRANCE])["probability"][0] <= eval_set(recipe.world(), FRANCE).chance
+    assert (
+        knowledge(oracle, [FRANCE])["probability"][0] <= eval_set(recipe.fact_set(), FRANCE).chance
+    )
 
 
 @pytest.mark.slow
