@@ -16,7 +16,9 @@ from helpers.facts import ConceptPair, facts
 from helpers.forward import scoring
 from helpers.forward.batching import bucket_by_length
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
+from helpers.forward.prompts import encode_pair
 from helpers.models import architecture_of, load_model
+from helpers.models.tokenization import encode
 
 ROUNDS, PROMPTS, ALONE = 3, 1000, 60
 KEPT = (10, 20, 29)  # of 30 layers
@@ -31,7 +33,7 @@ def main() -> None:
         if p.format == "completion"
     ][:PROMPTS]
     texts, answers = [str(p) for p in prompts], [p.answers[0] for p in prompts]
-    tokens = sum(len(scoring.encode(model.tokenizer, t)) for t in texts)
+    tokens = sum(len(encode(model.tokenizer, t)) for t in texts)
     arch = architecture_of(model)
     head = arch.head.weight.numel()
     body = sum(p.numel() for p in model._module.parameters()) - head
@@ -91,7 +93,7 @@ def seconds(work) -> float:
 
 def padded(model, texts: list[str], answers: list[str]):
     """The sequences in the batches that suit the machine, with their masks."""
-    ids = [scoring.answer_span(model, t, a)[1] for t, a in zip(texts, answers, strict=True)]
+    ids = [encode_pair(model, t, a)[1] for t, a in zip(texts, answers, strict=True)]
     for batch in bucket_by_length([len(i) for i in ids]):
         rows = [torch.tensor(ids[n]) for n in batch]
         inputs = pad_sequence(rows, batch_first=True)

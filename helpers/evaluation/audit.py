@@ -19,7 +19,7 @@ from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_probability
 from helpers.methods import Edit
 from helpers.models import architecture_of
-from helpers.tracing import cache_activations
+from helpers.forward.activations import cache_activations
 
 
 class NoChangeError(UserError):
@@ -70,12 +70,12 @@ def audit_delta(
     pairs = {f.subject: ConceptPair.of(f) for f in facts("capital")}
     prompts = [statement(pairs[n]) for n in names]
     arch = architecture_of(model)
-    inputs = cache_activations(model, prompts, sites=["mlp_in"], layers=layers, position="subject")[
-        "mlp_in"
-    ]
-    plain = [_written(arch, i, inputs[:, k]) for k, i in enumerate(layers)]
+    inputs = cache_activations(
+        model, prompts, sites=["mlp_in"], layers=layers, positions="subject"
+    )
+    plain = [_written(arch, i, inputs["mlp_in", i]) for i in layers]
     with unlearning.applied(model):
-        edited = [_written(arch, i, inputs[:, k]) for k, i in enumerate(layers)]
+        edited = [_written(arch, i, inputs["mlp_in", i]) for i in layers]
     response = torch.stack(
         [(b - a).norm(dim=-1) / a.norm(dim=-1) for a, b in zip(plain, edited, strict=True)]
     ).mean(0)

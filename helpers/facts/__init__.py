@@ -3,8 +3,8 @@
 from helpers.facts.factbook import Fact, fact_split, facts
 from helpers.facts.known import known_facts, require_known
 from helpers.facts.pairs import ConceptPair
-from helpers.facts.prompts import Prompt, render, subject_span
 from helpers.facts.relations import RELATIONS, SPLITS, Relation, Template
+from helpers.forward.prompts import Prompt, input_text, subject_span
 
 __all__ = [
     "RELATIONS",
@@ -16,8 +16,8 @@ __all__ = [
     "Template",
     "fact_split",
     "facts",
+    "input_text",
     "known_facts",
-    "render",
     "require_known",
     "subject_span",
 ]

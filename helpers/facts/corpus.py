@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.factbook import clean, countries
-from helpers.models.tokenization import in_template, opening
+from helpers.models.tokenization import apply_chat_template, opening
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LONG = 200  # characters: shorter entries are figures and lists
@@ -97,7 +97,7 @@ def corpus_tokens(
     return _sequences(tokenizer, (texts[i] for i in order), seq_len, n_tokens)
 
 
-def second_source(
+def python_docs_tokens(
     tokenizer, *, seq_len: int = 128, n_tokens: int | None = None
 ) -> Int[Tensor, "n seq_len"]:
     """Text of another kind that is there on every machine: Python's own documentation.
@@ -112,7 +112,7 @@ def second_source(
     return _sequences(tokenizer, (topics[name] for name in sorted(topics)), seq_len, n_tokens)
 
 
-def dialogues(
+def chat_tokens(
     tokenizer, *, seq_len: int = 128, n_tokens: int | None = None
 ) -> Int[Tensor, "n seq_len"]:
     """Dialogues of the ChatterBot corpus, one after another in one conversation.
@@ -128,7 +128,7 @@ def dialogues(
     if tokenizer.chat_template:
         roles = itertools.cycle(("user", "assistant"))
         messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=False)]
-        text = in_template(tokenizer, messages)
+        text = apply_chat_template(tokenizer, messages)
     else:
         names = itertools.cycle(("User", "Assistant"))
         text = "\n".join(f"{name}: {turn}" for name, turn in zip(names, turns, strict=False))

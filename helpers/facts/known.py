@@ -7,7 +7,7 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.facts.factbook import facts
 from helpers.facts.pairs import ConceptPair
-from helpers.facts.prompts import Prompt
+from helpers.forward.prompts import Prompt
 from helpers.forward.scoring import answer_scores, top_tokens
 from helpers.io.cache import cached_table
 from helpers.io.safe_text import visible
@@ -71,7 +71,7 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     told = why_unknown(model, pair)
     if not told:
         return
-    known = known_facts(model, pair.nearest_relation).query("known").head(5)
+    known = known_facts(model, pair.factbook_relation).query("known").head(5)
     better = ", ".join(f"{r.subject} → {r.target}" for r in known.itertuples())
     raise UserError(f"{told}; facts that it knows are {better or 'none of this relation'}.")
 

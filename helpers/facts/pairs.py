@@ -10,13 +10,20 @@ import numpy as np
 from helpers.errors import UserError
 from helpers.facts.factbook import Fact, facts, with_article
 from helpers.facts.pair_file import MustStay, clean_name, read_pair_file
-from helpers.facts.prompts import Prompt, Slot, joint
 from helpers.facts.relations import RELATIONS, SPLITS, Template, check_split
+from helpers.forward.prompts import CharSpan, Prompt, answer_separator
 from helpers.io.safe_text import name_pattern, visible
 
 OWN = "own"  # the relation of a pair that brings its own prompts
 USUAL = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")  # whose facts are examples
-LEARNT_SHOTS = ("Greece", "Ireland", "Cuba", "Norway", "Iran", "Vietnam")  # those of `train`
+TRAIN_FEW_SHOT_SUBJECTS = (
+    "Greece",
+    "Ireland",
+    "Cuba",
+    "Norway",
+    "Iran",
+    "Vietnam",
+)  # those of `train`
 N_SHOT = 3  # training prompts after one example, and as many after three
 
 
@@ -184,14 +191,14 @@ class ConceptPair:
         The examples of `train` are other ones than those of the other splits. None where the
         relation has no other subjects to solve.
         """
-        usual = LEARNT_SHOTS if split == "train" else USUAL
+        usual = TRAIN_FEW_SHOT_SUBJECTS if split == "train" else USUAL
         shots = self._examples(n, usual)
         templates = (self.templates or RELATIONS[self.relation].templates)[split]
         found = []
         for template, last in zip(templates, self.prompts(split), strict=True):
             if template.format == "completion" and shots:
                 solved = [_solved(s._prompt(template, split)) for s in shots]
-                prompt = last.but("\n".join([*solved, last]))
+                prompt = last.with_text("\n".join([*solved, last]))
                 prompt.format = "few_shot"
                 found.append(prompt)
         return found
@@ -234,7 +241,7 @@ class ConceptPair:
         return [ConceptPair.of(others[i]) for i in order]
 
     @property
-    def nearest_relation(self) -> str:
+    def factbook_relation(self) -> str:
         """The Factbook relation whose facts stand beside this one: its own, or `capital`."""
         return self.relation if self.relation in RELATIONS else "capital"
 
@@ -242,11 +249,11 @@ class ConceptPair:
         """Other subjects asked in the same ways, `n` drawn by `seed`, or all: what to compare with.
 
         These are the neighbours; for a pair with prompts of its own, countries stand in its slots,
-        with the target that the Factbook gives them in `nearest_relation`.
+        with the target that the Factbook gives them in `factbook_relation`.
         """
         if self.templates is None:
             return self.neighbours(n, seed=seed)
-        found = [f for f in facts(self.nearest_relation) if f.subject != self.subject]
+        found = [f for f in facts(self.factbook_relation) if f.subject != self.subject]
         order = np.random.default_rng(seed).permutation(len(found))[:n]
         return [
             ConceptPair(f.subject, f.target, self.relation, f.aliases, self.templates)
@@ -305,7 +312,7 @@ class ConceptPair:
             slot = _moved(slot, len(text) - len(asked))
             return Prompt(text, answers=self.answers, slot=slot, **common)
         text, slot = _filled(template.text, name, self.subject)
-        between = joint(text)
+        between = answer_separator(text)
         answers = tuple(f"{between}{n}" for n in (self.target, *self.aliases))
         return Prompt(text, answers=answers, slot=slot, **common)
 
@@ -317,7 +324,7 @@ class ConceptPair:
         return [ConceptPair.of(f) for f in fits if not mine & {f.subject, f.target, *f.aliases}][:n]
 
 
-def _filled(template: str, name: str, subject: str) -> tuple[str, Slot | None]:
+def _filled(template: str, name: str, subject: str) -> tuple[str, CharSpan | None]:
     """The text with the name in its slots, and where the subject, which ends it, stands last.
 
     The name stands as it is given; an article that begins the text gets a capital.
@@ -332,7 +339,7 @@ def _filled(template: str, name: str, subject: str) -> tuple[str, Slot | None]:
     return text, (end - len(subject), end)
 
 
-def _moved(slot: Slot | None, by: int) -> Slot | None:
+def _moved(slot: CharSpan | None, by: int) -> CharSpan | None:
     return slot and (slot[0] + by, slot[1] + by)
 
 
@@ -343,5 +350,5 @@ def _solved(prompt: Prompt) -> str:
 
 def _must_stay(item: MustStay, subject: str) -> Prompt:
     named = subject if name_pattern(subject).search(item.prompt) else ""
-    answer = f"{joint(item.prompt)}{item.answer}"
+    answer = f"{answer_separator(item.prompt)}{item.answer}"
     return Prompt(item.prompt, subject=named, answers=(answer,), relation=OWN)

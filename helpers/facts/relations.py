@@ -28,7 +28,7 @@ class Template:
     Attributes:
         text: With `{}` for the subject; for chat, the user's turn; for lists, a heading and the
             line that is repeated for each example.
-        format: As `helpers.facts.prompts.Prompt` has it.
+        format: As `helpers.forward.prompts.Prompt` has it.
         prefix: For chat, how the assistant's answer begins; may hold `{}`.
     """
 

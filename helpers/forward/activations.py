@@ -1,12 +1,12 @@
-"""Second moments of what the MLPs read: how ordinary text weighs every direction of a key.
+"""Read activations: any sites and layers, at chosen tokens of many prompts, in one pass each.
 
-A closed-form edit ΔW disturbs a text by ‖ΔW k‖² summed over its keys k, that is by tr(ΔW C ΔWᵀ)
-with C = E[k kᵀ]. Some hundred thousand tokens are enough (arXiv 2506.04226), so C is computed once
-for a model, layer by layer, and kept in the cache.
+A forward pass stops after the last site that is needed, so the blocks above and the unembedding
+cost nothing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,111 +14,166 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.batching import bucket_by_length
+from helpers.forward.batching import BATCH_TOKENS, bucket_by_length, right_padded
+from helpers.forward.prompts import Prompt, position_of, token_ids
+from helpers.forward.sites import SITES, check_sites, site_value
 from helpers.models import architecture_of
 
-READ_BY = {"neurons": "out_envoy", "mlp_in": "in_envoy"}
-"""Site → whose input it is: the hidden activations that W_out reads, what W_in reads."""
-BATCH = 1024  # tokens a forward pass
+Position = Literal["subject", "last"]
+Key = tuple[str, int]
+"""(site, layer)."""
+Selection = tuple[Sequence[int], Sequence[int]]
+"""Token ids, and the positions that are read."""
 
 
-def second_moments(
+def cache_activations(
     model: LanguageModel,
-    sequences: Iterable[tuple[Sequence[int], Sequence[int] | None]],
+    prompts: Sequence[Prompt | str | Sequence[int]],
     *,
-    layers: Sequence[int],
-    site: str = "neurons",
-    budget: int = BATCH,
-) -> tuple[dict[int, Float[Tensor, "width width"]], int]:
-    """Σ k kᵀ over chosen positions of token sequences: products in float32, sums in float64.
+    sites: Sequence[str] | Mapping[str, Sequence[int]],
+    layers: Sequence[int] | None = None,
+    positions: Position | Literal["all"] | Sequence[Sequence[int] | None] = "last",
+    max_tokens: int = BATCH_TOKENS,
+) -> dict[Key, Float[Tensor, "n width"]]:
+    """Return activations of prompts or token sequences, without gradients.
 
     Args:
         model: Any model of a known family.
-        sequences: (token ids, positions that count; None for all).
-        layers: Which layers; the forward pass stops after the last.
-        site: As in `key_covariance`.
-        budget: Tokens a forward pass.
+        prompts: Prompts, or token ids.
+        sites: Any of `helpers.forward.sites.SITES`; a mapping gives each its own layers.
+        layers: Layers of all sites; all of the model's by default.
+        positions: `last` (the last token), `subject` (the subject's last token) or `all`; or for
+            each prompt the positions to read, None for all of them. Tokens after the last of the
+            given positions are not run.
+        max_tokens: Tokens of a forward pass, padding included.
 
     Returns:
-        Layer → sum, and how many keys were summed.
+        (site, layer) → one row a position, in the order of the prompts and of their positions, as
+        float32 on the CPU. `stack_layers` puts the layers of one site into one tensor.
+
+    Raises:
+        UserError: There is no such site, layer or position.
     """
-    sequences = list(sequences)
-    sums: dict[int, Tensor] = {}
-    count = 0
-    for keys in activation_batches(model, sequences, layers=layers, site=site, budget=budget):
-        for layer, rows in keys.items():
-            product = (rows.T @ rows).double()
-            sums[layer] = sums[layer].add_(product) if layer in sums else product
-        count += len(rows)
-    return sums, count
+    keys = _keys(model, sites, layers)
+    if not keys:
+        return {}
+    selections = _selections(model, prompts, positions)
+    starts = [0, *accumulate(len(chosen) for _, chosen in selections)]
+    activations: dict[Key, Tensor] = {}
+    for members, batch in activation_batches(model, selections, keys, max_tokens=max_tokens):
+        rows = torch.tensor([row for i in members for row in range(starts[i], starts[i + 1])])
+        for key, values in batch.items():
+            if key not in activations:
+                activations[key] = torch.empty(starts[-1], values.shape[1])
+            activations[key][rows] = values
+    return activations
+
+
+def stack_layers(
+    activations: Mapping[Key, Float[Tensor, "n width"]], site: str
+) -> Float[Tensor, "n layers width"]:
+    """Put the layers of one site into one tensor, lowest layer first."""
+    return torch.stack([values for (name, _), values in activations.items() if name == site], 1)
 
 
 def activation_batches(
     model: LanguageModel,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]],
+    selections: Sequence[Selection],
+    keys: Sequence[Key],
     *,
-    layers: Sequence[int],
-    site: str = "neurons",
-    budget: int = BATCH,
-) -> Iterable[dict[int, Float[Tensor, "n width"]]]:
-    """Keys at chosen positions, batch by batch (sequences sorted by length), on the CPU.
+    max_tokens: int = BATCH_TOKENS,
+) -> Iterator[tuple[list[int], dict[Key, Float[Tensor, "n width"]]]]:
+    """Yield the activations of `cache_activations` batch by batch.
 
-    Args and errors are those of `second_moments`; within a batch the keys stand in no fixed order.
+    Args:
+        model: Any model of a known family.
+        selections: Token ids with the positions to read.
+        keys: (site, layer) in order of computation.
+        max_tokens: Tokens of a forward pass, padding included.
+
+    Yields:
+        Indices of the batch's sequences, and (site, layer) → one row for each of their positions,
+        as float32 on the CPU.
     """
-    if site not in READ_BY:
-        raise UserError(f"There is no site '{site}'; choose from {', '.join(READ_BY)}.")
-    arch = architecture_of(model)
-    layers = sorted({arch.check_layer(i) for i in layers})
-    sequences = [(_up_to(ids, at), at) for ids, at in sequences]
-    for batch in bucket_by_length([len(ids) for ids, _ in sequences], budget=budget):
-        width = max(len(sequences[i][0]) for i in batch)
-        tokens, wanted = _padded([sequences[i] for i in batch], width)
-        with torch.inference_mode(), model.trace(tokens) as tracer:
-            kept = {}.save()
-            for i in layers:
-                value = getattr(arch.layers[i].mlp, READ_BY[site]).input
-                kept[i] = value.reshape(-1, value.shape[-1])[wanted].float().cpu()
-            tracer.stop()
-        yield dict(kept)
+    for members in bucket_by_length([len(ids) for ids, _ in selections], max_tokens=max_tokens):
+        tokens = right_padded([selections[i][0] for i in members])
+        rows = torch.tensor(
+            [r * tokens.shape[1] + p for r, i in enumerate(members) for p in selections[i][1]]
+        )
+
+        def select(value: Tensor, layer: int, rows: Tensor = rows) -> Tensor:
+            return value.reshape(-1, value.shape[-1])[rows].float().cpu()
+
+        with torch.inference_mode():
+            batch = trace_activations(model, tokens, keys, select=select)
+        yield members, batch
 
 
-def activations_by_layer(
+def trace_activations(
     model: LanguageModel,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]],
+    tokens: Int[Tensor, "b t"],
+    keys: Sequence[Key],
     *,
-    layers: Sequence[int],
-    site: str = "neurons",
-    budget: int = BATCH,
-) -> Iterator[tuple[int, Float[Tensor, "n width"]]]:
-    """Each layer with its keys, in the order of the sequences and of their positions.
+    select: Callable[[Float[Tensor, "b t width"], int], Tensor] | None = None,
+) -> dict[Key, Tensor]:
+    """Run one batch up to the last of `keys` and return its activations.
 
-    Args and errors are those of `second_moments`.
+    They carry gradients where gradients are on.
+
+    Args:
+        model: Any model of a known family.
+        tokens: Sequences of one length, or padded on the right.
+        keys: (site, layer) in order of computation.
+        select: Takes an activation and its layer inside the pass and returns the part to keep; by
+            default all of it, (b, t, width).
     """
-    batches = list(activation_batches(model, sequences, layers=layers, site=site, budget=budget))
-    counts = [len(ids if at is None else at) for ids, at in sequences]
-    order = sorted(range(len(counts)), key=lambda i: len(_up_to(*sequences[i])))  # as they come
-    starts = [0, *accumulate(counts)]
-    rows = torch.tensor([r for i in order for r in range(starts[i], starts[i + 1])])
-    for i in list(batches[0]):
-        found = torch.cat([b.pop(i) for b in batches])
-        placed = torch.empty_like(found)
-        placed[rows] = found
-        yield i, placed
+    layers = architecture_of(model).layers
+    with model.trace(tokens, use_cache=False) as tracer:
+        activations = {}.save()
+        for site, layer in keys:
+            value = site_value(layers[layer], site, len(tokens))
+            activations[site, layer] = select(value, layer) if select else value.clone()
+        tracer.stop()
+    return dict(activations)
 
 
-def _up_to(ids: Sequence[int], positions: Sequence[int] | None) -> Sequence[int]:
-    """The tokens that what is asked for depends on: nothing behind the last of them."""
-    return ids if positions is None else ids[: max(positions, default=0) + 1]
+def _keys(
+    model: LanguageModel,
+    sites: Sequence[str] | Mapping[str, Sequence[int]],
+    layers: Sequence[int] | None,
+) -> list[Key]:
+    """List every (site, layer) once, in order of computation."""
+    arch = architecture_of(model)
+    names = check_sites(list(sites))
+    if not isinstance(sites, Mapping):
+        sites = dict.fromkeys(names, range(arch.n_layers) if layers is None else layers)
+    keys = {(site, arch.check_layer(layer)) for site in names for layer in sites[site]}
+    return sorted(keys, key=lambda key: (key[1], SITES.index(key[0])))
 
 
-def _padded(
-    sequences: Sequence[tuple[Sequence[int], Sequence[int] | None]], width: int
-) -> tuple[Int[Tensor, "b t"], Int[Tensor, " n"]]:
-    """Right-padded tokens, and which of the flattened positions are asked for."""
-    tokens = torch.tensor([list(ids) + [0] * (width - len(ids)) for ids, _ in sequences])
-    wanted = [
-        row * width + p
-        for row, (ids, positions) in enumerate(sequences)
-        for p in (range(len(ids)) if positions is None else positions)
-    ]
-    return tokens, torch.tensor(wanted)
+def _selections(
+    model: LanguageModel,
+    prompts: Sequence[Prompt | str | Sequence[int]],
+    positions: Position | Literal["all"] | Sequence[Sequence[int] | None],
+) -> list[Selection]:
+    """Tokenise prompts and turn named positions into indices."""
+    ids = [token_ids(model, p) if isinstance(p, str) else p for p in prompts]
+    if not isinstance(positions, str):
+        return list(map(select_positions, ids, positions))
+    if positions == "subject":
+        return [(i, [position_of(model, p, "subject")]) for i, p in zip(ids, prompts, strict=True)]
+    if positions == "last":
+        return [(i, [len(i) - 1]) for i in ids]
+    if positions == "all":
+        return [(i, range(len(i))) for i in ids]
+    raise UserError(f"There is no position '{positions}'; choose 'subject', 'last' or 'all'.")
+
+
+def select_positions(ids: Sequence[int], positions: Sequence[int] | None) -> Selection:
+    """Pair tokens with the positions to read, None for all of them.
+
+    Attention is causal: tokens after the last position cannot affect it and are left out.
+    """
+    if positions is None:
+        return ids, range(len(ids))
+    return ids[: max(positions, default=0) + 1], positions

@@ -1,4 +1,4 @@
-"""Forward passes: batches of like length, and groups that share a beginning."""
+"""Batches for forward passes: sequences of similar length, and groups with a common prefix."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -9,29 +9,39 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
-PASS = 32  # a pass takes so much longer, in tokens: it reads all the weights
-SAVED = 96  # tokens that a common beginning has to save for its group to be run by itself
+LARGE_BATCH_TOKENS = 1024  # for statistics of one site, whose products of matrices dominate
+CALL_OVERHEAD_TOKENS = 32  # a forward pass reads all the weights: it costs so many tokens more
+MIN_PREFIX_SAVING = 96  # tokens that a common prefix has to save for its group to run apart
 
 
 def bucket_by_length(
-    lengths: Sequence[int], *, budget: int = BATCH_TOKENS, passes: int = 1
+    lengths: Sequence[int], *, max_tokens: int = BATCH_TOKENS, n_passes: int = 1
 ) -> Iterator[list[int]]:
-    """Indices in batches of like length, each of at most `budget` tokens with its padding.
+    """Group sequences of similar length into batches.
 
-    Of all ways to cut the sorted sequences the one with the fewest tokens, padding included, where
-    a batch by itself counts as `PASS` tokens more for each of its passes through the model.
+    Of all ways to cut the sorted sequences into batches, the one with the fewest tokens is taken.
+    Padding counts, and so do `CALL_OVERHEAD_TOKENS` for each pass of a batch through the model.
+
+    Args:
+        lengths: Tokens of each sequence.
+        max_tokens: Largest batch, padding included; a longer sequence is a batch by itself.
+        n_passes: Forward passes that each batch takes.
+
+    Yields:
+        Indices into `lengths`, shorter sequences first.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    cost, cut = [0], [0]  # of the first so many: the least cost, and where their last batch begins
+    # Dynamic programming. cost[n]: least cost of the n shortest; cut[n]: start of their last batch.
+    cost, cut = [0], [0]
     for end in range(1, len(order) + 1):
-        width, starts = lengths[order[end - 1]], []
+        width, candidates = lengths[order[end - 1]], []
         for start in range(end - 1, -1, -1):
-            tokens = (end - start) * width
-            if starts and tokens > budget:
+            n_tokens = (end - start) * width
+            if candidates and n_tokens > max_tokens:
                 break
-            starts.append((cost[start] + tokens + PASS * passes, start))
-        least, start = min(starts)
-        cost.append(least)
+            candidates.append((cost[start] + n_tokens + CALL_OVERHEAD_TOKENS * n_passes, start))
+        lowest_cost, start = min(candidates)
+        cost.append(lowest_cost)
         cut.append(start)
     batches, end = [], len(order)
     while end:
@@ -40,96 +50,106 @@ def bucket_by_length(
     yield from reversed(batches)
 
 
-def right_padded(rows: Sequence[tuple[int, ...]]) -> Int[Tensor, "b t"]:
-    """Token sequences as one batch, shorter ones filled up with zeros."""
-    width = max(map(len, rows))
-    return torch.tensor([row + (0,) * (width - len(row)) for row in rows])
+def right_padded(sequences: Sequence[Sequence[int]], *, pad_id: int = 0) -> Int[Tensor, "b t"]:
+    """Put token sequences into one batch, shorter ones filled up with `pad_id` on the right.
+
+    No mask is needed: under causal attention no earlier token sees the padding.
+    """
+    width = max(map(len, sequences))
+    return torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in sequences])
 
 
 def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, list[int]]]:
-    """Groups of sequences with the length of the beginning that they share.
+    """Group sequences by a common prefix that is worth running once.
 
-    In alphabetical order sequences with a common beginning stand together. Of all ways to cut that
-    order into groups the one with the fewest tokens to run, where a group by itself counts as
-    `SAVED` tokens more: it takes two passes of its own. Every sequence keeps at least one token of
-    its own.
+    In alphabetical order, sequences with a common prefix stand together. Of all ways to cut that
+    order into groups, the one with the fewest tokens to run is taken. A group costs
+    `MIN_PREFIX_SAVING` tokens more, because it takes two passes of its own. Every sequence keeps at
+    least one token after the prefix.
 
     Args:
         sequences: Distinct token sequences.
 
     Yields:
-        (shared tokens, indices); a group of its own, with 0 shared tokens, holds all that share
-        too little.
+        (prefix length, indices); the last group, of prefix length 0, holds all others.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     lengths = [len(sequences[i]) for i in order]
-    alike = [0, *(common_prefix_length(sequences[a], sequences[b]) for a, b in pairwise(order))]
-    best = [(0, 0, 0)]  # of the first so many: least cost, where their last group begins, shared
+    overlap = [0, *(common_prefix_length(sequences[a], sequences[b]) for a, b in pairwise(order))]
+    # Dynamic programming. best[n], for the n first: (least cost, start of their last group, prefix)
+    best = [(0, 0, 0)]
     for end in range(1, len(order) + 1):
-        tokens, shared = lengths[end - 1], lengths[end - 1] - 1
-        least = (best[-1][0] + tokens, end - 1, 0)
+        n_tokens, shared = lengths[end - 1], lengths[end - 1] - 1
+        best_cut = (best[-1][0] + n_tokens, end - 1, 0)
         for start in range(end - 2, -1, -1):
-            shared = min(shared, alike[start + 1], lengths[start] - 1)
+            shared = min(shared, overlap[start + 1], lengths[start] - 1)
             if not shared:
                 break
-            tokens += lengths[start]
-            cost = best[start][0] + tokens - (end - start - 1) * shared + SAVED
-            least = min(least, (cost, start, shared))
-        best.append(least)
-    groups, rest, end = [], [], len(order)
+            n_tokens += lengths[start]
+            saved = (end - start - 1) * shared
+            cost = best[start][0] + n_tokens - saved + MIN_PREFIX_SAVING
+            best_cut = min(best_cut, (cost, start, shared))
+        best.append(best_cut)
+    groups, ungrouped, end = [], [], len(order)
     while end:
         _, start, shared = best[end]
         if shared:
             groups.append((shared, order[start:end]))
         else:
-            rest += order[start:end]
+            ungrouped += order[start:end]
         end = start
     yield from reversed(groups)
-    if rest:
-        yield 0, rest
+    if ungrouped:
+        yield 0, ungrouped
 
 
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from the first on."""
-    same = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    return next(same, min(len(a), len(b)))
+    """Count the tokens that two sequences have in common from the first on."""
+    differences = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differences, min(len(a), len(b)))
 
 
 class PrefixState(Protocol):
-    """A beginning that was run, and whatever its reader needs to go on after it."""
+    """A prefix that was run, with whatever its runner needs to continue it.
+
+    Attributes:
+        ids: The prefix's tokens.
+        states: Its states after the final norm.
+    """
 
     ids: tuple[int, ...]
     states: Float[Tensor, "t d_model"]
 
 
-class Reader(Protocol):
-    """Runs what `run_batched` asks for; states are those after the final norm."""
+class ForwardRunner(Protocol):
+    """Runs prefixes and suffixes for `run_batched`; states are those after the final norm."""
 
-    def beginning(self, ids: tuple[int, ...]) -> PrefixState:
-        """Run what several sequences begin with."""
+    def run_prefix(self, ids: tuple[int, ...]) -> PrefixState:
+        """Run the common prefix of several sequences."""
 
-    def following(
-        self, rows: Sequence[tuple[int, ...]], after: PrefixState | None
+    def run_suffixes(
+        self, suffixes: Sequence[tuple[int, ...]], prefix: PrefixState | None
     ) -> Float[Tensor, "b t d_model"]:
-        """States of rows, padded on the right, that follow a beginning, or none."""
+        """Run suffixes, padded on the right, after a prefix or from the start."""
 
 
 def run_batched(
-    sequences: Sequence[tuple[int, ...]], reader: Reader, *, whole: bool = False
+    sequences: Sequence[tuple[int, ...]], runner: ForwardRunner, *, split_prefixes: bool = True
 ) -> Iterator[tuple[list[int], PrefixState | None, Float[Tensor, "b t d_model"]]]:
-    """Run every sequence, those that begin alike after one pass over their beginning.
+    """Run every sequence, those with a common prefix after one pass over it.
 
     Args:
         sequences: Distinct token ids.
-        reader: Runs them.
-        whole: Each from its start, whatever it shares with others.
+        runner: Runs prefixes and suffixes.
+        split_prefixes: Run common prefixes once; otherwise every sequence runs from its start.
 
     Yields:
-        (indices of the sequences of a batch, what they follow, states of what follows).
+        (indices of the sequences of a batch, their prefix or None, states of their suffixes).
     """
-    groups = [(0, list(range(len(sequences))))] if whole else prefix_groups(sequences)
+    groups = prefix_groups(sequences) if split_prefixes else [(0, list(range(len(sequences))))]
     for shared, group in groups:
-        head = reader.beginning(sequences[group[0]][:shared]) if shared else None
+        prefix = runner.run_prefix(sequences[group[0]][:shared]) if shared else None
         for batch in bucket_by_length([len(sequences[i]) - shared for i in group]):
             members = [group[k] for k in batch]
-            yield members, head, reader.following([sequences[i][shared:] for i in members], head)
+            suffixes = [sequences[i][shared:] for i in members]
+            yield members, prefix, runner.run_suffixes(suffixes, prefix)

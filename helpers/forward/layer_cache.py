@@ -25,7 +25,7 @@ KeysAndValues = list[tuple[Tensor, Tensor]]
 """Each layer's attention keys and values, (rows, heads, tokens, d_head)."""
 
 
-def followed(cache: KeysAndValues, n: int) -> DynamicCache:
+def expand_kv_cache(cache: KeysAndValues, n: int) -> DynamicCache:
     """One beginning's keys and values as what each of `n` rows goes on after."""
     wide = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in cache]
     return DynamicCache(wide)

@@ -1,6 +1,6 @@
 """What stands before the first token on which an edit acts, and below it: run once, and kept.
 
-It is kept of the pass in which the model is asked what it says without the edit: a `Reader`.
+It is kept of the pass in which the model is asked what it says without the edit: a `ForwardRunner`.
 
 A prompt up to its subject reads the same before and after an edit that only the subject fires, and
 no derivative by the edit is taken there; nor does the edit change anything below its first layer.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from helpers.forward.batching import right_padded, run_batched
-from helpers.forward.layer_cache import KeysAndValues, followed, skipped
+from helpers.forward.layer_cache import KeysAndValues, expand_kv_cache, skipped
 from helpers.models import architecture_of, final_norm
 
 Ids = tuple[int, ...]
@@ -31,7 +31,7 @@ Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
 class PrefixCache:
     """For each sequence where an edit first acts, and what the model as it is computes around it.
 
-    A `Reader` of `helpers.forward.batching`. Kept are the keys and values of the edit's layers and of those
+    A `ForwardRunner` of `helpers.forward.batching`. Kept are the keys and values of the edit's layers and of those
     above them before that token, and from it on what the block below the edit gives.
     """
 
@@ -62,12 +62,14 @@ class PrefixCache:
         first = self._first[self._run[ids]]
         return first if first is not None and first < len(ids) else None
 
-    def beginning(self, ids: Ids) -> "_Read":
-        """As `Reader`."""
+    def run_prefix(self, ids: Ids) -> "_Read":
+        """As `ForwardRunner`."""
         return _read(self._model, [ids], self._layers, self._acts)
 
-    def following(self, rows: Sequence[Ids], after: "_Read | None") -> Float[Tensor, "b t d_model"]:
-        """As `Reader`; what is needed later is kept."""
+    def run_suffixes(
+        self, rows: Sequence[Ids], after: "_Read | None"
+    ) -> Float[Tensor, "b t d_model"]:
+        """As `ForwardRunner`; what is needed later is kept."""
         lowest = len(self._below)
         read = _read(self._model, rows, self._layers, self._acts, after=after)
         for row, rest in enumerate(rows):
@@ -174,7 +176,7 @@ def _read(
     """Run rows, padded on the right, each after the one row of `after`."""
     arch, lowest, n = architecture_of(model), min(layers), len(rows)
     tokens = right_padded(rows)
-    cache = followed(after.cache if after else [], n)
+    cache = expand_kv_cache(after.cache if after else [], n)
     with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
         fires, given = {}.save(), [].save()
         if lowest:

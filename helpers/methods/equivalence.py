@@ -14,7 +14,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.sites import token_ids
+from helpers.forward.prompts import token_ids
 from helpers.methods.appended_neurons import bias_name
 from helpers.methods.edit import Edit
 from helpers.methods.weight_edit import WeightEdit

@@ -11,7 +11,6 @@ from helpers.models.architecture import (
     torch_module,
     unembed,
 )
-from helpers.models.chat import chat
 from helpers.models.context import check_length, padding, text_length
 from helpers.models.fingerprint import model_hash
 from helpers.models.loading import DTYPES, load_model
@@ -27,7 +26,6 @@ __all__ = [
     "MLPArchitecture",
     "architecture_of",
     "body_of",
-    "chat",
     "check_length",
     "context_length",
     "final_norm",

@@ -208,7 +208,7 @@ def patching_map(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(sites), figsize=(WIDTH, 4.4), sharey=True)
     for axis, site in zip(np.atleast_1d(axes), sites, strict=True):
         part = table[table["site"] == site]
-        grid = part.pivot(index="layer", columns="position", values="share")
+        grid = part.pivot(index="layer", columns="position", values="patching_effect")
         grid = grid[sorted(grid.columns, key=int)]
         image = axis.imshow(
             grid, origin="lower", aspect="auto", cmap="RdBu", vmin=-1, vmax=1, interpolation="none"
@@ -228,9 +228,9 @@ def heads_map(table: pd.DataFrame) -> Figure:
     """Share of the answer moved by each attention head at the last token.
 
     Args:
-        table: One row per layer and head: layer, head, share.
+        table: One row per layer and head: layer, head, patching_effect.
     """
-    grid = table.pivot(index="head", columns="layer", values="share")
+    grid = table.pivot(index="head", columns="layer", values="patching_effect")
     figure, axis = plt.subplots(figsize=(WIDTH, 2.4))
     image = axis.imshow(grid, aspect="auto", cmap="RdBu", vmin=-1, vmax=1, interpolation="none")
     axis.set(xlabel="layer", ylabel="head")

@@ -15,6 +15,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
+from helpers.forward.activations import cache_activations
 from helpers.forward.batching import bucket_by_length, right_padded
 from helpers.forward.prompts import Prompt, first_token, subject_span, token_ids
 from helpers.forward.sites import site_value

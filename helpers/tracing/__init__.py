@@ -1,12 +1,15 @@
-"""Where a fact lives and how it travels, by nnsight interventions on any family of models.
+"""Trace where a fact is stored and how it travels, in any family of models.
 
-`states` reads activations, `patching` changes them and sees what moves, `attribution` splits an
-answer's logit over what wrote it, `neurons` looks at single keys and values.
+`patching` changes activations and measures the effect, `over_facts` averages it over facts,
+`attribution` splits an answer's logit over the parts that wrote it, `neurons` reads what single
+value columns write, and `text_activations` finds where neurons are active in running text.
 """
 
+from helpers.forward.activations import cache_activations, stack_layers
+from helpers.forward.prompts import position_of
 from helpers.forward.sites import SITES
 from helpers.tracing.attribution import direct_logit_attribution, head_attribution, logit_lens
-from helpers.tracing.neurons import neuron_activations, selectivity, target_ranks, top_logit_tokens
+from helpers.tracing.neurons import target_ranks, top_logit_tokens
 from helpers.tracing.over_facts import clean_corrupted_pairs, patching_over_facts
 from helpers.tracing.patching import (
     Patch,
@@ -16,7 +19,6 @@ from helpers.tracing.patching import (
     path_patching,
     run_patched,
 )
-from helpers.tracing.states import cache_activations, position_of
 from helpers.tracing.text_activations import TextActivations, precision, text_activations
 
 __all__ = [
@@ -31,13 +33,12 @@ __all__ = [
     "head_attribution",
     "logit_difference",
     "logit_lens",
-    "neuron_activations",
     "patching_over_facts",
     "path_patching",
     "position_of",
     "precision",
     "run_patched",
-    "selectivity",
+    "stack_layers",
     "target_ranks",
     "text_activations",
     "top_logit_tokens",

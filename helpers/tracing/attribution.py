@@ -10,17 +10,14 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 
 from helpers.errors import UserError
-from helpers.facts.prompts import Prompt
-from helpers.forward.scoring import first_token
-from helpers.models import architecture_of, final_norm, unembed
-from helpers.tracing.states import cache_activations
+from helpers.forward.activations import cache_activations, stack_layers
+from helpers.forward.prompts import Prompt, first_token
+from helpers.models import architecture_of, final_norm, torch_module, unembed
 
 
 @torch.inference_mode()
-def logit_lens(
-    model: LanguageModel, prompts: Sequence[Prompt], *, position: str = "last"
-) -> pd.DataFrame:
-    """What the model would answer after every layer: final norm and unembedding applied early.
+def logit_lens(model: LanguageModel, prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """Read the prediction after every layer at the last token: final norm and unembedding.
 
     The logit lens of nostalgebraist (2020). On tied embeddings early layers read as the current
     token rather than as a guess at the next.
@@ -28,14 +25,13 @@ def logit_lens(
     Args:
         model: Any model of a known family.
         prompts: Prompts with answers.
-        position: Read at the prompt's last token or at the subject's.
 
     Returns:
-        One row per prompt and layer: prompt, layer, probability and rank (0 is the likeliest) of
-        the answer's first token, and the likeliest token.
+        One row per prompt and layer: prompt, layer, probability and rank (0 is the most likely) of
+        the answer's first token, and top (the most likely token).
     """
-    states = cache_activations(model, prompts, sites=["residual"], position=position)["residual"]
-    device = model._module.device
+    states = stack_layers(cache_activations(model, prompts, sites=["residual"]), "residual")
+    device = torch_module(model).device
     rows = []
     for index, (prompt, residual) in enumerate(zip(prompts, states, strict=True)):
         logits = unembed(model, final_norm(model, residual.to(device))).float()  # (layers, vocab)
@@ -52,11 +48,15 @@ def logit_lens(
 
 @torch.inference_mode()
 def direct_logit_attribution(model: LanguageModel, prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """What each attention and MLP adds directly to the answer's logit at the last token.
+    """Attribute the answer's logit at the last token to what each attention and MLP writes.
 
     The last residual stream is the sum of all writes, and with its norm's scale held fixed the
     logit is linear in it (Elhage et al. 2021, "A Mathematical Framework for Transformer
     Circuits"). The logit is taken relative to the mean over the vocabulary.
+
+    Args:
+        model: Any model of a known family.
+        prompts: Prompts with answers.
 
     Returns:
         One row per prompt and part: prompt, site (`embedding`, `attention`, `mlp`), layer (-1 for
@@ -65,11 +65,14 @@ def direct_logit_attribution(model: LanguageModel, prompts: Sequence[Prompt]) ->
     Raises:
         UserError: The family does not add its parts into one residual stream.
     """
-    sites = ("attention", "mlp", "residual")
-    found = cache_activations(model, prompts, sites=sites)
-    writes = torch.stack([found["attention"], found["mlp"]], 1)  # (n, 2, layers, d_model)
-    final = found["residual"][:, -1]
-    embedding = found["residual"][:, 0] - writes[:, :, 0].sum(1)
+    activations = cache_activations(model, prompts, sites=("attention", "mlp", "residual"))
+    attention, mlp, residual = (
+        stack_layers(activations, site) for site in ("attention", "mlp", "residual")
+    )
+    writes = torch.stack([attention, mlp], 1)  # (n, 2, layers, d_model)
+    final = residual[:, -1]
+    # The first block's output less its own two writes is what the embedding put in.
+    embedding = residual[:, 0] - writes[:, :, 0].sum(1)
     total = embedding + writes.sum((1, 2))
     if not torch.allclose(total, final, rtol=1e-2, atol=1e-2 * float(final.abs().max())):
         raise UserError(
@@ -90,7 +93,7 @@ def direct_logit_attribution(model: LanguageModel, prompts: Sequence[Prompt]) ->
 def head_attribution(
     model: LanguageModel, prompts: Sequence[Prompt]
 ) -> Float[np.ndarray, "n layers heads"]:
-    """What each attention head adds directly to the answer's logit at the last token.
+    """Attribute the answer's logit at the last token to what each attention head writes.
 
     Raises:
         UserError: The family normalises what attention writes, so heads cannot be told apart.
@@ -98,14 +101,16 @@ def head_attribution(
     arch = architecture_of(model)
     if any(layer.attention is not layer.attention_write for layer in arch.layers):
         raise UserError("This family normalises attention's output: use activation patching.")
-    found = cache_activations(model, prompts, sites=["heads", "residual"])
+    activations = cache_activations(model, prompts, sites=["heads", "residual"])
+    final = activations["residual", arch.n_layers - 1]
     out = np.zeros((len(prompts), arch.n_layers, arch.n_heads))
     for index, prompt in enumerate(prompts):
-        direction = answer_direction(model, prompt, found["residual"][index, -1])
+        direction = answer_direction(model, prompt, final[index])
         for layer, part in enumerate(arch.layers):
             weight = part.attention._module.weight.float().cpu()  # (d_model, heads · d_head)
             weight = weight.T if part.mlp.transposed else weight
-            per_input = found["heads"][index, layer] * (direction @ weight)
+            # The write is linear in the heads' outputs, so each input's share is its own product.
+            per_input = activations["heads", layer][index] * (direction @ weight)
             out[index, layer] = per_input.view(arch.n_heads, arch.d_head).sum(-1).numpy()
     return out
 
@@ -113,12 +118,15 @@ def head_attribution(
 def answer_direction(
     model: LanguageModel, prompt: Prompt, residual: Float[Tensor, " d_model"]
 ) -> Float[Tensor, " d_model"]:
-    """The direction in the residual stream whose dot product with a write is its logit.
+    """Return the direction whose dot product with a write is the write's logit.
 
     Args:
         model: Any model of a known family, without a soft cap on logits.
-        prompt: Names the answer.
+        prompt: A prompt with the answer.
         residual: The last residual stream, whose norm fixes the scale.
+
+    Raises:
+        UserError: The family projects its states before the unembedding.
     """
     arch = architecture_of(model)
     head = arch.head.weight.float()

@@ -1,4 +1,4 @@
-"""Single keys and values: what a neuron detects, and what its column writes."""
+"""Read what single value columns of the MLPs write, by the logit lens."""
 
 from collections.abc import Sequence
 
@@ -7,53 +7,16 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.errors import UserError
-from helpers.facts.prompts import Prompt
-from helpers.forward.scoring import LOGIT_ROWS, first_token
+from helpers.forward.prompts import Prompt, first_token
+from helpers.forward.scoring import LOGIT_ROWS
 from helpers.models import architecture_of, final_norm, unembed
-from helpers.tracing.states import cache_activations
-
-
-def neuron_activations(
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    *,
-    layers: Sequence[int] | None = None,
-    position: str = "subject",
-) -> Float[Tensor, "n layers d_mlp"]:
-    """Hidden activations of the MLPs (what multiplies each value column) at one token a prompt."""
-    return cache_activations(model, prompts, sites=["neurons"], layers=layers, position=position)[
-        "neurons"
-    ]
-
-
-def selectivity(
-    inside: Float[Tensor, "n *units"], outside: Float[Tensor, "m *units"]
-) -> Float[Tensor, "*units"]:
-    """How well each unit alone tells two groups of prompts apart: the area under the ROC curve.
-
-    1 when the unit is always higher inside, 0 when always lower, 0.5 when it says nothing; ties
-    count one half (Mann & Whitney 1947: U / (n · m)).
-
-    Raises:
-        UserError: A group is empty.
-    """
-    n, m = len(inside), len(outside)
-    if not n or not m:
-        raise UserError("Selectivity compares two groups of prompts, and one of them is empty.")
-    shape = inside.shape[1:]
-    values, below = outside.flatten(1).T.contiguous().sort(dim=1).values, inside.flatten(1).T
-    below = below.contiguous()
-    less = torch.searchsorted(values, below)  # (units, n): outside values below each inside one
-    less_or_equal = torch.searchsorted(values, below, right=True)
-    return ((less + less_or_equal).sum(1) / (2 * n * m)).float().view(shape)
 
 
 @torch.inference_mode()
 def top_logit_tokens(
     model: LanguageModel, layer: int, neurons: Sequence[int], *, k: int = 6
 ) -> list[dict[str, list[str]]]:
-    """Tokens that value columns promote and suppress, by the logit lens.
+    """List the tokens that value columns promote and suppress.
 
     A column is read as if it were the residual stream: final norm, then unembedding (Geva et al.
     2022, "Transformer Feed-Forward Layers Build Predictions by Promoting Concepts in the
@@ -61,9 +24,9 @@ def top_logit_tokens(
 
     Args:
         model: Any model of a known family.
-        layer: Which block.
-        neurons: Which columns of W_out.
-        k: Tokens a side.
+        layer: Index of the block.
+        neurons: Columns of W_out.
+        k: Tokens on each side.
 
     Returns:
         For each neuron `{"promotes": [...], "suppresses": [...]}`, strongest first.
@@ -93,15 +56,15 @@ def target_ranks(
     *,
     signs: Float[Tensor, "layers d_mlp"] | None = None,
 ) -> Int[Tensor, "layers d_mlp"]:
-    """Rank of the target's first token in what every value column of the model writes.
+    """Rank the target's first token in the output of every value column of the model.
 
     Args:
         model: Any model of a known family.
-        prompt: Names the target.
-        signs: Direction in which each neuron is driven; by default all write as they are.
+        prompt: A prompt with the target as its answer.
+        signs: Direction in which each neuron is driven; by default all are positive.
 
     Returns:
-        For every neuron the number of tokens that its write promotes more than the target.
+        For every neuron the number of tokens that its column promotes more than the target.
     """
     arch = architecture_of(model)
     answer = first_token(model, prompt, prompt.answers[0])

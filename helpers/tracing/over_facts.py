@@ -1,4 +1,4 @@
-"""The picture over many facts: the same patching for each, kept in the cache."""
+"""Activation patching over many facts, with the results in the cache."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,7 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.facts.prompts import Prompt, subject_span
-from helpers.forward.scoring import first_token
-from helpers.forward.sites import token_ids
+from helpers.forward.prompts import Prompt, first_token, subject_span, token_ids
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.models import model_hash
@@ -17,19 +15,21 @@ from helpers.tracing.patching import activation_patching
 
 
 def clean_corrupted_pairs(
-    model: LanguageModel, prompts: Sequence[Prompt], others: Sequence[Prompt], *, seed: int = 0
+    model: LanguageModel, prompts: Sequence[Prompt], candidates: Sequence[Prompt], *, seed: int = 0
 ) -> list[tuple[Prompt, Prompt]]:
-    """Pairs (clean, corrupted) for activation patching, in the order of `prompts`.
+    """Pair each clean prompt with a corrupted one for activation patching.
 
-    Each prompt is paired with one of the others, drawn by `seed`, that has as many tokens before,
-    in and after its subject and another first answer token. A prompt without such a partner is
-    left out.
+    The partner is one of the candidates, drawn by `seed`, that has as many tokens before, in and
+    after its subject and another first answer token. A prompt without such a partner is left out.
 
     Args:
-        model: Whose tokenizer counts.
+        model: Its tokenizer decides.
         prompts: The clean prompts.
-        others: The corrupted ones to choose from, from the same template.
+        candidates: Corrupted prompts to draw from, of the same template.
         seed: Draws the partners.
+
+    Returns:
+        (clean, corrupted), in the order of `prompts`.
 
     Raises:
         UserError: No prompt has a partner.
@@ -38,14 +38,17 @@ def clean_corrupted_pairs(
     def shape(prompt: Prompt) -> tuple[int, ...]:
         return (*subject_span(prompt, model.tokenizer), len(token_ids(model, prompt)))
 
-    drawn = [others[i] for i in np.random.default_rng(seed).permutation(len(others))]
-    kinds = [(p, shape(p), first_token(model, p, p.answers[0])) for p in drawn]
+    order = np.random.default_rng(seed).permutation(len(candidates))
+    shuffled = [candidates[i] for i in order]
+    described = [(p, shape(p), first_token(model, p, p.answers[0])) for p in shuffled]
     pairs = []
     for clean in prompts:
-        wanted, answer = shape(clean), first_token(model, clean, clean.answers[0])
-        fits = [p for p, kind, other in kinds if kind == wanted and other != answer]
-        if fits:
-            pairs.append((clean, fits[len(pairs) % len(fits)]))
+        clean_shape, answer = shape(clean), first_token(model, clean, clean.answers[0])
+        partners = [
+            p for p, shape_, token in described if shape_ == clean_shape and token != answer
+        ]
+        if partners:
+            pairs.append((clean, partners[len(pairs) % len(partners)]))
     if not pairs:
         raise UserError(
             f"Patching needs another subject of as many tokens as {prompts[0].subject} whose fact "
@@ -62,18 +65,18 @@ def patching_over_facts(
     sites: Sequence[str] = ("attention", "mlp", "residual"),
     positions: Sequence[str] = ("subject", "last"),
 ) -> pd.DataFrame:
-    """`activation_patching` for each pair, at all the subject's tokens and at the last token.
+    """Run `activation_patching` for each pair, at all the subject's tokens and at the last token.
 
     Args:
         model: Any model of a known family.
-        pairs: From `clean_corrupted_pairs`.
+        pairs: (clean, corrupted), from `clean_corrupted_pairs`.
         by_head: Patch single heads at the last token instead.
-        sites: As in `activation_patching`.
+        sites: Sites that are patched, any of `helpers.forward.sites.SITES`.
         positions: `subject`, `last` or both.
 
     Returns:
-        The tables under each other with the clean prompt's `subject`; `position` is `subject` or
-        `last`. Kept in the cache by the model's hash, the prompts and this package's code.
+        The tables of all pairs one after another, with the clean prompt's `subject`; `position` is
+        `subject` or `last`. The cache keeps it by the model's hash, the prompts and the code.
     """
     key = {
         "model": model_hash(model),
@@ -86,11 +89,12 @@ def patching_over_facts(
     def build() -> pd.DataFrame:
         tables = []
         for clean, corrupt in pairs:
-            last = len(token_ids(model, clean)) - 1
-            where = {"subject": range(*subject_span(clean, model.tokenizer)), "last": [last]}
-            wanted = {name: where[name] for name in (["last"] if by_head else positions)}
+            subject = range(*subject_span(clean, model.tokenizer))
+            last = [len(token_ids(model, clean)) - 1]
+            indices = {"subject": subject, "last": last}
+            chosen = {name: indices[name] for name in (["last"] if by_head else positions)}
             table = activation_patching(
-                model, clean, corrupt, sites=sites, positions=wanted, by_head=by_head
+                model, clean, corrupt, sites=sites, positions=chosen, by_head=by_head
             )
             tables.append(table.assign(subject=clean.subject))
         return pd.concat(tables, ignore_index=True)

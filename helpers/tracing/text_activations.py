@@ -1,4 +1,4 @@
-"""Where in running text a neuron is active: its firings, beyond the prompts it was found with."""
+"""Find where in running text neurons are active, beyond the prompts that they were found with."""
 
 import re
 from collections.abc import Sequence
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nnsight import LanguageModel
+from torch import Tensor
 
-from helpers.forward.batching import bucket_by_length
-from helpers.forward.sites import site_value
+from helpers.forward.activations import trace_activations
+from helpers.forward.batching import bucket_by_length, right_padded
 from helpers.models import architecture_of, text_length
-from helpers.models.tokenization import encode_with_places
+from helpers.models.tokenization import encode_with_offsets
 
 CONTEXT = 40  # characters shown before a token
 
@@ -23,8 +24,8 @@ class TextActivations:
 
     Attributes:
         activations: (tokens, neurons), texts one after another.
-        mentions: Whether a token belongs to a mention of the names that were asked for.
-        contexts: The token, and what stands before it.
+        mentions: Whether a token belongs to a mention of one of the names.
+        contexts: (the token, the text before it).
     """
 
     activations: Float[np.ndarray, "tokens neurons"]
@@ -40,9 +41,9 @@ def text_activations(
     names: Sequence[str] = (),
     max_tokens: int = 128,
 ) -> TextActivations:
-    """Activations of neurons on texts; the forward pass stops after the last layer needed.
+    """Read activations of neurons on texts.
 
-    The first token of a text is left out: it is a state of its own in most models.
+    The first token of a text is left out: it is an attention sink.
 
     Args:
         model: Any model of a known family.
@@ -57,48 +58,50 @@ def text_activations(
     arch = architecture_of(model)
     neurons = [(arch.check_layer(layer), arch.check_neuron(i)) for layer, i in neurons]
     layers = sorted({layer for layer, _ in neurons})
-    most = text_length(model, max_tokens)
-    coded = [encode_with_places(model.tokenizer, t) for t in texts]
-    ids = [found[:most] for found, _ in coded]
-    found: list = [None] * len(ids)
+    columns = {layer: torch.tensor([n for at, n in neurons if at == layer]) for layer in layers}
+    limit = text_length(model, max_tokens)
+    encoded = [encode_with_offsets(model.tokenizer, text) for text in texts]
+    ids = [text_ids[:limit] for text_ids, _ in encoded]
+
+    def select(value: Float[Tensor, "b t d_mlp"], layer: int) -> Tensor:
+        return value[..., columns[layer]].float().cpu()
+
+    by_text: list = [None] * len(ids)
     for batch in bucket_by_length([len(i) for i in ids]):
-        width = max(len(ids[i]) for i in batch)
-        tokens = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in batch])
-        with torch.inference_mode(), model.trace(tokens) as tracer:
-            kept = {}.save()
-            for layer in layers:
-                columns = torch.tensor([n for at, n in neurons if at == layer])
-                value = site_value(arch.layers[layer], "neurons", len(batch))
-                kept[layer] = value[..., columns].float().cpu()
-            tracer.stop()
-        whole = torch.cat([kept[layer] for layer in layers], -1)  # (b, T, neurons), by layer
+        keys = [("neurons", layer) for layer in layers]
+        with torch.inference_mode():
+            parts = trace_activations(
+                model, right_padded([ids[i] for i in batch]), keys, select=select
+            )
+        values = torch.cat(list(parts.values()), -1)  # (b, t, neurons), sorted by layer
         for row, i in enumerate(batch):
-            found[i] = whole[row, 1 : len(ids[i])].numpy()
-    order = [i for layer in layers for i, (at, _) in enumerate(neurons) if at == layer]
+            by_text[i] = values[row, 1 : len(ids[i])].numpy()
+    by_layer = [i for layer in layers for i, (at, _) in enumerate(neurons) if at == layer]
+    activations = np.concatenate(by_text)[:, np.argsort(by_layer)]
     pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})") if names else None
     mentions, contexts = [], []
-    for text, (_, places) in zip(texts, coded, strict=True):
+    for text, (_, offsets) in zip(texts, encoded, strict=True):
         spans = [m.span() for m in pattern.finditer(text)] if pattern else []
-        for start, end in places[1:most]:
+        for start, end in offsets[1:limit]:
             mentions.append(any(start < b and end > a for a, b in spans))
             contexts.append((text[start:end], text[max(0, start - CONTEXT) : start]))
-    activations = np.concatenate(found)[:, np.argsort(order)]
     return TextActivations(activations, np.array(mentions, dtype=bool), contexts)
 
 
 def precision(
-    found: TextActivations, thresholds: Float[np.ndarray, " neurons"]
+    text: TextActivations, thresholds: Float[np.ndarray, " neurons"]
 ) -> tuple[Float[np.ndarray, " neurons"], Float[np.ndarray, " neurons"]]:
-    """Of the tokens on which a neuron is past its threshold, the share that are mentions.
+    """Compute the fraction of tokens past a neuron's threshold that are mentions.
 
     Args:
-        found: From `text_activations`.
-        thresholds: In the direction that counts: past a negative one means below it.
+        text: Activations and mentions, from `text_activations`.
+        thresholds: One a neuron; past a negative one means below it.
 
     Returns:
-        The share (NaN where the neuron never fires), and the number of such tokens.
+        The precision (NaN where the neuron never passes its threshold), and the number of tokens
+        past it.
     """
-    past = found.activations * np.sign(thresholds) >= np.abs(thresholds)  # (tokens, neurons)
+    past = text.activations * np.sign(thresholds) >= np.abs(thresholds)  # (tokens, neurons)
     count = past.sum(0)
-    hits = (past & found.mentions[:, None]).sum(0)
+    hits = (past & text.mentions[:, None]).sum(0)
     return np.where(count > 0, hits / np.maximum(count, 1), np.nan), count

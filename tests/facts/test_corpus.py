@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from helpers.errors import UserError
-from helpers.facts.corpus import LONG, corpus_tokens, dialogues, passages, second_source
+from helpers.facts.corpus import LONG, corpus_tokens, chat_tokens, passages, python_docs_tokens
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_same_arguments_give_the_same_tokens_and_another_seed_others(tokenizer):
 
 @pytest.mark.parametrize(("n_tokens", "sequences"), [(640, 20), (650, 20), (1, 1)])
 def test_whole_sequences_of_at_most_the_tokens_asked_for(tokenizer, n_tokens, sequences):
-    for text in (corpus_tokens, second_source, dialogues):
+    for text in (corpus_tokens, python_docs_tokens, chat_tokens):
         assert text(tokenizer, seq_len=32, n_tokens=n_tokens).shape == (sequences, 32)
 
 
@@ -80,7 +80,7 @@ def test_a_beginning_of_sequence_token_only_where_models_saw_one(tokenizer, begi
 
 def test_sequences_are_no_longer_than_what_the_model_reads(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_max_length", 20)
-    for text in (corpus_tokens, second_source, dialogues):
+    for text in (corpus_tokens, python_docs_tokens, chat_tokens):
         assert text(tokenizer, seq_len=32, n_tokens=640).shape == (32, 20)
     monkeypatch.setattr(tokenizer, "model_max_length", 0)
     with pytest.raises(UserError, match="no place for text in a sequence of 0 tokens"):
@@ -88,8 +88,8 @@ def test_sequences_are_no_longer_than_what_the_model_reads(tokenizer, monkeypatc
 
 
 def test_second_source_is_other_text_and_always_the_same(tokenizer):
-    tokens = second_source(tokenizer, seq_len=64, n_tokens=64 * 40)
-    assert torch.equal(tokens, second_source(tokenizer, seq_len=64, n_tokens=64 * 40))
+    tokens = python_docs_tokens(tokenizer, seq_len=64, n_tokens=64 * 40)
+    assert torch.equal(tokens, python_docs_tokens(tokenizer, seq_len=64, n_tokens=64 * 40))
     text = tokenizer.decode(tokens.flatten(), clean_up_tokenization_spaces=False)
     assert "statement" in text
     first = text.split("\n\n")[0]
@@ -97,14 +97,14 @@ def test_second_source_is_other_text_and_always_the_same(tokenizer):
 
 
 def test_dialogues_take_turns_in_the_chat_template_or_by_name(tokenizer, beginning, monkeypatch):
-    plain = tokenizer.decode(dialogues(tokenizer, seq_len=64, n_tokens=6400).flatten())
+    plain = tokenizer.decode(chat_tokens(tokenizer, seq_len=64, n_tokens=6400).flatten())
     speakers = re.findall(r"(?m)^(User|Assistant): ", plain)
     assert len(speakers) > 40 and speakers[::2] == ["User"] * len(speakers[::2])
     assert speakers[1::2] == ["Assistant"] * len(speakers[1::2])
 
     template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     monkeypatch.setattr(beginning, "chat_template", template)
-    tokens = dialogues(beginning, seq_len=64, n_tokens=640)
+    tokens = chat_tokens(beginning, seq_len=64, n_tokens=640)
     assert (tokens == beginning.bos_token_id).sum() == len(tokens)  # the template's is not added
     text = beginning.decode(tokens[0, 1:])
     assert text.startswith("[user] ") and "[assistant]" in text
@@ -114,4 +114,4 @@ def test_bad_input_is_told_in_one_sentence(tokenizer):
     with pytest.raises(UserError, match="no corpus split 'test'; choose 'train' or 'heldout'"):
         corpus_tokens(tokenizer, split="test")
     with pytest.raises(UserError, match="no sequence of 99000000 tokens"):
-        second_source(tokenizer, seq_len=99_000_000)
+        python_docs_tokens(tokenizer, seq_len=99_000_000)

@@ -21,8 +21,9 @@ from helpers.facts import (
 )
 from helpers.facts import known as known_module
 from helpers.facts.factbook import sovereign
-from helpers.forward.scoring import encode
+from helpers.forward.prompts import input_text
 from helpers.io.safe_text import name_pattern
+from helpers.models.tokenization import encode
 
 FRANCE = ConceptPair("France", "Paris")
 COMMON_KNOWLEDGE = {
@@ -253,9 +254,11 @@ def test_chat_prompts_take_the_template_of_a_tokenizer_that_has_one(smollm, tiny
     prompt = next(p for p in FRANCE.prompts("train") if p.format == "chat")
     user, assistant = "What is the capital of France?", "The capital of France is"
     assert (
-        prompt.render(tiny_model().tokenizer) == f"User: {user}\nAssistant: {assistant}" == prompt
+        input_text(prompt, tiny_model().tokenizer)
+        == f"User: {user}\nAssistant: {assistant}"
+        == prompt
     )
-    assert prompt.render(smollm.tokenizer).endswith(f"<|im_start|>assistant\n{assistant}")
+    assert input_text(prompt, smollm.tokenizer).endswith(f"<|im_start|>assistant\n{assistant}")
 
 
 def test_subject_span_holds_the_subjects_tokens_and_no_others(smollm):
@@ -264,7 +267,7 @@ def test_subject_span_holds_the_subjects_tokens_and_no_others(smollm):
         pair = ConceptPair(subject, target)
         for prompt in (*pair.prompts("train"), *pair.prompts("heldout"), *pair.few_shot()):
             start, end = subject_span(prompt, tokenizer)
-            ids = encode(tokenizer, prompt.render(tokenizer))
+            ids = encode(tokenizer, input_text(prompt, tokenizer))
             assert tokenizer.decode(ids[start:end]).strip() == subject
             assert subject not in tokenizer.decode(ids[end:])  # the last mention
     with pytest.raises(UserError, match="does not contain its subject 'Spain'"):
@@ -459,7 +462,7 @@ def test_the_subject_is_where_it_was_put_and_not_in_a_longer_word(
     (prompt,) = pair.prompts("heldout")
     tokenizer = smollm.tokenizer
     slot = template.rindex("{}") + (len(subject) - 2) * (template.count("{}") - 1)
-    for asked in (prompt, prompt.but(f"Japanese Romeos say: {prompt} Mali Malian")):
+    for asked in (prompt, prompt.with_text(f"Japanese Romeos say: {prompt} Mali Malian")):
         assert asked[slice(*asked.place())] == wanted
         start, end = subject_span(asked, tokenizer)
         ids = encode(tokenizer, asked)

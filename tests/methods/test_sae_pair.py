@@ -17,7 +17,7 @@ from helpers.methods.fitting.units import contrastive_sets, discriminant
 from helpers.models import model_hash
 from helpers.plots.latents import describe_latents
 from helpers.sae import SAEConfig, build, save_sae
-from helpers.tracing import selectivity
+from helpers.stats.auroc import auroc_by_unit
 
 HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
 
@@ -44,7 +44,7 @@ def test_the_subjects_latent_is_found(planted):
     how = {"n": 3, "shrink": 0.01, "seed": 0}
     rows, latents = rank_encoder_rows(sae, seen, select="selective", **how)
     assert latents[0] == 5
-    assert selectivity(seen.inside @ rows[5:6].T, seen.outside @ rows[5:6].T)[0] > 0.99
+    assert auroc_by_unit(seen.inside @ rows[5:6].T, seen.outside @ rows[5:6].T)[0] > 0.99
     drawn = rank_encoder_rows(sae, seen, select="random", **how)[1]
     assert len(set(drawn.tolist())) == 3
     other, _ = rank_encoder_rows(sae, seen, select="untrained", **how)

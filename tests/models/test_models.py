@@ -8,7 +8,7 @@ from conftest import FAMILIES, tiny_tokenizer
 
 from helpers.errors import UserError
 from helpers.facts.corpus import corpus_tokens
-from helpers.forward.scoring import final_states
+from helpers.forward.final_states import final_states
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.models import architecture_of, chat, load_model, model_hash, text_length, unembed
 

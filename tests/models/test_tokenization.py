@@ -10,10 +10,10 @@ from tokenizers.processors import TemplateProcessing
 
 from helpers.errors import UserError
 from helpers.facts import Prompt, subject_span
-from helpers.facts.corpus import corpus_tokens, dialogues
+from helpers.facts.corpus import corpus_tokens, chat_tokens
 from helpers.forward import scoring
 from helpers.models import load_model
-from helpers.models.tokenization import distinct, encode, encode_with_places, in_template, opening
+from helpers.models.tokenization import distinct, encode, encode_with_offsets, apply_chat_template, opening
 from helpers.tracing.text_activations import text_activations
 
 MARKS = [("<s>", 2), ("</s>", 3)]
@@ -56,7 +56,7 @@ def test_what_comes_before_a_text_stays_and_what_comes_after_goes(single, before
     assert opening(tokenizer) == before
     assert encode(tokenizer, "w1 w2") == [*before, 5, 6]
     assert encode(tokenizer, "<s> w1 w2") == [2, 5, 6]  # as chat templates begin
-    ids, places = encode_with_places(tokenizer, "w1 w2")
+    ids, places = encode_with_offsets(tokenizer, "w1 w2")
     assert ids == [*before, 5, 6]
     assert places == [(0, 0)] * len(before) + [(0, 2), (3, 5)]
 
@@ -77,7 +77,7 @@ def test_a_tokenizer_that_ends_texts_changes_no_number(saved, begin):
             found.activations,
             found.mentions,
             corpus_tokens(model.tokenizer, seq_len=16, n_tokens=64).numpy(),
-            dialogues(model.tokenizer, seq_len=16, n_tokens=64).numpy(),
+            chat_tokens(model.tokenizer, seq_len=16, n_tokens=64).numpy(),
         ]
 
     for a, b in zip(numbers(plain), numbers(ending), strict=True):
@@ -96,11 +96,11 @@ def test_of_answers_that_begin_with_anothers_tokens_only_the_other_counts():
 def test_a_chat_template_that_cannot_be_filled_in_is_told():
     tokenizer = tiny_tokenizer()
     with pytest.raises(UserError, match="no chat template"):
-        in_template(tokenizer, [{"role": "user", "content": "w1"}])
+        apply_chat_template(tokenizer, [{"role": "user", "content": "w1"}])
     for template in ("{{ messages.a.b.c }}", "{% for", "{{ raise_exception('no') }}"):
         tokenizer.chat_template = template
         with pytest.raises(UserError, match="cannot be filled in"):
-            in_template(tokenizer, [{"role": "user", "content": "w1"}])
+            apply_chat_template(tokenizer, [{"role": "user", "content": "w1"}])
 
 
 def without(*marks: str):

@@ -44,11 +44,11 @@ def test_patching_the_whole_residual_gives_the_clean_run(tiny_model, family):
     table = tracing.activation_patching(
         model, CLEAN, CORRUPT, sites=["residual"], positions={"all": range(5)}
     )
-    assert np.allclose(table["share"], 1, atol=1e-3)
+    assert np.allclose(table["patching_effect"], 1, atol=1e-3)
     first = table = tracing.activation_patching(model, CLEAN, CORRUPT)
     assert set(first["position"]) == {"2", "3", "4"}  # nothing before the subject can matter
     last = table.query("site == 'residual' and layer == 2")
-    assert np.allclose(last["share"], [0, 0, 1], atol=1e-3)  # only the last token is read out
+    assert np.allclose(last["patching_effect"], [0, 0, 1], atol=1e-3)  # only the last token is read out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,7 +188,7 @@ def test_patching_france_into_italy_moves_paris(smollm):
     corrupt = ConceptPair("Italy", "Rome").prompts("train")[0]
     assert clean == "The capital of France is"
     table = tracing.activation_patching(smollm, clean, corrupt)
-    share = table.set_index(["site", "layer", "tokens"])["share"]
+    share = table.set_index(["site", "layer", "tokens"])["patching_effect"]
     first, *later = (share["mlp", i, " France"] for i in range(30))
     assert first > 0.9 and first > 2 * max(later)  # the first MLP tells subjects apart
     moved = share["attention", slice(None), " is"]
@@ -198,7 +198,7 @@ def test_patching_france_into_italy_moves_paris(smollm):
     heads = tracing.activation_patching(
         smollm, clean, corrupt, by_head=True, positions={"last": [4]}, layers=[last]
     )
-    mover = heads.loc[heads["share"].idxmax()]
-    assert mover["share"] > 0.8
+    mover = heads.loc[heads["patching_effect"].idxmax()]
+    assert mover["patching_effect"] > 0.8
     path = tracing.path_patching(smollm, clean, corrupt, receiver=(last, int(mover["head"])))
-    assert path.query("layer == -1")["share"].item() > 0.8
+    assert path.query("layer == -1")["patching_effect"].item() > 0.8

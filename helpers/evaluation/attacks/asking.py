@@ -62,7 +62,7 @@ def prefilled(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.D
     Each statement of the held-out wordings, in each of `PREFILLS`.
     """
     ways = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    prompts = [p.but(f"{before}{p}{after}") for p in ways for before, after in PREFILLS]
+    prompts = [p.with_text(f"{before}{p}{after}") for p in ways for before, after in PREFILLS]
     why = "The pair has no statements whose answer could be begun."
     return curve({0: asked(model, prompts, why=why)})
 

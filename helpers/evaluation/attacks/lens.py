@@ -13,9 +13,9 @@ from helpers.evaluation.attacks.registry import (
 )
 from helpers.evaluation.metrics.linear_probe import linear_probe
 from helpers.facts import ConceptPair
-from helpers.forward.scoring import first_token
+from helpers.forward.prompts import first_token
 from helpers.models import final_norm, unembed
-from helpers.tracing import cache_activations
+from helpers.forward.activations import cache_activations, stack_layers
 
 CANDIDATES = 48  # other subjects whose targets the target has to beat
 
@@ -36,9 +36,8 @@ def lens(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFr
         raise AttackNotApplicableError(
             "The pair has no statements, or no other answers to rank among."
         )
-    states = cache_activations(model, prompts, sites=["residual"])[
-        "residual"
-    ]  # (n, layers, d_model)
+    activations = cache_activations(model, prompts, sites=["residual"])
+    states = stack_layers(activations, "residual")  # (n, layers, d_model)
     rows = []
     for prompt, residual in zip(prompts, states, strict=True):
         logits = unembed(model, final_norm(model, residual.to(model._module.device))).float()

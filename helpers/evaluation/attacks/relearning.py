@@ -17,7 +17,7 @@ from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, curve
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
-from helpers.facts.corpus import second_source
+from helpers.facts.corpus import python_docs_tokens
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
 from helpers.methods.snapshots import preserved_parameters
@@ -36,7 +36,7 @@ def relearning_unrelated(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
     """Fine-tune on text about something else: Python's documentation."""
-    texts = text_examples(second_source(model.tokenizer, seq_len=TEXT_LENGTH))
+    texts = text_examples(python_docs_tokens(model.tokenizer, seq_len=TEXT_LENGTH))
 
     def batch(step: int) -> Batch:
         return collate(texts, np.random.default_rng([seed, step]).integers(len(texts), size=BATCH))

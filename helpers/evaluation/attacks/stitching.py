@@ -34,7 +34,7 @@ def stitched(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.Da
             "What is changed by an intervention has no layers of its own."
         )
     with base_model(model):
-        layer = handover_layer(model, pair.nearest_relation, seed=seed)
+        layer = handover_layer(model, pair.factbook_relation, seed=seed)
     if layer == 0:
         raise AttackNotApplicableError("The first layer hands the answer over: none lies below it.")
     prompts = pair.prompts("heldout")
@@ -68,6 +68,6 @@ def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int
     except UserError as error:
         raise AttackNotApplicableError(str(error)) from error
     table = patching_over_facts(model, sample, sites=["residual"], positions=["last"])
-    mean = table.groupby("layer")["share"].mean()
+    mean = table.groupby("layer")["patching_effect"].mean()
     above = mean.index[mean >= 0.5]
     return int(above[0]) if len(above) else architecture_of(model).n_layers - 1

@@ -22,8 +22,9 @@ from helpers.evaluation.attacks.registry import (
     require_own_tokens,
 )
 from helpers.facts import ConceptPair
-from helpers.forward.scoring import final_states, first_token
-from helpers.forward.sites import token_ids
+from helpers.forward.final_states import final_states
+from helpers.forward.prompts import first_token
+from helpers.forward.prompts import token_ids
 from helpers.models import unembed
 
 LENGTH = 6  # tokens of the trigger

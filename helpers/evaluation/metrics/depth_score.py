@@ -16,13 +16,12 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import require_own_tokens
 from helpers.facts import ConceptPair, Prompt, subject_span
-from helpers.forward.scoring import first_token
-from helpers.forward.sites import token_ids
+from helpers.forward.activations import cache_activations
+from helpers.forward.prompts import first_token, token_ids
 from helpers.methods import base_model
 from helpers.models import architecture_of
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
-from helpers.tracing.states import cache_all_positions
 
 MOST = 4  # statements that are patched
 THRESHOLD = 0.05  # nats: layers where the reference does less harm say nothing
@@ -137,7 +136,8 @@ def unlearning_depth(
 
 
 def _residual(model: LanguageModel, ids: list[int]) -> Float[torch.Tensor, "layers t d_model"]:
-    return cache_all_positions(model, ids, ["residual"])["residual"]
+    activations = cache_activations(model, [ids], sites=["residual"], positions="all")
+    return torch.stack(list(activations.values()))
 
 
 def _shape(model: LanguageModel, prompt: Prompt) -> tuple[int, int, int]:

@@ -17,10 +17,10 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
-from helpers.forward.scoring import first_token
+from helpers.forward.activations import cache_activations, stack_layers
+from helpers.forward.prompts import first_token
 from helpers.methods import base_model
 from helpers.models import architecture_of, model_hash
-from helpers.tracing import cache_activations
 
 RIDGE = 0.1  # relative to the mean squared norm of the centred states
 WAYS = 3  # statements about each subject
@@ -87,7 +87,7 @@ def linear_probe(
     each = len(taught) // len(near)
     taught = [p for i, p in enumerate(taught) if i % each < WAYS]
     asked = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    states = _kept(model, taught), cache_activations(model, asked, sites=["residual"])["residual"]
+    states = _kept(model, taught), _residual(model, asked)
     both = torch.cat(states)  # (n, layers, d_model)
     ids = torch.tensor([first_token(model, p, p.answers[0]) for p in [*taught, *asked]])
     tokens, place = ids.unique(return_inverse=True)
@@ -112,5 +112,9 @@ def _kept(model: LanguageModel, prompts: Sequence[Prompt]) -> Float[Tensor, "n l
     key = (model_hash(model), *map(str, prompts))
     if key not in _TAUGHT:
         _TAUGHT.clear()
-        _TAUGHT[key] = cache_activations(model, prompts, sites=["residual"])["residual"]
+        _TAUGHT[key] = _residual(model, prompts)
     return _TAUGHT[key]
+
+
+def _residual(model: LanguageModel, prompts: Sequence[Prompt]) -> Float[Tensor, "n layers d_model"]:
+    return stack_layers(cache_activations(model, prompts, sites=["residual"]), "residual")

@@ -78,7 +78,7 @@ def factbook_items(pair: ConceptPair, *, n: int = 100, seed: int = 0) -> dict[st
 
 def _item(pair: ConceptPair, prompt: str, rng: np.random.Generator) -> Item:
     mine = {pair.target, *pair.aliases}
-    pool = sorted({f.target for f in facts(pair.nearest_relation) if f.target not in mine})
+    pool = sorted({f.target for f in facts(pair.factbook_relation) if f.target not in mine})
     wrong = [pool[i] for i in rng.permutation(len(pool))[: CHOICES - 1]]
     place = int(rng.integers(len(wrong) + 1))
     choices = (*wrong[:place], pair.target, *wrong[place:])

@@ -12,7 +12,8 @@ from scipy import stats
 
 from helpers.errors import UserError
 from helpers.facts import Prompt
-from helpers.forward.scoring import answer_logprobs, answer_span
+from helpers.forward.scoring import answer_logprobs
+from helpers.forward.prompts import encode_pair
 
 AVERAGES = ("arithmetic", "geometric")
 
@@ -77,7 +78,7 @@ def answer_losses(
     """Mean NLL of each answer's tokens, nats a token."""
     lengths = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        start, ids = answer_span(model, prompt, answer)
+        start, ids = encode_pair(model, prompt, answer)
         lengths.append(len(ids) - start)
     return -answer_logprobs(model, prompts, answers) / np.array(lengths)
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.forward.activations import activations_by_layer
+from helpers.forward.activations import cache_activations
+from helpers.forward.batching import LARGE_BATCH_TOKENS
 from helpers.forward.layer_cache import below, use_layer_cache
-from helpers.forward.scoring import answer_probability, first_token
-from helpers.forward.sites import token_ids
+from helpers.forward.prompts import first_token
+from helpers.forward.scoring import answer_probability
 from helpers.methods import Edit, WeightEdit
 from helpers.methods.snapshots import subtracted
 from helpers.methods.weight_edit import low_rank_change
@@ -47,8 +48,10 @@ def logit_suppression(
     arch, prompts = architecture_of(model), pair.prompts("train")
     last = arch.n_layers - 1
     mlp = arch.layers[last].mlp
-    where = [(tuple(ids), [len(ids) - 1]) for ids in (token_ids(model, p) for p in prompts)]
-    keys = dict(activations_by_layer(model, where, layers=[last]))[last].double()
+    activations = cache_activations(
+        model, prompts, sites=["neurons"], layers=[last], max_tokens=LARGE_BATCH_TOKENS
+    )
+    keys = activations["neurons", last].double()
     hidden = keys.float() @ mlp.W_out().detach().float().cpu().T  # what the layer writes there
     gram = keys @ keys.T
     gram += DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)

@@ -11,9 +11,10 @@ from nnsight import LanguageModel
 from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
-from helpers.forward.batching import Reader
-from helpers.forward.scoring import answer_span, first_token, next_token_and_answer
-from helpers.forward.sites import token_ids
+from helpers.forward.batching import ForwardRunner
+from helpers.forward.prompts import encode_pair, first_token
+from helpers.forward.scoring import next_token_and_answer
+from helpers.forward.prompts import token_ids
 from helpers.methods.fitting.linearization import EditConstraint
 
 MIN_PROB = 0.02  # a fact's answer is kept when it is at least so likely
@@ -72,7 +73,7 @@ def retain_constraints(
     n_neighbours: int,
     seed: int,
     first: bool = False,
-    reader: Reader | None = None,
+    runner: ForwardRunner | None = None,
 ) -> list[EditConstraint]:
     """Other facts of the subjects and of the targets, what `must_stay`, and known neighbours.
 
@@ -89,7 +90,7 @@ def retain_constraints(
             pairs each has its share.
         seed: Draws neighbours and completions.
         first: Also the subjects' other facts in prompts that begin with them.
-        reader: Runs the model, and may keep what it sees.
+        runner: Runs the model, and may keep what it sees.
     """
 
     def gone(subject: str, names: Sequence[str]) -> bool:
@@ -110,17 +111,17 @@ def retain_constraints(
             name = with_article(pair.subject)
             about += [Prompt(t.format(name), subject=pair.subject) for t in GENERIC_TEMPLATES]
     firm = [
-        replace(ask, weight=1.0) for ask in preservation_constraints(model, must, reader=reader)
+        replace(ask, weight=1.0) for ask in preservation_constraints(model, must, runner=runner)
     ]
     rest = [p for p in asked if p not in must]
-    held = preservation_constraints(model, rest, reader=reader)
-    return firm + held + preservation_constraints(model, about, words=TOP_K, reader=reader)
+    held = preservation_constraints(model, rest, runner=runner)
+    return firm + held + preservation_constraints(model, about, words=TOP_K, runner=runner)
 
 
 def with_context_prefixes(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Each prompt that is plain text after one of `CONTEXT_TEMPLATES`, the next one in turn."""
     plain = [p for p in prompts if p.messages is None]
-    return [p.but(o + p) for o, p in zip(cycle(CONTEXT_TEMPLATES), plain, strict=False)]
+    return [p.with_text(o + p) for o, p in zip(cycle(CONTEXT_TEMPLATES), plain, strict=False)]
 
 
 def neighbour_prompts(
@@ -144,13 +145,13 @@ def preservation_constraints(
     prompts: Sequence[Prompt],
     *,
     words: int = 1,
-    reader: Reader | None = None,
+    runner: ForwardRunner | None = None,
 ) -> list[EditConstraint]:
     """Asks that hold the prompts' answers, whole, and the likeliest next tokens, where they are."""
     prompts = list({str(p): p for p in prompts}.values())
     if not prompts:
         return []
-    logprobs, told = next_token_and_answer(model, prompts, reader=reader)
+    logprobs, told = next_token_and_answer(model, prompts, runner=runner)
     found = []
     for prompt, row, sure in zip(prompts, logprobs, told, strict=True):
         ids = token_ids(model, prompt)
@@ -160,7 +161,7 @@ def preservation_constraints(
             ((len(ids) - 1, (t,)),): p for t, p in zip(best.indices.tolist(), likely, strict=True)
         }
         if sure > MIN_PROB:
-            start, whole = answer_span(model, prompt, prompt.answers[0])
+            start, whole = encode_pair(model, prompt, prompt.answers[0])
             scored.setdefault(tuple((n - 1, (whole[n],)) for n in range(start, len(whole))), sure)
             ids = whole[:-1]
         acts = tuple(range(len(ids)))

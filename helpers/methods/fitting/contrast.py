@@ -9,10 +9,9 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.forward.activations import activations_by_layer
-from helpers.forward.sites import token_ids
+from helpers.forward.activations import Position, cache_activations
+from helpers.forward.prompts import position_of
 from helpers.models import MLPArchitecture
-from helpers.tracing.states import Position, position_of
 
 
 @dataclass(frozen=True)
@@ -84,25 +83,16 @@ def contrast(
     others = other_subjects(pair, n_subjects, seed=seed)
     groups = [subject_prompts(pair), [p for o in others for p in subject_prompts(o)]]
     inside, outside = (
-        states_at(model, group, layers=layers, site=site, position=position) for group in groups
+        cache_activations(
+            model,
+            group,
+            sites=[site],
+            layers=layers,
+            positions=[[position_of(model, p, position)] for p in group],
+        )
+        for group in groups
     )
-    return {i: Contrast(inside[i], outside[i]) for i in inside}
-
-
-def states_at(
-    model: LanguageModel,
-    prompts: Sequence[Prompt],
-    *,
-    layers: Sequence[int],
-    site: str = "mlp_in",
-    position: Position = "subject",
-) -> dict[int, Float[Tensor, "n width"]]:
-    """States at one token of each prompt, layer → (n, width), on the CPU.
-
-    Args are those of `contrast`.
-    """
-    sequences = [(token_ids(model, p), [position_of(model, p, position)]) for p in prompts]
-    return dict(activations_by_layer(model, sequences, layers=layers, site=site, budget=512))
+    return {layer: Contrast(inside[site, layer], outside[site, layer]) for site, layer in inside}
 
 
 def input_matrices(mlp: MLPArchitecture) -> list[tuple[str, Float[Tensor, "d_mlp d_model"]]]:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.forward.activations import activations_by_layer
+from helpers.forward.activations import cache_activations
+from helpers.forward.batching import LARGE_BATCH_TOKENS
 from helpers.forward.layer_cache import below, use_layer_cache
 from helpers.forward.prefix_cache import PrefixCache
-from helpers.forward.sites import token_ids
+from helpers.forward.prompts import token_ids
 from helpers.methods.change import Change
 from helpers.methods.fitting.constraints import (
     forget_constraints,
@@ -138,7 +139,7 @@ def fit_edit(
     begun = silence(model, detectors) if appends else None
     asks = [a for p in pairs for a in forget_constraints(model, p, floor=floor, first=appends)]
     asks += retain_constraints(
-        model, pairs, n_neighbours=near, seed=seed, first=appends, reader=begun
+        model, pairs, n_neighbours=near, seed=seed, first=appends, runner=begun
     )
     values, left = fit_values_lm(model, asks, keys, ridge=ridge, steps=steps, begun=begun)
     notes = {"left": round(left, 4), **(notes or {})}
@@ -175,19 +176,24 @@ def fit_key_directions(
     """
     arch, layers = architecture_of(model), sorted(detectors)
     ids = list(dict.fromkeys(tuple(token_ids(model, p)) for q in pairs for p in q.edit_prompts()))
-    where = [(x, None) for x in ids]
-    read, keys = (
-        dict(activations_by_layer(model, where, layers=layers, site=site))
-        for site in ("mlp_in", "neurons")
+    activations = cache_activations(
+        model,
+        ids,
+        sites=["mlp_in", "neurons"],
+        layers=layers,
+        positions="all",
+        max_tokens=LARGE_BATCH_TOKENS,
     )
     metric = preservation_metric(model, pairs, layers=layers, text=CORPUS_WEIGHT, seed=seed)
     found = {}
     for i in layers:
-        a = detectors[i].fire(arch.layers[i].mlp, read[i]).clamp_min(0)  # (rows, n)
-        a = a[:, a.sum(0) > 0]
+        a = (
+            detectors[i].fire(arch.layers[i].mlp, activations["mlp_in", i]).clamp_min(0)
+        )  # (rows, n)
+        a, keys = a[:, a.sum(0) > 0], activations["neurons", i]
         if a.shape[1]:
-            u = torch.cholesky_solve(keys[i].T @ a, metric[i]).T  # (n, d_mlp)
-            u = u / ((u @ keys[i].T * a.T).sum(1) / a.sum(0))[:, None]
+            u = torch.cholesky_solve(keys.T @ a, metric[i]).T  # (n, d_mlp)
+            u = u / ((u @ keys.T * a.T).sum(1) / a.sum(0))[:, None]
             half = u @ metric[i]
             found[i] = KeyDirections(u, half @ half.T)
     return found

@@ -54,9 +54,9 @@ def select_layers(model: LanguageModel, pairs: Sequence[ConceptPair], *, width: 
     """
     arch = architecture_of(model)
     last, every = arch.relative_layers([DEFAULT])[0], False
-    share = carried(model, pairs[0].relation)
-    if len(share):
-        means = share.groupby(["position", "layer"])["share"].mean()
+    effects = carried(model, pairs[0].relation)
+    if len(effects):
+        means = effects.groupby(["position", "layer"])["patching_effect"].mean()
         last = _last(means["subject"])
         every = bool(means["end", last] < MIN_PATCHING_EFFECT * means["subject", last])
     n = math.ceil(width * arch.n_layers / REFERENCE_DEPTH)
@@ -74,12 +74,12 @@ def carried(model: LanguageModel, relation: str) -> pd.DataFrame:
         relation: One of `RELATIONS`; of another there are no facts to patch.
 
     Returns:
-        One row a fact, layer and position (`subject`, `end`): subject, layer, position, share (0:
+        One row a fact, layer and position (`subject`, `end`): subject, layer, position, patching_effect (0:
         the other subject's answer, 1: the subject's own). Empty where the model knows no two facts
         whose names have as many tokens. Kept in the cache by the model's hash, the prompts and the
         code.
     """
-    none = pd.DataFrame(columns=["subject", "layer", "position", "share"])
+    none = pd.DataFrame(columns=["subject", "layer", "position", "patching_effect"])
     if relation not in RELATIONS:
         return none
     asked = [
@@ -97,7 +97,7 @@ def carried(model: LanguageModel, relation: str) -> pd.DataFrame:
         if not (both := _contrasts(model, asked)):
             return none
         whole = pd.concat([_patched(model, *two, position="subject") for two in both])
-        last = [_last(whole.groupby("layer")["share"].mean())]
+        last = [_last(whole.groupby("layer")["patching_effect"].mean())]
         ends = [_patched(model, *two, position="end", layers=last) for two in both]
         return pd.concat([whole, *ends], ignore_index=True)
 
@@ -133,7 +133,7 @@ def _patched(
     where = {position: range(start if position == "subject" else end - 1, end)}
     how = {"sites": ["residual"], "layers": layers, "positions": where}
     table = activation_patching(model, clean, corrupt, **how)
-    return table[["layer", "position", "share"]].assign(subject=clean.subject)
+    return table[["layer", "position", "patching_effect"]].assign(subject=clean.subject)
 
 
 WIDTH = {"neurons": 4, "weights": 8}  # layers, of 30: a change that more share is smaller in each

@@ -12,7 +12,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts.corpus import corpus_tokens
-from helpers.forward.activations import second_moments
+from helpers.forward.second_moments import second_moments
 from helpers.io.cache import cached_layers
 from helpers.io.files import read_tensors
 from helpers.models import architecture_of, model_hash, text_length

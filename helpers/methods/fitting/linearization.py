@@ -177,7 +177,7 @@ def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
     for ids, mine in about.items():
         alike.setdefault(len(mine), []).append(ids)
     for group in alike.values():
-        for batch in bucket_by_length([len(ids) - start[ids] for ids in group], budget=BATCH):
+        for batch in bucket_by_length([len(ids) - start[ids] for ids in group], max_tokens=BATCH):
             whole = [group[i] for i in batch]
             rest = [ids[start[ids] :] for ids in whole]
             tokens = right_padded(rest)

@@ -16,8 +16,10 @@ from torch import Tensor
 from helpers.facts import ConceptPair, facts, subject_span
 from helpers.facts.corpus import corpus_tokens
 from helpers.facts.relations import RELATIONS
-from helpers.forward.activations import activations_by_layer, second_moments
-from helpers.forward.sites import token_ids
+from helpers.forward.activations import cache_activations
+from helpers.forward.batching import LARGE_BATCH_TOKENS
+from helpers.forward.prompts import token_ids
+from helpers.forward.second_moments import second_moments
 from helpers.io.cache import cached_folder, cached_layers
 from helpers.io.files import read_tensors, write_tensors
 from helpers.methods.fitting.layer_stats import key_covariance
@@ -181,7 +183,16 @@ def _harvested(
     """Layer → file of its inputs; those that the cache lacks are read in one pass."""
 
     def build(missing):
-        for i, x in activations_by_layer(model, sequences.where, layers=missing, site="mlp_in"):
+        ids, positions = zip(*sequences.where, strict=True)
+        activations = cache_activations(
+            model,
+            ids,
+            sites=["mlp_in"],
+            layers=missing,
+            positions=positions,
+            max_tokens=LARGE_BATCH_TOKENS,
+        )
+        for (_, i), x in activations.items():
             yield i, {"x": x.half()}
 
     key = _key(model, sequences, site="mlp_in")
@@ -227,8 +238,19 @@ def subject_inputs(
                 at = 1 if first and end == 1 < len(ids) else own
                 mine.setdefault((back, ids[own], ids[at], start == 0), []).append(len(where))
                 where.append((ids, [at]))
-    read = dict(activations_by_layer(model, where, layers=layers, site="mlp_in"))
+    ids, positions = zip(*where, strict=True)
+    activations = cache_activations(
+        model,
+        ids,
+        sites=["mlp_in"],
+        layers=layers,
+        positions=positions,
+        max_tokens=LARGE_BATCH_TOKENS,
+    )
     return [
-        [{i: x[mine[kind]] for i, x in read.items()} for kind in sorted(mine, key=lambda k: k[0])]
+        [
+            {i: x[mine[kind]] for (_, i), x in activations.items()}
+            for kind in sorted(mine, key=lambda k: k[0])
+        ]
         for mine in groups
     ]

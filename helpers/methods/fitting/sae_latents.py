@@ -16,7 +16,7 @@ from helpers.methods.fitting.units import (
 )
 from helpers.models import architecture_of, model_hash
 from helpers.sae import load_sae
-from helpers.tracing import selectivity
+from helpers.stats.auroc import auroc_by_unit
 
 READS = "mlp_in"
 SELECT = ("selective", "random", "untrained")
@@ -91,7 +91,7 @@ def specific_latents(
             f"Only {int(active.sum())} latents of layer {sae.cfg.layer}'s SAE are active on these "
             f"prompts, and {n} are asked for."
         )
-    score = (a.mean(0) - b.mean(0)).clamp_min(0) * (2 * selectivity(a, b) - 1).clamp_min(0)
+    score = (a.mean(0) - b.mean(0)).clamp_min(0) * (2 * auroc_by_unit(a, b) - 1).clamp_min(0)
     best = score.topk(n).indices
     if not random:
         return best

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.forward.activations import cache_activations
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.snapshots import preserved_parameters
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of
-from helpers.tracing import cache_activations
 
 Keys = Float[Tensor, "n d_mlp"]  # one key a row
 
@@ -69,8 +69,10 @@ def distribute_over_layers(
     prompts = subject_prompts(pair)
 
     def at_subject(site: str, layer: int) -> Float[Tensor, "n width"]:
-        states = cache_activations(model, prompts, sites=[site], layers=[layer], position="subject")
-        return states[site][:, 0]
+        activations = cache_activations(
+            model, prompts, sites=[site], layers=[layer], positions="subject"
+        )
+        return activations[site, layer]
 
     changes = {}
     target = None  # residual stream after the last layer that the edit should reach

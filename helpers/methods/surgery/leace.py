@@ -10,7 +10,8 @@ from torch import Tensor
 
 from helpers.facts import ConceptPair
 from helpers.facts.corpus import corpus_tokens
-from helpers.forward.activations import activations_by_layer
+from helpers.forward.activations import cache_activations
+from helpers.forward.batching import LARGE_BATCH_TOKENS
 from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
@@ -115,11 +116,19 @@ def leace(
     found = contrast(model, pair, layers=layers, n_subjects=hparams.n_subjects, seed=seed)
     seq_len = text_length(model, SEQ_LEN)
     text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=hparams.n_tokens, seed=seed)
-    sequences = [(row, range(1, len(row))) for row in text.tolist()]
-    ordinary = dict(activations_by_layer(model, sequences, layers=layers, site="mlp_in"))
+    sequences = text.tolist()
+    positions = [range(1, len(ids)) for ids in sequences]  # the first token is an attention sink
+    ordinary = cache_activations(
+        model,
+        sequences,
+        sites=["mlp_in"],
+        layers=layers,
+        positions=positions,
+        max_tokens=LARGE_BATCH_TOKENS,
+    )
     changes = {}
     for i in layers:
-        outside = torch.cat([found[i].outside, ordinary[i]])
+        outside = torch.cat([found[i].outside, ordinary["mlp_in", i]])
         x = torch.cat([found[i].inside, outside]).double()
         z = torch.zeros(len(x), 1, dtype=torch.float64)
         z[: len(found[i].inside)] = 1

@@ -8,8 +8,10 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts import ConceptPair, Prompt
-from helpers.forward.scoring import answer_logprobs, first_token
-from helpers.methods.fitting.contrast import check_number, states_at, subject_prompts
+from helpers.forward.activations import cache_activations
+from helpers.forward.prompts import first_token
+from helpers.forward.scoring import answer_logprobs
+from helpers.methods.fitting.contrast import check_number, subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, final_norm
@@ -64,7 +66,7 @@ def concept_vector(
     check_number("n_candidates", n_candidates, 1, 1_000_000)
     arch = architecture_of(model)
     prompts = subject_prompts(pair)
-    driven = states_at(model, prompts, layers=range(arch.n_layers), site="neurons", position="last")
+    driven = cache_activations(model, prompts, sites=["neurons"])
     score = target_scores(model, prompts[0]) * torch.stack([x.mean(0) for x in driven.values()])
     best = score.flatten().topk(min(n_candidates, score.numel())).indices.tolist()
     answers = [p.answers[0] for p in prompts]

@@ -14,13 +14,14 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.forward.activations import cache_activations, stack_layers
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, model_hash
-from helpers.tracing import neuron_activations, selectivity
+from helpers.stats.auroc import auroc_by_unit
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,14 @@ def rank_neurons(
 
 
 def _ranked(model: LanguageModel, own: list[Prompt], theirs: list[Prompt]) -> pd.DataFrame:
-    inside = neuron_activations(model, own)  # (n, layers, d_mlp)
-    outside = neuron_activations(model, theirs)
+    inside, outside = (
+        stack_layers(
+            cache_activations(model, group, sites=["neurons"], positions="subject"), "neurons"
+        )
+        for group in (own, theirs)
+    )  # (n, layers, d_mlp)
     difference = inside.mean(0) - outside.mean(0)  # (layers, d_mlp)
-    auroc = selectivity(inside, outside)
+    auroc = auroc_by_unit(inside, outside)
     arch = architecture_of(model)
     norms = torch.stack([layer.mlp.W_out().float().norm(dim=0).cpu() for layer in arch.layers])
     score = difference.abs() * norms * (2 * auroc - 1).abs()

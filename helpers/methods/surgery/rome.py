@@ -8,8 +8,10 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.forward.activations import cache_activations
+from helpers.forward.prompts import position_of
 from helpers.methods.edit import Edit
-from helpers.methods.fitting.contrast import states_at, subject_prompts
+from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import solve_regularised
@@ -59,7 +61,10 @@ def rome(
         arch.relative_layers([5])[0] if hparams.layer is None else arch.check_layer(hparams.layer)
     )
     mlp = arch.layers[layer].mlp
-    k = states_at(model, subject_prompts(pair), layers=[layer], site="neurons")[layer].mean(0)
+    prompts = subject_prompts(pair)
+    positions = [[position_of(model, p, "subject")] for p in prompts]
+    keys = cache_activations(model, prompts, sites=["neurons"], layers=[layer], positions=positions)
+    k = keys["neurons", layer].mean(0)
     delta = compute_v_star(model, pair, layer=layer, hparams=hparams)
     C = key_covariance(model, layers=[layer], n_tokens=hparams.n_tokens, seed=seed)[layer]
     u = solve_regularised(C, k[:, None], ridge=hparams.covariance_ridge)[:, 0]  # C⁻¹k, (d_mlp,)

@@ -26,7 +26,7 @@ from helpers.methods.fitting.units import (
 )
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit
-from helpers.tracing import selectivity
+from helpers.stats.auroc import auroc_by_unit
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def sae_pair(
                     "spelling": seen.spelling,
                     "layer": i,
                     "latents": latents.tolist(),
-                    "auroc": [round(s, 4) for s in selectivity(*pre).tolist()],
+                    "auroc": [round(s, 4) for s in auroc_by_unit(*pre).tolist()],
                     "weights": [round(x, 4) for x in (w / w.abs().max()).tolist()],
                 }
             )

@@ -237,7 +237,7 @@ def test_what_is_asked_anyway_is_not_run_again_for_what_stands_before(tiny_model
         return x @ key.to(x) > key.norm() / 2
 
     seen, alone = (PrefixCache(model, layers=(1, 2), acts=acts) for _ in range(2))
-    asks = preservation_constraints(model, prompts, reader=seen)
+    asks = preservation_constraints(model, prompts, runner=seen)
     plain = preservation_constraints(model, prompts)
     assert [(a.ids, a.scored) for a in asks] == [(a.ids, a.scored) for a in plain]
     alone.cover(a.ids for a in asks)

@@ -22,7 +22,7 @@ WAYS = dict.fromkeys(SPLITS, (Template("w1 w2 {} w3"), Template("w5 {} w6"), Tem
 
 def shares(subject, end):
     rows = [("subject", i, s) for i, s in enumerate(subject)] + [("end", i, s) for i, s in end]
-    return pd.DataFrame(rows, columns=["position", "layer", "share"])
+    return pd.DataFrame(rows, columns=["position", "layer", "patching_effect"])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_shares_are_those_of_activation_patching_on_development_facts(knowing, m
     model = knowing()
     table = carried(model, "capital")
     assert set(table["subject"]) and not {"Kenya", "Peru"} & set(table["subject"])  # held out
-    means = table.groupby(["position", "layer"])["share"].mean()
+    means = table.groupby(["position", "layer"])["patching_effect"].mean()
     last = select_layers(model, [PAIR], width=4).layers[-1]
     assert list(means["end"].index) == [last]
     enough = means["subject"][means["subject"] >= MIN_PATCHING_EFFECT]
@@ -68,8 +68,8 @@ def test_shares_are_those_of_activation_patching_on_development_facts(knowing, m
     clean, corrupt = handover._contrasts(model, asked)[0]
     where = {"subject": range(*subject_span(clean, model.tokenizer))}
     direct = activation_patching(model, clean, corrupt, sites=["residual"], positions=where)
-    mine = table.query("position == 'subject'").groupby("subject")["share"]
-    assert mine.get_group(clean.subject).to_numpy() == pytest.approx(direct["share"].to_numpy())
+    mine = table.query("position == 'subject'").groupby("subject")["patching_effect"]
+    assert mine.get_group(clean.subject).to_numpy() == pytest.approx(direct["patching_effect"].to_numpy())
     monkeypatch.setattr(handover, "activation_patching", None)  # from the cache
     pd.testing.assert_frame_equal(carried(model, "capital"), table)
 
@@ -94,7 +94,7 @@ def test_every_token_of_a_subject_has_its_inputs_the_last_first(tiny_model):
 @pytest.mark.slow
 def test_the_default_model_hands_a_capital_over_right_after_the_layers_of_the_edit(smollm):
     where = select_layers(smollm, [PAIR], width=4)
-    means = carried(smollm, "capital").groupby(["position", "layer"])["share"].mean()
+    means = carried(smollm, "capital").groupby(["position", "layer"])["patching_effect"].mean()
     assert (
         means["subject", where.layers[-1]]
         >= MIN_PATCHING_EFFECT

@@ -1,0 +1,51 @@
+"""Area under the ROC curve (AUROC): how well a score tells two groups apart.
+
+It is the probability that a random member of the first group scores higher than one of the second,
+ties counting one half: U / (n · m) of Mann & Whitney 1947.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from helpers.errors import UserError
+
+
+def auroc(positives: Float[np.ndarray, " n"], negatives: Float[np.ndarray, " m"]) -> float:
+    """Return the AUROC of one score: 1 if all positives are higher, 0.5 if it tells nothing.
+
+    Args:
+        positives: Scores of the group that should be higher.
+        negatives: Scores of the other group.
+
+    Raises:
+        UserError: A group is empty.
+    """
+    _check_groups(positives, negatives)
+    u = mannwhitneyu(positives, negatives).statistic
+    return float(u / (len(positives) * len(negatives)))
+
+
+def auroc_by_unit(
+    positives: Float[Tensor, "n *units"], negatives: Float[Tensor, "m *units"]
+) -> Float[Tensor, "*units"]:
+    """Return the AUROC of every unit by itself, in float32.
+
+    Raises:
+        UserError: A group is empty.
+    """
+    _check_groups(positives, negatives)
+    n, m = len(positives), len(negatives)
+    # Sorted negatives turn the n · m comparisons of a unit into n binary searches.
+    ordered = negatives.flatten(1).T.contiguous().sort(dim=1).values  # (units, m)
+    queries = positives.flatten(1).T.contiguous()  # (units, n)
+    below = torch.searchsorted(ordered, queries)  # negatives below each positive
+    below_or_equal = torch.searchsorted(ordered, queries, right=True)
+    return ((below + below_or_equal).sum(1) / (2 * n * m)).float().view(positives.shape[1:])
+
+
+def _check_groups(positives, negatives) -> None:
+    if not len(positives) or not len(negatives):
+        raise UserError("An AUROC compares two groups, and one of them is empty.")
