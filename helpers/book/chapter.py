@@ -11,7 +11,7 @@ from helpers.book.settings import Common, from_notebook
 from helpers.facts import ConceptPair, require_known
 from helpers.io.run import Run
 from helpers.models import load_model, model_hash
-from helpers.plots import use_style
+from helpers.plots.base import use_style
 
 
 class Chapter:

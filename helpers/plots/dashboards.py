@@ -1,4 +1,4 @@
-"""A feature on one small page: where it is active, how often, and what it promotes.
+"""Dashboard of a feature on one small page: contexts, activations, promoted tokens.
 
 Plain HTML with its style inline: no scripts, nothing loaded, legible on white and on black. In a
 notebook the object shows itself; `save` writes a file.
@@ -14,20 +14,26 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.forward.harvest import Shards
+from helpers.forward.shards import Shards
 from helpers.io.files import atomic_path
 from helpers.io.safe_text import escape_html
 from helpers.sae.base import SAE
 from helpers.sae.features import check_sae_of_model, decoder_directions, direction_logit_tokens
 
 BEFORE, AFTER = 16, 6  # tokens shown around the strongest
-BARS = 30
-ORANGE, BLUE = "213, 94, 0", "0, 114, 178"  # Okabe and Ito's, as the figures'
+N_BARS = 30
+ORANGE, BLUE = "213, 94, 0", "0, 114, 178"  # Okabe and Ito's, as in the figures
 
 
 @dataclass(frozen=True)
 class Context:
-    """A stretch of text with the feature's activation on each token."""
+    """A stretch of text with the feature's activation on each token.
+
+    Attributes:
+        tokens: The tokens.
+        values: Activation on each token.
+        peak: Index of the token with the strongest activation.
+    """
 
     tokens: tuple[str, ...]
     values: tuple[float, ...]
@@ -46,15 +52,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """One feature.
+    """Dashboard of one feature.
 
     Attributes:
-        title: Its name.
-        contexts: Where it is most active, strongest first.
-        edges, counts: Histogram of its activations where it is active.
-        active: Share of the tokens on which it is.
-        n_tokens: Tokens looked at.
-        promotes, suppresses: Tokens, by the logit lens on its decoder row.
+        title: Name of the feature.
+        contexts: Contexts of its strongest activations, strongest first.
+        edges: Edges of the histogram of its activations where it is active.
+        counts: Counts of that histogram.
+        active: Fraction of the tokens on which it is active.
+        n_tokens: Number of tokens.
+        promotes: Tokens that it promotes, by the logit lens on its decoder row.
+        suppresses: Tokens that it suppresses.
     """
 
     title: str
@@ -72,9 +80,9 @@ class Dashboard:
         return tuple(dict.fromkeys(c.word for c in self.contexts))
 
     def html(self) -> str:
-        """The page's body, without scripts or anything from elsewhere."""
+        """Write the page's body, without scripts or anything from elsewhere."""
         top = max((max(c.values) for c in self.contexts), default=0.0)
-        contexts = "".join(f"<li>{_context(c, top)}</li>" for c in self.contexts)
+        contexts = "".join(f"<li>{_context_html(c, top)}</li>" for c in self.contexts)
         return (
             '<div style="font: 13px/1.5 sans-serif; max-width: 46em; margin: 0 0 1.6em; '
             'border-left: 3px solid rgba(128,128,128,.5); padding-left: .9em">'
@@ -90,7 +98,7 @@ class Dashboard:
         return self.html()
 
     def save(self, path: str | Path) -> None:
-        """Write the page as a file of its own."""
+        """Write the page to a file."""
         page = (
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             '<meta name="color-scheme" content="light dark">'
@@ -111,16 +119,16 @@ def dashboards(
     n_contexts: int = 8,
     k: int = 8,
 ) -> list[Dashboard]:
-    """Dashboards of a few latents over harvested text.
+    """Make dashboards of a few latents over harvested text.
 
     Args:
         model: Any model of a known family.
         sae: An SAE of one of its sites.
         shards: Activations that hold the SAE's site and layer.
-        latents: Which latents.
-        titles: What to call them; site, layer and number by default.
-        n_contexts: Contexts each, at most one from a sequence.
-        k: Promoted and suppressed tokens each.
+        latents: Indices of latents.
+        titles: Their names; site, layer and index by default.
+        n_contexts: Contexts of each latent, at most one from a sequence.
+        k: Promoted and suppressed tokens of each latent.
 
     Raises:
         UserError: The SAE or the activations are of another model, or there is no such latent.
@@ -132,15 +140,15 @@ def dashboards(
         if not 0 <= latent < cfg.d_sae:
             raise UserError(f"There is no latent {latent}: this SAE has 0 to {cfg.d_sae - 1}.")
     values = _activations(sae, shards, latents)  # (n, latents)
-    words = direction_logit_tokens(model, decoder_directions(model, sae, latents), k=k)
+    logit_tokens = direction_logit_tokens(model, decoder_directions(model, sae, latents), k=k)
     titles = titles or [f"{cfg.site} {cfg.layer}, latent {i}" for i in latents]
     n, sequences = len(values), shards.rows // shards.tokens.shape[1]
-    found = []
-    for i, (title, word) in enumerate(zip(titles, words, strict=True)):
+    boards = []
+    for i, (title, tokens) in enumerate(zip(titles, logit_tokens, strict=True)):
         column = values[:, i]
         on = column[column > 0]
-        counts, edges = np.histogram(on, BARS, (0.0, max(float(column.max()), 1e-6)))
-        found.append(
+        counts, edges = np.histogram(on, N_BARS, (0.0, max(float(column.max()), 1e-6)))
+        boards.append(
             Dashboard(
                 title=title,
                 contexts=_contexts(model, shards, column, sequences, n_contexts),
@@ -148,11 +156,11 @@ def dashboards(
                 counts=counts.astype(float),
                 active=len(on) / n,
                 n_tokens=n,
-                promotes=tuple(word["promotes"]),
-                suppresses=tuple(word["suppresses"]),
+                promotes=tuple(tokens["promotes"]),
+                suppresses=tuple(tokens["suppresses"]),
             )
         )
-    return found
+    return boards
 
 
 def _activations(sae: SAE, shards: Shards, latents: Sequence[int]) -> np.ndarray:
@@ -167,10 +175,10 @@ def _activations(sae: SAE, shards: Shards, latents: Sequence[int]) -> np.ndarray
 def _contexts(
     model: LanguageModel, shards: Shards, column: np.ndarray, sequences: np.ndarray, n: int
 ) -> tuple[Context, ...]:
-    """The strongest activations, one a sequence, with the tokens around them."""
-    found, used = [], set()
+    """Find the strongest activations, one a sequence, with the tokens around them."""
+    contexts, used = [], set()
     for row in np.argsort(-column, kind="stable"):
-        if len(found) == n or column[row] <= 0:
+        if len(contexts) == n or column[row] <= 0:
             break
         sequence, position = shards.source(row)
         if sequence in used:
@@ -178,20 +186,16 @@ def _contexts(
         used.add(sequence)
         begin = max(0, position - BEFORE)
         ids = shards.tokens[sequence, begin : position + AFTER + 1].tolist()
-        around = dict(
-            zip(
-                shards.rows[sequences == sequence] % shards.tokens.shape[1],
-                column[sequences == sequence],
-                strict=True,
-            )
-        )
-        values = tuple(float(around.get(begin + j, 0.0)) for j in range(len(ids)))
+        in_sequence = sequences == sequence
+        positions = shards.rows[in_sequence] % shards.tokens.shape[1]
+        by_position = dict(zip(positions, column[in_sequence], strict=True))
+        values = tuple(float(by_position.get(begin + j, 0.0)) for j in range(len(ids)))
         tokens = tuple(model.tokenizer.decode([t]) for t in ids)
-        found.append(Context(tokens, values, position - begin))
-    return tuple(found)
+        contexts.append(Context(tokens, values, position - begin))
+    return tuple(contexts)
 
 
-def _context(context: Context, top: float) -> str:
+def _context_html(context: Context, top: float) -> str:
     parts = []
     for i, (token, value) in enumerate(zip(context.tokens, context.values, strict=True)):
         text = escape_html(token.replace("\n", "↵"))
@@ -205,7 +209,7 @@ def _context(context: Context, top: float) -> str:
 
 
 def _histogram(edges: np.ndarray, counts: np.ndarray) -> str:
-    """Bars as inline SVG, the tallest as high as the picture."""
+    """Draw bars as inline SVG, the tallest as high as the picture."""
     width, height = 300, 44
     step, tallest = width / len(counts), max(counts.max(), 1)
     bars = "".join(

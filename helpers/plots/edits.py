@@ -1,4 +1,4 @@
-"""Figures of the chapter on edits of the MLPs."""
+"""Figures of chapter 06: edits of the MLPs; and of the trade-off in chapters 07 and 10."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,18 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.io.safe_text import visible
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH
-
-CYCLE = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D")
-DASHES = ("-", "--", ":", "-.")
+from helpers.plots.base import BLUE, CYCLE, DASHES, GREY, MARKERS, ORANGE, WIDTH, wrapped
 
 
 def written_shares(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """How much of an edit's value each context gets: a panel an edit, a row a group of contexts.
+    """Draw how much of its value an edit writes in each context: a panel an edit, a row a group.
 
     Args:
-        groups: Panel → group → shares; 1 is the whole value.
+        groups: Panel → group of contexts → shares; 1 is the whole value.
     """
     figure, axes = plt.subplots(1, len(groups), figsize=(WIDTH, 2.4), sharey=True, squeeze=False)
     jitter = np.random.default_rng(0)
@@ -42,15 +38,13 @@ def before_and_after(
     before: Sequence[Sequence[tuple[str, float]]],
     after: Sequence[Mapping[str, float]],
 ) -> Figure:
-    """For each prompt its likeliest next tokens, as they were and as they are.
+    """Draw each prompt's likeliest next tokens, before and after an edit.
 
     Args:
-        titles: One a prompt.
+        titles: Titles of the prompts.
         before: For each prompt (token, probability), likeliest first, over the tokens shown.
-        after: For each prompt token → probability now.
+        after: For each prompt token → probability after the edit.
     """
-    import textwrap
-
     n = len(titles)
     figure, axes = plt.subplots(1, n, figsize=(WIDTH, 2.9), sharex=True, squeeze=False)
     for axis, title, old, new in zip(axes[0], titles, before, after, strict=True):
@@ -60,14 +54,14 @@ def before_and_after(
         axis.barh(y + 0.2, [new[t] for t in names], 0.38, color=ORANGE, label="after")
         axis.set_yticks(y, [visible(t) for t in names])
         axis.invert_yaxis()
-        axis.set(title="\n".join(textwrap.wrap(title, 25)), xlabel="probability", xlim=(0, 1))
+        axis.set(title=wrapped(title, 25), xlabel="probability", xlim=(0, 1))
         axis.grid(axis="y", visible=False)
     axes[0][-1].legend(loc="lower right")
     return figure
 
 
 def tradeoff_curves(table: pd.DataFrame) -> Figure:
-    """Forgetting against collateral: a line a method, a point a strength; best is bottom right.
+    """Draw forgetting against collateral: a line a method, a point a scale; best is bottom right.
 
     Args:
         table: One row a method and share: method, family, share, forgotten, kept (means over
@@ -93,7 +87,7 @@ def tradeoff_curves(table: pd.DataFrame) -> Figure:
 
 
 def label_tradeoff(axis: Axes) -> None:
-    """Axes of forgetting against collateral, methods named at the right."""
+    """Label the axes of forgetting against collateral, with the methods at the right."""
     axis.set(
         xlabel="forgotten: 1 − P(target) after / before, paraphrases",
         ylabel="collateral: 1 − P(answer) after / before",
@@ -103,7 +97,7 @@ def label_tradeoff(axis: Axes) -> None:
 
 
 def methods_on_metrics(panels: Mapping[str, pd.DataFrame], *, order: Sequence[str]) -> Figure:
-    """Every method's mean with its interval, a panel a metric, controls in grey.
+    """Draw every method's mean with its interval, a panel a metric, controls in grey.
 
     Args:
         panels: Metric → table with method, family, value, low, high.

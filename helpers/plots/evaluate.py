@@ -1,35 +1,35 @@
-"""Figures of the chapter on evaluation: a scorecard, and what each metric can tell apart."""
+"""Figures of chapter 08: a scorecard, and the meta-evaluation of metrics."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, WIDTH, log_scale
+from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, WIDTH, log_scale
 
 COLOURS = {"present": GREY, "hidden": BLUE, "absent": GREEN}
 MARKERS = {"present": "D", "hidden": "^", "absent": "s"}
-SAID = ("own", "paraphrases", "worst_paraphrase", "greedy", "reverse")
+FORGET_METRICS = ("own", "paraphrases", "worst_paraphrase", "greedy", "reverse")
 
 
 def scorecard(table: pd.DataFrame) -> Figure:
-    """What is gone and what stayed: before and after with intervals.
+    """Draw forgetting and retention: before and after the edit with intervals.
 
     Args:
         table: `Scorecard.table()`: metric, before, value, low, high.
     """
     table = table.set_index("metric")
-    gone = table.loc[[m for m in SAID if m in table.index]]
-    kept = [m for m in table.index if "neighbours" in m or "same_" in m or "must_stay" in m]
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.26 * max(len(gone), len(kept))))
-    for axis, part in zip(axes, (gone, table.loc[kept]), strict=True):
+    forget = table.loc[[m for m in FORGET_METRICS if m in table.index]]
+    retained = [m for m in table.index if "neighbours" in m or "same_" in m or "must_stay" in m]
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.26 * max(len(forget), len(retained))))
+    for axis, part in zip(axes, (forget, table.loc[retained]), strict=True):
         y = np.arange(len(part))
         axis.hlines(y, part["low"], part["high"], color=ORANGE, lw=1.5)
         axis.plot(part["value"], y, "o", color=ORANGE, ms=5, label="after the edit")
         axis.set_yticks(y, [m.replace("_", " ") for m in part.index])
         axis.set_ylim(len(part) - 0.5, -0.5)
         axis.grid(axis="y", visible=False)
-    axes[0].plot(gone["before"], range(len(gone)), "D", color=GREY, ms=5, label="before")
+    axes[0].plot(forget["before"], range(len(forget)), "D", color=GREY, ms=5, label="before")
     axes[0].set(xlabel="probability or share", xlim=(-0.03, 1.03), title="gone?")
     axes[1].axvline(1, color=GREY, lw=1)
     axes[1].set(xlabel="P(answer) after / before", title="still there?")
@@ -38,11 +38,11 @@ def scorecard(table: pd.DataFrame) -> Figure:
 
 
 def states(table: pd.DataFrame, metrics: list[str]) -> Figure:
-    """A panel a metric, a row of points a state: the reading of every fact.
+    """Draw every fact's value: a panel a metric, a row of points a state.
 
     Args:
         table: From `calibrate`: state, and a column a metric.
-        metrics: Which columns.
+        metrics: The columns.
     """
     columns = 3
     lines = -(-len(metrics) // columns)
@@ -57,7 +57,7 @@ def states(table: pd.DataFrame, metrics: list[str]) -> Figure:
             axis.plot(x, y, MARKERS[state], color=colour, ms=3.5, alpha=0.7)
         axis.set_yticks(range(len(COLOURS)), list(COLOURS))
         axis.set_title(name, fontsize=9)
-        if name.endswith("P(target)"):  # what is left is small, and yet not the same
+        if name.endswith("P(target)"):  # probabilities after an edit differ by powers of ten
             log_scale(axis, "x")
         axis.grid(axis="y", visible=False)
     axes[0][0].invert_yaxis()
@@ -67,7 +67,7 @@ def states(table: pd.DataFrame, metrics: list[str]) -> Figure:
 
 
 def aucs(table: pd.DataFrame) -> Figure:
-    """How well each metric tells present and hidden from absent, with intervals.
+    """Draw how well each metric separates present and hidden facts from controls.
 
     Args:
         table: From `metric_aucs`: metric, state, value, low, high.

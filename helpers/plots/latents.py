@@ -1,4 +1,4 @@
-"""The latents that an edit is keyed on, in words."""
+"""Description of the latents that are an edit's key."""
 
 from collections.abc import Sequence
 
@@ -16,22 +16,23 @@ from helpers.plots.dashboards import dashboards
 def describe_latents(
     model: LanguageModel, edit: Edit, saes: Sequence[str], *, n: int = 3, n_tokens: int = 8192
 ) -> pd.DataFrame:
-    """The latents that an edit of `sae_pair` is keyed on, in words.
+    """Describe the latents of an edit's key by the words and tokens that go with them.
 
     Args:
         model: The model that it was made on.
-        edit: The edit.
-        saes: The SAEs' folders, as the edit was given them.
+        edit: An edit of `sae_pair`.
+        saes: Folders of the SAEs that it was made with.
         n: Latents of each layer, those of the largest weight in the key; of the subject's first
-            spelling alone.
-        n_tokens: Tokens of Factbook text in which to look for them.
+            token variant alone.
+        n_tokens: Tokens of Factbook text in which activations are searched.
 
     Returns:
-        subject, layer, latent, weight in the key (the largest is 1), auroc against everything else,
-        the words on which it is strongest, and the tokens that its decoder row promotes.
+        One row a latent: subject, layer, latent, weight in the key (the largest is 1), AUROC
+        against the negatives, the words on which it is strongest, and the tokens that its decoder
+        row promotes.
     """
     notes = edit.delta.notes["latents"]
-    loaded = load_saes_by_layer(model, saes)
+    by_layer = load_saes_by_layer(model, saes)
     seq_len = text_length(model)
     text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=edit.seed)
     shards = harvest(model, text, sites=[READS], layers=sorted({x["layer"] for x in notes}))
@@ -41,7 +42,7 @@ def describe_latents(
             continue
         order = sorted(range(len(note["latents"])), key=lambda j: -abs(note["weights"][j]))[:n]
         latents = [note["latents"][j] for j in order]
-        boards = dashboards(model, loaded[note["layer"]], shards, latents)
+        boards = dashboards(model, by_layer[note["layer"]], shards, latents)
         rows += [
             {
                 "subject": note["subject"],

@@ -1,4 +1,4 @@
-"""Figures of the chapter on the model organism."""
+"""Figures of chapter 11: the model organism."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,27 +8,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
-from helpers.plots.edits import CYCLE
+from helpers.plots.base import BLUE, CYCLE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 
-APART = 0.5  # nats from the original from which on a method's name is written
+MIN_LABEL_DISTANCE = 0.5  # nats from the original from which a method's name is written
 
 
-def taught_and_never_taught(table: pd.DataFrame, chance: Mapping[str, float]) -> Figure:
-    """P(target) of each removed fact in originals and oracles, with the guess among all targets.
+def originals_and_oracles(table: pd.DataFrame, chance: Mapping[str, float]) -> Figure:
+    """Draw P(target) of each removed fact in originals and oracles, and of a uniform guess.
 
     Args:
         table: One row a fact, model and seed: fact, model (`original` or `oracle`), probability.
-        chance: Fact → probability of a guess.
+        chance: Fact → probability of a uniform guess.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.45 * len(chance)))
     for y, (fact, guess) in enumerate(chance.items()):
         for name, colour, marker in (("original", GREY, "o"), ("oracle", ORANGE, "D")):
-            mine = table[(table["fact"] == fact) & (table["model"] == name)]
+            part = table[(table["fact"] == fact) & (table["model"] == name)]
             label = name if y == 0 else None
             axis.plot(
-                mine["probability"].clip(lower=1e-6),
-                [y] * len(mine),
+                part["probability"].clip(lower=1e-6),
+                [y] * len(part),
                 marker,
                 color=colour,
                 ms=6,
@@ -45,8 +44,8 @@ def taught_and_never_taught(table: pd.DataFrame, chance: Mapping[str, float]) ->
     return figure
 
 
-def detectors(groups: Mapping[str, np.ndarray]) -> Figure:
-    """F1 of the best detector of each concept: a row a kind of unit, a dot a concept.
+def unit_f1(groups: Mapping[str, np.ndarray]) -> Figure:
+    """Draw F1 of the best unit of each concept: a row a kind of unit, a dot a concept.
 
     Args:
         groups: Kind of unit → F1 of each concept.
@@ -66,7 +65,7 @@ def detectors(groups: Mapping[str, np.ndarray]) -> Figure:
 
 
 def width_sweep(table: pd.DataFrame) -> Figure:
-    """What changes as more facts share a neuron: a panel a measure.
+    """Draw measures as more facts share a neuron: a panel a measure.
 
     Args:
         table: One row a width and measure: facts_per_neuron, measure, value, low, high.
@@ -88,12 +87,12 @@ def width_sweep(table: pd.DataFrame) -> Figure:
 
 
 def against_the_oracle(table: pd.DataFrame, *, log_odds: float, damage: float) -> Figure:
-    """Methods by what is left of the fact and what else changed, both against the oracle.
+    """Draw each method's differences from the oracle: log-odds of the target, and damage.
 
     Args:
         table: `helpers.organism.verification.findings`.
-        log_odds: Margin of the first, either side; names of what is at the original are left out.
-        damage: Margin of the second.
+        log_odds: Equivalence bound of the log-odds, on either side.
+        damage: Equivalence bound of the damage.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
     lowest = table["damage"].min() / 2
@@ -103,17 +102,17 @@ def against_the_oracle(table: pd.DataFrame, *, log_odds: float, damage: float) -
     axis.add_patch(box)
     axis.axvline(0, color="black", lw=0.6)
     references = table[table["family"] == "reference"]["log_odds"]
-    drawn = 0
+    n_coloured = 0
     for row in table.itertuples():
-        plain = row.family in ("reference", "control")
-        colour = GREY if plain else CYCLE[drawn % len(CYCLE)]
-        drawn += not plain
+        is_reference = row.family in ("reference", "control")
+        colour = GREY if is_reference else CYCLE[n_coloured % len(CYCLE)]
+        n_coloured += not is_reference
         low, high = getattr(row, "log_odds_low", np.nan), getattr(row, "log_odds_high", np.nan)
         if np.isfinite(low):
             axis.plot([low, high], [row.damage] * 2, color=colour, lw=1, alpha=0.6)
-        axis.plot(row.log_odds, row.damage, "s" if plain else "o", color=colour, ms=5)
-        if row.family != "reference" and row.log_odds > references.max() - APART:
-            continue  # among the original: its name alone can be read there
+        axis.plot(row.log_odds, row.damage, "s" if is_reference else "o", color=colour, ms=5)
+        if row.family != "reference" and row.log_odds > references.max() - MIN_LABEL_DISTANCE:
+            continue  # close to the original: names would cover each other there
         axis.annotate(
             row.method,
             (row.log_odds, row.damage),
@@ -132,11 +131,11 @@ def against_the_oracle(table: pd.DataFrame, *, log_odds: float, damage: float) -
 
 
 def learning_curves(curves: pd.DataFrame, shown: Sequence[str]) -> Figure:
-    """P(target) while the fact is taught, mean over facts and seeds; the oracle's in black.
+    """Draw P(target) while models are trained on the fact, mean over facts and seeds.
 
     Args:
         curves: method, step, probability.
-        shown: Methods to draw besides the oracle, in this order.
+        shown: Methods to draw besides the oracle (in black), in this order.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
     mean = curves.groupby(["method", "step"])["probability"].mean()
@@ -148,6 +147,6 @@ def learning_curves(curves: pd.DataFrame, shown: Sequence[str]) -> Figure:
         axis.plot(range(len(steps)), mean[name], style, marker="o", ms=3, color=colour, label=name)
     axis.plot(range(len(steps)), mean["oracle"], color="black", lw=2.5, label="oracle")
     axis.set_xticks(range(len(steps)), steps)
-    axis.set(xlabel="steps of teaching", ylabel="P(target), held-out wordings", ylim=(-0.02, 1.02))
+    axis.set(xlabel="training steps", ylabel="P(target), held-out wordings", ylim=(-0.02, 1.02))
     axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -1,4 +1,4 @@
-"""Figures of the chapters on sparse autoencoders: data in, a matplotlib figure out."""
+"""Figures of chapters 04 and 05: sparse autoencoders."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
-from helpers.plots.edits import DASHES
+from helpers.plots.base import BLUE, DASHES, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
 
 
 def training_curves(metrics: dict[str, pd.DataFrame]) -> Figure:
-    """Unexplained variance and dead latents while SAEs are trained.
+    """Draw unexplained variance and dead latents while SAEs are trained.
 
     Args:
         metrics: Name → lines of metrics: step, mse, dead.
@@ -33,10 +32,10 @@ def training_curves(metrics: dict[str, pd.DataFrame]) -> Figure:
 
 
 def unexplained(table: pd.DataFrame) -> Figure:
-    """Unexplained variance against the numbers a vector is written with, for SAEs and rivals.
+    """Draw unexplained variance against the numbers a vector is written with.
 
     Args:
-        table: name, numbers, fvu, low, high (NaN without an interval); a line a name.
+        table: name (an SAE or a baseline), numbers, fvu, low, high (NaN without an interval).
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 3.0))
     for (name, part), colour in zip(table.groupby("name", sort=False), COLOURS * 9, strict=False):
@@ -53,23 +52,23 @@ def unexplained(table: pd.DataFrame) -> Figure:
 
 
 def feature_density(density: np.ndarray, *, n: int) -> Figure:
-    """How often latents are active: their density on a logarithmic scale.
+    """Draw the distribution of feature densities on a logarithmic scale.
 
     Args:
-        share: Share of the vectors on which each latent is active.
-        n: Vectors; latents active on none are drawn at the left edge.
+        density: Fraction of the vectors on which each latent is active.
+        n: Number of vectors; latents active on none are drawn at the left edge.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 2.4))
     floor = 0.5 / n
     edges = np.geomspace(floor, 1, 50)
-    axis.hist(np.clip(share, floor, 1), edges, color=BLUE)
+    axis.hist(np.clip(density, floor, 1), edges, color=BLUE)
     axis.set(xlabel="share of tokens on which a latent is active", ylabel="latents")
     log_scale(axis, "x")
     return figure
 
 
 def detectors(table: pd.DataFrame) -> Figure:
-    """How well the best unit of each kind detects a concept: means with intervals.
+    """Draw how well the best unit of each kind detects a concept: means with intervals.
 
     Args:
         table: kind, metric, value, low, high; a panel a metric.
@@ -88,19 +87,19 @@ def detectors(table: pd.DataFrame) -> Figure:
 
 
 def each_concept(table: pd.DataFrame, *, marked: str, x: str, y: str) -> Figure:
-    """One point a concept: the best unit of one kind against that of another.
+    """Draw one point a concept: the best unit of one kind against that of another.
 
     Args:
         table: concept and the two columns.
-        marked: Concept to mark.
+        marked: The marked concept.
         x: Column of the one kind, which is also its label.
         y: Column of the other.
     """
     figure, axis = plt.subplots(figsize=(3.6, 3.4))
     axis.plot([0, 1], [0, 1], color=GREY, lw=1)
     axis.plot(table[x], table[y], "o", ms=4, color=BLUE, alpha=0.6)
-    mine = table[table["concept"] == marked]
-    axis.plot(mine[x], mine[y], "o", ms=7, color=ORANGE, label=marked)
+    marked_row = table[table["concept"] == marked]
+    axis.plot(marked_row[x], marked_row[y], "o", ms=7, color=ORANGE, label=marked)
     axis.set(xlabel=f"F1 of the best {x}", ylabel=f"F1 of the best {y}")
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axis.legend(loc="lower right")
@@ -108,7 +107,7 @@ def each_concept(table: pd.DataFrame, *, marked: str, x: str, y: str) -> Figure:
 
 
 def by_candidates(table: pd.DataFrame) -> Figure:
-    """F1 of the best of ever more candidates, for each kind of unit.
+    """Draw F1 of the best of ever more candidates, for each kind of unit.
 
     Args:
         table: kind, candidates, value, low, high.
@@ -126,7 +125,7 @@ def by_candidates(table: pd.DataFrame) -> Figure:
 
 
 def means_by_step(table: pd.DataFrame, *, x: str, lines: Sequence[str], xlabel: str) -> Figure:
-    """Means with intervals of several quantities against one.
+    """Draw means with intervals of several quantities against one.
 
     Args:
         table: `x`, and name, value, low, high.
@@ -146,11 +145,11 @@ def means_by_step(table: pd.DataFrame, *, x: str, lines: Sequence[str], xlabel: 
 
 
 def effects(table: pd.DataFrame, *, unit: str = "nats") -> Figure:
-    """What latents at the subject add to the answer, layer by layer.
+    """Draw the effects of latents at the subject on the answer, layer by layer.
 
     Args:
         table: layer, name, value, low, high; bars side by side.
-        unit: Of the values.
+        unit: Unit of the values.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
     layers, names = list(table["layer"].unique()), list(table["name"].unique())

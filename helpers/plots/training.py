@@ -1,4 +1,4 @@
-"""Figures of the chapter on training and inference-time unlearning."""
+"""Figures of chapter 07: training and inference-time unlearning."""
 
 from collections.abc import Mapping
 
@@ -7,17 +7,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.plots import BLUE, GREY, WIDTH, label_lens
-from helpers.plots.edits import CYCLE, DASHES, MARKERS, label_tradeoff
+from helpers.plots.base import BLUE, CYCLE, DASHES, GREY, MARKERS, WIDTH
+from helpers.plots.edits import label_tradeoff
+from helpers.plots.propagation import label_lens
 
 
 def change_by_layer(tables: Mapping[str, pd.DataFrame], n_layers: int) -> Figure:
-    """Where a change sits: a panel a method, a row a matrix, a column a layer.
+    """Draw the size of a change: a panel a method, a row a matrix, a column a layer.
 
     Args:
         tables: Method → one row a matrix: layer, matrix, relative (norm of the change / norm of the
             matrix).
-        n_layers: Of the model.
+        n_layers: Layers of the model.
     """
     names = list(dict.fromkeys(m for t in tables.values() for m in t["matrix"]))
     n = len(tables)
@@ -38,7 +39,7 @@ def change_by_layer(tables: Mapping[str, pd.DataFrame], n_layers: int) -> Figure
 
 
 def lens_before_and_after(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """The answer layer by layer: mean probability and median rank, a line a state of the model.
+    """Draw the answer layer by layer: mean probability and median rank, a line a model.
 
     Args:
         tables: Name → `helpers.tracing.logit_lens`; the first is the original.
@@ -57,7 +58,9 @@ def lens_before_and_after(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def search_curve(runs: pd.DataFrame) -> Figure:
-    """Every run of a search for settings: forgetting against collateral; what was chosen is filled.
+    """Draw forgetting against collateral for every run of a hyperparameter search.
+
+    The selected runs are filled.
 
     Args:
         runs: One row a method and setting: method, forgotten, kept, chosen (whether it is).
@@ -68,16 +71,16 @@ def search_curve(runs: pd.DataFrame) -> Figure:
         marker = MARKERS[k // len(CYCLE) % len(MARKERS)]
         colour = CYCLE[k % len(CYCLE)]
         for is_chosen, face in ((False, "none"), (True, colour)):
-            mine = part[part["chosen"] == is_chosen]
+            points = part[part["chosen"] == is_chosen]
             label = name if is_chosen else None
-            x, y = mine["forgotten"], 1 - mine["kept"]
+            x, y = points["forgotten"], 1 - points["kept"]
             axis.plot(x, y, marker, mec=colour, mfc=face, ms=6, lw=0, label=label)
     label_tradeoff(axis)
     return figure
 
 
 def likelihoods(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> Figure:
-    """P(target) of each wording before and after, a panel a method.
+    """Draw P(target) of each prompt before and after, a panel a method.
 
     Args:
         before: Method → probability of each prompt in the original model.

@@ -1,4 +1,4 @@
-"""Figures of the chapter on verification."""
+"""Figures of chapters 09 and 10: verification, and the leaderboard."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,19 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from helpers.plots import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
+from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 
 COLOURS = {"original": GREY, "never known": GREEN, "edited": ORANGE, "hidden": BLUE}
-LEAST = 1e-4  # a share of P(target) that is drawn as the least
+MIN_REMAINING = 1e-4  # of P(target): smaller values are drawn here
 MARKERS = {"original": "D", "never known": "s", "edited": "o", "hidden": "^"}
 
 
 def scores(table: pd.DataFrame, *, xlabel: str) -> Figure:
-    """A row an attack, a point a model: mean score, with its range over prompts.
+    """Draw mean scores with their range over prompts: a row an attack, a point a model.
 
     Args:
         table: One row a prompt: attack, who, score.
-        xlabel: What the score is.
+        xlabel: Label of the score.
     """
     names = list(dict.fromkeys(table["attack"]))
     whos = [w for w in COLOURS if w in set(table["who"])]
@@ -41,12 +41,12 @@ def scores(table: pd.DataFrame, *, xlabel: str) -> Figure:
 
 
 def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence[str]) -> Figure:
-    """A panel an attack: mean score of each model over the attack's budget.
+    """Draw each model's mean score over the attack's budget, a panel an attack.
 
     Args:
         table: One row a prompt and budget: attack, who, budget, score.
-        budgets: Attack → what its budget counts.
-        ylabels: One a panel.
+        budgets: Attack → label of its budget.
+        ylabels: Label of each panel.
     """
     names = [n for n in budgets if n in set(table["attack"])]
     columns = min(3, max(1, len(names)))
@@ -73,22 +73,22 @@ def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence
 
 
 def shares(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) -> Figure:
-    """Share of the knowledge that each attack recovers, with its interval and the margins.
+    """Draw the recovery ratio of each attack, with its interval and the equivalence bounds.
 
     Args:
         tables: Who → `Verdict.attacks`.
-        gone: Margin below which an attack recovers nothing.
-        hidden: Share from which on the fact is hidden.
+        gone: Bound below which an attack recovers nothing.
+        hidden: Ratio from which the fact counts as hidden.
     """
     names = list(dict.fromkeys(n for t in tables.values() for n in t["attack"]))
     figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.3 * len(names)))
     axis.axvspan(-gone, gone, color=GREEN, alpha=0.15, lw=0)
     axis.axvline(hidden, color=PINK, lw=1, ls="--")
     for k, (who, table) in enumerate(tables.items()):
-        here = table.dropna(subset=["share"])
-        y = np.array([names.index(n) for n in here["attack"]]) + 0.22 * (k - (len(tables) - 1) / 2)
-        axis.hlines(y, here["low"], here["high"], color=COLOURS[who], lw=1.5)
-        axis.plot(here["share"], y, MARKERS[who], color=COLOURS[who], ms=5, label=who)
+        part = table.dropna(subset=["share"])
+        y = np.array([names.index(n) for n in part["attack"]]) + 0.22 * (k - (len(tables) - 1) / 2)
+        axis.hlines(y, part["low"], part["high"], color=COLOURS[who], lw=1.5)
+        axis.plot(part["share"], y, MARKERS[who], color=COLOURS[who], ms=5, label=who)
     axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xlabel="share of the knowledge recovered (0: as never known, 1: as the original)")
@@ -98,7 +98,7 @@ def shares(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) ->
 
 
 def auroc_vs_controls(table: pd.DataFrame) -> Figure:
-    """AUC of each attack's score between a known-hidden model and never-known facts.
+    """Draw each attack's AUROC between a known-hidden model and control facts.
 
     Args:
         table: attack, edited, present.
@@ -117,9 +117,9 @@ def auroc_vs_controls(table: pd.DataFrame) -> Figure:
 
 
 def front(board: pd.DataFrame) -> Figure:
-    """Every method by what it leaves of the target and what it keeps; the front joined by a line.
+    """Draw every method by remaining P(target) and retention, with the Pareto front as a line.
 
-    The good methods differ by how little they leave: that axis is logarithmic, least on the right.
+    The good methods differ in small remainders: that axis is logarithmic, least on the right.
 
     Args:
         board: One row a method: method, family, forgotten, kept, front.
@@ -127,36 +127,36 @@ def front(board: pd.DataFrame) -> Figure:
     colours = dict(zip(board["family"].unique(), (BLUE, ORANGE, GREEN, PINK), strict=False))
     colours["control"] = GREY
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
-    board = board.assign(left=(1 - board["forgotten"]).clip(lower=LEAST))
+    board = board.assign(remaining=(1 - board["forgotten"]).clip(lower=MIN_REMAINING))
     best = board[board["front"]].sort_values("forgotten")
-    axis.plot(best["left"], best["kept"], color="black", lw=0.8, zorder=1)
+    axis.plot(best["remaining"], best["kept"], color="black", lw=0.8, zorder=1)
     for family, part in board.groupby("family", sort=False):
-        axis.plot(part["left"], part["kept"], "o", color=colours[family], ms=5, label=family)
+        axis.plot(part["remaining"], part["kept"], "o", color=colours[family], ms=5, label=family)
     log_scale(axis, "x")
     axis.set(
         xlabel="P(target) left: after / before",
         ylabel="kept: P(answer) after / before",
-        xlim=(1.2, board["left"].min() / 3),
+        xlim=(1.2, board["remaining"].min() / 3),
         ylim=(None, 1.1),
     )
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
-    _name_points(axis, board.dropna(subset=["left", "kept"]), colours)
+    _name_points(axis, board.dropna(subset=["remaining", "kept"]), colours)
     return figure
 
 
 def _name_points(axis: Axes, points: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    """Each method's name beside its point: where it covers least of the points and names so far."""
+    """Write each method's name where it covers least of the points and names so far."""
     figure = axis.figure
     figure.draw_without_rendering()  # places the axes
-    at = axis.transData.transform(points[["left", "kept"]])
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
-    for row in points.sort_values("left").itertuples():
-        tried = []
+    at = axis.transData.transform(points[["remaining", "kept"]])
+    occupied = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
+    for row in points.sort_values("remaining").itertuples():
+        candidates = []
         for up in (4, -9, 12, -17, 20, -25):
             for side, dx in (("left", 4), ("right", -4)):
                 name = axis.annotate(
                     row.method,
-                    (row.left, row.kept),
+                    (row.remaining, row.kept),
                     xytext=(dx, up),
                     textcoords="offset points",
                     ha=side,
@@ -165,11 +165,11 @@ def _name_points(axis: Axes, points: pd.DataFrame, colours: Mapping[str, str]) -
                 )
                 box = name.get_window_extent()
                 outside = not (axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1 + 20)
-                overlaps = [Bbox.intersection(box, t) for t in taken]
-                hidden = sum(b.width * b.height for b in overlaps if b is not None)
-                tried.append((hidden + 1e4 * outside, len(tried), name, box))
-        _, _, best, box = min(tried, key=lambda x: x[:2])
-        taken.append(box)
-        for _, _, name, _ in tried:
+                overlaps = [Bbox.intersection(box, other) for other in occupied]
+                covered = sum(b.width * b.height for b in overlaps if b is not None)
+                candidates.append((covered + 1e4 * outside, len(candidates), name, box))
+        _, _, best, box = min(candidates, key=lambda x: x[:2])
+        occupied.append(box)
+        for _, _, name, _ in candidates:
             if name is not best:
                 name.remove()

@@ -13,12 +13,14 @@ import pytest
 from fake_book import TITLES, code, copy_sources, fake_run, glue
 from nbformat.v4 import new_output
 
-from helpers import plots
 from helpers.book import build as book
 from helpers.book.check import check
 from helpers.book.tables import sortable, styled
 from helpers.io.safe_text import escape_markdown, visible
+from helpers.plots.base import use_style
 from helpers.plots.dashboards import Context, Dashboard
+from helpers.plots.model_and_facts import known_facts, likeliest_answers
+from helpers.plots.neurons import ranks_by_layer
 
 FIRST, SECOND, *_ = TITLES
 # Everything that something on the way to a page may obey: Jinja, HTML, MyST's roles, directives and
@@ -184,16 +186,16 @@ def test_the_check_finds_what_would_run(tmp_path, page, problem):
 
 @pytest.mark.parametrize("name", ["Ke$$ha", "A$AP and $b$", "x_{1}^2", "\\frac{a}{b}"])
 def test_figures_show_a_name_as_it_is(name):
-    plots.use_style()
+    use_style()
     table = pd.DataFrame(
         {"subject": [name, "b"], "probability": [0.5, 0.1], "lowest": [0.4, 0.0]}
         | {"highest": [0.6, 0.2], "known": [True, False]}
     )
     ranks = pd.DataFrame({"layer": [0, 1], "group": [name] * 2, "rank": [3, 99]})
     figures = [
-        plots.known_facts(table, name),
-        plots.likeliest_answers([name], [[(name, 0.5), ("\n", 0.1)]]),
-        plots.ranks_by_layer(ranks),
+        known_facts(table, name),
+        likeliest_answers([name], [[(name, 0.5), ("\n", 0.1)]]),
+        ranks_by_layer(ranks),
     ]
     for figure in figures:
         figure.canvas.draw()

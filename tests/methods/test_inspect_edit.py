@@ -56,6 +56,6 @@ def test_a_change_along_a_latent_overlaps_with_it_alone(tiny_model, family, site
     assert table.loc[0, "share"] == pytest.approx(1.0, abs=1e-5)
     expected = float(sae.W_dec[7] @ d) ** 2
     assert float(table.set_index("latent")["share"][7]) == pytest.approx(expected, abs=1e-5)
-    elsewhere = build(sae.cfg.but(layer=2))
+    elsewhere = build(sae.cfg.replace(layer=2))
     with pytest.raises(UserError, match=r"\(layer 2\) was changed"):
         latent_overlap(model, edit, elsewhere)

@@ -141,7 +141,7 @@ def test_bad_saes_are_refused(planted, own_pair, grown_model, tmp_path):
         ({"model_hash": "0" * 16}, "another model"),
         ({"layer": 7}, "no layer 7"),
     ):
-        other = build(sae.cfg.but(**change))
+        other = build(sae.cfg.replace(**change))
         save_sae(other, tmp_path / "other")
         with pytest.raises(UserError, match=sentence):
             unlearn(model, own_pair, "sae_pair", saes=(str(tmp_path / "other"),))

@@ -92,6 +92,6 @@ def test_bad_saes_are_told_in_one_sentence(tiny_model, tmp_path):
         unlearn(model, pair, "sae_direction")
     with pytest.raises(UserError, match="autoencoders of mlp"):
         unlearn(model, pair, "pisces", saes=(folder,))
-    save_sae(build(sae.cfg.but(model_hash="0" * 16)), tmp_path / "other")
+    save_sae(build(sae.cfg.replace(model_hash="0" * 16)), tmp_path / "other")
     with pytest.raises(UserError, match="another model"):
         unlearn(model, pair, "sae_direction", saes=(str(tmp_path / "other"),))
