@@ -126,7 +126,7 @@ def evaluation_pairs(
     if n == len(own):
         return own
     drawn = known_pairs(
-        model, pair.nearest_relation, "heldout", n=n - len(own), seed=seed, besides=pair
+        model, pair.factbook_relation, "heldout", n=n - len(own), seed=seed, besides=pair
     )
     return own + drawn
 
@@ -397,7 +397,7 @@ def editing_methods(
         if "saes" not in entry.hyperparameters():
             found[name] = {}
             continue
-        reads = getattr(entry.function, "reads", ("mlp_in",))
+        reads = entry.sae_sites or ("mlp_in",)
         by_site = [tuple(f for f, site in sites.items() if site == s) for s in reads]
         if fits := next(filter(None, by_site), ()):
             found[name] = {"saes": fits}

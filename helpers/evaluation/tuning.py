@@ -5,7 +5,7 @@
 Each method is tried with two values of two of its hyperparameters, up to four runs a fact, on
 development facts and wordings. A setting is chosen by the mean balance of what is forgotten and
 what is kept (`helpers.evaluation.tradeoff`). Every run is written down at once, so a search that
-was stopped goes on where it was; the record is kept beside the methods, and their defaults follow.
+was stopped goes on where it was. The record is kept in `profiles/`, and defaults follow it.
 """
 
 import argparse
@@ -33,26 +33,26 @@ from helpers.models import DEFAULT, load_model, model_hash
 
 log = logging.getLogger(__name__)
 
-RECORD = REPOSITORY / "helpers" / "methods" / "training" / "tuned.json"
+RECORD = REPOSITORY / "profiles" / "tuned_hyperparameters.json"
 SIZES = Sizes("dev", 6)
 RATES, ADAPTER_RATES = (1e-4, 4e-4), (2e-3, 8e-3)
 ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
 GRID: dict[str, dict[str, tuple]] = {
-    "gradient_ascent": {"lr": RATES, "stop_at": (0.02, 0.2)},
-    "gradient_difference": {"lr": RATES, "retain": (1.0, 5.0)},
-    "kl_minimisation": {"lr": RATES, "retain": (1.0, 10.0)},
+    "gradient_ascent": {"lr": RATES, "early_stop_ratio": (0.02, 0.2)},
+    "gradient_difference": {"lr": RATES, "retain_weight": (1.0, 5.0)},
+    "kl_minimisation": {"lr": RATES, "retain_weight": (1.0, 10.0)},
     "npo": {"lr": RATES, "beta": (0.1, 1.0)},
-    "simnpo": {"lr": RATES, "forget": (0.125, 1.0)},
-    "idk": {"lr": RATES, "retain": (1.0, 5.0)},
+    "simnpo": {"lr": RATES, "forget_weight": (0.125, 1.0)},
+    "idk": {"lr": RATES, "retain_weight": (1.0, 5.0)},
     "idk_dpo": {"lr": RATES, "beta": (0.1, 1.0)},
-    "rmu": {"lr": (1e-3, 4e-3), "c": (1.0, 4.0)},
-    "undial": {"lr": RATES, "retain": (0.0, 1.0)},
-    "weighted_ascent": {"lr": RATES, "retain": (1.0, 5.0)},
+    "rmu": {"lr": (1e-3, 4e-3), "steering_coeff": (1.0, 4.0)},
+    "undial": {"lr": RATES, "retain_weight": (0.0, 1.0)},
+    "weighted_ascent": {"lr": RATES, "retain_weight": (1.0, 5.0)},
     "elm": {"lr": ADAPTER_RATES, "eta": (10.0, 100.0)},
     "crisp": {"lr": ADAPTER_RATES, "beta": (0.5, 0.99)},
     "task_vector": {"lr": (2e-5, 1e-4), "alpha": (2.0, 5.0)},
     "sae_clamp": {"strength": (1.0, 4.0), "n_latents": (1, 3)},
-    "dynamic_clamp": {"strength": (1.0, 4.0), "share": (0.05, 0.2)},
+    "dynamic_clamp": {"strength": (1.0, 4.0), "min_active_fraction": (0.05, 0.2)},
     "who_is": {"lr": (5e-4, 2e-3), "alpha": (2.0, 5.0)},
     "in_context": {"request": REQUESTS},
 }
@@ -89,7 +89,9 @@ def search(
         UserError: The record is of another model.
     """
     path, stamp = Path(record), model_hash(model)
-    content = read_json(path) if path.exists() else {"model_hash": stamp, "runs": []}
+    content = (
+        _current_names(read_json(path)) if path.exists() else {"model_hash": stamp, "runs": []}
+    )
     if content["model_hash"] != stamp:
         raise UserError(f"{path} is of another model: name another file with --record.")
     done = {_key(r["method"], r["subject"], r["settings"]) for r in content["runs"]}
@@ -152,7 +154,22 @@ def chosen(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def tuned(record: str | Path = RECORD) -> dict[str, Any]:
     """The committed record of the search: `chosen`, `runs`, and where they come from."""
-    return read_json(record)
+    return _current_names(read_json(record))
+
+
+def _current_names(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with today's names of hyperparameters, which an older one may lack."""
+
+    def renamed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return METHODS[name].hparams.current_names(settings) if name in METHODS else settings
+
+    by_method = {
+        part: {name: renamed(name, settings) for name, settings in record[part].items()}
+        for part in ("chosen", "defaults")
+        if part in record
+    }
+    runs = [run | {"settings": renamed(run["method"], run["settings"])} for run in record["runs"]]
+    return record | by_method | {"runs": runs}
 
 
 def _key(name: str, subject: str, settings: Mapping[str, Any]) -> str:

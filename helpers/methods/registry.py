@@ -36,10 +36,10 @@ class Hyperparameters:
         """
         names = {field.name for field in fields(cls)}
         old_names = RENAMED | dict(cls.RENAMED)
-        renamed = {
-            name if name in names else old_names.get(name, name): value
-            for name, value in given.items()
-        }
+        renamed = {}
+        for name, value in given.items():
+            new_name = old_names.get(name)
+            renamed[new_name if name not in names and new_name in names else name] = value
         return {
             name: RENAMED_VALUES.get((name, value), value) if isinstance(value, str) else value
             for name, value in renamed.items()

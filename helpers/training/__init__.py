@@ -1,1 +1,1 @@
-""""""
+"""Training by gradient descent: examples, the loop, and LoRA."""

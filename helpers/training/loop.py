@@ -1,18 +1,13 @@
-"""The one gradient loop: for methods that unlearn by training, for attacks that relearn, and for
-models trained from scratch.
+"""The gradient loop of methods that train, of relearning attacks, and of models from scratch.
 
-Batches and random numbers are functions of the seed and the step, so a training that was stopped
-and goes on from its checkpoint passes through the same numbers as one that was not stopped.
+Batches and random numbers are functions of the seed and the step. So a training that was stopped
+and resumes from its checkpoint computes the same numbers as one that was not stopped.
 """
 
 import contextlib
-import ctypes
-import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +18,13 @@ from torch import Tensor, nn
 from helpers.errors import UserError
 from helpers.io.hashing import content_hash
 from helpers.io.progress_bar import bar
-from helpers.io.safe_text import visible
-from helpers.io.sealed import DamagedError, delete, read_sealed, write_sealed
 from helpers.models.parameters import choose_parameters, trainable
+from helpers.training.state import MAX_GRAD_NORM, Checkpoint, History, TrainingState
 
 __all__ = ["History", "choose_parameters", "train", "trainable"]
 
-log = logging.getLogger(__name__)
-
 Loss = Callable[[nn.Module, Any], Tensor]
-FULL_PRECISION = (torch.float32, torch.float64)
-CHECKPOINT_SECONDS = 60.0
-GOOD_EVERY = 4  # steps between two copies of the last good numbers: each costs a step some 3 %
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
-
-
-@dataclass
-class History:
-    """What happened, step by step.
-
-    Attributes:
-        losses: Loss of each step, mean over its accumulated batches.
-        norms: Norm of each step's gradient before it is clipped.
-        seconds: Wall-clock time, of earlier runs of the same training too.
-        stopped: Whether `stop` ended it.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    stopped: bool = False
-
-    @property
-    def steps(self) -> int:
-        """Steps made."""
-        return len(self.losses)
+SNAPSHOT_EVERY = 4  # steps between two snapshots for a rollback: each costs a step some 3 %
 
 
 def train(
@@ -70,9 +36,7 @@ def train(
     lr: float | Callable[[int], float],
     parameters: Sequence[str] | None = None,
     weight_decay: float = 0.0,
-    warmup: int = 0,
-    accumulate: int = 1,
-    clip: float = 1.0,
+    gradient_accumulation_steps: int = 1,
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
     stop: Callable[[int], bool] | None = None,
@@ -81,221 +45,132 @@ def train(
 ) -> History:
     """Minimise `loss` over `batches` by AdamW (Loshchilov & Hutter 2019), in place.
 
-    The module stays in the mode (training or evaluation) that it is in. Parameters of low precision
-    are trained through a float32 copy: steps that are too small for them would be lost.
+    The module stays in its mode (training or evaluation). Parameters of low precision are trained
+    through a float32 copy, since steps that are too small for them would be lost. Gradients are
+    clipped to the norm `MAX_GRAD_NORM`.
 
     Args:
-        module: A torch module; of a loaded model, `model._module`.
+        module: A torch module; of a loaded model, `torch_module(model)`.
         loss: (module, batch) → scalar.
-        batches: A list, gone through again and again in an order drawn by the seed; or a function
-            from 0, 1, 2, ... to a batch.
+        batches: A list, all of which is used again and again in an order drawn by the seed; or a
+            function from 0, 1, 2, ... to a batch.
         steps: Steps of the optimiser.
         lr: Learning rate, or a function from the step to it.
-        parameters: Names of what is trained, all by default; the others are frozen meanwhile.
-        weight_decay: Of tensors with at least two axes.
-        warmup: Over so many steps the rate rises linearly from 0.
-        accumulate: Batches a step; their losses are averaged.
-        clip: Largest norm of the gradient; 0 leaves it as it is.
-        seed: Draws the order of batches and everything random inside of `loss`.
-        on_step: Called after each step with the steps done and the loss.
-        stop: Called after each step with the steps done; true ends the training.
-        checkpoint: A file from which a stopped training goes on, and which is gone when it is done.
-            Written every `CHECKPOINT_SECONDS`, or so many times as long as writing takes. One that
-            is damaged is deleted, and the training starts anew.
+        parameters: Names of the trained parameters, all by default; the others are frozen
+            meanwhile.
+        weight_decay: Decay of tensors with at least two axes.
+        gradient_accumulation_steps: Batches a step; their losses are averaged.
+        seed: Draws the order of batches and everything random inside `loss`.
+        on_step: Called after each step with the number of steps done and the loss.
+        stop: Called after each step with the number of steps done; true ends the training.
+        checkpoint: A file from which a stopped training resumes, and which is deleted when it is
+            done. Written every `CHECKPOINT_SECONDS`, or every 60 times the time that one write
+            takes, whichever is longer. A damaged one is deleted, and the training starts anew.
         identity: Plain data that says which data and loss these are; another training's checkpoint
             is refused.
 
     Raises:
         UserError: There is nothing to train or to train on, or the checkpoint is of another
             training.
-        DivergedError: The loss is not finite; the weights are then the last ones kept (every fourth
-            step) for which it was.
+        DivergedError: The loss is not finite. The weights are then those of the last snapshot
+            (every fourth step), for which it was.
     """
     if not callable(batches) and not len(batches):
         raise UserError("There is nothing to train on: give at least one batch.")
-    if steps < 1 or accumulate < 1:
-        raise UserError(f"steps is {steps} and accumulate {accumulate}: both are at least 1.")
+    if steps < 1 or gradient_accumulation_steps < 1:
+        raise UserError(
+            f"steps is {steps} and gradient_accumulation_steps {gradient_accumulation_steps}: "
+            "both are at least 1."
+        )
     batch_at = batches if callable(batches) else lambda i: epoch_batch(batches, i, seed=seed)
-    rate = lr if callable(lr) else lambda step: lr * min(1.0, (step + 1) / max(1, warmup))
-    history = History()
+    lr_at = lr if callable(lr) else lambda step: lr
     with (
         torch.enable_grad(),
-        trainable(module, parameters) as found,
-        _own_randomness(),
-        _kept_memory(),
-        bar("training", steps) as shown,
+        trainable(module, parameters) as trained,
+        forked_rng(),
+        bar("training", steps) as progress,
     ):
-        state = _State(found, weight_decay)
-        rates = "a function" if callable(lr) else lr
-        about = content_hash(steps, rates, accumulate, clip, weight_decay, seed, identity)
-        path = None if checkpoint is None else Path(checkpoint)
-        if path is not None:
-            about = content_hash(about, list(found), [content_hash(p) for p in found.values()])
-            history = state.resume(path, about)
-        shown.update(history.steps)
-        began = time.perf_counter() - history.seconds
-        due = time.perf_counter() + CHECKPOINT_SECONDS
+        state = TrainingState(trained, weight_decay)
+        run_id = content_hash(
+            steps,
+            "a function" if callable(lr) else lr,
+            gradient_accumulation_steps,
+            MAX_GRAD_NORM,
+            weight_decay,
+            seed,
+            identity,
+        )
+        file = None if checkpoint is None else Checkpoint(Path(checkpoint), run_id, trained)
+        history = file.resume(state) if file else History()
+        progress.update(history.steps)
+        start_time = time.perf_counter() - history.seconds
         while history.steps < steps and not history.stopped:
             step = history.steps
-            total = 0.0
-            for i in range(step * accumulate, (step + 1) * accumulate):
-                torch.manual_seed((seed * 1_000_003 + i) % 2**63)
-                value = loss(module, batch_at(i)) / accumulate
-                total += value.item()
-                if not math.isfinite(total):
-                    raise DivergedError("loss", step, rate(step), state.back())
-                value.backward()
-            norm = state.gradient_norm(clip)
+            mean_loss = _backward(module, loss, batch_at, step, gradient_accumulation_steps, seed)
+            if not math.isfinite(mean_loss):
+                raise DivergedError("loss", step, lr_at(step), state.rollback())
+            norm = state.clipped_gradient_norm()
             if not math.isfinite(norm):
-                raise DivergedError("gradient", step, rate(step), step)
-            if step - state.good_at >= GOOD_EVERY:
-                state.keep(step)
-            state.step(rate(step))
-            history.losses.append(total)
+                raise DivergedError("gradient", step, lr_at(step), step)
+            if step - state.snapshot_step >= SNAPSHOT_EVERY:
+                state.take_snapshot(step)
+            state.step(lr_at(step))
+            history.losses.append(mean_loss)
             history.norms.append(norm)
-            shown.set_postfix(loss=total, refresh=False)
-            shown.update()
+            progress.set_postfix(loss=mean_loss, refresh=False)
+            progress.update()
             if on_step:
-                on_step(step + 1, total)
+                on_step(step + 1, mean_loss)
             history.stopped = bool(stop and stop(step + 1))
-            history.seconds = time.perf_counter() - began
-            if path is not None and (now := time.perf_counter()) >= due:
-                state.write(path, about, history)
-                took = time.perf_counter() - now
-                due = now + took + CHECKPOINT_SECONDS * max(1.0, took)
-    if path is not None:
-        path.unlink(missing_ok=True)
+            history.seconds = time.perf_counter() - start_time
+            if file:
+                file.write_if_due(state, history)
+    if file:
+        file.delete()
     return history
 
 
-class _State:
-    """The trained numbers in full precision, their optimiser, and the last good numbers."""
+def _backward(
+    module: nn.Module,
+    loss: Loss,
+    batch_at: Callable[[int], Any],
+    step: int,
+    n_batches: int,
+    seed: int,
+) -> float:
+    """Add up the gradients of one step's batches; return their mean loss.
 
-    def __init__(self, parameters: dict[str, nn.Parameter], weight_decay: float):
-        self.names, self.parameters = list(parameters), list(parameters.values())
-        self.masters = [
-            p if p.dtype in FULL_PRECISION else p.detach().float().requires_grad_()
-            for p in self.parameters
-        ]
-        self.good, self.good_at = [m.detach().clone() for m in self.masters], 0
-        groups = [
-            {"params": [m for m in self.masters if m.ndim > 1], "weight_decay": weight_decay},
-            {"params": [m for m in self.masters if m.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [g for g in groups if g["params"]]
-        fused = len({m.device for m in self.masters}) == 1
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, fused=fused)
-
-    def gradient_norm(self, clip: float) -> float:
-        for p, m in zip(self.parameters, self.masters, strict=True):
-            if m is not p and p.grad is not None:
-                m.grad, p.grad = p.grad.float(), None
-        norm = nn.utils.clip_grad_norm_(self.masters, clip or math.inf)
-        return norm.item()
-
-    def keep(self, step: int) -> None:
-        """Remember the numbers, for which the loss was finite."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.good, self.masters)
-        self.good_at = step
-
-    def step(self, rate: float) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self._publish()
-
-    def back(self) -> int:
-        """Take the numbers that were kept last; returns of which step they are."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.masters, self.good)
-        self._publish()
-        return self.good_at
-
-    def _publish(self) -> None:
-        with torch.no_grad():
-            for p, m in zip(self.parameters, self.masters, strict=True):
-                if m is not p:
-                    p.copy_(m)
-
-    def write(self, path: Path, about: str, history: History) -> None:
-        tensors = {
-            f"parameter.{n}": m.detach() for n, m in zip(self.names, self.masters, strict=True)
-        }
-        for name, m in zip(self.names, self.masters, strict=True):
-            kept = self.optimiser.state[m]
-            tensors |= {f"{k}.{name}": kept[k] for k in MOMENTS if k in kept}
-        write_sealed(path, tensors, {"about": about, "history": json.dumps(vars(history))})
-
-    def resume(self, path: Path, about: str) -> History:
-        """Go on from a checkpoint.
-
-        One that is damaged holds nothing that the training does not make again: it is deleted, with
-        a line in the log.
-
-        Raises:
-            UserError: It is of another training.
-        """
-        if not path.exists():
-            return History()
-        try:
-            tensors, notes = read_sealed(path)
-        except DamagedError as error:
-            log.warning("The training starts anew, as its checkpoint is of no use: %s", error)
-            delete(path)
-            return History()
-        if notes.get("about") != about:
-            raise UserError(
-                f"{visible(path)} is of another training: name another file or delete it."
-            )
-        history = History(**json.loads(notes["history"]))
-        with torch.no_grad():
-            for name, m in zip(self.names, self.masters, strict=True):
-                m.copy_(tensors[f"parameter.{name}"])
-                if f"exp_avg.{name}" in tensors:
-                    self.optimiser.state[m] = {
-                        k: tensors[f"{k}.{name}"].to(m.device) for k in MOMENTS
-                    }
-        self.keep(history.steps)
-        self._publish()
-        log.info("Training goes on at step %d.", history.steps)
-        return history
+    It stops at a loss that is not finite, whose gradients are not computed.
+    """
+    total = 0.0
+    for i in range(step * n_batches, (step + 1) * n_batches):
+        # Random numbers depend on the batch alone, so a resumed training draws the same.
+        torch.manual_seed((seed * 1_000_003 + i) % 2**63)
+        value = loss(module, batch_at(i)) / n_batches
+        total += value.item()
+        if not math.isfinite(total):
+            return total
+        value.backward()
+    return total
 
 
 @contextlib.contextmanager
-def _own_randomness() -> Iterator[None]:
-    """The caller's random numbers go on as if nothing had been drawn."""
+def forked_rng() -> Iterator[None]:
+    """Restore the caller's random state when the `with` block ends."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
 
 
-@contextlib.contextmanager
-def _kept_memory() -> Iterator[None]:
-    """What a step frees stays with the process for the next one; afterwards it goes back.
+def epoch_batch(batches: Sequence, step: int, *, seed: int) -> Any:
+    """Return the batch of a step, where each epoch visits all batches in an order of its own.
 
-    The C library of GNU/Linux gives large blocks back to the system at once, and to get them anew,
-    page by page, takes a sixth of a step of a small model; elsewhere nothing is changed.
+    Args:
+        batches: The batches of an epoch.
+        step: Number of the step, over all epochs.
+        seed: Draws the orders.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:  # as glibc's own thresholds are once a block of the largest size was freed
-        libc.mallopt(M_MMAP_MAX, 65536)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
-        libc.malloc_trim(0)
-
-
-def epoch_batch(batches: Sequence, i: int, *, seed: int) -> Any:
-    """The i-th batch when every round goes through all of them in an order of its own."""
-    turn, place = divmod(i, len(batches))
-    order = np.random.default_rng([seed, turn]).permutation(len(batches))
+    epoch, place = divmod(step, len(batches))
+    order = np.random.default_rng([seed, epoch]).permutation(len(batches))
     return batches[order[place]]
 
 
@@ -303,13 +178,20 @@ class DivergedError(UserError):
     """The loss or its gradient was not finite.
 
     Attributes:
-        told: What happened and what to do, without what the weights are now.
+        reason: The first part of the sentence, which does not say what the weights are now.
     """
 
-    def __init__(self, what: str, step: int, rate: float, kept: int):
-        """Says of which step the weights are."""
-        self.told = (
-            f"The {what} was not finite at step {step}: lower the learning rate (it is {rate:g}), "
-            "or add something that has to stay"
+    def __init__(self, quantity: str, step: int, lr: float, weights_step: int):
+        """Compose the sentence.
+
+        Args:
+            quantity: `loss` or `gradient`.
+            step: The step at which it was not finite.
+            lr: The learning rate there.
+            weights_step: The step of the weights that the model has now.
+        """
+        self.reason = (
+            f"The {quantity} was not finite at step {step}: lower the learning rate (it is {lr:g})"
+            ", or add something that has to stay"
         )
-        super().__init__(f"{self.told}; the weights are those of step {kept}.")
+        super().__init__(f"{self.reason}; the weights are those of step {weights_step}.")

@@ -1,8 +1,8 @@
 """LoRA: train two thin factors beside a matrix instead of the matrix (Hu et al. 2022).
 
-The factors are a parametrisation of the layer's own weight, so the layers stay the objects that
-nnsight and the anatomy hold, and everything that asks the model sees them. `Edit.to_peft`
-writes the result as an adapter of peft.
+The factors are a parametrisation of the layer's own weight. So the layers stay the objects that
+nnsight and the architecture hold, and every forward pass uses the factors; peft replaces layers.
+`Edit.to_peft` writes the result as an adapter of peft.
 """
 
 import contextlib
@@ -19,32 +19,46 @@ from helpers.errors import UserError
 
 
 class LoRA(nn.Module):
-    """W + left @ right, the left factor zero at first."""
+    """The parametrisation W + B A, with B zero at first.
 
-    def __init__(self, weight: Tensor, rank: int, draw: torch.Generator):
-        """Factors for one matrix as it is stored."""
+    Attributes:
+        lora_B: Left factor, (rows, rank).
+        lora_A: Right factor, (rank, columns).
+    """
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator):
+        """Draw factors for one matrix as it is stored.
+
+        Args:
+            weight: The matrix.
+            rank: Width of the factors.
+            generator: Draws A, uniformly within ±1/√columns.
+        """
         super().__init__()
         rows, columns = weight.shape
-        right = (2 * torch.rand(rank, columns, generator=draw) - 1) / math.sqrt(columns)
-        self.left = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
-        self.right = nn.Parameter(right.to(weight.device))
+        lora_A = (2 * torch.rand(rank, columns, generator=generator) - 1) / math.sqrt(columns)
+        self.lora_B = nn.Parameter(torch.zeros(rows, rank, device=weight.device))
+        self.lora_A = nn.Parameter(lora_A.to(weight.device))
 
     def forward(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        """The matrix with its change."""
-        return weight + (self.left @ self.right).to(weight.dtype)
+        """Return the matrix with its change."""
+        return weight + (self.lora_B @ self.lora_A).to(weight.dtype)
 
 
 @contextlib.contextmanager
 def lora_adapters(
     module: nn.Module, names: Sequence[str], *, rank: int, seed: int = 0
 ) -> Iterator[dict[str, LoRA]]:
-    """Factors beside the named matrices, for a `with` block; the matrices are then as before.
+    """Put factors beside the named matrices for a `with` block; remove them after it.
 
     Args:
         module: A torch module.
-        names: Names of weights; those that are no linear layer's are passed over.
+        names: Names of weights; those that are no linear layer's are skipped.
         rank: Width of the factors.
         seed: Draws the right factors.
+
+    Yields:
+        Name of the matrix → its factors.
 
     Raises:
         UserError: None of them is a linear layer's matrix, or the rank is not positive.
@@ -62,12 +76,12 @@ def lora_adapters(
             "There is no linear layer to put an adapter on: choose parameters such as 'mlps', or "
             "rank 0 to train them whole."
         )
-    draw = torch.Generator().manual_seed(seed)
-    found = {name: LoRA(owner.weight, rank, draw) for name, owner in linear.items()}
+    generator = torch.Generator().manual_seed(seed)
+    adapters = {name: LoRA(owner.weight, rank, generator) for name, owner in linear.items()}
     try:
         for name, owner in linear.items():
-            parametrize.register_parametrization(owner, "weight", found[name])
-        yield found
+            parametrize.register_parametrization(owner, "weight", adapters[name])
+        yield adapters
     finally:
         for owner in linear.values():
             if parametrize.is_parametrized(owner, "weight"):

@@ -1,1 +1,1 @@
-""""""
+"""Control edits, with which methods and evaluations are compared."""

@@ -1,10 +1,11 @@
-"""Controls: the same amount of change in a random place.
+"""Control edits: random changes of the same rank and norm as another method's.
 
-An edit that forgets no more than these has found nothing; collateral no larger than theirs is what
-a change of that size costs anywhere.
+A method that forgets no more than its control did not locate the fact. Collateral damage no larger
+than the control's is what a change of that size costs anywhere.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from nnsight import LanguageModel
@@ -14,7 +15,7 @@ from helpers.facts import ConceptPair
 from helpers.methods.change import Change
 from helpers.methods.registry import METHODS, Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,21 @@ class RandomDirectionHparams(Hyperparameters):
     """Hyperparameters of `random_direction`.
 
     Attributes:
-        like: The other method, with its defaults.
+        reference_method: The method with whose rank and norm, at its defaults.
     """
 
-    like: str = "rome"
+    RENAMED: ClassVar = {"like": "reference_method"}
+
+    reference_method: str = "rome"
 
 
 @method("random_direction", family="control")
 def random_direction(
     model: LanguageModel, pair: ConceptPair, hparams: RandomDirectionHparams, *, seed: int = 0
 ) -> WeightEdit:
-    """Random factors in the tensors that another method changes, of equal rank and norm.
+    """Draw random factors of equal rank and norm in the tensors that another method changes.
 
-    Neurons that it appends are along random directions, with its thresholds.
+    Neurons that it appends get random directions, with its thresholds.
 
     Args:
         model: Any model of a known family.
@@ -47,17 +50,18 @@ def random_direction(
     """
     generator = torch.Generator().manual_seed(seed)
     changes = {}
-    for name, change in _like(model, pair, hparams.like, seed).changes.items():
+    reference = _reference_edit(model, pair, hparams.reference_method, seed)
+    for name, change in reference.changes.items():
         left = right = None
         if change.is_additive:
             left, right = (torch.randn(x.shape, generator=generator) for x in change.factors())
             left *= change.matrix().norm() / (left @ right).norm()
-        new = change.appended
-        if new is not None and new.ndim > 1:  # biases are thresholds
-            drawn = torch.randn(new.shape, generator=generator)
-            new = drawn * (new.norm() / drawn.norm())
-        changes[name] = Change(left=left, right=right, appended=new, axis=change.axis)
-    return WeightEdit.of(model._module, changes)
+        appended = change.appended
+        if appended is not None and appended.ndim > 1:  # biases are thresholds: they stay
+            noise = torch.randn(appended.shape, generator=generator)
+            appended = noise * (appended.norm() / noise.norm())
+        changes[name] = Change(left=left, right=right, appended=appended, axis=change.axis)
+    return WeightEdit.of(torch_module(model), changes)
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,22 @@ class RandomRowsHparams(Hyperparameters):
     """Hyperparameters of `random_rows`.
 
     Attributes:
-        like: The other method, with its defaults.
+        reference_method: The method whose change is moved, at its defaults.
     """
 
-    like: str = "knowledge_neurons"
+    RENAMED: ClassVar = {"like": "reference_method"}
+
+    reference_method: str = "knowledge_neurons"
 
 
 @method("random_rows", family="control")
 def random_rows(
     model: LanguageModel, pair: ConceptPair, hparams: RandomRowsHparams, *, seed: int = 0
 ) -> WeightEdit:
-    """The very change of another method, moved to neurons drawn at random: equal rank and norm.
+    """Move another method's change to neurons drawn at random, with equal rank and norm.
 
-    The neurons' axis of every changed matrix is permuted, the same way within a layer, so that rows
-    and columns stay together.
+    The neurons' axis of every changed matrix is permuted, in the same way within a layer, so that
+    rows and columns stay together.
 
     Args:
         model: Any model of a known family.
@@ -89,34 +95,32 @@ def random_rows(
     Raises:
         UserError: There is no such method, or it appends neurons.
     """
-    d_mlp = architecture_of(model).d_mlp
-    shuffled: dict[str, torch.Tensor] = {}
-    changes = {}
-    for i, layer in enumerate(architecture_of(model).layers):
-        mlp = layer.mlp
+    arch = architecture_of(model)
+    orders: dict[str, torch.Tensor] = {}
+    for i, layer in enumerate(arch.layers):
         generator = torch.Generator().manual_seed(seed * 10_007 + i)
-        shuffled |= dict.fromkeys(
-            (mlp.in_name, mlp.gate_name, mlp.out_name), torch.randperm(d_mlp, generator=generator)
-        )
-    for name, change in _like(model, pair, hparams.like, seed).changes.items():
+        order = torch.randperm(arch.d_mlp, generator=generator)
+        names = (layer.mlp.in_name, layer.mlp.gate_name, layer.mlp.out_name)
+        orders |= dict.fromkeys(names, order)
+    changes = {}
+    reference = _reference_edit(model, pair, hparams.reference_method, seed)
+    for name, change in reference.changes.items():
         if not change.is_additive:
             raise UserError(
-                f"'{hparams.like}' appends neurons, and none of the model's own has their change: "
-                "random_direction draws such neurons at random."
+                f"'{hparams.reference_method}' appends neurons, and none of the model's own has "
+                "their change: random_direction draws such neurons at random."
             )
         left, right = change.factors()
-        order = shuffled[name]
-        rows = left.shape[0] == d_mlp
-        changes[name] = (
-            Change(left=left[order], right=right)
-            if rows
-            else Change(left=left, right=right[:, order])
-        )
-    return WeightEdit.of(model._module, changes)
+        if left.shape[0] == arch.d_mlp:  # neurons are rows
+            changes[name] = Change(left=left[orders[name]], right=right)
+        else:
+            changes[name] = Change(left=left, right=right[:, orders[name]])
+    return WeightEdit.of(torch_module(model), changes)
 
 
-def _like(model: LanguageModel, pair: ConceptPair, like: str, seed: int) -> WeightEdit:
-    if like not in METHODS or METHODS[like].family == "control":
+def _reference_edit(model: LanguageModel, pair: ConceptPair, name: str, seed: int) -> WeightEdit:
+    """Make the edit of another method, which is no control, with its defaults."""
+    if name not in METHODS or METHODS[name].family == "control":
         known = ", ".join(n for n, m in METHODS.items() if m.family != "control")
-        raise UserError(f"There is no method '{like}' to take the size from; there are {known}.")
-    return METHODS[like].make(model, [pair], seed=seed)
+        raise UserError(f"There is no method '{name}' to take the size from; there are {known}.")
+    return METHODS[name].make(model, [pair], seed=seed)

@@ -19,13 +19,11 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.batching import right_padded
+from helpers.forward.prompts import first_token, position_of, token_ids
 from helpers.forward.scoring import answer_probability
-from helpers.forward.prompts import first_token
-from helpers.forward.prompts import token_ids
 from helpers.methods.fitting.contrast import check_number, other_subjects, subject_prompts
 from helpers.methods.registry import Hyperparameters
 from helpers.models import architecture_of, final_norm, model_hash, unembed
-from helpers.forward.prompts import position_of
 
 log = logging.getLogger(__name__)
 

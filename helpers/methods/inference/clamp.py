@@ -1,4 +1,4 @@
-"""Hooks that set SAE latents to a fixed value where they are active."""
+"""The intervention of `sae_clamp` and `dynamic_clamp`: SAE latents set to fixed values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import torch
 from jaxtyping import Bool, Float
 from nnsight import LanguageModel
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from helpers.errors import UserError
@@ -14,7 +14,7 @@ from helpers.facts import ConceptPair
 from helpers.io.safe_text import visible
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 from helpers.models.hooks import Hook
 from helpers.sae import SAE, SAEConfig, build
 
@@ -29,39 +29,52 @@ def clamping(
     saes: Sequence[str],
     n_latents: int,
     strength: float,
-    share: float,
+    min_active_fraction: float,
     n_subjects: int,
     seed: int,
 ) -> HookIntervention:
-    """The intervention of `sae_clamp` and `dynamic_clamp`; their docstrings say what it does.
+    """Build the intervention of `sae_clamp` and `dynamic_clamp`.
+
+    Args:
+        model: Any model of a known family.
+        pair: What to forget.
+        name: Name of the method, for error sentences.
+        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
+        n_latents: Latents of each SAE.
+        strength: Latents are set to minus this many of their mean activations.
+        min_active_fraction: Latents are set once more than this fraction of a text's tokens so far
+            had an active one.
+        n_subjects: Other subjects with which the subject is compared.
+        seed: Draws them.
 
     Raises:
         UserError: No SAE is given, one is of another model or site, or it has too few latents.
     """
-    settings: dict[str, Any] = {"share": share, "saes": []}
+    entries: list[dict[str, Any]] = []
     parts: dict[str, Tensor] = {}
     for number, sae in enumerate(load_saes_for(model, saes, SITES, name)):
-        inside, outside = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
-        latents = specific_latents(sae, inside, outside, n=n_latents)
+        positives, negatives = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
+        latents = specific_latents(sae, positives, negatives, n=n_latents)
         with torch.no_grad():
-            usual = sae.encode(inside)[:, latents].mean(0)
-        settings["saes"].append(
+            mean_activation = sae.encode(positives)[:, latents].mean(0)
+        entries.append(
             {
                 "cfg": sae.cfg.to_dict(),
                 "latents": latents.tolist(),
-                "values": (-strength * usual).tolist(),
+                "values": (-strength * mean_activation).tolist(),
             }
         )
         parts |= {f"{number}.{k}": v.detach().cpu() for k, v in sae.tensors().items()}
     notes = [
-        {"layer": s["cfg"]["layer"], "site": s["cfg"]["site"], "latents": s["latents"]}
-        for s in settings["saes"]
+        {"layer": e["cfg"]["layer"], "site": e["cfg"]["site"], "latents": e["latents"]}
+        for e in entries
     ]
+    settings = {"min_active_fraction": min_active_fraction, "saes": entries}
     return HookIntervention(KIND, settings, parts, {"latents": notes})
 
 
-class OneSAE(BaseModel):
-    """Which latents of one SAE are set to what."""
+class ClampedSAE(BaseModel):
+    """One SAE's configuration, its clamped latents, and their values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -70,8 +83,8 @@ class OneSAE(BaseModel):
     values: list[float]
 
     @model_validator(mode="after")
-    def _consistent(self) -> "OneSAE":
-        """Refuse latents that the SAE does not have, and an SAE of another place."""
+    def _consistent(self) -> "ClampedSAE":
+        """Refuse latents that the SAE does not have, and an SAE of another site."""
         if len(self.values) != len(self.latents):
             raise ValueError(f"{len(self.latents)} latents have {len(self.values)} values")
         if len(set(self.latents)) < len(self.latents):
@@ -85,20 +98,23 @@ class OneSAE(BaseModel):
         return self
 
     def built(self, tensors: Mapping[str, Tensor]) -> SAE:
-        """The SAE with its tensors, once their sizes are those that its numbers tell.
+        """Build the SAE with its tensors, if they have the sizes of its configuration.
+
+        Args:
+            tensors: The SAE's tensors by name.
 
         Raises:
-            UserError: A tensor is missing, is not one of it, or has another size.
+            UserError: A tensor is missing, is none of the SAE's, or has another size.
         """
         cfg = self.cfg
         sizes = {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.d_out)}
-        for name, size in sizes.items():  # before anything of these sizes is made
+        for name, size in sizes.items():  # before memory for such sizes is allocated
             if name not in tensors or tuple(tensors[name].shape) != size:
                 raise UserError(f"its '{name}' is not {size}, as the SAE's numbers say")
         sae = build(cfg)
-        wanted = {name: tensor.shape for name, tensor in sae.tensors().items()}
-        for name in sorted(wanted.keys() | tensors.keys()):
-            if name not in wanted or name not in tensors or tensors[name].shape != wanted[name]:
+        shapes = {name: tensor.shape for name, tensor in sae.tensors().items()}
+        for name in sorted(shapes.keys() | tensors.keys()):
+            if name not in shapes or name not in tensors or tensors[name].shape != shapes[name]:
                 raise UserError(f"its '{visible(name)}' is not what such an SAE has")
         sae.set_tensors(tensors)
         return sae.requires_grad_(False)
@@ -106,105 +122,128 @@ class OneSAE(BaseModel):
 
 @intervention_kind(KIND)
 class Clamping(Settings):
-    """The SAEs and from which share of active tokens on they are clamped."""
+    """Settings of a clamp: the SAEs, and the fraction of active tokens above which it acts.
 
-    share: Annotated[float, Field(ge=0, le=1)]
-    saes: Annotated[list[OneSAE], Field(min_length=1)]
+    Attributes:
+        min_active_fraction: The fraction, between 0 and 1; called `share` until 2026-11.
+        saes: The SAEs.
+    """
+
+    min_active_fraction: Annotated[
+        float, Field(ge=0, le=1, validation_alias=AliasChoices("min_active_fraction", "share"))
+    ]
+    saes: Annotated[list[ClampedSAE], Field(min_length=1)]
 
     def check_parts(self, parts: Mapping[str, Tensor]) -> None:
         """Build every SAE once.
 
         Raises:
-            UserError: Its tensors are not those of its numbers.
+            UserError: Its tensors do not fit its configuration.
         """
-        for one, tensors in zip(self.saes, self._by_sae(parts), strict=True):
-            one.built(tensors)
+        for clamped_sae, tensors in zip(self.saes, self._tensors_by_sae(parts), strict=True):
+            clamped_sae.built(tensors)
 
     def hooks(self, model: LanguageModel, parts: Mapping[str, Tensor]) -> list[Hook]:
-        """The hooks of every SAE.
+        """Return the hooks of every SAE.
 
         Raises:
             UserError: The model has another width, or no such layer.
         """
-        for one in self.saes:
-            architecture_of(model).check_layer(one.cfg.layer)
-            if one.cfg.d_in != architecture_of(model).d_model:
+        arch = architecture_of(model)
+        for clamped_sae in self.saes:
+            arch.check_layer(clamped_sae.cfg.layer)
+            if clamped_sae.cfg.d_in != arch.d_model:
                 raise UserError("This intervention was made for a model of another width.")
-        found = []
-        for one, tensors in zip(self.saes, self._by_sae(parts), strict=True):
-            sae = one.built(tensors).to(model._module.device)
-            found += Clamp(sae, one.latents, one.values, self.share).hooks(model)
-        return found
+        hooks = []
+        for clamped_sae, tensors in zip(self.saes, self._tensors_by_sae(parts), strict=True):
+            sae = clamped_sae.built(tensors).to(torch_module(model).device)
+            clamp = Clamp(sae, clamped_sae.latents, clamped_sae.values, self.min_active_fraction)
+            hooks += clamp.hooks(model)
+        return hooks
 
-    def _by_sae(self, parts: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Each SAE's tensors, which are named by its number and their own name."""
-        found: list[dict[str, Tensor]] = [{} for _ in self.saes]
-        numbers = {str(i): mine for i, mine in enumerate(found)}
-        for name, tensor in parts.items():
-            number, _, own = name.partition(".")
-            if number not in numbers:
-                raise UserError(f"there is no SAE for its '{visible(name)}'")
-            numbers[number][own] = tensor
-        return found
+    def _tensors_by_sae(self, parts: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Sort tensors named `<number of the SAE>.<name>` by SAE.
+
+        Raises:
+            UserError: There is no SAE of that number.
+        """
+        by_sae: list[dict[str, Tensor]] = [{} for _ in self.saes]
+        by_number = {str(i): tensors for i, tensors in enumerate(by_sae)}
+        for full_name, tensor in parts.items():
+            number, _, name = full_name.partition(".")
+            if number not in by_number:
+                raise UserError(f"there is no SAE for its '{visible(full_name)}'")
+            by_number[number][name] = tensor
+        return by_sae
 
 
 class Clamp:
-    """x + Σ (value_f − z_f) d_f over chosen latents f where they are active.
+    """Activations with chosen latents set where they are active: x + Σ (value_f − z_f) d_f.
 
-    What the SAE does not explain stays. The first token of a sequence is left alone: SAEs are not
-    trained on it.
+    The SAE's error is kept. The first token of a sequence is left as it is: SAEs are not trained on
+    it.
     """
 
-    def __init__(self, sae, latents: Sequence[int], values: Sequence[float], share: float):
-        """For one SAE.
+    def __init__(
+        self, sae: SAE, latents: Sequence[int], values: Sequence[float], min_active_fraction: float
+    ):
+        """Prepare the clamp of one SAE.
 
         Args:
             sae: The SAE.
-            latents: Which.
-            values: What each is set to.
-            share: Only from where on the share of tokens so far with an active latent is over it.
+            latents: The clamped latents.
+            values: The value that each is set to.
+            min_active_fraction: Latents are set once more than this fraction of a text's tokens so
+                far had an active one.
         """
-        self.sae, self.latents, self.share = sae, list(latents), share
+        self.sae, self.latents = sae, list(latents)
+        self.min_active_fraction = min_active_fraction
         self.values = torch.tensor(list(values), device=sae.W_dec.device)
-        self._seen: tuple[Any, Tensor] | None = None
-        self._batch = 1
+        self._last: tuple[Tensor, Tensor] | None = None  # input and output of the last call
+        self._batch_size = 1
 
     def hooks(self, model: LanguageModel) -> list[Hook]:
-        """What is to be put on the model."""
+        """Return the hooks for a model."""
         layer = architecture_of(model).layers[self.sae.cfg.layer]
-        found = [Hook(layer.block._module, self._count, before=True, with_kwargs=True)]
+        block = layer.block._module
+        hooks = [Hook(block, self._note_batch_size, before=True, with_kwargs=True)]
         if self.sae.cfg.site == "mlp":
-            write = layer.mlp_write._module
-            return [*found, Hook(write, lambda m, a, out: self.clamped(out))]
-        readers = [m for m in (layer.mlp.gate_module, layer.mlp.in_module) if m is not None]
-        read = lambda m, args: (self._once(args[0]), *args[1:])  # noqa: E731
-        return found + [Hook(m, read, before=True) for m in readers]
+            mlp_output = layer.mlp_write._module
+            return [*hooks, Hook(mlp_output, lambda m, args, output: self.clamped(output))]
+        input_modules = [m for m in (layer.mlp.gate_module, layer.mlp.in_module) if m is not None]
 
-    def _count(self, block, args, kwargs) -> None:
-        """How many sequences there are: OPT flattens batch and time inside its blocks."""
-        self._batch = len(args[0] if args else kwargs["hidden_states"])
+        def clamp_input(module, args):
+            return (self._clamped_once(args[0]), *args[1:])
 
-    def _once(self, x: Tensor) -> Tensor:
-        """Gate and W_in read the same tensor: it is encoded for the first of them."""
-        if self._seen is None or self._seen[0] is not x:
-            self._seen = (x, self.clamped(x))
-            return self._seen[1]
-        out, self._seen = self._seen[1], None
-        return out
+        return hooks + [Hook(m, clamp_input, before=True) for m in input_modules]
+
+    def _note_batch_size(self, block, args, kwargs) -> None:
+        """Note how many sequences there are: OPT flattens batch and time inside its blocks."""
+        self._batch_size = len(args[0] if args else kwargs["hidden_states"])
+
+    def _clamped_once(self, x: Tensor) -> Tensor:
+        """Clamp an input that gate and W_in share, once for both."""
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, self.clamped(x))
+            return self._last[1]
+        output, self._last = self._last[1], None
+        return output
 
     def clamped(self, x: Float[Tensor, "*bt d_model"]) -> Float[Tensor, "*bt d_model"]:
-        """The activations with the latents set; a gradient passes as if nothing had been added."""
+        """Return activations with the latents set; gradients pass as if nothing had been added."""
         return x + self._change(x.detach())
 
     @torch.no_grad()
     def _change(self, x: Float[Tensor, "*bt d_model"]) -> Float[Tensor, "*bt d_model"]:
-        shape, x = x.shape, x.view(self._batch, -1, x.shape[-1])
+        """Compute Σ (value_f − z_f) d_f at tokens with active latents, 0 elsewhere."""
+        shape, x = x.shape, x.view(self._batch_size, -1, x.shape[-1])
         z = self.sae.encode(x.flatten(0, 1).float())[:, self.latents].unflatten(0, x.shape[:2])
         active: Bool[Tensor, "b t f"] = z > 0
         active[:, 0] = False
-        if self.share > 0:
-            so_far = active.any(-1).float().cumsum(1)
-            tokens = torch.arange(x.shape[1], device=x.device).clamp_min(1)
-            active &= (so_far / tokens > self.share)[..., None]
+        if self.min_active_fraction > 0:
+            # The first token never counts, so the fraction is of the tokens after it.
+            n_active = active.any(-1).float().cumsum(1)
+            n_tokens = torch.arange(x.shape[1], device=x.device).clamp_min(1)
+            active &= (n_active / n_tokens > self.min_active_fraction)[..., None]
         change = torch.where(active, self.values - z, 0.0) @ self.sae.W_dec[self.latents]
         return change.to(x.dtype).view(shape)

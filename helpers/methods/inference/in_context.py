@@ -1,4 +1,4 @@
-"""In context: ask the model to forget."""
+"""In context: put a request to forget in front of every text."""
 
 import re
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from helpers.models.hooks import Hook
 from helpers.models.tokenization import opening
 
 KIND = "in_context"
-POSITIONS = ("wpe", "embed_positions")  # where families keep positions that they learnt one by one
-LONGEST = 10_000  # characters of a request: more leaves a model no room for the text
+POSITION_TABLES = ("wpe", "embed_positions")  # learned absolute positions of GPT-2 and OPT
+MAX_CHARACTERS = 10_000  # of a request: a longer one leaves a model no room for the text
 REQUESTS = (
     "You have never heard of {subject} and know nothing about it. "
     "If you are asked about {subject}, say that you do not know.\n\n",
@@ -37,7 +37,7 @@ class InContextHparams(Hyperparameters):
     """Hyperparameters of `in_context`.
 
     Attributes:
-        request: With `{subject}` and `{target}`, where wanted.
+        request: The request; `{subject}` and `{target}` in it are replaced by the names.
     """
 
     request: str = REQUESTS[0]
@@ -47,16 +47,16 @@ class InContextHparams(Hyperparameters):
 def in_context(
     model: LanguageModel, pair: ConceptPair, hparams: InContextHparams, *, seed: int = 0
 ) -> HookIntervention:
-    """A request in front of every text (after Pawelczyk et al. 2024 and Thaker et al. 2024).
+    """Put a request in front of every text (after Pawelczyk et al. 2024 and Thaker et al. 2024).
 
-    The request stands before the text as the model sees it, chat template included. Positions of
-    what tracing reads inside are those of the longer text.
+    The request stands before the model's input, chat template included. Tracing reads the positions
+    of the longer text.
 
     Args:
         model: Any causal model.
         pair: What to forget.
         hparams: Its hyperparameters.
-        seed: Nothing is random here.
+        seed: Unused: nothing is random.
 
     Raises:
         UserError: The request is empty or names something else.
@@ -68,26 +68,26 @@ def in_context(
             f"The request '{visible(request)}' may name {{subject}} and {{target}} only, not "
             f"{visible(unknown[0])}."
         )
-    # Put in literally and all at once: `format` would read attributes that a request names, and a
+    # Replaced literally and all at once: `format` would read attributes that a request names, and a
     # subject may hold braces itself.
     text = re.sub(r"\{(?:subject|target)\}", lambda field: names[field[0]], hparams.request)
     if not text.strip():
         raise UserError("The request is empty: say what the model should do.")
-    if len(text) > LONGEST:
+    if len(text) > MAX_CHARACTERS:
         raise UserError(
-            f"The request has {len(text)} characters: write one of at most {LONGEST:,}."
+            f"The request has {len(text)} characters: write one of at most {MAX_CHARACTERS:,}."
         )
     return HookIntervention(KIND, {"text": text}, notes={"request": text})
 
 
 @intervention_kind(KIND)
 class Request(Settings):
-    """A text that is put in front, and whose states are taken off again."""
+    """Settings of `in_context`: a text in front, whose states are removed again."""
 
-    text: Annotated[str, Field(min_length=1, max_length=LONGEST)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 
     def hooks(self, model: LanguageModel, parts: Mapping[str, Tensor]) -> list[Hook]:
-        """Before and after the body.
+        """Return hooks before and after the body.
 
         Raises:
             UserError: The request has no tokens, or leaves no room for a text.
@@ -96,36 +96,44 @@ class Request(Settings):
         if not ids:
             raise UserError("The request has no tokens that this model knows: write another one.")
         check_length(model, len(ids) + 1, "The request with a text after it")
-        return _before_every_text(model, torch.tensor([ids]))
+        return _prefix_hooks(model, torch.tensor([ids]))
 
 
-def _before_every_text(model: LanguageModel, request: Int[Tensor, "1 n"]) -> list[Hook]:
-    tokenizer, body, n = model.tokenizer, body_of(model), request.shape[1]
-    table = any(isinstance(getattr(body, name, None), nn.Embedding) for name in POSITIONS)
+def _prefix_hooks(model: LanguageModel, request: Int[Tensor, "1 n"]) -> list[Hook]:
+    """Return hooks that put tokens in front of the body's inputs and remove their states.
 
-    def begins(ids: Tensor) -> int:
-        """1 where a token that opens every text stands first, and the request goes after it."""
+    Args:
+        model: Any causal model.
+        request: The tokens.
+    """
+    tokenizer, body, n_tokens = model.tokenizer, body_of(model), request.shape[1]
+    has_table = any(isinstance(getattr(body, name, None), nn.Embedding) for name in POSITION_TABLES)
+
+    def insert_position(ids: Tensor) -> int:
+        """Return 1 after a beginning-of-text token at the start of every sequence, else 0."""
         bos = tokenizer.bos_token_id
         return int(opening(tokenizer) == [bos] and bool((ids[:, 0] == bos).all()))
 
-    def longer(module, args, kwargs):
+    def add_request(module, args, kwargs):
         ids = args[0] if args else kwargs["input_ids"]
-        at = begins(ids)
-        mine = request.to(ids.device).expand(len(ids), -1)
-        ids = torch.cat([ids[:, :at], mine, ids[:, at:]], 1)
-        if table:  # others read on, less well: passages of the whole length can still be compared
+        at = insert_position(ids)
+        rows = request.to(ids.device).expand(len(ids), -1)
+        ids = torch.cat([ids[:, :at], rows, ids[:, at:]], 1)
+        # Other models run on past their context, less well: so passages of the whole length can
+        # still be compared.
+        if has_table:
             check_length(model, ids.shape[1], "A text with the request before it")
-        drop = ("input_ids", "attention_mask", "position_ids", "cache_position")
-        kept = {k: v for k, v in kwargs.items() if k not in drop}
-        return (), kept | {"input_ids": ids}
+        replaced = ("input_ids", "attention_mask", "position_ids", "cache_position")
+        others = {k: v for k, v in kwargs.items() if k not in replaced}
+        return (), others | {"input_ids": ids}
 
-    def shorter(module, args, kwargs, out):
-        at = begins(kwargs["input_ids"])
-        states = out.last_hidden_state
-        out.last_hidden_state = torch.cat([states[:, :at], states[:, at + n :]], 1)
-        return out
+    def remove_states(module, args, kwargs, output):
+        at = insert_position(kwargs["input_ids"])
+        states = output.last_hidden_state
+        output.last_hidden_state = torch.cat([states[:, :at], states[:, at + n_tokens :]], 1)
+        return output
 
     return [
-        Hook(body, longer, before=True, with_kwargs=True),
-        Hook(body, shorter, with_kwargs=True),
+        Hook(body, add_request, before=True, with_kwargs=True),
+        Hook(body, remove_states, with_kwargs=True),
     ]

@@ -19,8 +19,9 @@ class SAEClampHparams(Hyperparameters):
     Attributes:
         saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
         n_latents: Latents of each SAE.
-        strength: How far below zero; 0 is zero-ablation.
-        n_subjects: How many other subjects.
+        strength: Latents are set to minus this many of their mean activations; 0 is ablation to
+            zero.
+        n_subjects: Other subjects with which the subject is compared.
     """
 
     saes: tuple[str, ...] = ()
@@ -29,15 +30,15 @@ class SAEClampHparams(Hyperparameters):
     n_subjects: int = 24
 
 
-@method("sae_clamp", family="inference")
+@method("sae_clamp", family="inference", sae_sites=SITES)
 def sae_clamp(
     model: LanguageModel, pair: ConceptPair, hparams: SAEClampHparams, *, seed: int = 0
 ) -> HookIntervention:
-    """z_f ← −m where z_f > 0, with the SAE's error kept (Farrell et al. 2024).
+    """Set z_f ← −m where z_f > 0, with the SAE's error kept (Farrell et al. 2024).
 
-    The paper's m is 25 to 200 in units of its SAEs, and zero-ablation alone does nothing; here m is
-    `strength` times the latent's mean activation on the subject's prompts. Latents are the
-    subject's, as in `sae_direction`.
+    The paper's m is 25 to 200 in units of its SAEs, and ablation to zero alone does nothing. Here m
+    is `strength` times the latent's mean activation on the subject's prompts. The latents are those
+    that tell the subject's prompts from other subjects' by AUROC.
 
     Args:
         model: Any model of a known family.
@@ -56,10 +57,7 @@ def sae_clamp(
         saes=hparams.saes,
         n_latents=hparams.n_latents,
         strength=hparams.strength,
-        share=0.0,
+        min_active_fraction=0.0,
         n_subjects=hparams.n_subjects,
         seed=seed,
     )
-
-
-sae_clamp.reads = SITES

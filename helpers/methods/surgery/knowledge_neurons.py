@@ -11,15 +11,13 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.forward.activations import Position
 from helpers.forward.batching import BATCH_TOKENS
-from helpers.forward.prompts import first_token
-from helpers.forward.prompts import token_ids
+from helpers.forward.prompts import first_token, position_of, token_ids
 from helpers.methods.fitting.contrast import check_number, subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, final_norm, model_hash, unembed
-from helpers.forward.activations import Position
-from helpers.forward.prompts import position_of
 
 _LAST: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 FEWEST = 2  # the paper widens the net until so many neurons are found

@@ -14,7 +14,7 @@ from helpers.methods.change import Change
 from helpers.methods.fitting.contrast import contrast, input_matrices
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import Architecture, architecture_of
+from helpers.models import Architecture, architecture_of, torch_module
 
 FORMS = ("keys", "values")
 
@@ -24,10 +24,10 @@ class MeanDifferenceHparams(Hyperparameters):
     """Hyperparameters of `mean_difference`.
 
     Attributes:
-        form: `keys` or `values`.
+        form: Erase the direction from the `keys` or from the `values`.
         layers: Edited layers; by default 0 to 8 of 30, at the same relative depth in other models,
             tried on France (a development fact), not swept.
-        n_subjects: How many other subjects.
+        n_subjects: Other subjects with which the subject is compared.
     """
 
     form: str = "keys"
@@ -39,11 +39,11 @@ class MeanDifferenceHparams(Hyperparameters):
 def mean_difference(
     model: LanguageModel, pair: ConceptPair, hparams: MeanDifferenceHparams, *, seed: int = 0
 ) -> WeightEdit:
-    """W_in ← W_in (I − d dᵀ/‖d‖²), the gate alike; or W_out ← (I − d dᵀ/‖d‖²) W_out.
+    """Set W_in ← W_in (I − d dᵀ/‖d‖²) and the gate alike, or W_out ← (I − d dᵀ/‖d‖²) W_out.
 
-    `keys`: d is the mean of what W_in reads at the subject's last token, less its mean at other
-    subjects'; no key can then read along it. `values`: d is what W_out writes at the prompt's last
-    token, where the target is spoken, less what it writes there about other subjects. Erasing a
+    `keys`: d is the mean input of W_in at the subject's last token, less its mean at other
+    subjects'; afterwards no key depends on it. `values`: d is the mean output of W_out at the
+    prompt's last token, where the target is predicted, less the mean for other subjects. Erasing a
     difference of means is the oldest linear concept erasure (Bolukbasi et al. 2016; it is the
     maximum-margin special case in Belrose et al. 2023, section 4).
 
@@ -56,34 +56,33 @@ def mean_difference(
     Raises:
         UserError: There is no such form or layer, or nothing to compare with.
     """
-    layers = hparams.layers
     if hparams.form not in FORMS:
         raise UserError(f"There is no form '{hparams.form}'; choose from {', '.join(FORMS)}.")
     arch = architecture_of(model)
-    layers = [arch.check_layer(i) for i in layers or arch.relative_layers(range(9))]
-    keys = hparams.form == "keys"
-    found = contrast(
+    layers = [arch.check_layer(i) for i in hparams.layers or arch.relative_layers(range(9))]
+    of_keys = hparams.form == "keys"
+    contrasts = contrast(
         model,
         pair,
         layers=layers,
-        site="mlp_in" if keys else "neurons",
-        position="subject" if keys else "last",
+        site="mlp_in" if of_keys else "neurons",
+        position="subject" if of_keys else "last",
         n_subjects=hparams.n_subjects,
         seed=seed,
     )
     changes: dict[str, Change] = {}
     for i in layers:
-        difference = found[i].difference()
-        if keys:
+        difference = contrasts[i].difference()
+        if of_keys:
             changes |= erase_keys(arch, i, difference)
         else:
             W_out = arch.layers[i].mlp.W_out().detach().float().cpu()
             changes |= erase_values(arch, i, W_out @ difference)
-    return WeightEdit.of(model._module, changes)
+    return WeightEdit.of(torch_module(model), changes)
 
 
 def erase_keys(arch: Architecture, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
-    """Changes after which no row of W_in or of the gate has a component along `direction`."""
+    """Return the changes that project a direction out of the rows of W_in and of the gate."""
     mlp = arch.layers[layer].mlp
     unit = torch.nn.functional.normalize(direction.float(), dim=0)
     return {
@@ -93,7 +92,7 @@ def erase_keys(arch: Architecture, layer: int, direction: Float[Tensor, " d_mode
 
 
 def erase_values(arch: Architecture, layer: int, direction: Float[Tensor, " d_model"]) -> dict:
-    """The change after which no column of W_out has a component along `direction`."""
+    """Return the change that projects a direction out of the columns of W_out."""
     mlp = arch.layers[layer].mlp
     unit = torch.nn.functional.normalize(direction.float(), dim=0)
     W_out = mlp.W_out().detach().float().cpu()

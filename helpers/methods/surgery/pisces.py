@@ -1,9 +1,9 @@
-"""PISCES: take a concept's features out of the value vectors that write them."""
+"""PISCES: remove a concept's SAE features from the value vectors that write them."""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
@@ -14,7 +14,8 @@ from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import MLPArchitecture, architecture_of
+from helpers.models import MLPArchitecture, architecture_of, torch_module
+from helpers.sae import SAE
 
 SITE = "mlp"
 
@@ -26,9 +27,10 @@ class PISCESHparams(Hyperparameters):
     Attributes:
         saes: Folders of SAEs of the site `mlp`, one a layer.
         n_latents: Features of each SAE.
-        tau: The paper's 0.95 down to 0.2.
-        mu: The paper's 4 to 50.
-        n_subjects: How many other subjects.
+        tau: A column is rewritten above this share of the largest projection on a feature; the
+            paper's 0.95 down to 0.2.
+        mu: Features are set to minus this many of their largest projections; the paper's 4 to 50.
+        n_subjects: Other subjects with which the subject is compared.
     """
 
     saes: tuple[str, ...] = ()
@@ -38,7 +40,7 @@ class PISCESHparams(Hyperparameters):
     n_subjects: int = 24
 
 
-@method("pisces", family="surgery")
+@method("pisces", family="surgery", sae_sites=(SITE,))
 def pisces(
     model: LanguageModel, pair: ConceptPair, hparams: PISCESHparams, *, seed: int = 0
 ) -> WeightEdit:
@@ -48,8 +50,8 @@ def pisces(
     z = SAE.encode(v) gets `z_f = −mu · max · sign(v · enc_f)`, and the new column is
     SAE.decode(z) + (v − SAE.decode(SAE.encode(v))): what the SAE does not explain stays.
 
-    The paper chooses features by hand from those whose readout names the concept; here they are the
-    target's by selectivity, as in `sae_direction`.
+    The paper chooses features by hand from those whose top logit tokens name the concept. Here they
+    are the target's, those that tell the subject's prompts from others' by AUROC.
 
     Args:
         model: Any model of a known family.
@@ -70,32 +72,41 @@ def pisces(
         mlp = arch.layers[layer].mlp
         if mlp.out_name in changes:
             raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
-        inside, outside = sae_states(model, pair, sae, n_subjects=hparams.n_subjects, seed=seed)
-        features = specific_latents(sae, inside, outside, n=hparams.n_latents)
-        change, columns = rewritten(mlp, sae, features, tau=hparams.tau, mu=hparams.mu)
+        positives, negatives = sae_states(
+            model, pair, sae, n_subjects=hparams.n_subjects, seed=seed
+        )
+        features = specific_latents(sae, positives, negatives, n=hparams.n_latents)
+        change, columns = rewrite_columns(mlp, sae, features, tau=hparams.tau, mu=hparams.mu)
         changes[mlp.out_name] = change
         notes.append({"layer": layer, "latents": features.tolist(), "columns": columns.tolist()})
-    return WeightEdit.of(model._module, changes, notes={"latents": notes})
-
-
-pisces.reads = (SITE,)
+    return WeightEdit.of(torch_module(model), changes, notes={"latents": notes})
 
 
 @torch.inference_mode()
-def rewritten(
-    mlp: MLPArchitecture, sae, features: Tensor, *, tau: float, mu: float
-) -> tuple[Change, Tensor]:
-    """The change of W_out, and which columns it rewrites."""
+def rewrite_columns(
+    mlp: MLPArchitecture, sae: SAE, features: Int[Tensor, " f"], *, tau: float, mu: float
+) -> tuple[Change, Int[Tensor, " columns"]]:
+    """Compute the change of W_out, and the indices of the columns that it rewrites.
+
+    Args:
+        mlp: The MLP.
+        sae: An SAE of its output.
+        features: Latents to remove.
+        tau: A column is rewritten above this share of the largest projection on a feature.
+        mu: Features are set to minus this many of their largest projections.
+    """
     values: Float[Tensor, "d_mlp d_model"] = mlp.W_out().detach().float().cpu().T
-    projections = values @ sae.W_enc.detach()[:, features].float()  # (d_mlp, features)
+    projections = values @ sae.W_enc.detach()[:, features].float()  # (d_mlp, f)
     largest = projections.abs().amax(0)
-    over = projections.abs() > tau * largest
-    columns = over.any(1).nonzero()[:, 0]
+    is_large = projections.abs() > tau * largest
+    columns = is_large.any(1).nonzero()[:, 0]
     v = values[columns]
-    before = sae.encode(v)
-    after = before.clone()
-    sign = projections[columns].sign()
-    after[:, features] = torch.where(over[columns], -mu * largest * sign, before[:, features])
-    difference = sae.decode(after) - sae.decode(before)  # (columns, d_model)
-    pick = torch.eye(len(values))[columns]
-    return low_rank_change(mlp, difference.T.clone(), pick), columns
+    code = sae.encode(v)
+    new_code = code.clone()
+    # Against the projection's sign: the column then writes the opposite of the feature.
+    target = -mu * largest * projections[columns].sign()
+    new_code[:, features] = torch.where(is_large[columns], target, code[:, features])
+    # Only the difference of two reconstructions is added, which keeps what the SAE misses.
+    difference = sae.decode(new_code) - sae.decode(code)  # (columns, d_model)
+    one_hot = torch.eye(len(values))[columns]
+    return low_rank_change(mlp, difference.T.clone(), one_hot), columns

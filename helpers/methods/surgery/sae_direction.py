@@ -1,9 +1,11 @@
-"""Project the directions of chosen SAE latents out of the MLP; and the control with random ones."""
+"""Project the directions of SAE latents out of the MLP; and a control with random latents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
@@ -13,7 +15,8 @@ from helpers.methods.fitting.contrast import input_matrices
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import Architecture, architecture_of
+from helpers.models import Architecture, architecture_of, torch_module
+from helpers.sae import SAE
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class SAEDirectionHparams(Hyperparameters):
     Attributes:
         saes: Folders of SAEs of the sites `mlp_in` or `mlp`; several of one layer and site add up.
         n_latents: Latents of each SAE.
-        n_subjects: How many other subjects.
+        n_subjects: Other subjects with which the subject is compared.
     """
 
     saes: tuple[str, ...] = ()
@@ -31,14 +34,27 @@ class SAEDirectionHparams(Hyperparameters):
     n_subjects: int = 24
 
 
-@method("sae_direction", family="surgery")
+@dataclass(frozen=True)
+class RandomLatentsHparams(SAEDirectionHparams):
+    """Hyperparameters of `random_latents`: those of `sae_direction`.
+
+    Attributes:
+        saes: Folders of SAEs of the sites `mlp_in` or `mlp`; several of one layer and site add up.
+        n_latents: Latents of each SAE.
+        n_subjects: Other subjects with which the subject is compared.
+    """
+
+    saes: tuple[str, ...] = ()  # repeated: `helpers.book.registered` reads it from this class
+
+
+@method("sae_direction", family="surgery", sae_sites=SITES)
 def sae_direction(
     model: LanguageModel, pair: ConceptPair, hparams: SAEDirectionHparams, *, seed: int = 0
 ) -> WeightEdit:
-    """W_in ← W_in (I − D⁺D), or W_out ← (I − D⁺D) W_out, D the decoder rows of the latents.
+    """Set W_in ← W_in (I − D⁺D), or W_out ← (I − D⁺D) W_out, D the latents' decoder rows.
 
     With an SAE of `mlp_in` the latents are the subject's, read at its last token, and leave the
-    keys; with one of `mlp` they are the target's, read at the prompt's last token, and leave the
+    keys. With one of `mlp` they are the target's, read at the prompt's last token, and leave the
     values. A latent is the subject's when it tells its prompts from other subjects' (AUROC), the
     one that differs most in activation first.
 
@@ -49,85 +65,104 @@ def sae_direction(
         seed: Draws the subjects to compare with.
 
     Returns:
-        The delta; its notes name the latents.
+        The edit; its notes name the latents.
 
     Raises:
         UserError: No SAE is given, one is of another model or site, or it has too few latents.
     """
-    return _erased(
-        model, pair, hparams.saes, hparams.n_latents, hparams.n_subjects, seed, random=False
-    )
+    states = _subject_states(model, pair, hparams, seed=seed)
+    latents = _choose_latents(states, n=hparams.n_latents, seed=seed)
+    changes = _erase_all(architecture_of(model), latents)
+    return WeightEdit.of(torch_module(model), changes, notes={"latents": _notes(latents)})
 
 
-@dataclass(frozen=True)
-class RandomLatentsHparams(Hyperparameters):
-    """Hyperparameters of `random_latents`.
-
-    Attributes:
-        saes: As there.
-        n_latents: As there.
-        n_subjects: As there.
-    """
-
-    saes: tuple[str, ...] = ()
-    n_latents: int = 1
-    n_subjects: int = 24
-
-
-@method("random_latents", family="control")
+@method("random_latents", family="control", sae_sites=SITES)
 def random_latents(
     model: LanguageModel, pair: ConceptPair, hparams: RandomLatentsHparams, *, seed: int = 0
 ) -> WeightEdit:
-    """`sae_direction` with as many latents drawn among those active on any subject: its control.
+    """Erase as many latents as `sae_direction`, drawn among those active on any subject.
 
     The change is scaled to the norm that `sae_direction` would have.
 
     Args:
-        model: As there.
-        pair: As there.
+        model: Any model of a known family.
+        pair: The fact that `sae_direction` would forget.
         hparams: Its hyperparameters.
-        seed: Draws the latents too.
+        seed: Draws the subjects to compare with, and the latents.
     """
-    return _erased(
-        model, pair, hparams.saes, hparams.n_latents, hparams.n_subjects, seed, random=True
-    )
-
-
-for _function in (sae_direction, random_latents):
-    _function.reads = SITES
-
-
-def _erased(model, pair, folders, n_latents, n_subjects, seed, *, random: bool) -> WeightEdit:
     arch = architecture_of(model)
-    directions: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
-    notes = []
-    for sae in load_saes_for(model, folders, SITES, "sae_direction"):
-        layer, site = arch.check_layer(sae.cfg.layer), sae.cfg.site
-        inside, outside = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
-        rows = []
-        for draw in (False, True) if random else (False,):
-            chosen = specific_latents(
-                sae, inside, outside, n=n_latents, random=draw, seed=seed + layer
-            )
-            rows.append(sae.W_dec.detach()[chosen])
-        directions.setdefault((site, layer), []).append((rows[0], rows[-1]))
-        notes.append({"site": site, "layer": layer, "latents": chosen.tolist()})
+    states = _subject_states(model, pair, hparams, seed=seed)
+    latents = _choose_latents(states, n=hparams.n_latents, seed=seed, random=True)
+    changes = _erase_all(arch, latents)
+    specific = _choose_latents(states, n=hparams.n_latents, seed=seed)
+    for name, reference in _erase_all(arch, specific).items():
+        scale = reference.matrix().norm() / changes[name].matrix().norm()
+        changes[name] = Change(left=changes[name].left * scale, right=changes[name].right)
+    return WeightEdit.of(torch_module(model), changes, notes={"latents": _notes(latents)})
+
+
+SubjectStates = tuple[SAE, Float[Tensor, "n width"], Float[Tensor, "m width"]]
+ChosenLatents = tuple[SAE, Int[Tensor, " latents"]]
+
+
+def _subject_states(
+    model: LanguageModel, pair: ConceptPair, hparams: SAEDirectionHparams, *, seed: int
+) -> list[SubjectStates]:
+    """Return each SAE with its inputs for the subject's prompts and for other subjects'."""
+    states = []
+    for sae in load_saes_for(model, hparams.saes, SITES, "sae_direction"):
+        architecture_of(model).check_layer(sae.cfg.layer)
+        states.append(
+            (sae, *sae_states(model, pair, sae, n_subjects=hparams.n_subjects, seed=seed))
+        )
+    return states
+
+
+def _choose_latents(
+    states: Sequence[SubjectStates], *, n: int, seed: int, random: bool = False
+) -> list[ChosenLatents]:
+    """Choose `n` latents of each SAE: the most specific ones, or random ones among the active.
+
+    Args:
+        states: From `_subject_states`.
+        n: Latents of each SAE.
+        seed: Draws random latents.
+        random: Draw the latents.
+    """
+    return [
+        (
+            sae,
+            specific_latents(
+                sae, positives, negatives, n=n, random=random, seed=seed + sae.cfg.layer
+            ),
+        )
+        for sae, positives, negatives in states
+    ]
+
+
+def _notes(chosen: Sequence[ChosenLatents]) -> list[dict[str, Any]]:
+    """Return site, layer and latents of each SAE."""
+    return [
+        {"site": sae.cfg.site, "layer": sae.cfg.layer, "latents": latents.tolist()}
+        for sae, latents in chosen
+    ]
+
+
+def _erase_all(arch: Architecture, chosen: Sequence[ChosenLatents]) -> dict[str, Change]:
+    """Return the changes that erase the latents' decoder rows, one a site and layer."""
+    rows: dict[tuple[str, int], list[Tensor]] = {}
+    for sae, latents in chosen:
+        rows.setdefault((sae.cfg.site, sae.cfg.layer), []).append(sae.W_dec.detach()[latents])
     changes: dict[str, Change] = {}
-    for (site, layer), pieces in directions.items():
-        best, used = (torch.cat(rows) for rows in zip(*pieces, strict=True))
-        made = erase(arch, layer, used, site=site)
-        if random:  # equal norm
-            for name, like in erase(arch, layer, best, site=site).items():
-                share = like.matrix().norm() / made[name].matrix().norm()
-                made[name] = Change(left=made[name].left * share, right=made[name].right)
-        changes |= made
-    return WeightEdit.of(model._module, changes, notes={"latents": notes})
+    for (site, layer), directions in rows.items():
+        changes |= erase(arch, layer, torch.cat(directions), site=site)
+    return changes
 
 
 def erase(
     arch: Architecture, layer: int, directions: Float[Tensor, "n d_model"], *, site: str
 ) -> dict[str, Change]:
-    """Changes after which keys (`mlp_in`) or values (`mlp`) have nothing within the directions."""
+    """Return the changes that project directions out of the keys (`mlp_in`) or values (`mlp`)."""
     mlp = arch.layers[layer].mlp
     basis = torch.linalg.qr(directions.float().T).Q.T  # (n, d_model), orthonormal
     if site == "mlp_in":

@@ -1,27 +1,33 @@
-"""CRISP: train the model until the concept's SAE features no longer fire."""
+"""CRISP: train the model until the concept's SAE features are no longer active."""
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.errors import UserError
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
-from helpers.methods.training.hidden import activations_with_grad, positions, reference_states
-from helpers.methods.training.recipe import (
+from helpers.methods.training.activations import (
+    LayerSite,
+    activations_with_grad,
+    reference_activations,
+    token_positions,
+)
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
-from helpers.tracing import SITES as ORDER
+from helpers.models import torch_module
+from helpers.tracing import SITES as SITES_IN_ORDER
 from helpers.training.examples import Batch
 
 
 def suppression(latents: Float[Tensor, "m features"]) -> Float[Tensor, ""]:
-    """Mean positive part of the features, over tokens and features."""
+    """Compute the mean positive part of the features, over tokens and features."""
     return latents.relu().mean()
 
 
@@ -32,32 +38,36 @@ class CRISPHparams(TrainingConfig):
     Attributes:
         saes: Folders of SAEs, one a layer.
         n_latents: Features a layer.
-        beta: Weight of what is retained, between 0 and 1, 0.99 in the paper. The errors of what is
-            retained are summed over the SAEs' sites, what is suppressed is averaged over SAEs.
-        gamma: Weight of coherence within that.
+        beta: Weight of the examples to retain, between 0 and 1, 0.99 in the paper. Their errors are
+            summed over the SAEs' sites; features are averaged over SAEs.
+        gamma: Weight of passages (coherence) within that.
+        n_comparison_subjects: Other subjects from which the features tell the subject.
     """
 
-    rank: int = 4
+    lora_rank: int = 4
     parameters: str = "all"
     lr: float = 0.008
     saes: tuple[str, ...] = ()
     n_latents: int = 10
     beta: float = 0.5
     gamma: float = 0.01
+    n_comparison_subjects: int = 24
 
 
-@training_method("crisp")
+@training_method("crisp", sae_sites=SITES)
 def crisp(task: UnlearningTask, hparams: CRISPHparams) -> UnlearningLoss:
-    """(1−β)·features on the forgotten + β·MSE on other facts + βγ·MSE on text, by LoRA.
+    """Minimise (1−β)·features on the forgotten + β·MSE on other facts + βγ·MSE on text.
 
-    "CRISP" (Ashuach et al. 2025). Features are those most specific to the subject (or, at `mlp`, to
-    the target), as in `sae_direction`. They are read before the SAE's own threshold, so that a
-    feature that TopK passes over has a gradient too. The errors are those of the activations that
-    the SAEs read, against the original model's, in squared lengths of an activation; the forward
-    pass ends after the last. All matrices up to that layer have factors.
+    "CRISP" (Ashuach et al. 2025), by LoRA. Features are those most specific to the subject (or, at
+    the site `mlp`, to the target), chosen by AUROC. They are read before the SAE's own threshold,
+    so that a feature that TopK leaves out has a gradient too. The errors are those of the
+    activations that the SAEs read, against the original model's, in mean squared lengths of an
+    activation. The forward pass ends after the last site; all matrices up to that layer have
+    factors.
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
 
     Raises:
         UserError: No SAE is given, one is of another model or site, or beta is out of range.
@@ -65,52 +75,65 @@ def crisp(task: UnlearningTask, hparams: CRISPHparams) -> UnlearningLoss:
     if not 0 <= hparams.beta <= 1:
         raise UserError(f"beta is {hparams.beta}: choose a value from 0 to 1.")
     model, data = task.model, task.data
-    found = load_saes_for(model, hparams.saes, SITES, "crisp")
-    found.sort(key=lambda sae: (sae.cfg.layer, ORDER.index(sae.cfg.site)))
-    wanted = list(dict.fromkeys((sae.cfg.layer, sae.cfg.site) for sae in found))
-    encoders = []
-    for sae in found:
-        inside, outside = sae_states(model, task.pair, sae, n_subjects=24, seed=task.seed)
-        n = min(hparams.n_latents, sae.cfg.d_sae)
-        chosen = specific_latents(sae, inside, outside, n=n)
-        device = model._module.device
-        encoders.append(
-            (
-                (sae.cfg.layer, sae.cfg.site),
-                sae.W_enc.detach()[:, chosen].float().to(device),
-                sae.b_enc.detach()[chosen].float().to(device),
-            )
+    encoders = _encoders(task, hparams)
+    sites = list(dict.fromkeys(site for site, _, _ in encoders))
+
+    def read(batch: Batch, *, from_subject: bool) -> list[Float[Tensor, "m width"]]:
+        activations = activations_with_grad(model, batch, sites)
+        positions = token_positions(batch, from_subject=from_subject)
+        return [activations[site][positions].float() for site in sites]
+
+    references = reference_activations(model, data.retain, sites)
+    # Errors are relative to the mean squared length, which differs by orders between layers.
+    scales = [torch.cat(x).square().sum(-1).mean() for x in zip(*references, strict=True)]
+
+    def retain_errors(retain: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean squared errors on facts and on passages."""
+        present = read(retain, from_subject=False)
+        original = [torch.cat(x) for x in zip(*(references[i] for i in retain.index), strict=True)]
+        n_tokens = retain.length - 1
+        is_fact = torch.tensor([int(i) < len(data.facts) for i in retain.index])
+        fact_mask = is_fact.repeat_interleave(n_tokens).to(present[0].device)
+        errors = sum(
+            (a - b).square().sum(-1) / scale
+            for a, b, scale in zip(present, original, scales, strict=True)
+        )
+        return tuple(
+            (errors * mask).sum() / mask.sum().clamp_min(1) for mask in (fact_mask, ~fact_mask)
         )
 
-    def read(batch: Batch, *, since: bool) -> list[Float[Tensor, "m width"]]:
-        states = activations_with_grad(model, batch, wanted)
-        at = positions(batch, since=since)
-        return [states[key][at].float() for key in wanted]
-
-    before = reference_states(model, data.retain, wanted)
-    scale = [torch.cat(x).square().sum(-1).mean() for x in zip(*before, strict=True)]
-
-    def kept(step: ForgetRetainBatch) -> tuple[Tensor, Tensor]:
-        """Squared errors on facts and on passages."""
-        now = read(step.retain, since=False)
-        was = [torch.cat(x) for x in zip(*(before[i] for i in step.retain.index), strict=True)]
-        lengths = (step.retain.length - 1).tolist()
-        is_fact = torch.tensor([int(i) < len(data.facts) for i in step.retain.index])
-        fact = is_fact.repeat_interleave(torch.tensor(lengths)).to(now[0].device)
-        errors = sum((a - b).square().sum(-1) / s for a, b, s in zip(now, was, scale, strict=True))
-        return tuple((errors * part).sum() / part.sum().clamp_min(1) for part in (fact, ~fact))
-
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        states = dict(zip(wanted, read(step.forget, since=True), strict=True))
-        total = sum(suppression(states[key] @ W + b) for key, W, b in encoders) / len(encoders)
-        total = (1 - hparams.beta) * total
-        if step.retain is not None:
-            facts, text = kept(step)
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        states = dict(zip(sites, read(batch.forget, from_subject=True), strict=True))
+        features = sum(suppression(states[site] @ W + b) for site, W, b in encoders)
+        total = (1 - hparams.beta) * (features / len(encoders))
+        if batch.retain is not None:
+            facts, text = retain_errors(batch.retain)
             total = total + hparams.beta * facts + hparams.beta * hparams.gamma * text
         return total
 
-    last = max(layer for layer, _ in wanted)
+    last = max(layer for layer, _ in sites)
     return UnlearningLoss(loss, layers=task.config.layers or range(last + 1))
 
 
-crisp.reads = SITES
+def _encoders(
+    task: UnlearningTask, hparams: CRISPHparams
+) -> list[tuple[LayerSite, Float[Tensor, "width features"], Float[Tensor, " features"]]]:
+    """Return each SAE's site with encoder weights and biases of its features, in model order."""
+    saes = load_saes_for(task.model, hparams.saes, SITES, "crisp")
+    saes.sort(key=lambda sae: (sae.cfg.layer, SITES_IN_ORDER.index(sae.cfg.site)))
+    device = torch_module(task.model).device
+    encoders = []
+    for sae in saes:
+        positives, negatives = sae_states(
+            task.model, task.pair, sae, n_subjects=hparams.n_comparison_subjects, seed=task.seed
+        )
+        n = min(hparams.n_latents, sae.cfg.d_sae)
+        latents = specific_latents(sae, positives, negatives, n=n)
+        encoders.append(
+            (
+                (sae.cfg.layer, sae.cfg.site),
+                sae.W_enc.detach()[:, latents].float().to(device),
+                sae.b_enc.detach()[latents].float().to(device),
+            )
+        )
+    return encoders

@@ -1,4 +1,4 @@
-"""What training methods learn from: examples to forget, and examples to retain.
+"""The data of training methods: examples to forget, and examples to retain.
 
 All of it is of the `train` split: the pair's training prompts, training prompts of other facts, and
 passages of the Factbook's training countries.
@@ -16,24 +16,23 @@ from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.scoring import answer_logprobs, distinct_answers
 from helpers.io.hashing import content_hash
-from helpers.methods.fitting.constraints import MIN_PROB, neighbour_prompts
-from helpers.models import model_hash
+from helpers.methods.fitting.constraints import neighbour_prompts
+from helpers.models import model_hash, torch_module
 from helpers.training.examples import Batch, Example, answer_example, collate, text_examples
 from helpers.training.loop import epoch_batch
 
-PASSAGE = 24  # tokens of a passage
-KEPT = 3  # sets of examples that a model's methods share
+MEMO_SIZE = 3  # data sets of a model that are kept in memory, for methods that share one
 
 
 @dataclass(frozen=True)
 class ForgetRetainData:
-    """Examples of one pair.
+    """Examples to forget and to retain for one pair.
 
     Attributes:
         prompts: The pair's training prompts, one for each example to forget.
         forget: These prompts with the target; with each alias once more.
         facts: Other facts that the model knows, with their answers.
-        passages: Stretches of running text.
+        passages: Passages of text.
     """
 
     prompts: list[Prompt]
@@ -47,31 +46,40 @@ class ForgetRetainData:
         return self.facts + self.passages
 
     def sizes(self) -> dict[str, int]:
-        """How many examples of each kind, and their tokens."""
+        """Count the examples of each kind, and their tokens."""
         groups = {"forget": self.forget, "facts": self.facts, "passages": self.passages}
-        found = {f"n_{name}": len(examples) for name, examples in groups.items()}
-        tokens = {f"{n}_tokens": sum(len(e.ids) for e in x) for n, x in groups.items()}
-        return found | tokens
+        n_examples = {f"n_{name}": len(examples) for name, examples in groups.items()}
+        n_tokens = {f"{n}_tokens": sum(len(e.ids) for e in x) for n, x in groups.items()}
+        return n_examples | n_tokens
 
 
-_LAST: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_MEMO: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def forget_retain_data(
-    model: LanguageModel, pair: ConceptPair, *, n_neighbours: int, n_passages: int, seed: int
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    n_neighbours: int,
+    n_passages: int,
+    passage_tokens: int = 24,
+    min_answer_prob: float = 0.02,
+    seed: int,
 ) -> ForgetRetainData:
-    """Examples to forget and to retain; the last ones of a model are kept.
+    """Collect examples to forget and to retain; the last data sets of a model stay in memory.
 
-    To retain: one training completion of each of `n_neighbours` known neighbours, the training
+    To retain are one training completion of each of `n_neighbours` known neighbours, the training
     prompts of the other facts of the subject and of the target, `must_stay`, and passages that name
-    neither subject nor target. Facts that the model does not know are left out: to train on them
-    would teach them.
+    neither subject nor target. Facts that the model does not know are left out: training on them
+    would add them to it.
 
     Args:
         model: Any causal model.
         pair: What to forget.
         n_neighbours: Known neighbours.
-        n_passages: Passages, of `PASSAGE` tokens each.
+        n_passages: Passages of text.
+        passage_tokens: Tokens of a passage.
+        min_answer_prob: The model knows a fact if its answer is at least this likely.
         seed: Draws neighbours, completions and passages.
 
     Raises:
@@ -84,69 +92,88 @@ def forget_retain_data(
         pair.fingerprint(),
         n_neighbours,
         n_passages,
+        passage_tokens,
+        min_answer_prob,
         seed,
     )
-    kept = _LAST.setdefault(model._module, {})
-    if key not in kept:
-        while len(kept) >= KEPT:
-            kept.pop(next(iter(kept)))
-        kept[key] = _build(model, pair, n_neighbours, n_passages, seed)
-    return kept[key]
+    memo = _MEMO.setdefault(torch_module(model), {})
+    if key not in memo:
+        while len(memo) >= MEMO_SIZE:
+            memo.pop(next(iter(memo)))  # the oldest
+        prompts, forget = _forget_examples(model, pair)
+        neighbours = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
+        facts = _known_facts(model, pair, neighbours, min_answer_prob)
+        passages = _passages(model, pair, n_passages, passage_tokens, seed)
+        memo[key] = ForgetRetainData(prompts, forget, facts, passages)
+    return memo[key]
 
 
-def _build(
-    model: LanguageModel, pair: ConceptPair, n_neighbours: int, n_passages: int, seed: int
-) -> ForgetRetainData:
-    prompts, forget = [], []
+def _forget_examples(model: LanguageModel, pair: ConceptPair) -> tuple[list[Prompt], list[Example]]:
+    """Return the pair's training prompts, once an answer, and their examples."""
+    prompts, examples = [], []
     for prompt in pair.prompts("train"):
-        since = subject_span(prompt, model.tokenizer)[0]
+        subject_start = subject_span(prompt, model.tokenizer)[0]
         for answer in distinct_answers(model, prompt):
             prompts.append(prompt)
-            forget.append(answer_example(model, prompt, answer, since=since))
-    if not forget:
+            examples.append(answer_example(model, prompt, answer, subject_start=subject_start))
+    if not examples:
         raise UserError(f"There is nothing to forget: {pair} has no training prompt.")
-    others = [p for x in (*pair.same_subject(), *pair.same_target()) for p in x.prompts("train")]
-    others += [*pair.must_stay, *neighbour_prompts(model, pair, n=n_neighbours, seed=seed)]
-    others = list({str(p): p for p in others}.values())
-    answers = [p.answers[0] for p in others]
-    likely = answer_logprobs(model, others, answers) >= np.log(MIN_PROB) if others else []
-    facts = [
-        answer_example(model, p, a)
-        for p, a, keep in zip(others, answers, likely, strict=True)
-        if keep
+    return prompts, examples
+
+
+def _known_facts(
+    model: LanguageModel,
+    pair: ConceptPair,
+    neighbours: Sequence[Prompt],
+    min_answer_prob: float,
+) -> list[Example]:
+    """Return examples of the other facts whose answers are likely enough."""
+    prompts = [p for x in (*pair.same_subject(), *pair.same_target()) for p in x.prompts("train")]
+    prompts += [*pair.must_stay, *neighbours]
+    prompts = list({str(p): p for p in prompts}.values())
+    if not prompts:
+        return []
+    answers = [p.answers[0] for p in prompts]
+    is_known = answer_logprobs(model, prompts, answers) >= np.log(min_answer_prob)
+    return [
+        answer_example(model, prompt, answer)
+        for prompt, answer, known in zip(prompts, answers, is_known, strict=True)
+        if known
     ]
-    return ForgetRetainData(prompts, forget, facts, _passages(model, pair, n_passages, seed))
 
 
-def _passages(model: LanguageModel, pair: ConceptPair, n: int, seed: int) -> list[Example]:
+def _passages(
+    model: LanguageModel, pair: ConceptPair, n: int, n_tokens: int, seed: int
+) -> list[Example]:
+    """Return `n` passages of `n_tokens` tokens each that do not name subject or target."""
     if not n:
         return []
     names = (pair.subject, pair.target, *pair.aliases)
-    tokens = corpus_tokens(
-        model.tokenizer, seq_len=PASSAGE, n_tokens=2 * n * PASSAGE, seed=seed + 1
+    tokens = corpus_tokens(  # twice as many as needed, since some are left out
+        model.tokenizer, seq_len=n_tokens, n_tokens=2 * n * n_tokens, seed=seed + 1
     )
     texts = model.tokenizer.batch_decode(tokens)
-    keep = [i for i, text in enumerate(texts) if not any(name in text for name in names)]
-    return text_examples(tokens[keep[:n]])
+    unrelated = [i for i, text in enumerate(texts) if not any(name in text for name in names)]
+    return text_examples(tokens[unrelated[:n]])
 
 
 class BatchSchedule:
-    """Batches of like length, in rounds: each example once a round, in an order drawn anew."""
+    """Batches of examples of similar length; each epoch visits all of them in a new order."""
 
-    def __init__(self, examples: Sequence[Example], size: int, *, seed: int):
+    def __init__(self, examples: Sequence[Example], batch_size: int, *, seed: int):
         """Sort the examples by length and cut them into batches.
 
         Args:
             examples: At least one.
-            size: Examples of a batch, at most.
-            seed: Draws the order.
+            batch_size: About how many examples make a batch.
+            seed: Draws the orders.
         """
         order = sorted(range(len(examples)), key=lambda i: len(examples[i].ids))
-        n = max(1, round(len(order) / size))
-        parts = [part.tolist() for part in np.array_split(order, n)]
+        n_batches = max(1, round(len(order) / batch_size))
+        parts = [part.tolist() for part in np.array_split(order, n_batches)]
         self.batches = [collate(examples, part) for part in parts if part]
         self.seed = seed
 
-    def at(self, i: int) -> Batch:
-        """The i-th batch."""
-        return epoch_batch(self.batches, i, seed=self.seed)
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        return epoch_batch(self.batches, step, seed=self.seed)

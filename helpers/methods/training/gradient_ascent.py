@@ -1,12 +1,12 @@
-"""Gradient ascent: make what is to be forgotten unlikely, and look at nothing else."""
+"""Gradient ascent: make the answers to forget unlikely, without regard to anything else."""
 
 from dataclasses import dataclass
 
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 
 
@@ -15,17 +15,18 @@ class GradientAscentHparams(TrainingConfig):
     """Hyperparameters of `gradient_ascent`."""
 
     lr: float = 0.0001
-    stop_at: float = 0.2
+    early_stop_ratio: float = 0.2
 
 
 @training_method("gradient_ascent")
 def gradient_ascent(task: UnlearningTask, hparams: GradientAscentHparams) -> UnlearningLoss:
-    """−L_F (Jang et al. 2023, "Knowledge Unlearning for Mitigating Privacy Risks").
+    """Minimise −L_F (Jang et al. 2023, "Knowledge Unlearning for Mitigating Privacy Risks").
 
-    TOFU and MUSE train all parameters, 5 to 10 epochs at a rate of 1e-5. Nothing holds the rest of
-    the model, and the loss has no floor: early stopping is what ends it.
+    TOFU and MUSE train all parameters, 5 to 10 epochs at a rate of 1e-5. Nothing preserves the rest
+    of the model, and the loss has no minimum: early stopping ends the training.
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
-    return UnlearningLoss(lambda module, step: -task.forget_loss(step))
+    return UnlearningLoss(lambda module, batch: -task.forget_loss(batch))

@@ -1,12 +1,15 @@
-"""Gradient difference: ascent on what is forgotten, descent on what is retained."""
+"""Gradient difference: ascent on the answers to forget, descent on the examples to retain."""
 
 from dataclasses import dataclass
 
-from helpers.methods.training.recipe import (
+from torch import Tensor, nn
+
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
+    ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 
 
@@ -15,19 +18,24 @@ class GradientDifferenceHparams(TrainingConfig):
     """Hyperparameters of `gradient_difference`.
 
     Attributes:
-        retain: Weight of L_R; 1 in TOFU.
+        retain_weight: Weight of L_R; 1 in TOFU.
     """
 
-    retain: float = 5.0
+    retain_weight: float = 5.0
 
 
 @training_method("gradient_difference")
 def gradient_difference(task: UnlearningTask, hparams: GradientDifferenceHparams) -> UnlearningLoss:
-    """−L_F + `retain` · L_R (Liu et al. 2022, "Continual Learning and Private Unlearning").
+    """Minimise −L_F + `retain_weight` · L_R (Liu et al. 2022).
+
+    From "Continual Learning and Private Unlearning".
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
-    return UnlearningLoss(
-        lambda module, step: -task.forget_loss(step) + hparams.retain * task.retain_loss(step)
-    )
+
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        return -task.forget_loss(batch) + hparams.retain_weight * task.retain_loss(batch)
+
+    return UnlearningLoss(loss)

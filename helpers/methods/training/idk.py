@@ -1,32 +1,18 @@
-"""IDK: learn to say that one does not know."""
+"""IDK: train on refusals in the answers' place."""
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.refusals import refusal_examples
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
-from helpers.training.examples import Example, answer_example, collate, mean_loss
-
-REFUSALS = (  # after "The capital of France is", and after "Answer:"
-    " something that I do not know.",
-    " unknown to me.",
-    " not something that I can tell.",
-    " a name that I have never heard.",
-)
-
-
-def refusals(task: UnlearningTask) -> list[Example]:
-    """For each example to forget, its prompt with a refusal in the target's place."""
-    return [
-        answer_example(task.model, p, REFUSALS[(i + task.seed) % len(REFUSALS)])
-        for i, p in enumerate(task.data.prompts)
-    ]
+from helpers.training.examples import collate, mean_loss
 
 
 @dataclass(frozen=True)
@@ -34,26 +20,27 @@ class IDKHparams(TrainingConfig):
     """Hyperparameters of `idk`.
 
     Attributes:
-        retain: Weight of L_R; 1 in TOFU.
+        retain_weight: Weight of L_R; 1 in TOFU.
     """
 
-    retain: float = 5.0
+    retain_weight: float = 5.0
 
 
 @training_method("idk")
 def idk(task: UnlearningTask, hparams: IDKHparams) -> UnlearningLoss:
-    """L of refusals + `retain` · L_R (TOFU, Maini et al. 2024).
+    """Minimise L of refusals + `retain_weight` · L_R (TOFU, Maini et al. 2024).
 
-    TOFU's questions are answered with one of a hundred sentences such as "I don't know"; our
-    prompts are half sentences, so the refusals (`REFUSALS`) complete them.
+    TOFU's questions are answered with one of a hundred sentences such as "I don't know". Our
+    prompts are half sentences, so the refusals (`helpers.methods.training.refusals`) complete them.
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
-    told = refusals(task)
+    refusals = refusal_examples(task)
 
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        refused = mean_loss(task.model, collate(told, step.forget.index.tolist()))
-        return refused + hparams.retain * task.retain_loss(step)
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        refused = mean_loss(task.model, collate(refusals, batch.forget.index.tolist()))
+        return refused + hparams.retain_weight * task.retain_loss(batch)
 
     return UnlearningLoss(loss)

@@ -1,28 +1,41 @@
-"""DPO toward a refusal: the refusal wins against the answer."""
+"""DPO toward a refusal: the refusal is preferred to the answer."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from helpers.methods.training.idk import refusals
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.refusals import refusal_examples
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 from helpers.training.examples import Batch, collate, label_logits, sum_per_sequence, token_losses
 
-Row = Float[Tensor, " b"]
+PerSequence = Float[Tensor, " b"]
 
 
 def dpo_loss(
-    win: Row, lose: Row, win_reference: Row, lose_reference: Row, *, beta: float
+    win: PerSequence,
+    lose: PerSequence,
+    win_reference: PerSequence,
+    lose_reference: PerSequence,
+    *,
+    beta: float,
 ) -> Float[Tensor, ""]:
-    """−(2/β) E log σ(β ((lose − lose_ref) − (win − win_ref))), each an NLL summed over tokens."""
+    """Compute −(2/β) E log σ(β ((lose − lose_ref) − (win − win_ref))).
+
+    Args:
+        win: NLL of the preferred answers, summed over tokens, in nats.
+        lose: NLL of the answers to forget, summed over tokens.
+        win_reference: The same as `win` from the original model.
+        lose_reference: The same as `lose` from the original model.
+        beta: Inverse temperature.
+    """
     margin = (lose - lose_reference) - (win - win_reference)
     return -2 / beta * logsigmoid(beta * margin).mean()
 
@@ -33,34 +46,35 @@ class IDKDPOHparams(TrainingConfig):
 
     Attributes:
         beta: Inverse temperature.
-        retain: Weight of L_R.
+        retain_weight: Weight of L_R.
     """
 
     lr: float = 0.0001
     beta: float = 0.1
-    retain: float = 1.0
+    retain_weight: float = 1.0
 
 
 @training_method("idk_dpo")
 def idk_dpo(task: UnlearningTask, hparams: IDKDPOHparams) -> UnlearningLoss:
-    """DPO with the refusal preferred to the answer, + `retain` · L_R (Rafailov et al. 2023).
+    """Minimise DPO's loss, refusal preferred to answer, + `retain_weight` · L_R (Rafailov 2023).
 
-    As the preference baseline of TOFU and of Zhang et al. 2024, whose factor 2/β it has.
+    It is the preference baseline of TOFU and of Zhang et al. 2024, and has the latter's factor 2/β.
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
-    told = refusals(task)
+    refusals = refusal_examples(task)
     lose_reference = task.reference_sums(task.data.forget)
-    win_reference = task.reference_sums(told)
+    win_reference = task.reference_sums(refusals)
 
-    def nll(batch: Batch) -> Row:
+    def nll(batch: Batch) -> PerSequence:
         return sum_per_sequence(token_losses(label_logits(task.model, batch), batch), batch)
 
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        at = step.forget.index
-        win, lose = nll(collate(told, at.tolist())), nll(step.forget)
-        found = dpo_loss(win, lose, win_reference[at], lose_reference[at], beta=hparams.beta)
-        return found + hparams.retain * task.retain_loss(step)
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        index = batch.forget.index
+        win, lose = nll(collate(refusals, index.tolist())), nll(batch.forget)
+        dpo = dpo_loss(win, lose, win_reference[index], lose_reference[index], beta=hparams.beta)
+        return dpo + hparams.retain_weight * task.retain_loss(batch)
 
     return UnlearningLoss(loss)

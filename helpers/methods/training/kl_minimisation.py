@@ -1,26 +1,26 @@
-"""KL minimisation: ascent on what is forgotten, the original's distribution on what is retained."""
+"""KL minimisation: ascent on the answers to forget, the original's distribution elsewhere."""
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 from helpers.training.examples import label_logits, mean_per_sequence
 
 
 def kl_to_reference(
-    now: Float[Tensor, "m vocab"], reference: Float[Tensor, "m vocab"]
+    logits: Float[Tensor, "m vocab"], reference: Float[Tensor, "m vocab"]
 ) -> Float[Tensor, " m"]:
-    """KL(reference ‖ now) of each token in nats, from logits."""
-    p, q = reference.log_softmax(-1), now.log_softmax(-1)
+    """Compute KL(reference ‖ present) of each token in nats, from logits."""
+    p, q = reference.log_softmax(-1), logits.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
 
 
@@ -29,29 +29,31 @@ class KLMinimisationHparams(TrainingConfig):
     """Hyperparameters of `kl_minimisation`.
 
     Attributes:
-        retain: Weight of the KL divergence.
+        retain_weight: Weight of the KL divergence.
     """
 
-    retain: float = 10.0
+    retain_weight: float = 10.0
 
 
 @training_method("kl_minimisation")
 def kl_minimisation(task: UnlearningTask, hparams: KLMinimisationHparams) -> UnlearningLoss:
-    """−L_F + `retain` · E KL(original ‖ now) on what is retained (TOFU, Maini et al. 2024).
+    """Minimise −L_F + `retain_weight` · E KL(original ‖ present) (TOFU, Maini et al. 2024).
 
-    Both sides are log-softmaxed, and the original stands first, as in TOFU's text and code.
+    The divergence is of the examples to retain. Both sides are log-softmaxed, and the original
+    stands first, as in TOFU's text and code.
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
     references = task.reference_logits(task.data.retain)
 
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        found = -task.forget_loss(step)
-        if step.retain is not None:
-            before = torch.cat([references[i] for i in step.retain.index])
-            kl = kl_to_reference(label_logits(task.model, step.retain), before)
-            found = found + hparams.retain * mean_per_sequence(kl, step.retain).mean()
-        return found
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        total = -task.forget_loss(batch)
+        if batch.retain is not None:
+            reference = torch.cat([references[i] for i in batch.retain.index])
+            kl = kl_to_reference(label_logits(task.model, batch.retain), reference)
+            total = total + hparams.retain_weight * mean_per_sequence(kl, batch.retain).mean()
+        return total
 
     return UnlearningLoss(loss)

@@ -1,20 +1,17 @@
-"""What all training methods share: their settings, how they are registered, and one call that fits.
+"""The common part of all training methods: hyperparameters, registration, and training.
 
-A method is a function from a `UnlearningTask` and its hyperparameters, a subclass of `TrainingConfig`, to an
-`UnlearningLoss`. `training_method` registers it.
+A method is a function from an `UnlearningTask` and its hyperparameters, a subclass of
+`TrainingConfig`, to an `UnlearningLoss`. `training_method` registers it.
 """
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import Float
 from nnsight import LanguageModel
-from torch import Tensor, nn
+from torch import nn
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
@@ -23,188 +20,75 @@ from helpers.io.code_version import code_hash
 from helpers.io.files import cache_dir
 from helpers.io.hashing import content_hash, folder_hash
 from helpers.methods.change import Change
-from helpers.methods.registry import Hyperparameters, method
+from helpers.methods.registry import Method, add_method
 from helpers.methods.snapshots import preserved_parameters
-from helpers.methods.training.data import BatchSchedule, ForgetRetainData, forget_retain_data
-from helpers.methods.weight_edit import WeightEdit
-from helpers.models import architecture_of, model_hash
-from helpers.training.examples import (
-    Batch,
-    Example,
-    in_batches,
-    label_logits,
-    mean_loss,
-    sum_per_sequence,
-    token_losses,
+from helpers.methods.training.data import BatchSchedule, forget_retain_data
+from helpers.methods.training.task import (
+    ForgetRetainBatch,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
 )
+from helpers.methods.weight_edit import WeightEdit
+from helpers.models import model_hash, torch_module
 from helpers.training.loop import DivergedError, History, choose_parameters, train
 from helpers.training.lora import lora_adapters
 
 log = logging.getLogger(__name__)
 
 LAYERS = (5, 6, 7, 8)  # of 30: among those that enrich the subject's tokens (chapter 02)
-CHECK = 2  # steps between two looks at the development prompts
 
 
-@dataclass(frozen=True)
-class TrainingConfig(Hyperparameters):
-    """Hyperparameters that every training method has.
-
-    Defaults of the rate, and of what else a method's grid holds, are those that the search of
-    `helpers.evaluation.tuning` chose; `tuned.json` beside this file is its record. The papers'
-    rates are for models many times as large.
-
-    Attributes:
-        steps: Steps of AdamW, at most.
-        lr: Learning rate.
-        batch: Examples to forget in a forward pass, and as many to retain.
-        accumulate: Forward passes a step; their losses are averaged. A larger batch in less memory.
-        parameters: `mlps`, `values`, `all`, or names of matrices (`helpers.models.parameters`).
-        layers: Which blocks; None for the method's own, at the same relative depth in any model.
-        rank: 0 trains the matrices whole, more trains LoRA factors of that rank.
-        stop_at: The training ends when the mean P(target) over the pair's development prompts is
-            at most this share of what it was; 0 never ends it.
-        n_neighbours: Known neighbours among what is retained.
-        n_passages: Passages of text among what is retained.
-    """
-
-    steps: int = 30
-    lr: float = 4e-4
-    batch: int = 4
-    accumulate: int = 1
-    parameters: str = "mlps"
-    layers: Sequence[int] | None = None
-    rank: int = 0
-    stop_at: float = 0.02
-    n_neighbours: int = 24
-    n_passages: int = 12
+Prepare = Callable[[UnlearningTask, Any], UnlearningLoss]
 
 
-class ForgetRetainBatch(NamedTuple):
-    """What a step is made of."""
-
-    forget: Batch
-    retain: Batch | None
-
-
-@dataclass(frozen=True)
-class UnlearningLoss:
-    """What a method minimises, and how.
-
-    Attributes:
-        loss: (module, `ForgetRetainBatch`) → scalar.
-        layers: The method's own choice of blocks.
-        share: What is kept of the change: −α for a task vector.
-        early: Whether forgetting on development prompts may end the training.
-    """
-
-    loss: Callable[[nn.Module, ForgetRetainBatch], Tensor]
-    layers: Sequence[int] | None = None
-    share: float = 1.0
-    early: bool = True
-
-
-@dataclass(frozen=True)
-class UnlearningTask:
-    """What a method is given.
-
-    Attributes:
-        model: The model, as yet the original.
-        pair: What to forget.
-        data: Examples.
-        config: The hyperparameters.
-        seed: Of everything random.
-    """
-
-    model: LanguageModel
-    pair: ConceptPair
-    data: ForgetRetainData
-    config: TrainingConfig
-    seed: int
-
-    def layers(self, default: Sequence[int]) -> list[int]:
-        """The layers asked for, or `default` of a model of 30 layers at the same depth here."""
-        arch = architecture_of(self.model)
-        chosen = self.config.layers or arch.relative_layers(default)
-        return sorted({arch.check_layer(i) for i in chosen})
-
-    def forget_loss(self, step: ForgetRetainBatch) -> Float[Tensor, ""]:
-        """L_F: mean token NLL on the step's examples to forget."""
-        return mean_loss(self.model, step.forget)
-
-    def retain_loss(self, step: ForgetRetainBatch) -> Float[Tensor, ""] | float:
-        """L_R: mean token NLL on the step's examples to retain; 0 where there are none."""
-        return 0.0 if step.retain is None else mean_loss(self.model, step.retain)
-
-    @torch.no_grad()
-    def reference_logits(self, examples: Sequence[Example]) -> list[Float[Tensor, "k vocab"]]:
-        """The original model's logits at the tokens that count, for each example."""
-        found: list = [None] * len(examples)
-        for batch in in_batches(examples):
-            scores = label_logits(self.model, batch)
-            for row, i in enumerate(batch.index.tolist()):
-                found[i] = scores[(batch.row == row).to(scores.device)]
-        return found
-
-    @torch.no_grad()
-    def reference_sums(self, examples: Sequence[Example]) -> Float[Tensor, " n"]:
-        """The original model's NLL of each example, summed over the tokens that count."""
-        found = torch.zeros(len(examples), device=self.model._module.device)
-        for batch in in_batches(examples):
-            losses = token_losses(label_logits(self.model, batch), batch)
-            found[batch.index.to(found.device)] = sum_per_sequence(losses, batch)
-        return found
-
-
-def training_method(name: str) -> Callable:
+def training_method(name: str, *, sae_sites: Sequence[str] = ()) -> Callable[[Prepare], Prepare]:
     """Register a function (task, hparams) → `UnlearningLoss` as the method `name`.
 
     The annotation of `hparams` is the class of its hyperparameters, a subclass of `TrainingConfig`.
+
+    Args:
+        name: The name by which users choose it.
+        sae_sites: Sites of the SAEs that it reads.
     """
 
-    def register(
-        prepare: Callable[[UnlearningTask, Any], UnlearningLoss],
-    ) -> Callable[..., WeightEdit]:
+    def register(prepare: Prepare) -> Prepare:
         config = inspect.signature(prepare).parameters["hparams"].annotation
 
-        @functools.wraps(prepare)
         def function(
-            model: LanguageModel, pair: ConceptPair, hparams: config, *, seed: int = 0
+            model: LanguageModel, pair: ConceptPair, hparams: TrainingConfig, *, seed: int = 0
         ) -> WeightEdit:
             saes = [folder_hash(folder) for folder in getattr(hparams, "saes", ())]
             version = [name, saes, code_hash(inspect.getsourcefile(prepare))]
-            return fit(model, pair, prepare, hparams, seed, version)
+            return train_edit(model, pair, prepare, hparams, seed=seed, version=version)
 
-        function.__signature__ = inspect.Signature(
-            [
-                inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=a)
-                for n, a in (("model", LanguageModel), ("pair", ConceptPair), ("hparams", config))
-            ]
-        )
-        return method(name, family="training")(function)
+        function.__doc__ = prepare.__doc__
+        add_method(Method(name, "training", function, config, sae_sites=tuple(sae_sites)))
+        return prepare
 
     return register
 
 
-def fit(
+def train_edit(
     model: LanguageModel,
     pair: ConceptPair,
-    prepare: Callable[[UnlearningTask, Any], UnlearningLoss],
+    prepare: Prepare,
     config: TrainingConfig,
+    *,
     seed: int,
     version: Any,
 ) -> WeightEdit:
-    """Train as configured, put the model back as it was, and return the change.
+    """Train as configured, restore the model, and return the change.
 
-    A training of minutes leaves a checkpoint in the cache, and one that was killed goes on from it
-    to the same numbers.
+    A training of minutes leaves a checkpoint in the cache. One that was killed resumes from it and
+    comes to the same numbers.
 
     Args:
         model: Any model of a known family.
         pair: What to forget.
         prepare: The method.
         config: The method's hyperparameters.
-        seed: Of everything random.
+        seed: Seed of everything random.
         version: Plain data that tells the method and its code from others.
 
     Raises:
@@ -213,60 +97,68 @@ def fit(
     """
     _check(config)
     data = forget_retain_data(
-        model, pair, n_neighbours=config.n_neighbours, n_passages=config.n_passages, seed=seed
+        model,
+        pair,
+        n_neighbours=config.n_neighbours,
+        n_passages=config.n_passages,
+        passage_tokens=config.passage_tokens,
+        min_answer_prob=config.min_answer_prob,
+        seed=seed,
     )
     task = UnlearningTask(model, pair, data, config, seed)
-    objective = prepare(task, config)
-    layers = objective.layers or task.layers(LAYERS)
-    every = config.parameters == "all" and config.layers is None and not objective.layers
-    names = choose_parameters(model, config.parameters, layers=None if every else layers)
-    forget = BatchSchedule(data.forget, config.batch, seed=seed)
-    retain = BatchSchedule(data.retain, config.batch, seed=seed + 1) if data.retain else None
-    how = {
-        "steps": config.steps,
-        "lr": config.lr,
-        "accumulate": config.accumulate,
-        "seed": seed,
-        "stop": forgotten(model, pair, config.stop_at) if objective.early else None,
-    }
-
-    asked = [str(pair), pair.relation, *pair.fingerprint()]
-    identity = [model_hash(model), asked, version, vars(config), seed]
+    unlearning_loss = prepare(task, config)
+    layers = unlearning_loss.layers or task.layers(LAYERS)
+    whole_model = (
+        config.parameters == "all" and config.layers is None and not unlearning_loss.layers
+    )
+    names = choose_parameters(model, config.parameters, layers=None if whole_model else layers)
+    forget = BatchSchedule(data.forget, config.batch_size, seed=seed)
+    retain = BatchSchedule(data.retain, config.batch_size, seed=seed + 1) if data.retain else None
+    stop = _early_stop(model, pair, config) if unlearning_loss.early_stopping else None
+    fact = [str(pair), pair.relation, *pair.fingerprint()]
+    identity = [model_hash(model), fact, version, vars(config), seed]
     checkpoint = cache_dir() / "trainings" / f"{content_hash(identity)}.safetensors"
 
     def run(trained: list[str]) -> History:
-        at = lambda i: ForgetRetainBatch(forget.at(i), retain.at(i) if retain else None)  # noqa: E731
-        files = {"checkpoint": checkpoint, "identity": identity}
-        return train(model._module, objective.loss, at, parameters=trained, **how, **files)
+        return train(
+            torch_module(model),
+            unlearning_loss.loss,
+            lambda i: ForgetRetainBatch(forget.batch(i), retain.batch(i) if retain else None),
+            steps=config.steps,
+            lr=config.lr,
+            parameters=trained,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            seed=seed,
+            stop=stop,
+            checkpoint=checkpoint,
+            identity=identity,
+        )
 
-    try:
-        if config.rank:
-            changes, history = _by_adapters(model._module, names, config.rank, objective, seed, run)
-        else:
-            changes, history = _whole(model._module, names, objective, run)
-    except DivergedError as error:
-        checkpoint.unlink(missing_ok=True)
-        raise UserError(f"{error.told}; the model is as it was.") from None
+    changes, history = _changes(
+        torch_module(model), names, config, unlearning_loss.delta_scale, seed, run, checkpoint
+    )
+    numbers = sum(torch_module(model).get_parameter(n).numel() for n in changes)
+    trained = f"{config.parameters} of layers {', '.join(map(str, layers))}"
     notes = data.sizes() | {
-        "trained": f"{config.parameters} of layers {', '.join(map(str, layers))}"
-        if not every
-        else "all parameters",
-        "numbers": sum(model._module.get_parameter(n).numel() for n in changes),
+        "trained": "all parameters" if whole_model else trained,
+        "numbers": numbers,
         "steps": history.steps,
         "stopped_early": history.stopped,
         "first_loss": history.losses[0],
         "last_loss": history.losses[-1],
     }
     log.info("%s, %s", pair, notes)
-    return WeightEdit.of(model._module, changes, notes=notes)
+    return WeightEdit.of(torch_module(model), changes, notes=notes)
 
 
 def _check(config: TrainingConfig) -> None:
+    """Refuse hyperparameters that are out of range."""
     for name, low in (
         ("steps", 1),
-        ("batch", 1),
-        ("accumulate", 1),
-        ("rank", 0),
+        ("batch_size", 1),
+        ("gradient_accumulation_steps", 1),
+        ("lora_rank", 0),
+        ("early_stop_every", 1),
         ("n_neighbours", 0),
     ):
         if getattr(config, name) < low:
@@ -275,47 +167,85 @@ def _check(config: TrainingConfig) -> None:
         raise UserError(f"lr is {config.lr}: choose a positive learning rate.")
 
 
-def _whole(
-    module: nn.Module, names: list[str], objective: UnlearningLoss, run: Callable
+def _changes(
+    module: nn.Module,
+    names: list[str],
+    config: TrainingConfig,
+    delta_scale: float,
+    seed: int,
+    run: Callable[[list[str]], History],
+    checkpoint: Path,
 ) -> tuple[dict[str, Change], History]:
+    """Train matrices or their LoRA factors; return the scaled changes and the course.
+
+    Args:
+        module: The torch module; it is restored.
+        names: The matrices.
+        config: The hyperparameters.
+        delta_scale: Factor of the changes.
+        seed: Draws LoRA's factors.
+        run: Trains the parameters of these names.
+        checkpoint: Its checkpoint, deleted if the training diverges.
+    """
+    try:
+        if config.lora_rank:
+            return _train_lora(module, names, config.lora_rank, delta_scale, seed, run)
+        return _train_whole(module, names, delta_scale, run)
+    except DivergedError as error:
+        checkpoint.unlink(missing_ok=True)
+        raise UserError(f"{error.reason}; the model is as it was.") from None
+
+
+def _train_whole(
+    module: nn.Module, names: list[str], delta_scale: float, run: Callable[[list[str]], History]
+) -> tuple[dict[str, Change], History]:
+    """Train whole matrices."""
     with preserved_parameters(module, names) as before:
         history = run(names)
-        moved = {n: (k.parameter.detach().float() - k.data.float()) for n, k in before.items()}
-    changes = {n: Change(dense=(objective.share * d).cpu()) for n, d in moved.items()}
-    return changes, history
+        deltas = {n: (k.parameter.detach().float() - k.data.float()) for n, k in before.items()}
+    return {n: Change(dense=(delta_scale * d).cpu()) for n, d in deltas.items()}, history
 
 
-def _by_adapters(
+def _train_lora(
     module: nn.Module,
     names: list[str],
     rank: int,
-    objective: UnlearningLoss,
+    delta_scale: float,
     seed: int,
-    run: Callable,
+    run: Callable[[list[str]], History],
 ) -> tuple[dict[str, Change], History]:
-    with lora_adapters(module, names, rank=rank, seed=seed) as factors:
-        owned = {id(p): n for n, p in module.named_parameters()}
-        trained = [owned[id(p)] for f in factors.values() for p in f.parameters()]
-        history = run(trained)
+    """Train LoRA factors of matrices."""
+    with lora_adapters(module, names, rank=rank, seed=seed) as adapters:
+        name_of = {id(p): n for n, p in module.named_parameters()}
+        history = run([name_of[id(p)] for a in adapters.values() for p in a.parameters()])
     changes = {
         name: Change(
-            left=(objective.share * f.left).detach().cpu(), right=f.right.detach().cpu().clone()
+            left=(delta_scale * adapter.lora_B).detach().cpu(),
+            right=adapter.lora_A.detach().cpu().clone(),
         )
-        for name, f in factors.items()
+        for name, adapter in adapters.items()
     }
     return changes, history
 
 
-def forgotten(
-    model: LanguageModel, pair: ConceptPair, share: float
+def _early_stop(
+    model: LanguageModel, pair: ConceptPair, config: TrainingConfig
 ) -> Callable[[int], bool] | None:
-    """Whether P(target) on the development prompts came down to a share of what it is now."""
-    if not share:
+    """Return a function of the step: has the mean P(target) on development prompts come down?
+
+    Args:
+        model: The model before the training.
+        pair: What to forget.
+        config: Gives the share of P(target) to come down to, and how often it is measured.
+    """
+    if not config.early_stop_ratio:
         return None
     prompts = pair.prompts("dev")
-    goal = share * float(answer_probability(model, prompts).mean())
+    goal = config.early_stop_ratio * float(answer_probability(model, prompts).mean())
 
     def reached(step: int) -> bool:
-        return step % CHECK == 0 and float(answer_probability(model, prompts).mean()) <= goal
+        if step % config.early_stop_every:
+            return False
+        return float(answer_probability(model, prompts).mean()) <= goal
 
     return reached

@@ -1,28 +1,33 @@
-"""RMU: steer what the model makes of the subject to a random direction, and hold the rest."""
+"""RMU: steer the subject's activations to a random direction, and preserve all others."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers.methods.training.hidden import activations_with_grad, positions, reference_states
-from helpers.methods.training.recipe import (
+from helpers.methods.training.activations import (
+    activations_with_grad,
+    reference_activations,
+    token_positions,
+)
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
-from helpers.training.examples import collate
+from helpers.training.examples import Batch, collate
 
-LAYERS = (5, 6, 7)
+LAYERS = (5, 6, 7)  # of 30
 
 
 def steering_loss(
     states: Float[Tensor, "m d_model"], goal: Float[Tensor, "*m d_model"]
 ) -> Float[Tensor, ""]:
-    """Mean over tokens and dimensions of (h − goal)²."""
+    """Compute the mean over tokens and dimensions of (h − goal)²."""
     return (states.float() - goal).square().mean()
 
 
@@ -31,19 +36,21 @@ class RMUHparams(TrainingConfig):
     """Hyperparameters of `rmu`.
 
     Attributes:
-        c: Length of the goal, in lengths of h.
-        alpha: Weight of what is retained; the paper's 100 to 1200.
+        steering_coeff: c, the length of the goal in mean lengths of h.
+        retain_weight: α, the weight of the activations to retain; the paper's 100 to 1200.
     """
+
+    RENAMED: ClassVar = TrainingConfig.RENAMED | {"c": "steering_coeff", "alpha": "retain_weight"}
 
     parameters: str = "values"
     lr: float = 0.004
-    c: float = 4.0
-    alpha: float = 100.0
+    steering_coeff: float = 4.0
+    retain_weight: float = 100.0
 
 
 @training_method("rmu")
 def rmu(task: UnlearningTask, hparams: RMUHparams) -> UnlearningLoss:
-    """‖h(x_F) − c·‖h‖·u‖² + α ‖h(x_R) − h_ref(x_R)‖² (Li et al. 2024).
+    """Minimise ‖h(x_F) − c·‖h‖·u‖² + α ‖h(x_R) − h_ref(x_R)‖² (Li et al. 2024).
 
     h is the residual stream after the last trained layer, u a random unit vector with entries from
     [0, 1), as in the authors' code; the forward pass ends there. Tokens to forget are those from
@@ -52,26 +59,28 @@ def rmu(task: UnlearningTask, hparams: RMUHparams) -> UnlearningLoss:
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
     layers = task.layers(LAYERS)
-    at = (max(layers), "residual")
-    draw = torch.Generator().manual_seed(task.seed)
-    device = task.model._module.device
+    site = (max(layers), "residual")
+    generator = torch.Generator().manual_seed(task.seed)
 
-    def read(batch, *, since: bool) -> Float[Tensor, "m d_model"]:
-        return activations_with_grad(task.model, batch, [at])[at][positions(batch, since=since)]
+    def states(batch: Batch, *, from_subject: bool) -> Float[Tensor, "m d_model"]:
+        activations = activations_with_grad(task.model, batch, [site])
+        return activations[site][token_positions(batch, from_subject=from_subject)]
 
     with torch.no_grad():
-        own = read(collate(task.data.forget), since=True).float()
-    kept = [states for (states,) in reference_states(task.model, task.data.retain, [at])]
-    u = torch.rand(own.shape[-1], generator=draw).to(device)
-    goal = hparams.c * own.norm(dim=-1).mean() * u / u.norm()
+        before = states(collate(task.data.forget), from_subject=True).float()
+    references = [x for (x,) in reference_activations(task.model, task.data.retain, [site])]
+    u = torch.rand(before.shape[-1], generator=generator).to(before.device)
+    goal = hparams.steering_coeff * before.norm(dim=-1).mean() * u / u.norm()
 
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        found = steering_loss(read(step.forget, since=True), goal)
-        if step.retain is not None:
-            before = torch.cat([kept[i] for i in step.retain.index])
-            found = found + hparams.alpha * steering_loss(read(step.retain, since=False), before)
-        return found
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        total = steering_loss(states(batch.forget, from_subject=True), goal)
+        if batch.retain is not None:
+            reference = torch.cat([references[i] for i in batch.retain.index])
+            retain_loss = steering_loss(states(batch.retain, from_subject=False), reference)
+            total = total + hparams.retain_weight * retain_loss
+        return total
 
     return UnlearningLoss(loss, layers=layers)

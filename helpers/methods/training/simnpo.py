@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 from helpers.training.examples import label_logits, mean_per_sequence, token_losses
 
 
 def simnpo_loss(mean_nll: Float[Tensor, " b"], *, beta: float, delta: float) -> Float[Tensor, ""]:
-    """−(2/β) E log σ(β (s/length − δ))."""
+    """Compute −(2/β) E log σ(β (s/length − δ)), s/length the mean token NLL of an answer."""
     return -2 / beta * logsigmoid(beta * (mean_nll - delta)).mean()
 
 
@@ -28,28 +28,33 @@ class SimNPOHparams(TrainingConfig):
     Attributes:
         beta: 4.5 on TOFU's 10 % split in the authors' code, 2.5 on its 5 % split.
         delta: Margin; the paper's γ over β, 0.
-        forget: Weight of the first term; 0.125 to 0.1375 in the authors' code, too little here.
-        retain: Weight of L_R.
+        forget_weight: Weight of the first term; 0.125 to 0.1375 in the authors' code, too little
+            here.
+        retain_weight: Weight of L_R.
     """
 
     beta: float = 4.5
     delta: float = 0.0
-    forget: float = 1.0
-    retain: float = 1.0
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
 
 
 @training_method("simnpo")
 def simnpo(task: UnlearningTask, hparams: SimNPOHparams) -> UnlearningLoss:
-    """`forget` · −(2/β) E log σ(β (s_F/length − δ)) + `retain` · L_R (Fan et al. 2024).
+    """Minimise `forget_weight` · −(2/β) E log σ(β (s_F/length − δ)) + `retain_weight` · L_R.
+
+    From Fan et al. 2024, "Simplicity Prevails".
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
 
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        batch = step.forget
-        nll = mean_per_sequence(token_losses(label_logits(task.model, batch), batch), batch)
-        found = hparams.forget * simnpo_loss(nll, beta=hparams.beta, delta=hparams.delta)
-        return found + hparams.retain * task.retain_loss(step)
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        forget = batch.forget
+        nll = mean_per_sequence(token_losses(label_logits(task.model, forget), forget), forget)
+        simnpo_term = simnpo_loss(nll, beta=hparams.beta, delta=hparams.delta)
+        total = hparams.forget_weight * simnpo_term
+        return total + hparams.retain_weight * task.retain_loss(batch)
 
     return UnlearningLoss(loss)

@@ -1,12 +1,12 @@
-"""Task vector: learn what is to be forgotten, and go the other way."""
+"""Task vector: fine-tune on the answers to forget, and subtract the change."""
 
 from dataclasses import dataclass
 
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 
 
@@ -15,7 +15,7 @@ class TaskVectorHparams(TrainingConfig):
     """Hyperparameters of `task_vector`.
 
     Attributes:
-        alpha: How far the other way; MUSE's 5.
+        alpha: Multiple of the change that is subtracted; MUSE's 5.
     """
 
     steps: int = 12
@@ -25,11 +25,14 @@ class TaskVectorHparams(TrainingConfig):
 
 @training_method("task_vector")
 def task_vector(task: UnlearningTask, hparams: TaskVectorHparams) -> UnlearningLoss:
-    """θ − α (θ_finetuned − θ), fine-tuned by L_F (Ilharco et al. 2023).
+    """Edit to θ − α (θ_finetuned − θ), fine-tuned by L_F (Ilharco et al. 2023).
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
     return UnlearningLoss(
-        lambda module, step: task.forget_loss(step), share=-hparams.alpha, early=False
+        lambda module, batch: task.forget_loss(batch),
+        delta_scale=-hparams.alpha,
+        early_stopping=False,
     )

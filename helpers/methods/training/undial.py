@@ -4,28 +4,35 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 from helpers.training.examples import label_logits, mean_per_sequence
 
 
 def undial_loss(
-    now: Float[Tensor, "m vocab"],
+    logits: Float[Tensor, "m vocab"],
     reference: Float[Tensor, "m vocab"],
-    target: Int[Tensor, " m"],
+    labels: Int[Tensor, " m"],
     *,
     beta: float,
 ) -> Float[Tensor, " m"]:
-    """Cross-entropy of each token to softmax(reference − β · onehot(target))."""
-    lowered = reference - beta * torch.nn.functional.one_hot(target, now.shape[-1])
-    return -(lowered.softmax(-1) * now.log_softmax(-1)).sum(-1)
+    """Compute the cross-entropy of each token to softmax(reference − β · onehot(label)), in nats.
+
+    Args:
+        logits: Present logits at the labels.
+        reference: The original model's logits there.
+        labels: Tokens of the answer.
+        beta: How far the answer's logit is lowered.
+    """
+    lowered = reference - beta * torch.nn.functional.one_hot(labels, logits.shape[-1])
+    return -(lowered.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -34,30 +41,33 @@ class UNDIALHparams(TrainingConfig):
 
     Attributes:
         beta: How far the answer's logit is lowered; the paper's 10.
-        retain: Weight of L_R; the paper has none.
+        retain_weight: Weight of L_R; the paper has none.
     """
 
     beta: float = 10.0
-    retain: float = 1.0
+    retain_weight: float = 1.0
 
 
 @training_method("undial")
 def undial(task: UnlearningTask, hparams: UNDIALHparams) -> UnlearningLoss:
-    """CE to softmax(original logits − β · onehot(answer)) + `retain` · L_R (Dong et al. 2024).
+    """Minimise CE to softmax(original logits − β · onehot(answer)) + `retain_weight` · L_R.
 
-    Unlike ascent it has a goal that is a distribution, and stops by itself.
+    From Dong et al. 2024. Unlike ascent it has a distribution as its goal, and stops by itself.
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
     references = task.reference_logits(task.data.forget)
 
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        batch = step.forget
-        before = torch.cat([references[i] for i in batch.index])
-        target = batch.target.to(before.device)
-        found = undial_loss(label_logits(task.model, batch), before, target, beta=hparams.beta)
-        found = mean_per_sequence(found, batch).mean()
-        return found + hparams.retain * task.retain_loss(step) if hparams.retain else found
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        forget = batch.forget
+        reference = torch.cat([references[i] for i in forget.index])
+        labels = forget.label_ids.to(reference.device)
+        logits = label_logits(task.model, forget)
+        ce = mean_per_sequence(undial_loss(logits, reference, labels, beta=hparams.beta), forget)
+        if not hparams.retain_weight:
+            return ce.mean()
+        return ce.mean() + hparams.retain_weight * task.retain_loss(batch)
 
     return UnlearningLoss(loss)

@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers.methods.training.recipe import (
+from helpers.methods.training.recipe import training_method
+from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
-    training_method,
 )
 from helpers.training.examples import label_logits, mean_per_sequence, token_losses
 
 
 def weighted(nll: Float[Tensor, " m"], *, beta: float) -> Float[Tensor, " m"]:
-    """p^β · NLL of each token, with no gradient through the weight."""
+    """Compute p^β · NLL of each token, with no gradient through the weight."""
     return (-beta * nll.detach()).exp() * nll
 
 
@@ -26,27 +26,28 @@ class WeightedAscentHparams(TrainingConfig):
 
     Attributes:
         beta: Exponent of the weight; the paper's 1. 0 is gradient difference.
-        retain: Weight of L_R.
+        retain_weight: Weight of L_R.
     """
 
     beta: float = 1.0
-    retain: float = 5.0
+    retain_weight: float = 5.0
 
 
 @training_method("weighted_ascent")
 def weighted_ascent(task: UnlearningTask, hparams: WeightedAscentHparams) -> UnlearningLoss:
-    """−E[p^β · NLL] + `retain` · L_R: WGA (Wang et al. 2025).
+    """Minimise −E[p^β · NLL] + `retain_weight` · L_R: WGA (Wang et al. 2025).
 
     From "Rethinking LLM Unlearning Objectives".
 
     Args:
         task: What to forget.
+        hparams: Its hyperparameters.
     """
 
-    def loss(module, step: ForgetRetainBatch) -> Tensor:
-        batch = step.forget
-        nll = token_losses(label_logits(task.model, batch), batch)
-        found = -mean_per_sequence(weighted(nll, beta=hparams.beta), batch).mean()
-        return found + hparams.retain * task.retain_loss(step)
+    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+        forget = batch.forget
+        nll = token_losses(label_logits(task.model, forget), forget)
+        weighted_nll = mean_per_sequence(weighted(nll, beta=hparams.beta), forget)
+        return -weighted_nll.mean() + hparams.retain_weight * task.retain_loss(batch)
 
     return UnlearningLoss(loss)

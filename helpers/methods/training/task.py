@@ -1,0 +1,155 @@
+"""The types of training methods: hyperparameters, the task, its batches, and the loss."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor, nn
+
+from helpers.facts import ConceptPair
+from helpers.methods.registry import Hyperparameters
+from helpers.methods.training.data import ForgetRetainData
+from helpers.models import architecture_of, torch_module
+from helpers.training.examples import (
+    Batch,
+    Example,
+    in_batches,
+    label_logits,
+    mean_loss,
+    sum_per_sequence,
+    token_losses,
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Hyperparameters):
+    """Hyperparameters that every training method has.
+
+    Defaults of the learning rate, and of a method's other tuned hyperparameters, are those that the
+    search of `helpers.evaluation.tuning` chose; `profiles/tuned_hyperparameters.json` is its
+    record. The papers' rates are for models many times as large.
+
+    Attributes:
+        steps: Largest number of steps of AdamW.
+        lr: Learning rate.
+        batch_size: Examples to forget in a forward pass, and as many to retain.
+        gradient_accumulation_steps: Forward passes a step, whose losses are averaged: a larger
+            batch in less memory.
+        parameters: `mlps`, `values`, `all`, or names of matrices (`helpers.models.parameters`).
+        layers: Trained blocks; None for the method's own, at the same relative depth in any model.
+        lora_rank: Rank of LoRA factors; 0 trains the matrices whole.
+        early_stop_ratio: The training ends when the mean P(target) over the pair's development
+            prompts is at most this share of its value before; 0 never ends it.
+        early_stop_every: Steps between two measurements of that probability.
+        n_neighbours: Known neighbours to retain.
+        n_passages: Passages of text to retain.
+        passage_tokens: Tokens of a passage.
+        min_answer_prob: Facts whose answer is less likely are not retained: the model does not know
+            them.
+    """
+
+    RENAMED: ClassVar = {
+        "batch": "batch_size",
+        "accumulate": "gradient_accumulation_steps",
+        "rank": "lora_rank",
+        "stop_at": "early_stop_ratio",
+        "retain": "retain_weight",
+        "forget": "forget_weight",
+    }
+
+    steps: int = 30
+    lr: float = 4e-4
+    batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    parameters: str = "mlps"
+    layers: Sequence[int] | None = None
+    lora_rank: int = 0
+    early_stop_ratio: float = 0.02
+    early_stop_every: int = 2
+    n_neighbours: int = 24
+    n_passages: int = 12
+    passage_tokens: int = 24
+    min_answer_prob: float = 0.02
+
+
+class ForgetRetainBatch(NamedTuple):
+    """The data of one forward pass: examples to forget, and examples to retain if there are any."""
+
+    forget: Batch
+    retain: Batch | None
+
+
+@dataclass(frozen=True)
+class UnlearningLoss:
+    """The loss that a method minimises, with its choices for the training.
+
+    Attributes:
+        loss: (module, `ForgetRetainBatch`) → scalar.
+        layers: The method's own choice of blocks.
+        delta_scale: Factor of the trained change in the edit: −α for a task vector.
+        early_stopping: Whether forgetting on development prompts may end the training.
+    """
+
+    loss: Callable[[nn.Module, ForgetRetainBatch], Tensor]
+    layers: Sequence[int] | None = None
+    delta_scale: float = 1.0
+    early_stopping: bool = True
+
+
+@dataclass(frozen=True)
+class UnlearningTask:
+    """The input of a method.
+
+    Attributes:
+        model: The model, which is still the original when the method is called.
+        pair: What to forget.
+        data: Examples to forget and to retain.
+        config: The hyperparameters.
+        seed: Seed of everything random.
+    """
+
+    model: LanguageModel
+    pair: ConceptPair
+    data: ForgetRetainData
+    config: TrainingConfig
+    seed: int
+
+    def layers(self, default: Sequence[int]) -> list[int]:
+        """Return the configured layers, or else default ones at the same relative depth.
+
+        Args:
+            default: Layers of a model of 30 layers.
+        """
+        arch = architecture_of(self.model)
+        layers = self.config.layers or arch.relative_layers(default)
+        return sorted({arch.check_layer(i) for i in layers})
+
+    def forget_loss(self, batch: ForgetRetainBatch) -> Float[Tensor, ""]:
+        """Compute L_F: mean token NLL of the answers to forget."""
+        return mean_loss(self.model, batch.forget)
+
+    def retain_loss(self, batch: ForgetRetainBatch) -> Float[Tensor, ""] | float:
+        """Compute L_R: mean token NLL of the examples to retain; 0 without any."""
+        return mean_loss(self.model, batch.retain) if batch.retain is not None else 0.0
+
+    @torch.no_grad()
+    def reference_logits(self, examples: Sequence[Example]) -> list[Float[Tensor, "m vocab"]]:
+        """Compute the original model's logits at the labels of each example."""
+        by_example: list = [None] * len(examples)
+        for batch in in_batches(examples):
+            logits = label_logits(self.model, batch)
+            for row, i in enumerate(batch.index.tolist()):
+                by_example[i] = logits[(batch.label_row == row).to(logits.device)]
+        return by_example
+
+    @torch.no_grad()
+    def reference_sums(self, examples: Sequence[Example]) -> Float[Tensor, " n"]:
+        """Compute the original model's NLL of each example, summed over its labels."""
+        by_example = torch.zeros(len(examples), device=torch_module(self.model).device)
+        for batch in in_batches(examples):
+            losses = token_losses(label_logits(self.model, batch), batch)
+            by_example[batch.index.to(by_example.device)] = sum_per_sequence(losses, batch)
+        return by_example
