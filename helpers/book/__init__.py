@@ -1,1 +1,1 @@
-""""""
+"""The machinery of the book: settings, pipeline, steps and pages."""

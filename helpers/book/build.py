@@ -1,11 +1,11 @@
-"""From a run folder to a book: stage the pages with the executed notebooks, build, check.
+"""Build the book of a run folder: stage pages and executed notebooks, build, check.
 
     python -m helpers.book.build runs/<name>
 
-The book is built by Jupyter Book from a tree of its own: pages of `book/`, the run's executed
-notebooks at the path of their sources (so that edit and launch links fit), the library's source for
-the API pages, and MathJax, so that every page works without a network. Execution is off and a
-warning fails the build. This module imports no torch: with nothing changed it ends at once.
+Jupyter Book builds from a staged tree: pages of `book/`, the run's executed notebooks at the path
+of their sources (so that edit and launch links fit), the library's source for the API pages, and
+MathJax, so that pages need no network. Execution is off and a warning fails the build. This module
+imports no torch, so that it ends at once if nothing changed.
 """
 
 import hashlib
@@ -35,15 +35,18 @@ TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-autoa
 
 
 def stage(run_folder: str | Path, stage_folder: str | Path) -> Path:
-    """Lay out the tree that Jupyter Book builds; whatever was in `stage_folder` is replaced.
+    """Write the tree that Jupyter Book builds; the old content of `stage_folder` is replaced.
 
     Args:
         run_folder: A run with `notebooks/<stem>.ipynb` (executed by papermill) and
             `artifacts/<stem>/manifest.json` for every notebook in `book/_toc.yml`.
-        stage_folder: Where the tree is made.
+        stage_folder: The folder of the tree.
+
+    Returns:
+        The stage folder.
 
     Raises:
-        UserError: A notebook of the contents is missing, failed, or damaged.
+        UserError: A notebook of the table of contents is missing, failed, or damaged.
     """
     return _write(_staged_files(Path(run_folder)), Path(stage_folder))
 
@@ -51,8 +54,8 @@ def stage(run_folder: str | Path, stage_folder: str | Path) -> Path:
 def build(run_folder: str | Path) -> Path:
     """Build the book of a run into `<run>/book/_build/html` and return its `index.html`.
 
-    Does nothing when the staged files and the tools are those of the last finished build. An
-    unsuccessful build leaves the last book as it was.
+    Nothing is done if the staged files and the tools are those of the last finished build. A build
+    that fails leaves the last book as it was.
 
     Raises:
         UserError: Staging failed; Jupyter Book warned or failed (the log lies in
@@ -93,7 +96,7 @@ def build(run_folder: str | Path) -> Path:
 
 
 def _staged_files(run_folder: Path) -> dict[str, bytes]:
-    """Every file of the staged tree by its name there."""
+    """Collect the files of the staged tree: name → content."""
     toc = (ROOT / "book" / "_toc.yml").read_text()
     stems = [Path(name).stem for name in _toc_files(yaml.safe_load(toc)) if "notebooks/" in name]
     pages = [Executed.read(run_folder, stem) for stem in stems]
@@ -133,14 +136,14 @@ def _write(files: dict[str, bytes], stage_folder: Path) -> Path:
 
 
 def _with_words(page: str, words: dict[str, str]) -> str:
-    """A prose page with the run's words in place of `{{ subject }}`, ..., as text and no markup."""
+    """Replace `{{ subject }}`, ... in a prose page by the run's words, as text without markup."""
     for name, text in words.items():
         page = page.replace(f"{{{{ {name} }}}}", escape_markdown(text))
     return page
 
 
 def _config() -> str:
-    """`_config.yml` with what is known only now: the repository and the book's address."""
+    """Complete `_config.yml` by the addresses of the repository and of the book."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "_config.yml").read_text())
     if repository := _repository():
         branch = os.environ.get("BOOK_BRANCH") or "main"
@@ -156,7 +159,7 @@ def _config() -> str:
 
 
 def _repository() -> str:
-    """`$BOOK_REPOSITORY`, or the git remote `origin` where that is on GitHub, or nothing."""
+    """Return `$BOOK_REPOSITORY`, or the git remote `origin` if it is on GitHub, or empty text."""
     if address := os.environ.get("BOOK_REPOSITORY"):
         return address.removesuffix(".git").rstrip("/")
     git = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
@@ -164,12 +167,12 @@ def _repository() -> str:
         origin = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
-    found = re.fullmatch(r"(?:https://|ssh://git@|git@)github\.com[/:](.+?)(?:\.git)?/?", origin)
-    return f"https://github.com/{found[1]}" if found else ""
+    match = re.fullmatch(r"(?:https://|ssh://git@|git@)github\.com[/:](.+?)(?:\.git)?/?", origin)
+    return f"https://github.com/{match[1]}" if match else ""
 
 
 def _mathjax() -> dict[str, bytes]:
-    """The parts of MathJax that pages load, from the installed package."""
+    """Read the parts of MathJax that pages load from the installed package: name → content."""
     try:
         listed = importlib.metadata.files(MATHJAX) or []
     except importlib.metadata.PackageNotFoundError as error:
@@ -186,13 +189,13 @@ def _mathjax() -> dict[str, bytes]:
 
 
 def _toc_files(toc: Any) -> list[str]:
-    """All pages named in a table of contents, in order."""
+    """List all pages of a table of contents, in order."""
     if isinstance(toc, list):
         return [name for entry in toc for name in _toc_files(entry)]
     if not isinstance(toc, dict):
         return []
-    own = [toc[key] for key in ("root", "file") if key in toc]
-    return own + [name for value in toc.values() for name in _toc_files(value)]
+    files = [toc[key] for key in ("root", "file") if key in toc]
+    return files + [name for value in toc.values() for name in _toc_files(value)]
 
 
 def _tree(folder: Path, suffix: str = "") -> list[Path]:
@@ -211,7 +214,7 @@ def _fingerprint(files: dict[str, bytes]) -> str:
 
 
 def _first_problem(log: Path, staged: Path) -> str:
-    """The first warning or error of a build log, and how many more there are."""
+    """Return the first warning or error of a build log, and the number of further ones."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
     text = text.replace(f"{staged.resolve()}/", "").replace(f"{staged}/", "")
     problems = [line for line in text.splitlines() if re.search(r"\b(WARNING|ERROR)\b: ", line)]
@@ -222,7 +225,7 @@ def _first_problem(log: Path, staged: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Command line: build the book of the run folder that is given, print its `index.html`."""
+    """Build the book of the run folder that the command line names; print its `index.html`."""
     if len(arguments) != 1:
         sys.stderr.write("Give one run folder: python -m helpers.book.build runs/<name>\n")
         return 1

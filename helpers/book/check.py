@@ -1,7 +1,7 @@
-"""What a built book must satisfy before it is published: light, without network and foreign script.
+"""Checks of a built book before it is published: light pages, no network, no foreign scripts.
 
-Pages show words of users, files and models. Those are escaped where they are put in; this looks at
-the result, so that a place that was forgotten does not reach a reader.
+Pages show text of users, files and models, which is escaped where it enters a page. These checks
+look at the built pages, so that a forgotten place does not reach a reader.
 """
 
 import re
@@ -12,16 +12,19 @@ from urllib.parse import unquote, urlsplit
 from helpers.book.tables import SCRIPT
 
 MAX_PAGE_MB = 3.0
-DATA = ("application/json", "text/x-")  # kinds of script elements that hold data and run nothing
+DATA = ("application/json", "text/x-")  # types of script elements that hold data
 ACTIVE = ("javascript:", "vbscript:", "data:text/html")
 
 
 def check(html_folder: str | Path) -> list[str]:
-    """What is wrong with a built book.
+    """List the problems of a built book.
 
-    Pages that load from a network, weigh over 3 MB, or whose content (not the theme around it)
-    runs a script that is not ours. A page's weight is its HTML and the images it shows; scripts and
-    styles shared by all pages are not counted.
+    A page must not load from a network, weigh over 3 MB, or run a script in its content (the theme
+    around it may). Its weight is that of its HTML and images; shared scripts and styles are not
+    counted.
+
+    Returns:
+        One sentence a problem, without a full stop.
     """
     problems = []
     html_folder = Path(html_folder)
@@ -32,7 +35,7 @@ def check(html_folder: str | Path) -> list[str]:
         page.feed(path.read_text())
         remote = [url for url in page.urls if urlsplit(url).netloc]
         problems += [f"{name} loads {url} from the network" for url in remote]
-        problems += [f"{name} holds {what}" for what in page.active]
+        problems += [f"{name} holds {element}" for element in page.active]
         images = {(path.parent / unquote(urlsplit(url).path)).resolve() for url in page.images}
         sizes = [image.stat().st_size for image in images if image.is_file()]
         megabytes = (path.stat().st_size + sum(sizes)) / 1e6
@@ -45,12 +48,12 @@ def check(html_folder: str | Path) -> list[str]:
 
 
 class _Page(HTMLParser):
-    """Collects what a page loads by itself, and what in its content would run.
+    """A parser that collects what a page loads, and what its content would run.
 
     Attributes:
-        urls: What it loads, of any kind.
-        images: Images among them.
-        active: Scripts that are not ours, event handlers and addresses that run code.
+        urls: Addresses that the page loads.
+        images: The addresses of images among them.
+        active: Foreign scripts, event handlers and addresses that run code, in words.
     """
 
     def __init__(self) -> None:
@@ -58,7 +61,7 @@ class _Page(HTMLParser):
         self.urls: list[str] = []
         self.images: list[str] = []
         self.active: list[str] = []
-        self._articles = 0  # how many elements of content we are inside of
+        self._articles = 0  # depth of nested elements of content
         self._script: str | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -72,9 +75,9 @@ class _Page(HTMLParser):
             self.urls.append(values.get("href", ""))
         self._articles += tag == "article"
         if self._articles:
-            self._look(tag, values)
+            self._collect_active(tag, values)
 
-    def _look(self, tag: str, values: dict[str, str]) -> None:
+    def _collect_active(self, tag: str, values: dict[str, str]) -> None:
         self.active += [f"a handler, {name}" for name in values if name.startswith("on")]
         self.active += [
             f"an address that runs code, {value[:40]}"
@@ -100,5 +103,5 @@ class _Page(HTMLParser):
 
 
 def _plain(address: str) -> str:
-    """An address as a browser reads it: without control characters and space, in small letters."""
+    """Normalise an address as a browser does: no control characters, no space, small letters."""
     return re.sub(r"[\x00-\x20]", "", address).lower()

@@ -1,7 +1,7 @@
-"""From an executed notebook and its manifest to a page of the book.
+"""Pages of the book, made from executed notebooks and their manifests.
 
-A page is the notebook as papermill left it, with the injected parameters folded and its provenance
-appended. The status page sums up all of them. Nothing here runs a notebook or imports torch.
+A page is the executed notebook with its injected parameters folded and its provenance appended. The
+status page summarises all notebooks. This module neither runs a notebook nor imports torch.
 """
 
 import ast
@@ -16,7 +16,7 @@ from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.io.safe_text import escape_markdown, inline_code, visible
 
-GLUE = "application/papermill.record/"  # how myst-nb marks what a page may quote
+GLUE = "application/papermill.record/"  # myst-nb's prefix of the types of glued values
 FOLDED = "hide-cell"  # myst-nb shows such a cell behind a button
 
 
@@ -27,7 +27,7 @@ class Executed:
     Attributes:
         stem: The notebook's name without `.ipynb`.
         notebook: Its content (nbformat 4, as plain data).
-        manifest: What `helpers.io.run.Run.finish` recorded.
+        manifest: The manifest that `helpers.io.run.Run.finish` wrote.
     """
 
     stem: str
@@ -39,17 +39,15 @@ class Executed:
         """Read `notebooks/<stem>.ipynb` and `artifacts/<stem>/manifest.json` of a run.
 
         Raises:
-            UserError: One of them is missing or damaged, the notebook failed or was not run, or a
-                figure is empty or has no caption or alt text.
+            UserError: A file is missing or damaged, the notebook failed or was not run, or a figure
+                is empty or has no caption or alt text.
         """
         path = run_folder / "notebooks" / f"{stem}.ipynb"
         notebook = _read_json(path, stem)
         manifest = _read_json(run_folder / "artifacts" / stem / "manifest.json", stem)
         papermill = notebook.get("metadata", {}).get("papermill")
         if papermill is not None:
-            papermill |= manifest.get(
-                "papermill", {}
-            )  # the times, which helpers.book.steps moves there
+            papermill |= manifest.get("papermill", {})  # helpers.book.steps moves the times there
         if papermill is None or papermill.get("duration") is None:
             raise UserError(
                 f"{path} has no record of a finished run by papermill: run it again with "
@@ -66,19 +64,21 @@ class Executed:
 
     @property
     def papermill(self) -> dict[str, Any]:
+        """Papermill's metadata of the notebook, with the times."""
         return self.notebook["metadata"]["papermill"]
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What papermill put over the notebook's defaults."""
+        """The parameters that papermill injected."""
         return self.papermill.get("parameters") or {}
 
     @property
     def settings(self) -> dict[str, Any]:
+        """All parameters of the notebook."""
         return self.manifest.get("settings", {})
 
     def page(self) -> str:
-        """The notebook as JSON, injected parameters folded, provenance as the last section."""
+        """Return the page as a notebook in JSON, with the provenance as its last section."""
         cells = [self._folded(cell) for cell in self.notebook["cells"]]
         cells.append(self._times())
         cells.append(
@@ -90,12 +90,12 @@ class Executed:
             }
         )
         metadata = dict(self.notebook["metadata"])
-        metadata.pop("papermill", None)  # the provenance says what of it is meant for readers
+        metadata.pop("papermill", None)  # the provenance shows the part that is for readers
         page = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
         return json.dumps(page, indent=1, ensure_ascii=False)
 
     def _folded(self, cell: dict[str, Any]) -> dict[str, Any]:
-        """The cell as it is; the injected parameters folded, without paths of the machine."""
+        """Fold a cell of injected parameters, without paths of the machine; keep any other cell."""
         tags = cell.get("metadata", {}).get("tags", [])
         if "injected-parameters" not in tags:
             return cell
@@ -105,7 +105,7 @@ class Executed:
         return cell | {"metadata": cell["metadata"] | {"tags": tags}, "source": source}
 
     def _times(self) -> dict[str, Any]:
-        """A hidden cell by which pages quote what the clock decided (`helpers.book.chapter.glue_times`)."""
+        """Make a hidden cell that glues the values of `helpers.book.chapter.Chapter.glue_times`."""
         outputs = [
             {
                 "output_type": "display_data",
@@ -124,7 +124,7 @@ class Executed:
         }
 
     def provenance(self) -> str:
-        """Markdown of the last section: what made this page, in a folded box."""
+        """Write the provenance of the page in Markdown, in a folded box."""
         manifest = self.manifest
         rows = {
             "Profile": _cell(manifest.get("profile")),
@@ -143,7 +143,8 @@ class Executed:
         table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text)
         summary = (
             f"Made by profile {inline_code(manifest.get('profile'))} in "
-            f"{duration_in_words(self.papermill['duration'])}, commit {inline_code(manifest.get('commit'))}"
+            f"{duration_in_words(self.papermill['duration'])}, "
+            f"commit {inline_code(manifest.get('commit'))}"
         )
         command = self.command()
         longest = max(map(len, re.findall("`+", command)), default=0)
@@ -157,7 +158,7 @@ class Executed:
         )
 
     def command(self) -> str:
-        """The papermill command that runs this notebook with the same parameters."""
+        """Return the papermill command that runs this notebook with the same parameters."""
         options = [
             f"-p {name} {shlex.quote(visible(portable(value)))}"
             for name, value in self.parameters.items()
@@ -168,7 +169,7 @@ class Executed:
 
 
 def status_table(pages: list[Executed]) -> str:
-    """Markdown table of all notebooks: result, time, memory, profile, commit; then the sum."""
+    """Write a Markdown table of all notebooks (time, memory, profile, commit) and their sum."""
     lines = [
         "| notebook | result | time | peak memory | profile | commit |",
         "| :--- | :--- | ---: | ---: | :--- | :--- |",
@@ -192,10 +193,11 @@ def status_table(pages: list[Executed]) -> str:
 
 
 def benchmark_tables(folder: Path) -> str:
-    """Markdown of the measurements that `make bench` left in `folder`, one section a file.
+    """Write the measurements of `make bench` in Markdown, with one section for each file.
 
-    A file holds `title`, `how` (what was measured, in words), `rows` (a list of mappings with the
-    same keys, the columns) and `versions`.
+    Args:
+        folder: The folder of JSON files. Each holds `title`, `how` (the method of measurement, in
+            words), `rows` (a list of mappings with the same keys, the columns) and `versions`.
     """
     sections = []
     for path in sorted(folder.glob("*.json")):
@@ -203,24 +205,25 @@ def benchmark_tables(folder: Path) -> str:
         columns = list(result["rows"][0])
         lines = [f"| {' | '.join(columns)} |", "| :--- " + "| ---: " * (len(columns) - 1) + "|"]
         lines += [f"| {' | '.join(_number(row[c]) for c in columns)} |" for row in result["rows"]]
-        made = _pairs(result["versions"], joint=" ")
+        used = _pairs(result["versions"], joint=" ")
         sections.append(
-            f"## {result['title']}\n\n{result['how']}\n\n" + "\n".join(lines) + f"\n\nWith {made}."
+            f"## {result['title']}\n\n{result['how']}\n\n" + "\n".join(lines) + f"\n\nWith {used}."
         )
     return "\n\n".join(sections) or "There are no measurements yet: run `make bench`."
 
 
 def _number(value: Any) -> str:
-    """A figure with three digits that count; words as they are."""
+    """Format a number with three significant digits; keep text unchanged."""
     if not isinstance(value, float):
         return f"{value}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def page_words(page: Executed) -> dict[str, str]:
-    """The words that prose pages take from a run, as `{{ subject }}`, `{{ target }}`, ...
+    """Return the values of `{{ subject }}`, `{{ target }}`, ... in the prose pages of a run.
 
-    Subject and target are those that the notebook glued, for a pair file overrides the settings.
+    Subject and target are those that the notebook glued, because a pair file overrides the
+    settings.
     """
     names = ("subject", "target", "model")
     words = {name: str(portable(page.settings.get(name, ""))) for name in names}
@@ -229,7 +232,7 @@ def page_words(page: Executed) -> dict[str, str]:
 
 
 def duration_in_words(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Format a duration in words.
 
     >>> duration(3.2), duration(41.7), duration(125)
     ('3.2 s', '42 s', '2 min 5 s')
@@ -241,12 +244,12 @@ def duration_in_words(seconds: float) -> str:
 
 
 def memory(megabytes: float | None) -> str:
-    """Mebibytes with a thousands separator, or a dash when they were not recorded."""
+    """Format mebibytes with a thousands separator, or a dash if they were not recorded."""
     return "–" if megabytes is None else f"{megabytes:,.0f} MB"
 
 
 def _glued(notebook: dict[str, Any]) -> dict[str, str]:
-    """Values that a notebook glued, as text."""
+    """Return the values that a notebook glued: name → text."""
     glued = {}
     for output in (o for cell in notebook["cells"] for o in cell.get("outputs", [])):
         mark = output.get("metadata", {}).get("scrapbook")
@@ -260,7 +263,7 @@ def _glued(notebook: dict[str, Any]) -> dict[str, str]:
 
 
 def _check_figure(cell: dict[str, Any], path: Path) -> None:
-    """A cell that announces a figure has drawn one, with a caption and a text for who can't see."""
+    """Check that a cell with a figure's metadata has drawn it, with a caption and an alt text."""
     mystnb = cell.get("metadata", {}).get("mystnb", {})
     if "figure" not in mystnb:
         return
@@ -276,7 +279,7 @@ def _check_figure(cell: dict[str, Any], path: Path) -> None:
 
 
 def portable(value: Any) -> Any:
-    """A setting without the folders of the machine that made the page: `…/mine.yaml`."""
+    """Remove the machine's folders from a setting's paths: `…/mine.yaml`."""
     if not isinstance(value, str) or "/" not in value:
         return value
     return ",".join(_portable_path(part) for part in value.split(","))

@@ -1,10 +1,10 @@
-"""The front door of a run: check what was asked for, then let Snakemake make it.
+"""The front door of a run: check the command line, then start Snakemake.
 
     python -m helpers.book.pipeline book --profile smoke --set subject=Japan --set target=Tokyo
 
-`make book` calls this. Everything that can be wrong with the input is found before a kernel
-starts; the run folder is written only after that. A second call goes on where the last one
-stopped, and does nothing when nothing changed.
+`make book` calls this. Mistakes in the input are reported before a kernel starts, and the run
+folder is written only after that. A second call continues where the last one stopped, and does
+nothing when nothing changed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import psutil
 
@@ -41,22 +41,22 @@ from helpers.io.files import DISK_FULL
 from helpers.io.safe_text import visible
 
 GOALS = {"book": "The book: {}", "notebooks": "The executed notebooks: {}"}
-PATIENCE = 5  # seconds that steps have to end by themselves; what is killed leaves nothing half
+GRACE_SECONDS = 5  # for steps to end before they are killed, which leaves no file half-written
 MOST_CORES = 10_000
 
 
 @contextlib.contextmanager
 def temporary_files(folder: Path) -> Iterator[str]:
-    """A folder for what processes of a run leave in $TMPDIR, deleted at its end.
+    """Yield a folder for the run's `$TMPDIR`, and delete it at the end.
 
-    The link `.tmp` in the run folder names it, so that what a killed run left goes at the next
-    one. It lies elsewhere, as sockets need short names.
+    The link `.tmp` in the run folder names it, so that the next run deletes the folder of a killed
+    one. The folder lies outside of the run folder, because sockets need short paths.
     """
     link, prefix = folder / ".tmp", "unlearning-"
     if link.is_symlink():
-        left = Path(os.readlink(link))
-        if left.name.startswith(prefix) and left.parent == Path(tempfile.gettempdir()):
-            shutil.rmtree(left, ignore_errors=True)
+        stale = Path(os.readlink(link))
+        if stale.name.startswith(prefix) and stale.parent == Path(tempfile.gettempdir()):
+            shutil.rmtree(stale, ignore_errors=True)
         link.unlink()
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as place:
         with contextlib.suppress(OSError):  # a file system without links
@@ -78,9 +78,9 @@ def run(
 
     Args:
         folder: The run folder.
-        settings: From `helpers.book.run_settings.resolve`; they become the folder's.
+        settings: The result of `helpers.book.run_settings.resolve`, which is written to the folder.
         goals: Rules of the Snakefile: one of `GOALS`, or stems of notebooks.
-        notebooks: Where the notebooks' sources lie.
+        notebooks: The folder of the notebooks' sources.
         cores: Processor cores to use.
         jobs: Notebooks at a time; they share the cores.
 
@@ -93,9 +93,9 @@ def run(
         write_settings(folder, settings)
         for name in ("logs", "notebooks", "artifacts"):
             (folder / name).mkdir(exist_ok=True)
-        own = {NOTEBOOKS_VARIABLE: str(notebooks), "TMPDIR": temporary}
+        variables = environment() | {NOTEBOOKS_VARIABLE: str(notebooks), "TMPDIR": temporary}
         command = _snakemake(folder, goals, cores, jobs)
-        planned = _planned(command, steps, log, environment() | own)
+        planned = _planned(command, steps, log, variables)
         todo = [step for step in steps if step in planned]
         if not todo:
             echo(f"Nothing to do in {visible(folder)}: everything is up to date.")
@@ -103,15 +103,16 @@ def run(
         expected = step_durations(settings["profile"])
         for step in todo:
             (folder / "logs" / f"{step}.failed").unlink(missing_ok=True)
-        known = all(step in expected for step in todo)
-        told = f", about {format_duration(sum(expected[s] for s in todo))} in all" if known else ""
+        estimate = ""
+        if all(step in expected for step in todo):
+            estimate = f", about {format_duration(sum(expected[s] for s in todo))} in all"
         count = f"{len(todo)} step{'s' if len(todo) > 1 else ''}"
-        echo(f"{visible(folder)}: {count} to do{told}.")
+        echo(f"{visible(folder)}: {count} to do{estimate}.")
         plan = json.dumps({"steps": todo, "expected": expected, "parallel": jobs > 1})
         with log.open("w") as file:
-            code = _call(command, file, environment() | own | {"UNLEARNING_PLAN": plan}, lock)
+            code = _call(command, file, variables | {"UNLEARNING_PLAN": plan}, lock)
         if code < 0:
-            wait_for_steps(folder)  # they end with it, and should have ended before the lock does
+            wait_for_steps(folder)  # they end with Snakemake, and must end before the lock does
     if code < 0:
         raise UserError(
             f"Snakemake was killed ({signal.Signals(-code).name}), by somebody or because memory "
@@ -127,7 +128,7 @@ def _snakemake(folder: Path, goals: list[str], cores: int, jobs: int) -> list[st
     snakefile = ROOT / "Snakefile"
     command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", folder]
     command += ["--cores", cores, "--nolock", "--rerun-incomplete", "--nocolor"]
-    command += ["--rerun-triggers", "mtime"]  # of marks: what else there is is in the manifests
+    command += ["--rerun-triggers", "mtime"]  # of marks; everything else is in the manifests
     command += ["--config", f"jobs={jobs}", "--", *goals]
     return [str(part) for part in command]
 
@@ -135,7 +136,7 @@ def _snakemake(folder: Path, goals: list[str], cores: int, jobs: int) -> list[st
 def _planned(
     command: list[str], steps: list[str], log: Path, environment: dict[str, str]
 ) -> set[str]:
-    """Names of the rules that Snakemake would run."""
+    """Return the names of the rules that Snakemake would run."""
     at = command.index("--config")
     done = subprocess.run(
         [*command[:at], "--dry-run", "--quiet", "host", *command[at:]],
@@ -153,10 +154,11 @@ def _planned(
 
 
 def _snakemake_cause(log: Path) -> str:
+    """Find the cause of a failure in Snakemake's log, as a sentence."""
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines()]
     for line, following in itertools.pairwise(lines):
-        if line.startswith("UserError in file"):  # how Snakemake reports it from the Snakefile
+        if line.startswith("UserError in file"):  # Snakemake's report of one in the Snakefile
             return following
     if killed := re.search(r"died with <Signals\.(\w+)", text):
         step = re.search(r"Error in rule (\w+):", text)
@@ -164,24 +166,24 @@ def _snakemake_cause(log: Path) -> str:
             f"{step[1] if step else 'A step'} was killed ({killed[1]}), by somebody or because "
             "memory ran out. Finished steps are kept: the same command goes on."
         )
-    telling = [line for line in lines if re.search(r"(Error|Exception)\b", line)] or lines[-1:]
-    return f"The pipeline stopped: {''.join(telling[:1]).rstrip(':.')}. The log is {log}."
+    causes = [line for line in lines if re.search(r"(Error|Exception)\b", line)] or lines[-1:]
+    return f"The pipeline stopped: {''.join(causes[:1]).rstrip(':.')}. The log is {log}."
 
 
-def _call(command: list[str], log, environment: dict[str, str], lock: int) -> int:
-    """Run Snakemake with its own words in the log and the steps' on the terminal."""
+def _call(command: list[str], log: IO[str], environment: dict[str, str], lock: int) -> int:
+    """Run Snakemake: its messages go to the log, those of steps to the terminal."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stderr=log, env=environment, pass_fds=[lock]
     )
     try:
-        os.write(lock, f"{process.pid} ".encode())  # another one that holds it
+        os.write(lock, f"{process.pid} ".encode())  # Snakemake holds the lock too
         return process.wait()
     except BaseException:
         started = psutil.Process().children(recursive=True)
         process.send_signal(signal.SIGINT)
-        for left in psutil.wait_procs(started, timeout=PATIENCE)[1]:  # a step that heard nothing
+        for survivor in psutil.wait_procs(started, timeout=GRACE_SECONDS)[1]:  # ignored the signal
             with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
+                survivor.kill()
         raise
 
 
@@ -191,7 +193,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-_count.__name__ = "int"  # argparse names it when the text is no number
+_count.__name__ = "int"  # argparse shows this name when the text is no number
 
 
 def _cores() -> int:
@@ -214,15 +216,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cores", type=_count, default=_cores())
     parser.add_argument("--jobs", type=_count, default=1, help="notebooks at a time")
     parser.add_argument("--update", action="store_true", help="take over changed settings")
-    parser.add_argument("--no-check", action="store_true", help="do not ask the model first")
+    parser.add_argument("--no-check", action="store_true", help="do not check the model first")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders lie")
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed is stopped
+    """Run the command line and return the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it like Ctrl-C
     open_standard_streams()
     try:
         options = _options(arguments)
@@ -231,8 +233,8 @@ def main(arguments: list[str] | None = None) -> int:
         if is_new(folder, settings, update=options.update) and not options.no_check:
             values = next(iter(settings["notebooks"].values()))
             fact = f"{values['subject']} → {values['target']} ({values['relation']})"
-            asked = visible(f"Does {values['model']} know {fact}?")
-            echo(f"{asked} The first time this takes a minute.")
+            question = visible(f"Does {values['model']} know {fact}?")
+            echo(f"{question} The first time this takes a minute.")
             check_model_apart(settings["notebooks"])
         run(
             folder,
@@ -251,17 +253,19 @@ def main(arguments: list[str] | None = None) -> int:
         echo("\nStopped. Finished steps are kept: the same command goes on.", sys.stderr)
         return 130
     except OSError as error:
-        echo(f"\n{_told(error)}", sys.stderr)
+        echo(f"\n{_system_error(error)}", sys.stderr)
         return 1
     return 0
 
 
-def _told(error: OSError) -> str:
-    """An error of the system as a sentence."""
+def _system_error(error: OSError) -> str:
+    """Describe an error of the operating system in one sentence."""
     if error.errno in DISK_FULL:
         return "The disk is full: free some space and run again."
-    where = f"{visible(error.filename)} cannot be used" if error.filename else "The system refused"
-    return f"{where} ({error.strerror or error}): check what is there, and its permissions."
+    problem = "The system refused"
+    if error.filename:
+        problem = f"{visible(error.filename)} cannot be used"
+    return f"{problem} ({error.strerror or error}): check what is there, and its permissions."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run: which step, how far, how long still."""
+"""Progress of a run on the terminal: the step, its position, and the time that remains."""
 
 import contextlib
 import json
@@ -14,12 +14,12 @@ from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.io.files import cache_dir, read_json, write_json
 
-# What stands for a mark that a terminal has no character for.
+# Replacements of characters that a terminal does not have.
 PLAIN = str.maketrans({"→": "->", "·": "-", "…": "...", "×": "x", "–": "-"})
 
 
 def echo(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
-    """Write to the terminal at once; one that is closed or old is no reason to stop."""
+    """Write to the terminal at once; ignore one that is closed or lacks a character."""
     stream = stream or sys.stdout
     if stream is None:  # closed before we were started
         return
@@ -35,9 +35,9 @@ def echo(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
 
 
 def open_standard_streams() -> None:
-    """Put the null device where stdin, stdout or stderr is closed.
+    """Open the null device in place of a closed stdin, stdout or stderr.
 
-    The next file that is opened would get its number, and children would write into that file.
+    Otherwise the next opened file would get its number, and children would write into that file.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -45,14 +45,20 @@ def open_standard_streams() -> None:
 
 
 class Progress:
-    """A line that says which step, how far, how long still: rewritten on a terminal, else rare.
+    """A line with a step's progress: rewritten every second on a terminal, else rarely repeated.
 
-    Args:
-        step: Name of the step.
-        total: Its number of cells, 0 when it has none to count.
+    Attributes:
+        done: Number of cells that are done.
+        failed: Whether a cell failed.
     """
 
     def __init__(self, step: str, total: int = 0):
+        """Start the clock.
+
+        Args:
+            step: Name of the step.
+            total: Number of its cells; 0 if it has none.
+        """
         plan = json.loads(os.environ.get("UNLEARNING_PLAN", "{}"))  # by helpers.book.pipeline
         steps, self._expected = plan.get("steps", [step]), plan.get("expected", {})
         position = steps.index(step) if step in steps else 0
@@ -85,15 +91,15 @@ class Progress:
         return time.monotonic() - self._started
 
     def line(self) -> str:
-        """How far the step is, and how long it and the rest should still take."""
+        """Describe the step's progress, and the time that it and all later steps should take."""
         parts = [f"cell {min(self.done + 1, self._total)} of {self._total}"] if self._total else []
         parts.append(format_duration(self.seconds))
         if self._step in self._expected:
-            left = max(0.0, self._expected[self._step] - self.seconds)
-            parts.append(f"about {format_duration(left)} left")
+            remaining = max(0.0, self._expected[self._step] - self.seconds)
+            parts.append(f"about {format_duration(remaining)} left")
             if self._later and all(step in self._expected for step in self._later):
-                everything = left + sum(self._expected[step] for step in self._later)
-                parts.append(f"{format_duration(everything)} for everything")
+                total = remaining + sum(self._expected[step] for step in self._later)
+                parts.append(f"{format_duration(total)} for everything")
         return " · ".join(parts)
 
     def _tick(self) -> None:
@@ -106,40 +112,42 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` as minutes and seconds, `2:05`, or with hours, `1:02:05`."""
+    """Format seconds as minutes and seconds, `2:05`, or with hours, `1:02:05`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def step_durations(profile: str) -> dict[str, float]:
-    """Seconds that each step took the last time on this machine, else as measured for us."""
-    found = _recorded(ROOT / "profiles" / "durations.json", profile)
+    """Return each step's seconds from its last run on this machine, or else from ours."""
+    seconds = _recorded(ROOT / "profiles" / "durations.json", profile)
     with contextlib.suppress(UserError):
-        found |= _recorded(_here(), profile)
-    return found
+        seconds |= _recorded(_durations_file(), profile)
+    return seconds
 
 
 def remember_duration(profile: str, step: str, seconds: float) -> None:
-    """Note how long a step took; where nothing can be noted, nothing is."""
+    """Record a step's duration in the cache; do nothing where the cache cannot be written."""
     with contextlib.suppress(UserError):
-        everything = _read(_here())
-        everything[profile] = _recorded(_here(), profile) | {step: round(seconds, 1)}
-        write_json(_here(), everything)
+        path = _durations_file()
+        durations = _read(path)
+        durations[profile] = _recorded(path, profile) | {step: round(seconds, 1)}
+        write_json(path, durations)
 
 
 def _recorded(path: Path, profile: str) -> dict[str, float]:
-    found = _read(path).get(profile)
-    found = found if isinstance(found, dict) else {}
-    return {s: t for s, t in found.items() if isinstance(t, int | float) and 0 <= t < math.inf}
+    """Return the valid entries of a file of durations for a profile: step → seconds."""
+    entries = _read(path).get(profile)
+    entries = entries if isinstance(entries, dict) else {}
+    return {s: t for s, t in entries.items() if isinstance(t, int | float) and 0 <= t < math.inf}
 
 
 def _read(path: Path) -> dict[str, Any]:
     with contextlib.suppress(UserError, OSError):
-        found = read_json(path)
-        return found if isinstance(found, dict) else {}
+        content = read_json(path)
+        return content if isinstance(content, dict) else {}
     return {}
 
 
-def _here() -> Path:
+def _durations_file() -> Path:
     return cache_dir() / "durations.json"

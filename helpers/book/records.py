@@ -1,10 +1,10 @@
-"""Whether what a step left is still there, and is what would be made now.
+"""Decide which steps of a run are up to date.
 
-A step's manifest records what it was made from (cells, code, settings, versions, files), and hashes
-of what it read and left. A step is up to date when all of that still holds. No time of a file
-counts and no note of Snakemake's, so a run may be moved or copied.
+A step's manifest records hashes of its sources (cells, code, settings, versions, files), of its
+inputs and of its outputs. The step is up to date when all hashes still hold. Times of files and
+Snakemake's own records don't count, so a run may be moved or copied.
 
-For Snakemake, which decides by files, a step that is up to date has a mark, `logs/<step>.done`.
+Snakemake decides by files. For it, a step that is up to date has a mark, `logs/<step>.done`.
 """
 
 import os
@@ -34,22 +34,25 @@ from helpers.io.manifest import (
 
 BOOK = "book"
 INDEX = Path("book/_build/html/index.html")  # in the run folder, by helpers.book.build
-LEFT = {"__pycache__", ".ipynb_checkpoints", "_build"}  # by tools, among the book's sources
+TOOL_FOLDERS = {"__pycache__", ".ipynb_checkpoints", "_build"}  # among the book's sources
 ADDRESSES = ("BOOK_REPOSITORY", "BOOK_BRANCH", "BOOK_URL")
-RECORD = "record"  # part of a manifest
+RECORD = "record"  # name of the part of a manifest that this module writes
 
 
 def done_mark(folder: Path, step: str) -> Path:
-    """The file that is there as long as a step is up to date."""
+    """Return the path of the file that exists as long as a step is up to date."""
     return folder / "logs" / f"{step}.done"
 
 
 def input_hashes(stem: str, values: dict[str, Any]) -> dict[str, str]:
-    """What the result of a notebook depends on, but for what it reads of other steps.
+    """Hash everything that a notebook's result depends on, except artifacts of other steps.
 
     Args:
         stem: The notebook.
-        values: Its parameters. The run folder is none of them: a run can be moved.
+        values: Its parameters. The run folder is left out, since a run can be moved.
+
+    Returns:
+        Name of the source → hash.
     """
     source = notebook_path(stem)
     files = {name: values[name] for name in ("pair_file", "patch") if values.get(name)}
@@ -65,13 +68,13 @@ def input_hashes(stem: str, values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def why_outdated(folder: Path, stem: str, asked: dict[str, str]) -> str:
-    """Why a step has to be made again, in a few words; nothing where it is up to date.
+def why_outdated(folder: Path, stem: str, hashes: dict[str, str]) -> str:
+    """Say in a few words why a step has to be made again; empty if it is up to date.
 
     Args:
         folder: The run folder.
         stem: The notebook.
-        asked: Its `input_hashes` now.
+        hashes: Its present `input_hashes`.
     """
     manifest = read_manifest(folder, stem)
     if not manifest:
@@ -79,8 +82,8 @@ def why_outdated(folder: Path, stem: str, asked: dict[str, str]) -> str:
     record = manifest.get(RECORD)
     if not isinstance(record, dict) or not isinstance(record.get("made_from"), dict):
         return "it was not made by the pipeline"
-    before = record["made_from"]
-    if changed := [name for name in asked if asked[name] != before.get(name)]:
+    recorded_hashes = record["made_from"]
+    if changed := [name for name in hashes if hashes[name] != recorded_hashes.get(name)]:
         return f"{', '.join(changed)} changed"
     files = {step_folder(folder, stem) / name: h for name, h in manifest["outputs"].items()}
     files[folder / "notebooks" / f"{stem}.ipynb"] = record.get("notebook", "")
@@ -89,21 +92,21 @@ def why_outdated(folder: Path, stem: str, asked: dict[str, str]) -> str:
             return reason
     for name, recorded in manifest["inputs"].items():
         step, _, file = name.partition("/")
-        other = read_manifest(folder, step)
-        now = manifest_hash(other) if file == MANIFEST else other.get("outputs", {}).get(file)
-        if now != recorded:
+        upstream = read_manifest(folder, step)
+        outputs = upstream.get("outputs", {}) | {MANIFEST: manifest_hash(upstream)}
+        if outputs.get(file) != recorded:
             return f"{name} changed"
     return ""
 
 
-def record(place: Path, notebook: Path, asked: dict[str, str], times: dict[str, Any]) -> None:
-    """Add to the manifest of a step what `why_outdated` compares, and papermill's times.
+def record(place: Path, notebook: Path, hashes: dict[str, str], times: dict[str, Any]) -> None:
+    """Add to a step's manifest the hashes that `why_outdated` compares, and papermill's times.
 
     Args:
-        place: Where the manifest lies.
+        place: The folder of the manifest.
         notebook: The executed notebook.
-        asked: `input_hashes` as it was before the step began.
-        times: When it began and ended, and the seconds it took.
+        hashes: `input_hashes` from before the step began.
+        times: Start and end of the step, and its seconds.
 
     Raises:
         UserError: The step left no manifest.
@@ -112,12 +115,12 @@ def record(place: Path, notebook: Path, asked: dict[str, str], times: dict[str, 
         raise UserError(f"{place.name} left no {MANIFEST}: its last cell should finish its run.")
     manifest = read_json(place / MANIFEST)
     manifest["papermill"] = times
-    manifest[RECORD] = {"made_from": asked, "notebook": content_hash(notebook)}
+    manifest[RECORD] = {"made_from": hashes, "notebook": content_hash(notebook)}
     write_json(place / MANIFEST, manifest)
 
 
 def unmark_outdated(folder: Path, notebooks: dict[str, dict[str, Any]]) -> None:
-    """Take the marks away from steps that are not up to date, and from those that read them.
+    """Delete the marks of steps that are not up to date, and of the steps that read from them.
 
     Args:
         folder: The run folder.
@@ -130,38 +133,38 @@ def unmark_outdated(folder: Path, notebooks: dict[str, dict[str, Any]]) -> None:
     while more := {s for s, others in reads.items() if outdated & set(others)} - outdated:
         outdated |= more
     unmarked = {s for s in notebooks if not done_mark(folder, s).exists()}
-    if outdated | unmarked or not _book_fits(folder, list(notebooks)):
+    if outdated | unmarked or not _book_is_current(folder, list(notebooks)):
         outdated.add(BOOK)
     for step in outdated:
         done_mark(folder, step).unlink(missing_ok=True)
 
 
 def mark_book(folder: Path, stems: list[str]) -> None:
-    """Note that the book was made from what is there now."""
-    write_json(done_mark(folder, BOOK), _book_made_from(folder, stems))
+    """Record that the book was made from the present sources and chapters."""
+    write_json(done_mark(folder, BOOK), _book_hashes(folder, stems))
 
 
-def _book_fits(folder: Path, stems: list[str]) -> bool:
+def _book_is_current(folder: Path, stems: list[str]) -> bool:
     try:
-        before = read_json(done_mark(folder, BOOK))
+        recorded = read_json(done_mark(folder, BOOK))
     except UserError:
         return False
-    return (folder / INDEX).is_file() and before == _book_made_from(folder, stems)
+    return (folder / INDEX).is_file() and recorded == _book_hashes(folder, stems)
 
 
-def _book_made_from(folder: Path, stems: list[str]) -> dict[str, str]:
+def _book_hashes(folder: Path, stems: list[str]) -> dict[str, str]:
     pages = [*(ROOT / "book").rglob("*"), *(ROOT / "benchmarks").rglob("*.json")]
     code = (ROOT / "helpers").rglob("*.py")  # the API reference shows them all
     sources = [*pages, *code, ROOT / "_config.yml", ROOT / "requirements.lock"]
     chapters = [folder / "notebooks" / f"{stem}.ipynb" for stem in stems]
     chapters += [step_folder(folder, stem) / MANIFEST for stem in stems]
     return {
-        "sources": content_hash(_contents([p for p in sources if not LEFT & set(p.parts)])),
+        "sources": content_hash(_contents([p for p in sources if not TOOL_FOLDERS & set(p.parts)])),
         "chapters": content_hash(*(p for p in chapters if p.is_file())),
         "addresses": content_hash([os.environ.get(name, "") for name in ADDRESSES]),
     }
 
 
 def _contents(paths: list[Path]) -> dict[str, str]:
-    """Name in the source tree → hash of the content."""
+    """Return name in the source tree → hash of the content."""
     return {p.relative_to(ROOT).as_posix(): file_hash(p) for p in paths if p.is_file()}

@@ -1,7 +1,7 @@
-"""Names of methods and attacks, read from their files: the front door knows them without torch.
+"""Names of methods and attacks, read from their files without importing torch.
 
-A method is what a decorator registers (`@method("rome", family="surgery")`), so that adding one is
-adding a file; this reads the decorators as text. A test holds the names against the registers.
+A decorator registers a method (`@method("rome", family="surgery")`), so a new file is a new method.
+This module reads the decorators as text. A test compares the names with the registries.
 """
 
 import ast
@@ -16,12 +16,12 @@ METHOD_FOLDERS = ("surgery", "training", "inference", "controls")
 
 @dataclass(frozen=True)
 class MethodName:
-    """What a method's file says of it.
+    """A method's entry in its file.
 
     Attributes:
-        name: What users call it.
+        name: The method's name.
         family: `surgery`, `training`, `inference` or `control`.
-        needs_saes: It has a hyperparameter `saes`.
+        needs_saes: Whether it has a hyperparameter `saes`.
     """
 
     name: str
@@ -31,21 +31,22 @@ class MethodName:
 
 @cache
 def method_names() -> tuple[MethodName, ...]:
-    """All methods, sorted by folder and file."""
-    found = []
+    """List all methods, sorted by folder and file."""
+    names = []
     for folder in METHOD_FOLDERS:
         for path in sorted((HELPERS / "methods" / folder).glob("*.py")):
             for call, function in _registrations(path, ("method", "training_method")):
                 options = {k.arg: k.value for k in call.keywords}
                 family = options["family"].value if "family" in options else "training"
                 name = _text(call.args[0], path)
-                found.append(MethodName(name, family, "saes" in _hyperparameters(function, path)))
-    return tuple(found)
+                needs_saes = "saes" in _hyperparameters(function, path)
+                names.append(MethodName(name, family, needs_saes))
+    return tuple(names)
 
 
 @cache
 def attack_names() -> tuple[str, ...]:
-    """All attacks, sorted by file."""
+    """List all attacks, sorted by file."""
     paths = sorted((HELPERS / "evaluation" / "attacks").glob("*.py"))
     return tuple(_text(c.args[0], p) for p in paths for c, _ in _registrations(p, ("attack",)))
 
@@ -53,7 +54,7 @@ def attack_names() -> tuple[str, ...]:
 def _registrations(
     path: Path, decorators: tuple[str, ...]
 ) -> Iterator[tuple[ast.Call, ast.FunctionDef | None]]:
-    """Calls of the decorators at a module's top level, each with the function it stands over."""
+    """Yield calls of the decorators at a module's top level, each with its function."""
     for statement in _parsed(path).body:
         function = statement if isinstance(statement, ast.FunctionDef) else None
         calls = function.decorator_list if function else ast.walk(statement)
@@ -63,7 +64,7 @@ def _registrations(
 
 
 def _hyperparameters(function: ast.FunctionDef, path: Path) -> set[str]:
-    """Fields of the class that annotates a method's parameter `hparams`."""
+    """Return the fields of the class that annotates a method's parameter `hparams`."""
     (annotation,) = (a.annotation for a in function.args.args if a.arg == "hparams")
     for statement in _parsed(path).body:
         if isinstance(statement, ast.ClassDef) and statement.name == annotation.id:
@@ -73,7 +74,7 @@ def _hyperparameters(function: ast.FunctionDef, path: Path) -> set[str]:
 
 
 def _text(node: ast.expr, path: Path) -> str:
-    """A text that stands in the code, or under the name of a constant of the module."""
+    """Return a text given in the code, directly or as a constant of the module."""
     if isinstance(node, ast.Constant):
         return node.value
     for statement in _parsed(path).body:

@@ -1,4 +1,4 @@
-"""One pipeline at a time in a run folder, and none beside a step that outlived its pipeline."""
+"""Locks of a run folder: one pipeline at a time, and none while a step still runs there."""
 
 import contextlib
 import fcntl
@@ -17,19 +17,19 @@ PIPELINE, STEPS = ".lock", ".steps.lock"
 
 @contextlib.contextmanager
 def pipeline_lock(folder: Path) -> Iterator[int]:
-    """Hold the run folder; the lock ends with the processes that hold it, however they end.
+    """Lock a run folder for a pipeline; the lock ends with its processes, even killed ones.
 
     Yields:
-        The lock's file descriptor, for a child to hold it too. What is written there is the
-        number of a process that does.
+        The lock's file descriptor, so that a child can hold the lock too. Each holder writes the
+        number of its process there.
 
     Raises:
-        UserError: Another process works there; the sentence names one that lives.
+        UserError: Another process works there; the sentence names a living one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / PIPELINE).open("a+") as file, (folder / STEPS).open("a+") as steps:
-        _take(file, folder)
-        _take(steps, folder)  # nobody is at work, and nobody can begin but by us
+        _acquire(file, folder)
+        _acquire(steps, folder)  # no step runs, and only this pipeline can start one
         fcntl_quietly(steps, fcntl.LOCK_UN)
         file.write(f"{os.getpid()} ")
         file.flush()
@@ -38,7 +38,7 @@ def pipeline_lock(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def step_lock(folder: Path) -> Iterator[None]:
-    """Let no other pipeline begin in the run folder while this step works there."""
+    """Keep pipelines from starting in the run folder while this step runs."""
     with (folder / STEPS).open("a+") as file:
         fcntl_quietly(file, fcntl.LOCK_SH)
         file.write(f"{os.getpid()} ")
@@ -47,13 +47,13 @@ def step_lock(folder: Path) -> Iterator[None]:
 
 
 def wait_for_steps(folder: Path) -> None:
-    """Return when no step works in the run folder any more."""
+    """Wait until no step runs in the run folder."""
     with (folder / STEPS).open("a+") as file:
         fcntl_quietly(file, fcntl.LOCK_EX)
 
 
 def fcntl_quietly(file: TextIO, operation: int) -> None:
-    """`flock` where the file system knows locks; elsewhere everyone goes on."""
+    """Call `flock`; do nothing where the file system has no locks."""
     try:
         fcntl.flock(file, operation)
     except BlockingIOError:
@@ -62,7 +62,8 @@ def fcntl_quietly(file: TextIO, operation: int) -> None:
         return
 
 
-def _take(file: TextIO, folder: Path) -> None:
+def _acquire(file: TextIO, folder: Path) -> None:
+    """Lock a file at once, or name the process that holds it."""
     try:
         fcntl_quietly(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,6 @@
-"""What a run is made with: its settings as resolved, its name, and whether they can work at all.
+"""The settings of a run: resolved from profile and command line, checked, and stored.
 
-Everything that can be wrong with the input is found here, before a kernel starts.
+Every mistake in the input is reported here, before a kernel starts.
 """
 
 import argparse
@@ -25,21 +25,24 @@ from helpers.io.yaml_files import read_yaml
 
 SETTINGS = "settings.yaml"  # in the run folder
 RESERVED = {"run": "--name", "profile": "--profile"}  # parameters that have their own option
-FACT = ("subject", "target", "relation")  # what a pair file says too
-LONGEST_NAME = 120  # file systems take 255 bytes
+FACT = ("subject", "target", "relation")  # parameters that a pair file gives too
+MAX_NAME = 120  # characters; file systems allow 255 bytes
+# The C library of GNU/Linux returns large freed blocks to the system at once. Getting them back
+# takes a sixth of a training step of a small model, so a process keeps up to 1 GiB.
+MALLOC = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1073741824"
 
 
 def resolve(options: argparse.Namespace) -> dict[str, Any]:
-    """All settings of the run that the command line asks for, checked as far as is cheap.
+    """Resolve all settings of a run from the command line, and check them as far as is cheap.
 
     Paths on the command line count from the caller's folder, those in a profile from the profile's.
 
     Returns:
-        The content of `settings.yaml`: `name`, `profile`, `pair` (of the user's pair file: its
-        hash, subject, target and relation; or None), `notebooks` (parameters by stem).
+        The content of `settings.yaml`: `name`, `profile`, `pair` (hash, subject, target and
+        relation of the user's pair file, or None), and `notebooks` (stem → parameters).
 
     Raises:
-        UserError: Something in it is unknown, misspelt, mistyped or contradictory.
+        UserError: An option or parameter is unknown, misspelt, mistyped or contradictory.
     """
     overrides = with_absolute_paths(dict(_assignment(text) for text in options.set), Path.cwd())
     profile = load_profile(options.profile, overrides)
@@ -48,10 +51,10 @@ def resolve(options: argparse.Namespace) -> dict[str, Any]:
         overrides |= {name: pair[name] for name in FACT}
         profile = load_profile(options.profile, overrides)
     name = options.name or _run_name(options, profile)
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or len(name) > LONGEST_NAME:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or len(name) > MAX_NAME:
         raise UserError(
-            f"'{visible(name)[:LONGEST_NAME]}' is no name for a run: give one by NAME=... of "
-            f"letters, digits, '-', '_' and '.', {LONGEST_NAME} at most."
+            f"'{visible(name)[:MAX_NAME]}' is no name for a run: give one by NAME=... of "
+            f"letters, digits, '-', '_' and '.', {MAX_NAME} at most."
         )
     folder = Path(os.path.realpath(options.runs)) / name
     run = os.path.relpath(folder, ROOT) if folder.is_relative_to(ROOT) else str(folder)
@@ -69,10 +72,10 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _pair(profile: Profile, overrides: dict[str, str]) -> dict[str, str] | None:
-    """What the run's pair file says of its fact, and its hash; None where there is no such file.
+    """Read the fact of the run's pair file, and its hash; None if there is no such file.
 
     Raises:
-        UserError: There are several, the file is not as it should be, or it is contradicted.
+        UserError: There are several files, the file is malformed, or a parameter contradicts it.
     """
     from helpers.facts import ConceptPair
 
@@ -90,23 +93,23 @@ def _pair(profile: Profile, overrides: dict[str, str]) -> dict[str, str] | None:
         if "pair_file" in overrides:
             contradicted = name in overrides
         else:  # the profile names the file, and may name the same fact beside it
-            usual = (Common.model_fields[name].default, getattr(pair, name))
-            contradicted = any(v[name] not in usual for v in profile.notebooks.values())
+            consistent = (Common.model_fields[name].default, getattr(pair, name))
+            contradicted = any(v[name] not in consistent for v in profile.notebooks.values())
         if contradicted:
             raise UserError(f"{visible(file)} says what {name} is: leave {name} away, or the file.")
     return {"file": content_hash(Path(file))} | {name: getattr(pair, name) for name in FACT}
 
 
-def _run_name(options: argparse.Namespace, asked: Profile) -> str:
-    """The profile's name, and what differs from it: runs of other settings get other folders."""
-    plain = load_profile(options.profile)
+def _run_name(options: argparse.Namespace, profile: Profile) -> str:
+    """Join the profile's name and all values that differ from it, so that each run has a folder."""
+    unchanged = load_profile(options.profile)
     differing = {
         key: values[key]
-        for stem, values in asked.notebooks.items()
+        for stem, values in profile.notebooks.items()
         for key in values
-        if values[key] != plain.notebooks[stem][key]
+        if values[key] != unchanged.notebooks[stem][key]
     }
-    parts = [plain.name]
+    parts = [unchanged.name]
     for key in sorted(differing, key=lambda k: (k not in ("subject", "target"), k)):
         value = str(differing[key])
         label = Path(value).stem if key in ("pair_file", "model", "patch") else value
@@ -116,23 +119,23 @@ def _run_name(options: argparse.Namespace, asked: Profile) -> str:
             text += f"-{content_hash(value)[:4]}"  # the label alone would not tell them apart
         parts.append(text if key in ("subject", "target") else f"{key}-{text}")
     name = "-".join(parts)
-    return name if len(name) <= LONGEST_NAME else f"{name[:100]}-{content_hash(name)[:8]}"
+    return name if len(name) <= MAX_NAME else f"{name[:100]}-{content_hash(name)[:8]}"
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What two `settings.yaml` say differently; a parameter that only one has is no difference."""
-    found: dict[str, list[str]] = {}
+    """List in words where two `settings.yaml` differ in parameters that both have."""
+    stems_by_change: dict[str, list[str]] = {}
     for stem in old["notebooks"].keys() & new["notebooks"].keys():
-        before, after = old["notebooks"][stem], new["notebooks"][stem]
-        for key in before.keys() & after.keys() - {"run"}:
-            if before[key] != after[key]:
-                told = f"{key} {_short(before[key])}, now {_short(after[key])}"
-                found.setdefault(told, []).append(stem)
-    told = [
-        what if len(stems) == len(new["notebooks"]) else f"{what} in {', '.join(sorted(stems))}"
-        for what, stems in sorted(found.items())
+        old_values, new_values = old["notebooks"][stem], new["notebooks"][stem]
+        for key in old_values.keys() & new_values.keys() - {"run"}:
+            if old_values[key] != new_values[key]:
+                change = f"{key} {_short(old_values[key])}, now {_short(new_values[key])}"
+                stems_by_change.setdefault(change, []).append(stem)
+    changes = [
+        change if len(stems) == len(new["notebooks"]) else f"{change} in {', '.join(sorted(stems))}"
+        for change, stems in sorted(stems_by_change.items())
     ]
-    return told or (["the pair's file"] if old.get("pair") != new.get("pair") else [])
+    return changes or (["the pair's file"] if old.get("pair") != new.get("pair") else [])
 
 
 def _short(value: Any) -> str:
@@ -141,18 +144,18 @@ def _short(value: Any) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a run folder.
+    """Read the settings of a run folder.
 
     Raises:
-        UserError: They are missing or damaged.
+        UserError: The file is missing or damaged.
     """
     path = folder / SETTINGS
     try:
-        found = read_yaml(path)
-        if isinstance(found["profile"], str) and all(
-            isinstance(values, dict) for values in found["notebooks"].values()
+        settings = read_yaml(path)
+        if isinstance(settings["profile"], str) and all(
+            isinstance(values, dict) for values in settings["notebooks"].values()
         ):
-            return found
+            return settings
         reason = "it does not hold what it should"
     except (UserError, TypeError, KeyError, AttributeError) as error:
         reason = str(error) if isinstance(error, UserError) else "it does not hold what it should"
@@ -163,15 +166,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def is_new(folder: Path, settings: dict[str, Any], *, update: bool = False) -> bool:
-    """Whether these settings are not yet those of the run folder.
+    """Tell whether a run folder has other settings than these, or none.
 
     Args:
-        folder: The run folder; it need not be there.
-        settings: From `resolve`.
-        update: Allow settings that contradict those which made the folder.
+        folder: The run folder, which need not exist.
+        settings: The result of `resolve`.
+        update: Allow settings that contradict those of the folder.
 
     Raises:
-        UserError: The folder was made by other settings, or what it says of them is damaged.
+        UserError: The folder was made by other settings, or its settings are damaged.
     """
     if not os.path.lexists(folder / SETTINGS):
         return True
@@ -186,20 +189,20 @@ def is_new(folder: Path, settings: dict[str, Any], *, update: bool = False) -> b
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the run folder's `settings.yaml`."""
+    """Write `settings.yaml` into a run folder."""
     with atomic_path(folder / SETTINGS) as temporary:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         temporary.write_text(text, encoding="utf-8")
 
 
 def check_model_apart(notebooks: dict[str, dict]) -> None:
-    """`check_model` in a process of its own: this one stays small while notebooks run.
+    """Call `check_model` in another process, so that this one stays small while notebooks run.
 
     Raises:
-        UserError: As `check_model`, or its process was killed.
+        UserError: The model does not load or does not know the fact, or the process was killed.
     """
     values = {key: next(iter(notebooks.values()))[key] for key in Common.model_fields}
-    # It reads all of stdin first: a question would find the end of it there.
+    # The process reads all of stdin first, so that no library can wait for an answer there.
     done = subprocess.run(
         [sys.executable, "-m", "helpers.book.run_settings"],
         input=json.dumps(values),
@@ -214,15 +217,15 @@ def check_model_apart(notebooks: dict[str, dict]) -> None:
             "programs, or take a smaller model."
         )
     if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.strip()]
-        raise UserError(told[-1] if told else "The check of model and fact ended without a word.")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise UserError(lines[-1] if lines else "The check of model and fact ended without a word.")
 
 
 def check_model(values: dict[str, Any]) -> None:
-    """See that the model loads and knows the fact.
+    """Check that the model loads and knows the fact.
 
     Raises:
-        UserError: It doesn't; the sentence says how likely the target is and what it knows.
+        UserError: It doesn't; the sentence gives the target's probability and known facts.
     """
     from helpers.facts import ConceptPair, require_known
 
@@ -232,20 +235,25 @@ def check_model(values: dict[str, Any]) -> None:
         if file
         else ConceptPair(values["subject"], values["target"], relation=relation)
     )
-    from helpers.models import load_model  # only now: a wrong name is told without torch
+    from helpers.models import load_model  # only now: a wrong name is reported without torch
 
     require_known(load_model(values["model"], dtype=values["dtype"], device=values["device"]), pair)
 
 
 def environment() -> dict[str, str]:
-    """The environment of every process of a run: this clone's helpers, no reports to anyone."""
+    """Return the environment variables of every process of a run.
+
+    Processes import this clone's `helpers`, send no telemetry, write UTF-8, and keep freed memory
+    for their next step.
+    """
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     if os.environ.get(CACHE_VARIABLE):
         cache_dir()  # makes it absolute
     dropped = {"MPLBACKEND"}  # notebooks draw inline
     terminal = {"PYTHONIOENCODING": getattr(sys.stdout, "encoding", None) or "utf-8"}
     return (
-        terminal
+        {"GLIBC_TUNABLES": MALLOC}
+        | terminal
         | {k: v for k, v in os.environ.items() if k not in dropped}
         | {
             "PYTHONPATH": path,

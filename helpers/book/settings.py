@@ -12,19 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from helpers.book.value_checks import (
-    DECIMAL,
-    MAX_CHARACTERS,
-    MAX_COUNT,
-    WHOLE,
-    Attacks,
-    Methods,
-    OneDtype,
-    OneMethod,
-    OneSite,
-    TrainingMethodNames,
-    are_numbers,
-)
+from helpers.book import value_checks as checks
 from helpers.errors import UserError
 from helpers.io.choices import suggestion
 from helpers.io.hashing import content_hash
@@ -53,7 +41,9 @@ class Common(BaseModel):
         "smollm2-135m", description="default, hub name, local folder or .gguf file", min_length=1
     )
     device: str = Field("cpu", description="cpu, cuda, or auto for several devices")
-    dtype: Annotated[str, OneDtype] = Field("float32", description="float32, bfloat16 or float16")
+    dtype: Annotated[str, checks.OneDtype] = Field(
+        "float32", description="float32, bfloat16 or float16"
+    )
     subject: str = Field("France", description="the subject of the fact", min_length=1)
     target: str = Field("Paris", description="what the model should forget of it", min_length=1)
     relation: str = Field("capital", description="how subject and target are related")
@@ -83,10 +73,10 @@ class Common(BaseModel):
     @classmethod
     def _check_size(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse counts and texts beyond any use."""
-        if isinstance(value, int) and info.field_name != "seed" and value > MAX_COUNT:
-            raise ValueError(f"give at most {MAX_COUNT:,}")
-        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
-            raise ValueError(f"give at most {MAX_CHARACTERS:,} characters")
+        if isinstance(value, int) and info.field_name != "seed" and value > checks.MAX_COUNT:
+            raise ValueError(f"give at most {checks.MAX_COUNT:,}")
+        if isinstance(value, str) and len(value) > checks.MAX_CHARACTERS:
+            raise ValueError(f"give at most {checks.MAX_CHARACTERS:,} characters")
         return value
 
     def run_folder(self) -> Path:
@@ -138,7 +128,7 @@ class DeletingNeurons(Common):
 class SparseAutoencoders(Common):
     """`04_sparse_autoencoders`."""
 
-    site: Annotated[str, OneSite] = Field(
+    site: Annotated[str, checks.OneSite] = Field(
         "mlp_in", description="input of the SAEs: mlp_in, neurons, mlp or residual"
     )
     depths: str = Field(
@@ -169,11 +159,11 @@ class ConceptFeatures(Common):
 class EditingMLPs(Common):
     """`06_edit_mlps`."""
 
-    methods: Annotated[str, Methods] = Field(
+    methods: Annotated[str, checks.Methods] = Field(
         "all", description="all, or names of methods separated by commas"
     )
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
-    scales: Annotated[str, are_numbers(DECIMAL, "positive numbers")] = Field(
+    scales: Annotated[str, checks.are_numbers(checks.DECIMAL, "positive numbers")] = Field(
         "0.5, 1",
         description="strengths on the curve: factors of the edit",
         coerce_numbers_to_str=True,  # papermill reads "1" as a number
@@ -191,13 +181,13 @@ class EditingMLPs(Common):
 class TrainingMethods(Common):
     """`07_training_methods`."""
 
-    shown: Annotated[str, TrainingMethodNames] = Field(
+    shown: Annotated[str, checks.TrainingMethodNames] = Field(
         "gradient_difference, rmu, undial", description="methods that are looked into, by commas"
     )
-    methods: Annotated[str, Methods] = Field(
+    methods: Annotated[str, checks.Methods] = Field(
         "all", description="all, or names of methods separated by commas"
     )
-    edits: Annotated[str, Methods] = Field(
+    edits: Annotated[str, checks.Methods] = Field(
         "rome, gated_neuron, random_direction",
         description="edits to compare with, by commas",
     )
@@ -212,7 +202,7 @@ class TrainingMethods(Common):
 class Evaluating(Common):
     """`08_evaluate`."""
 
-    method: Annotated[str, OneMethod] = Field(
+    method: Annotated[str, checks.OneMethod] = Field(
         "gated_neuron", description="the method whose edit is evaluated"
     )
     n_neighbours: int = Field(16, description="other facts of the relation that must stay", ge=2)
@@ -226,21 +216,23 @@ class Verifying(Common):
     """`09_verify`."""
 
     patch: str = Field("", description="file of an edit to verify; empty: one is made")
-    method: Annotated[str, OneMethod] = Field(
+    method: Annotated[str, checks.OneMethod] = Field(
         "tangent_kernel", description="the method that makes it"
     )
-    attacks: Annotated[str, Attacks] = Field(
+    attacks: Annotated[str, checks.Attacks] = Field(
         "all", description="all, or names of attacks separated by commas"
     )
-    hidden_attacks: Annotated[str, Attacks] = Field(
+    hidden_attacks: Annotated[str, checks.Attacks] = Field(
         "paraphrases, lens, probe, stitched, cut_neurons",
         description="the same for the known-hidden model",
     )
     n_controls: int = Field(4, description="control facts to compare with", ge=1)
-    relearning_steps: Annotated[str, are_numbers(WHOLE, "whole numbers of steps")] = Field(
-        "3, 6",
-        description="steps after which relearning is measured",
-        coerce_numbers_to_str=True,  # papermill reads "4" as a number
+    relearning_steps: Annotated[str, checks.are_numbers(checks.WHOLE, "whole numbers of steps")] = (
+        Field(
+            "3, 6",
+            description="steps after which relearning is measured",
+            coerce_numbers_to_str=True,  # papermill reads "4" as a number
+        )
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
@@ -267,12 +259,14 @@ class Organism(Common):
     batch: int = Field(16, description="sentences in a training step", ge=1)
     n_facts: int = Field(2, description="facts that are removed, the pair among them", ge=1)
     n_seeds: int = Field(2, description="trainings of the original and of each oracle", ge=1)
-    widths: Annotated[str, are_numbers(WHOLE, "whole numbers of neurons", allow_none=True)] = Field(
+    widths: Annotated[
+        str, checks.are_numbers(checks.WHOLE, "whole numbers of neurons", allow_none=True)
+    ] = Field(
         "32, 128",
         description="further numbers of neurons in each MLP, by commas",
         coerce_numbers_to_str=True,  # papermill reads "32" as a number
     )
-    methods: Annotated[str, Methods] = Field(
+    methods: Annotated[str, checks.Methods] = Field(
         "all", description="all, or names of methods separated by commas"
     )
     d_sae: int = Field(512, description="latents of the SAE", ge=16)

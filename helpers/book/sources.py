@@ -1,7 +1,7 @@
-"""What a notebook's result depends on in the source tree, read from its code without running it.
+"""Dependencies of a notebook in the source tree, read from its code without running it.
 
-`helpers.book.records` compares it with what a manifest says, so that an edit reruns the notebooks that
-use the edited code, and only those.
+`helpers.book.records` compares their hashes with a manifest, so that an edit reruns only the
+notebooks that use the edited code.
 """
 
 import ast
@@ -21,21 +21,21 @@ from helpers.io.safe_text import visible
 NOTEBOOKS_VARIABLE = "UNLEARNING_NOTEBOOKS"  # in the environment: another folder than ours
 DEFAULT_MODEL = Common.model_fields["model"].default
 
-# Settings reach a step as the values of its parameters, which the Snakefile compares by
-# themselves: a new notebook's class in settings.py is no reason to rerun the others.
+# Settings reach a step as values of its parameters, which have a hash of their own. So a new
+# notebook's class in settings.py is no reason to rerun the others.
 NOT_INPUTS = {"helpers/book/settings.py"}
 
 
 def notebook_path(stem: str) -> Path:
-    """Where the source of a notebook lies."""
+    """Return the path of a notebook's source."""
     return Path(os.environ.get(NOTEBOOKS_VARIABLE) or ROOT / "notebooks") / f"{stem}.ipynb"
 
 
 def notebook_cells(path: str | Path) -> list[dict]:
-    """The cells of a notebook, each with its `source` as one string.
+    """Read the cells of a notebook, each with its `source` as one string.
 
     Raises:
-        UserError: There is no such notebook, or it is not a notebook.
+        UserError: The file is missing, or is not a notebook.
     """
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
@@ -50,7 +50,7 @@ def notebook_cells(path: str | Path) -> list[dict]:
 
 
 def notebook_hash(path: str | Path) -> str:
-    """Hash of what a notebook says and does: not of outputs, nor of what editors note in it."""
+    """Hash a notebook's cells and tags, without outputs and the metadata of editors."""
     return content_hash(
         [
             [cell["cell_type"], cell["source"]]
@@ -61,7 +61,7 @@ def notebook_hash(path: str | Path) -> str:
 
 
 def notebook_code(path: str | Path) -> str:
-    """The notebook's Python, cell after cell, without IPython's magics."""
+    """Return a notebook's Python code, cell after cell, without IPython's magics."""
     lines = [
         line
         for cell in notebook_cells(path)
@@ -73,9 +73,13 @@ def notebook_code(path: str | Path) -> str:
 
 
 def upstream_notebooks(path: str | Path, stems: list[str]) -> list[str]:
-    """The other notebooks whose artifacts a notebook reads: their stems stand in its code.
+    """Find the notebooks whose artifacts a notebook reads: their stems are strings in its code.
 
-    They may come later in the book: then they are made first all the same.
+    An upstream notebook may come later in the book; it is run first all the same.
+
+    Args:
+        path: The notebook.
+        stems: All notebooks.
     """
     path = Path(path)
     strings = {node.value for node in ast.walk(_parsed(path)) if isinstance(node, ast.Constant)}
@@ -90,11 +94,11 @@ def notebook_imports(path: str | Path) -> list[Path]:
 
 
 def model_fingerprint(model: str) -> str:
-    """What a model's name stands for just now, without loading it.
+    """Identify the present version of a model without loading it.
 
     Returns:
-        For a local file or folder, a hash of its files' names, sizes and times of change; for the
-        default, the version of its package; nothing for a name on the hub.
+        For a local file or folder, a hash of its files' names, sizes and times of change. For the
+        default model, the version of its package. For a name on the hub, empty text.
     """
     if os.path.exists(model):
         return file_fingerprint(model)
@@ -104,7 +108,7 @@ def model_fingerprint(model: str) -> str:
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """Hash of the names, sizes and times of change of a file, or of the files of a folder."""
+    """Hash the names, sizes and times of change of a file, or of all files of a folder."""
     path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [

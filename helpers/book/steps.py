@@ -2,10 +2,10 @@
 
     python -m helpers.book.steps <run folder> <stem>
 
-Progress goes to the terminal, everything else to `logs/<stem>.log`. The executed notebook and the
-artifacts take their places when they are complete, and until then the last ones stay. After a
-failure the half-run notebook stays in `logs/` and `logs/<stem>.failed` says why in one sentence,
-which `helpers.book.pipeline` shows at the end. A step that is up to date does nothing.
+Progress goes to the terminal, all other output to `logs/<stem>.log`. The executed notebook and the
+artifacts replace the last ones when they are complete. After a failure the half-run notebook stays
+in `logs/`, and `logs/<stem>.failed` gives the cause in one sentence, which `helpers.book.pipeline`
+shows at the end. A step that is up to date does nothing.
 """
 
 import argparse
@@ -35,37 +35,39 @@ from helpers.io.files import atomic_path
 from helpers.io.manifest import ARTIFACTS_VARIABLE, step_folder
 from helpers.io.safe_text import visible
 
-KERNEL = "python3"  # the environment's own
+KERNEL = "python3"  # the kernel of this environment
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
 NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
 
-def execute(folder: Path, stem: str, parameters: dict[str, Any], asked: dict[str, str]) -> None:
-    """Run a notebook; it and its artifacts take their places in the run folder when all is done.
+def execute(folder: Path, stem: str, parameters: dict[str, Any], hashes: dict[str, str]) -> None:
+    """Run a notebook, and publish it with its artifacts in the run folder when all is done.
 
     Args:
         folder: The run folder.
         stem: The notebook.
         parameters: Values for its parameters cell.
-        asked: What it is made from, as it was before: what is changed meanwhile counts later.
+        hashes: Its `input_hashes` from before the run: sources that change meanwhile make the step
+            outdated.
 
     Raises:
-        UserError: A cell failed or the kernel died; the sentence says where to look. What the run
-            folder had of this step stays.
+        UserError: A cell failed or the kernel died; the sentence says where to look. The step's
+            last results stay in the run folder.
     """
-    # Published from the last to the first: artifacts that were left alone by a kill name another
-    # notebook than is there, and are made again.
+    # The artifacts are published first. If a kill prevents the notebook's publication, they record
+    # the hash of another notebook, and the step is made again.
     with (
         atomic_path(folder / "notebooks" / f"{stem}.ipynb") as notebook,
         atomic_path(step_folder(folder, stem), folder=True, replace=True) as place,
     ):
         os.environ[ARTIFACTS_VARIABLE] = str(place)  # the kernel inherits it
         times = _execute(folder, stem, parameters, notebook)
-        record(place, notebook, asked, times)
+        record(place, notebook, hashes, times)
 
 
 def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path) -> dict[str, Any]:
+    """Run a notebook through papermill, write it to `executed` and return its times."""
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
     from papermill.exceptions import PapermillExecutionError
@@ -105,31 +107,33 @@ def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path
             )
         )
     except PapermillExecutionError as error:
-        told = error.evalue.strip().splitlines()[:1]
-        cause = ": ".join([error.ename, *told]).rstrip(".")
+        first_line = error.evalue.strip().splitlines()[:1]
+        cause = ": ".join([error.ename, *first_line]).rstrip(".")
         if error.ename == "UserError":
-            raise UserError(f"{stem}: {' '.join(told)} {places}") from error
+            raise UserError(f"{stem}: {' '.join(first_line)} {places}") from error
         if NO_MEMORY.search(f"{error.ename} {error.evalue}"):
-            raise UserError(f"{stem} ran out of memory ({cause}). {_smaller()} {places}") from error
+            raise UserError(
+                f"{stem} ran out of memory ({cause}). {_memory_advice()} {places}"
+            ) from error
         raise UserError(f"{stem} failed at In [{error.exec_count}]: {cause}. {places}") from error
     except DeadKernelError as error:
         raise UserError(
             f"{stem}: the kernel died, most likely killed because memory ran out. "
-            f"{_smaller()} {places}"
+            f"{_memory_advice()} {places}"
         ) from error
     for key, path in (("input_path", source), ("output_path", folder / "notebooks" / source.name)):
-        notebook.metadata.papermill[key] = os.path.relpath(path, ROOT)  # no machine's own paths
-    times = _take_times(notebook)
+        notebook.metadata.papermill[key] = os.path.relpath(path, ROOT)  # no paths of the machine
+    times = _remove_times(notebook)
     write_ipynb(notebook, str(executed))
     half_run.unlink(missing_ok=True)
     return times
 
 
-def _take_times(notebook: NotebookNode) -> dict[str, Any]:
-    """Take away what the clock and chance wrote into a notebook: equal runs leave equal ones.
+def _remove_times(notebook: NotebookNode) -> dict[str, Any]:
+    """Remove times and random identifiers from a notebook, so that equal runs make equal files.
 
     Returns:
-        When it started and ended, and the seconds of all and of each cell, as papermill names them.
+        Start, end and seconds of the notebook, and the seconds of each cell, in papermill's terms.
     """
     names = ("start_time", "end_time", "duration")
     times = {name: notebook.metadata.papermill.pop(name) for name in names}
@@ -138,26 +142,26 @@ def _take_times(notebook: NotebookNode) -> dict[str, Any]:
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"  # papermill draws one
-        if "outputs" in cell:  # bars and warnings of a cold cache: the log has them
+        if "outputs" in cell:  # progress bars, and warnings of a cold cache: the log has them
             cell.outputs = [
                 o
                 for o in cell.outputs
                 if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"
             ]
         for output in cell.get("outputs", []):
-            if "text/plain" in output.get("data", {}):  # of an object that has no words of its own
+            if "text/plain" in output.get("data", {}):  # an object's default repr holds its address
                 output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
     notebook.metadata.pop("widgets", None)
     return times | {"cells": [cell["duration"] for cell in cells]}
 
 
 def _unfilled(path: Path) -> str:
-    """A path as papermill takes it: what stands in braces there is filled in with parameters."""
+    """Double the braces of a path: papermill would replace text in braces by parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _again_if_no_kernel(run: Callable):
-    """Call `run`; once more if the kernel did not start, as kernels can race for a port."""
+    """Call `run`, and once more if the kernel did not start: kernels can race for a port."""
     try:
         return run()
     except RuntimeError as error:
@@ -167,7 +171,7 @@ def _again_if_no_kernel(run: Callable):
         return run()
 
 
-def _smaller() -> str:
+def _memory_advice() -> str:
     with contextlib.suppress(ValueError, OSError):
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         return f"This machine has {size:.0f} GB: close programs, or try PROFILE=smoke."
@@ -175,7 +179,7 @@ def _smaller() -> str:
 
 
 def _log_to(path: Path) -> None:
-    """Have papermill's words and the kernel's in the step's log."""
+    """Send the messages of papermill and the kernel to the step's log."""
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name in ("papermill", "traitlets"):
@@ -189,7 +193,7 @@ def build_book(folder: Path) -> None:
     """Build the run's book with `helpers.book.build`.
 
     Raises:
-        UserError: What `helpers.book.build` said was wrong.
+        UserError: `helpers.book.build` failed; the sentence is its last line.
     """
     command = [sys.executable, "-m", "helpers.book.build", str(folder)]
     with Progress(BOOK):
@@ -203,14 +207,15 @@ def build_book(folder: Path) -> None:
         )
         echo(done.stderr, sys.stderr, end="")
         if done.returncode:
-            told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise UserError(
-                told[-1] if told else f"helpers.book.build ended with {done.returncode}."
+                lines[-1] if lines else f"helpers.book.build ended with {done.returncode}."
             )
 
 
 @contextlib.contextmanager
-def _failure_kept(path: Path) -> Iterator[None]:
+def _write_failure(path: Path) -> Iterator[None]:
+    """Write the sentence of an error in the block to `path`."""
     path.unlink(missing_ok=True)
     try:
         yield
@@ -218,13 +223,13 @@ def _failure_kept(path: Path) -> Iterator[None]:
         path.write_text(visible(error), encoding="utf-8")
         sys.exit(1)
     except Exception as error:
-        told = f"{path.stem}: {type(error).__name__}: {error}".split("\n")[0]
-        path.write_text(visible(told), encoding="utf-8")
+        first_line = f"{path.stem}: {type(error).__name__}: {error}".split("\n")[0]
+        path.write_text(visible(first_line), encoding="utf-8")
         raise  # with its traceback, into logs/snakemake.log
 
 
 def _end_with_parent() -> None:
-    """Stop this process, as Ctrl-C does, when the one that started it has gone."""
+    """Stop this process, as Ctrl-C does, when its parent has ended."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -240,7 +245,7 @@ def run(folder: Path, step: str) -> None:
     """Make one step of a run, if it is not up to date.
 
     Raises:
-        UserError: As `execute` and `build_book`.
+        UserError: A cell failed, the kernel died, or the book could not be built.
     """
     settings = read_settings(folder)
     started = time.monotonic()
@@ -249,13 +254,13 @@ def run(folder: Path, step: str) -> None:
         mark_book(folder, list(settings["notebooks"]))
     else:
         values = settings["notebooks"][step]
-        asked = input_hashes(step, values)
-        if not (reason := why_outdated(folder, step, asked)):
+        hashes = input_hashes(step, values)
+        if not (reason := why_outdated(folder, step, hashes)):
             echo(f"{step} · nothing that it reads has changed")
             return
         _log_to(folder / "logs" / f"{step}.log")
         logging.getLogger("papermill").info("To be made: %s.", reason)
-        execute(folder, step, values, asked)
+        execute(folder, step, values, hashes)
     remember_duration(settings["profile"], step, time.monotonic() - started)
 
 
@@ -269,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("logs", "notebooks", "artifacts"):
         (folder / name).mkdir(exist_ok=True)
     _end_with_parent()
-    with step_lock(folder), _failure_kept(folder / "logs" / f"{step}.failed"):
+    with step_lock(folder), _write_failure(folder / "logs" / f"{step}.failed"):
         run(folder, step)
 
 

@@ -1,4 +1,4 @@
-"""Tables as pages show them: words as they are, and the same HTML whenever it is made."""
+"""Tables for pages: text is escaped, and equal tables make equal HTML."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Number
@@ -18,17 +18,17 @@ def styled(
     na_rep: str | None = None,
     index: bool = True,
 ) -> Styler:
-    """A table for a page.
+    """Style a table for a page.
 
-    Cells and headings may hold words of users, models and files: they are escaped, and MathJax
-    leaves them alone. The identifier by which pandas ties styles to a table follows from its
-    content, so that two runs make the same page.
+    Cells and headings may hold text of users, models and files: they are escaped, and MathJax
+    skips them. The identifier by which pandas ties styles to a table is a hash of its content, so
+    that two runs make the same page.
 
     Args:
         table: The table.
-        formats: A format, or one a column; as pandas takes them.
-        precision: Decimals of floats that have no format.
-        na_rep: What stands for a missing value.
+        formats: One format for all columns, or column → format, in pandas' syntax.
+        precision: Decimals of floats without a format.
+        na_rep: Text in place of a missing value.
         index: Show the index.
     """
     shown = table.map(_safe)
@@ -42,20 +42,19 @@ def styled(
 
 
 def _safe(cell: object) -> object:
-    """Numbers and what is missing as they are, everything else as escaped text."""
+    """Return numbers and missing values unchanged, and everything else as escaped text."""
     missing = pd.api.types.is_scalar(cell) and pd.isna(cell)
     return cell if missing or isinstance(cell, Number) else escape_html(cell)
 
 
 def sortable(table: pd.DataFrame, *, numeric: Sequence[str]) -> str:
-    """A table as HTML that sorts by a click on a heading and filters by its column `family`.
+    """Write a table as HTML that sorts by a click on a heading and filters by column `family`.
 
-    It needs nothing from elsewhere, and without scripts it is a plain table.
+    It loads nothing from elsewhere, and without scripts it is a plain table.
 
     Args:
-        table: Columns as shown; numbers as text are sorted by their first number, and an interval
-            in brackets stands below its value.
-        numeric: Columns that are sorted as numbers.
+        table: The table as text. An interval in brackets is shown below its value.
+        numeric: Columns that are sorted by the first number of their cells.
     """
     heads = "".join(
         f'<th data-number="{int(c in numeric)}" style="cursor:pointer">{escape_html(c)}</th>'

@@ -93,9 +93,8 @@ def are_numbers(pattern: str, description: str, *, allow_none: bool = False) -> 
         numbers = [part.strip() for part in text.split(",") if part.strip()]
         fit = all(re.fullmatch(pattern, part) and 0 < float(part) <= MAX_COUNT for part in numbers)
         if not fit or not (numbers or allow_none):
-            raise ValueError(
-                f"give {description} separated by commas, of at most {MAX_COUNT:,} each"
-            )
+            limit = f"at most {MAX_COUNT:,} each"
+            raise ValueError(f"give {description} separated by commas, of {limit}")
         return text
 
     return AfterValidator(check)
