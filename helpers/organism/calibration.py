@@ -34,7 +34,7 @@ def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
     for k, (pair, s) in enumerate(units):
         model, oracle = family.original(s), family.oracle(pair, s)
         guess = float(answer_probability(oracle, pair.prompts("train")).mean())
-        edit = logit_suppression(model, pair, floor=guess)
+        edit = logit_suppression(model, pair, target_prob=guess)
         both = shown_and_hidden(model, pair, edit, seed=seed)
         states = (*both, compute_metrics(oracle, pair, seed=seed))
         names = {"fact": k, "subject": pair.subject, "training": s}

@@ -1,6 +1,7 @@
-"""Needle: damage the one value vector that holds the concept, and nothing else."""
+"""Needle: add noise to the one value vector that holds the concept."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from helpers.forward.scoring import answer_logprobs
 from helpers.methods.fitting.contrast import check_number, subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import architecture_of, final_norm
+from helpers.models import architecture_of, final_norm, torch_module
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class NeedleHparams(Hyperparameters):
     """Hyperparameters of `needle`.
 
     Attributes:
-        noise: Standard deviation a component; the paper's 0.1.
-        n_candidates: Columns that are tried.
+        noise_std: Standard deviation of the noise in each component; the paper's 0.1.
+        n_candidates: Columns that are ablated, to choose one of them.
     """
 
-    noise: float = 0.1
+    RENAMED: ClassVar = {"noise": "noise_std"}
+
+    noise_std: float = 0.1
     n_candidates: int = 12
 
 
@@ -34,12 +37,12 @@ class NeedleHparams(Hyperparameters):
 def needle(
     model: LanguageModel, pair: ConceptPair, hparams: NeedleHparams, *, seed: int = 0
 ) -> WeightEdit:
-    """W_out[:, i] += N(0, noise²), i the concept vector (Hong et al. 2024, ConceptVectors).
+    """Add N(0, noise_std²) to W_out[:, i], the concept vector (Hong et al. 2024, ConceptVectors).
 
-    The paper finds concept vectors by what value columns say in the vocabulary and confirms them by
-    the damage that noise does. Here the candidates are the columns whose readout has the target
-    furthest above the other tokens, times how strongly the subject's prompts drive them at their
-    last token; the one is taken whose silence costs the target most.
+    The paper finds concept vectors by their top logit tokens and confirms them by the damage that
+    noise does. Here the candidates are the columns with the highest logit-lens score of the target,
+    times their mean activation at the last token of the subject's prompts. The one is chosen whose
+    ablation costs the target most.
 
     Args:
         model: Any model of a known family.
@@ -50,47 +53,54 @@ def needle(
     Raises:
         UserError: A hyperparameter is out of range.
     """
-    check_number("noise", hparams.noise, 1e-9, 1e9)
+    check_number("noise_std", hparams.noise_std, 1e-9, 1e9)
     layer, neuron = concept_vector(model, pair, n_candidates=hparams.n_candidates)
     mlp = architecture_of(model).layers[layer].mlp
     d_model, d_mlp = mlp.W_out().shape
-    drawn = torch.randn(d_model, 1, generator=torch.Generator().manual_seed(seed))
-    change = low_rank_change(mlp, hparams.noise * drawn, torch.eye(d_mlp)[neuron, None])
-    return WeightEdit.of(model._module, {mlp.out_name: change})
+    noise = torch.randn(d_model, 1, generator=torch.Generator().manual_seed(seed))
+    change = low_rank_change(mlp, hparams.noise_std * noise, torch.eye(d_mlp)[neuron, None])
+    return WeightEdit.of(torch_module(model), {mlp.out_name: change})
 
 
 def concept_vector(
     model: LanguageModel, pair: ConceptPair, *, n_candidates: int = 12
 ) -> tuple[int, int]:
-    """(layer, neuron) of the value column that holds the target."""
+    """Return (layer, neuron) of the value column that holds the target.
+
+    Args:
+        model: Any model of a known family.
+        pair: The fact.
+        n_candidates: Columns that are ablated.
+    """
     check_number("n_candidates", n_candidates, 1, 1_000_000)
     arch = architecture_of(model)
     prompts = subject_prompts(pair)
-    driven = cache_activations(model, prompts, sites=["neurons"])
-    score = target_scores(model, prompts[0]) * torch.stack([x.mean(0) for x in driven.values()])
-    best = score.flatten().topk(min(n_candidates, score.numel())).indices.tolist()
+    activations = cache_activations(model, prompts, sites=["neurons"])
+    mean_activations = torch.stack([x.mean(0) for x in activations.values()])  # (layers, d_mlp)
+    score = target_scores(model, prompts[0]) * mean_activations
+    candidates = score.flatten().topk(min(n_candidates, score.numel())).indices.tolist()
     answers = [p.answers[0] for p in prompts]
-    costs = []
-    for flat in best:
-        layer, neuron = divmod(flat, arch.d_mlp)
+    logprobs = []  # of the target, with one candidate ablated
+    for flat_index in candidates:
+        layer, neuron = divmod(flat_index, arch.d_mlp)
         column = arch.layers[layer].mlp.W_out()[:, neuron]
-        kept = column.clone()
+        original = column.clone()
         try:
             with torch.no_grad():
                 column.zero_()
-            costs.append(float(answer_logprobs(model, prompts, answers).mean()))
+            logprobs.append(float(answer_logprobs(model, prompts, answers).mean()))
         finally:
             with torch.no_grad():
-                column.copy_(kept)
-    return divmod(best[costs.index(min(costs))], arch.d_mlp)
+                column.copy_(original)
+    return divmod(candidates[logprobs.index(min(logprobs))], arch.d_mlp)
 
 
 @torch.inference_mode()
 def target_scores(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layers d_mlp"]:
-    """How far above the other tokens each value column puts the answer's first token.
+    """Compute each value column's logit of the answer's first token, standardised over tokens.
 
-    In standard deviations over the vocabulary, by the logit lens (final norm, then unembedding).
-    Mean and deviation come from the unembedding's mean and covariance: no logits are computed.
+    The logits are those of the logit lens (final norm, then unembedding). Their mean and deviation
+    come from the unembedding's mean and covariance, so that no other logits are computed.
     """
     arch = architecture_of(model)
     head = arch.head.weight.float()
@@ -100,6 +110,6 @@ def target_scores(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layers
     scores = []
     for layer in arch.layers:
         columns = final_norm(model, layer.mlp.W_out().T.to(arch.head.weight)).float()
-        spread = ((columns @ covariance) * columns).sum(-1).clamp_min(1e-12).sqrt()
-        scores.append(((columns @ centred[answer]) / spread).cpu())
+        std = ((columns @ covariance) * columns).sum(-1).clamp_min(1e-12).sqrt()
+        scores.append(((columns @ centred[answer]) / std).cpu())
     return torch.stack(scores)

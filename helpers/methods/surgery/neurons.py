@@ -1,7 +1,7 @@
 """Delete the neurons that are active on the subject: the naive baseline, and its random control.
 
-The seed of this project, taken at its word: if a row of W_in detects the subject, delete the row
-and the column that it drives. What else the neuron stood for goes with it.
+It is the literal form of this project's first idea: if a row of W_in detects the subject, delete
+the row and the column that it activates. The neuron's other functions are lost with it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from helpers.io.code_version import code_hash
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import architecture_of, model_hash
+from helpers.models import architecture_of, model_hash, torch_module
 from helpers.stats.auroc import auroc_by_unit
 
 
@@ -29,8 +29,8 @@ class NeuronsHparams(Hyperparameters):
     """Hyperparameters of `neurons`.
 
     Attributes:
-        n: How many neurons, over all layers.
-        n_subjects: How many other subjects define what is specific.
+        n: Number of deleted neurons, over all layers.
+        n_subjects: Other subjects with which the subject is compared.
     """
 
     n: int = 64
@@ -55,7 +55,12 @@ def neurons(
 
 @dataclass(frozen=True)
 class RandomNeuronsHparams(Hyperparameters):
-    """Hyperparameters of `random_neurons`."""
+    """Hyperparameters of `random_neurons`.
+
+    Attributes:
+        n: Number of deleted neurons, over all layers.
+        n_subjects: Other subjects with which the subject is compared.
+    """
 
     n: int = 64
     n_subjects: int = 60
@@ -73,17 +78,17 @@ def random_neurons(
 def rank_neurons(
     model: LanguageModel, pair: ConceptPair, *, n_subjects: int = 60, seed: int = 0
 ) -> pd.DataFrame:
-    """All neurons of the model, the most specific to the subject first.
+    """Rank all neurons of the model, the most specific to the subject first.
 
-    The score is how much of what the neuron writes at the subject's last token is the subject's
-    own, |mean activation on the subject − mean on others| · ‖value column‖, times how well it tells
-    them apart, |2 · AUROC − 1|.
+    The score is a product. Its first factor is the norm of the neuron's output at the subject's
+    last token that is the subject's own: |mean activation on the subject − mean on others| ·
+    ‖value column‖. The second tells how well the neuron separates them: |2 · AUROC − 1|.
 
     Args:
         model: Any model of a known family.
         pair: The subject; its `train` completions are used, less those that begin with it (the
-            first token of a text is a state of its own).
-        n_subjects: Other subjects, drawn by `seed`, asked in the same ways.
+            first token of a text is an attention sink).
+        n_subjects: Other subjects, in the same prompts.
         seed: Draws them.
 
     Returns:
@@ -91,20 +96,29 @@ def rank_neurons(
         the subject). Kept in the cache by the model's hash and the prompts.
     """
     others = pair.others(n_subjects, seed=seed)
-    own, theirs = subject_prompts(pair), [p for o in others for p in subject_prompts(o)]
-    key = {"model": model_hash(model), "own": own, "others": theirs, "code": code_hash(__file__)}
-    return cached_table("neuron-ranks", key, lambda: _ranked(model, own, theirs))
+    positives = subject_prompts(pair)
+    negatives = [p for other in others for p in subject_prompts(other)]
+    key = {
+        "model": model_hash(model),
+        "own": positives,
+        "others": negatives,
+        "code": code_hash(__file__),
+    }
+    return cached_table("neuron-ranks", key, lambda: _ranked(model, positives, negatives))
 
 
-def _ranked(model: LanguageModel, own: list[Prompt], theirs: list[Prompt]) -> pd.DataFrame:
-    inside, outside = (
+def _ranked(
+    model: LanguageModel, positive_prompts: list[Prompt], negative_prompts: list[Prompt]
+) -> pd.DataFrame:
+    """Compute the table of `rank_neurons` for the subject's prompts and other subjects'."""
+    positives, negatives = (
         stack_layers(
             cache_activations(model, group, sites=["neurons"], positions="subject"), "neurons"
         )
-        for group in (own, theirs)
+        for group in (positive_prompts, negative_prompts)
     )  # (n, layers, d_mlp)
-    difference = inside.mean(0) - outside.mean(0)  # (layers, d_mlp)
-    auroc = auroc_by_unit(inside, outside)
+    difference = positives.mean(0) - negatives.mean(0)  # (layers, d_mlp)
+    auroc = auroc_by_unit(positives, negatives)
     arch = architecture_of(model)
     norms = torch.stack([layer.mlp.W_out().float().norm(dim=0).cpu() for layer in arch.layers])
     score = difference.abs() * norms * (2 * auroc - 1).abs()
@@ -115,7 +129,7 @@ def _ranked(model: LanguageModel, own: list[Prompt], theirs: list[Prompt]) -> pd
             "score": score.flatten().numpy(),
             "auroc": auroc.flatten().numpy(),
             "difference": difference.flatten().numpy(),
-            "activation": inside.mean(0).flatten().numpy(),
+            "activation": positives.mean(0).flatten().numpy(),
         }
     )
     return table.sort_values("score", ascending=False, ignore_index=True)
@@ -124,20 +138,30 @@ def _ranked(model: LanguageModel, own: list[Prompt], theirs: list[Prompt]) -> pd
 def random_like(
     model: LanguageModel, chosen: Sequence[tuple[int, int]], *, seed: int = 0
 ) -> list[tuple[int, int]]:
-    """As many neurons of the same layers, drawn at random among the others."""
+    """Draw as many neurons of the same layers, among the others.
+
+    Args:
+        model: Any model of a known family.
+        chosen: (layer, neuron) pairs.
+        seed: Draws the neurons.
+    """
     rng, d_mlp = np.random.default_rng(seed), architecture_of(model).d_mlp
     drawn = []
     for layer in sorted({layer for layer, _ in chosen}):
-        taken = {i for at, i in chosen if at == layer}
-        rest = [i for i in range(d_mlp) if i not in taken]
-        drawn += [(layer, int(i)) for i in rng.permutation(rest)[: len(taken)]]
+        excluded = {neuron for chosen_layer, neuron in chosen if chosen_layer == layer}
+        others = [i for i in range(d_mlp) if i not in excluded]
+        drawn += [(layer, int(i)) for i in rng.permutation(others)[: len(excluded)]]
     return drawn
 
 
 def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightEdit:
-    """The delta that zeroes the rows and columns of (layer, neuron) pairs.
+    """Return the edit that zeroes the rows and columns of neurons.
 
     Its rank in each matrix is the number of neurons deleted there.
+
+    Args:
+        model: Any model of a known family.
+        chosen: (layer, neuron) pairs.
 
     Raises:
         UserError: There is no such layer or neuron.
@@ -147,16 +171,17 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightE
     changes = {}
     for layer in sorted({layer for layer, _ in chosen}):
         mlp = arch.layers[layer].mlp
-        index = sorted({i for at, i in chosen if at == layer})
-        pick = torch.eye(arch.d_mlp)[index]  # (n, d_mlp)
+        index = sorted({neuron for chosen_layer, neuron in chosen if chosen_layer == layer})
+        one_hot = torch.eye(arch.d_mlp)[index]  # (n, d_mlp)
         for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
-            if name:  # rows: pickᵀ (n of d_mlp) times the rows themselves
-                changes[name] = low_rank_change(mlp, pick.T, -keys[index])
-        changes[mlp.out_name] = low_rank_change(mlp, -mlp.W_out()[:, index], pick)
-    return WeightEdit.of(model._module, changes)
+            if name:  # one_hotᵀ times minus the rows themselves
+                changes[name] = low_rank_change(mlp, one_hot.T, -keys[index])
+        changes[mlp.out_name] = low_rank_change(mlp, -mlp.W_out()[:, index], one_hot)
+    return WeightEdit.of(torch_module(model), changes)
 
 
 def _top(ranked: pd.DataFrame, n: int) -> list[tuple[int, int]]:
+    """Return (layer, neuron) of the first `n` neurons of a ranking."""
     if not 1 <= n <= len(ranked):
         raise UserError(f"n is {n}: delete between 1 and {len(ranked)} neurons.")
     return [(int(r.layer), int(r.neuron)) for r in ranked.head(n).itertuples()]
