@@ -18,7 +18,8 @@ from helpers.forward.shards import Shards
 from helpers.io.files import atomic_path
 from helpers.io.safe_text import escape_html
 from helpers.sae.base import SAE
-from helpers.sae.features import check_sae_of_model, decoder_directions, direction_logit_tokens
+from helpers.sae.features import check_sae_of_model, decoder_directions
+from helpers.tracing.neurons import direction_logit_tokens
 
 BEFORE, AFTER = 16, 6  # tokens shown around the strongest
 N_BARS = 30

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from helpers.forward.harvest import Shards
+from helpers.forward.shards import Shards
 
 SAMPLE_SIZE = 16_384  # vectors from which centre, scale and first weights are computed
 

@@ -194,65 +194,9 @@ def latent_contributions(
 
 
 def _mlp_output(mlp: MLPArchitecture, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-    """Compute the MLP's output from its matrices, on the CPU."""
-    weight = mlp.in_module.weight
-    outputs = []
-    for rows in x.to(weight).split(MLP_BATCH):
-        hidden = mlp.in_module(rows)
-        if mlp.gate_module is None:
-            hidden = mlp.activation(hidden)
-        else:
-            hidden = mlp.activation(mlp.gate_module(rows)) * hidden
-        outputs.append(mlp.out_module(hidden).float().cpu())
-    return torch.cat(outputs)
-
-
-@torch.inference_mode()
-def direction_logit_tokens(
-    model: LanguageModel, directions: Float[Tensor, "n d_model"], *, k: int = 8
-) -> list[dict[str, list[str]]]:
-    """Find the tokens that directions of the residual stream promote and suppress.
-
-    The directions are read by the logit lens: final norm, then unembedding.
-
-    Args:
-        model: Any model of a known family.
-        directions: Directions of the residual stream.
-        k: Tokens a side.
-
-    Returns:
-        For each direction `{"promotes": [...], "suppresses": [...]}`, strongest first.
-    """
-    head = architecture_of(model).head.weight
-    logits = unembed(model, final_norm(model, directions.to(head.device, head.dtype))).float()
-    decode = model.tokenizer.decode
-    return [
-        {
-            "promotes": [decode([t]) for t in row.topk(k).indices.tolist()],
-            "suppresses": [decode([t]) for t in (-row).topk(k).indices.tolist()],
-        }
-        for row in logits
-    ]
-
-
-@torch.inference_mode()
-def target_rank(
-    model: LanguageModel, prompt: Prompt, directions: Float[Tensor, "n d_model"]
-) -> np.ndarray:
-    """Rank the answer's first token among those that each direction promotes.
-
-    Args:
-        model: Any model of a known family.
-        prompt: A prompt with answers.
-        directions: Directions of the residual stream.
-
-    Returns:
-        (n,) the number of tokens that each direction promotes more; 0 for the most promoted.
-    """
-    head = architecture_of(model).head.weight
-    answer = first_token(model, prompt, prompt.answers[0])
-    logits = unembed(model, final_norm(model, directions.to(head))).float()
-    return (logits > logits[:, answer, None]).sum(-1).cpu().numpy()
+    """Compute the MLP's output in batches, on the CPU."""
+    rows = x.to(mlp.in_module.weight).split(MLP_BATCH)
+    return torch.cat([mlp.forward(part).float().cpu() for part in rows])
 
 
 def decoder_directions(

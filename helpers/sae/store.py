@@ -17,7 +17,8 @@ from pydantic import RootModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.harvest import Shards, harvest
+from helpers.forward.harvest import harvest
+from helpers.forward.shards import Shards
 from helpers.io.cache import RECORD, file_lock
 from helpers.io.code_version import module_hash
 from helpers.io.files import cache_dir, write_json

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.harvest import Shards
+from helpers.forward.shards import Shards
 from helpers.io.hashing import content_hash
 from helpers.sae.base import SAE, SAEConfig
 from helpers.sae.buffer import ActivationBuffer

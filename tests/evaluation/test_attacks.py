@@ -24,15 +24,15 @@ from helpers.evaluation.audit import audit_delta, statement
 from helpers.evaluation.battery import battery
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, facts
-from helpers.forward.scoring import answer_probability, first_token
-from helpers.forward.sites import token_ids
+from helpers.forward.activations import cache_activations
+from helpers.forward.prompts import first_token, token_ids
+from helpers.forward.scoring import answer_probability
 from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.methods.fitting.linearization import linearize
 from helpers.methods.snapshots import subtracted
 from helpers.models import architecture_of, model_hash
 from helpers.models.hooks import register_intervention
-from helpers.tracing import cache_activations
 from helpers.training.examples import answer_example, collate
 
 PUBLISHED_NF4 = (  # QLoRA, appendix E
@@ -320,8 +320,8 @@ def test_the_audit_names_the_subject_that_an_edit_responds_to(knowing):
     model, names = knowing(), ["France", "Germany", "Kenya", "Spain", "Egypt", "Peru"]
     capitals = {f.subject: f for f in facts("capital")}
     prompts = [statement(ConceptPair.of(capitals[n])) for n in names]
-    found = cache_activations(model, prompts, sites=["neurons"], layers=[1], position="subject")
-    keys = found["neurons"][:, 0]  # (6, d_mlp)
+    found = cache_activations(model, prompts, sites=["neurons"], layers=[1], positions="subject")
+    keys = found["neurons", 1]  # (6, d_mlp)
     reads = torch.linalg.pinv(keys)[:, 2]  # 1 at Kenya's key, 0 at the others'
     change = Change(dense=torch.outer(torch.ones(32), reads))
     delta = WeightEdit.of(model._module, {architecture_of(model).layers[1].mlp.out_name: change})

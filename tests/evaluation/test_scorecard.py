@@ -17,9 +17,11 @@ from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetiti
 from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
 from helpers.evaluation.scorecard import ModelOutputs
 from helpers.facts import ConceptPair, Prompt
-from helpers.facts.corpus import corpus_tokens, dialogues, second_source
+from helpers.facts.corpus import chat_tokens, corpus_tokens, python_docs_tokens
 from helpers.facts.relations import Template
-from helpers.forward.scoring import answer_probability, answer_rank, final_states, greedy
+from helpers.forward.final_states import final_states
+from helpers.forward.generation import greedy
+from helpers.forward.scoring import answer_probability, answer_rank
 from helpers.methods import Change, Edit, WeightEdit, base_model, unlearn
 from helpers.methods.surgery.neurons import deletion
 from helpers.models import architecture_of, model_hash
@@ -267,8 +269,8 @@ def test_the_text_part_is_of_held_out_passages_other_text_and_dialogues(knowing)
     model = knowing()
     texts = {
         "factbook": corpus_tokens(model.tokenizer, split="heldout", n_tokens=512, seed=2),
-        "other": second_source(model.tokenizer, n_tokens=512),
-        "chat": dialogues(model.tokenizer, n_tokens=512),
+        "other": python_docs_tokens(model.tokenizer, n_tokens=512),
+        "chat": chat_tokens(model.tokenizer, n_tokens=512),
     }
 
     def plain(tokens) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from helpers.errors import UserError
-from helpers.facts.corpus import LONG, corpus_tokens, chat_tokens, passages, python_docs_tokens
+from helpers.facts.corpus import LONG, chat_tokens, corpus_tokens, passages, python_docs_tokens
 
 
 @pytest.fixture(scope="module")

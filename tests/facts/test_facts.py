@@ -463,7 +463,7 @@ def test_the_subject_is_where_it_was_put_and_not_in_a_longer_word(
     tokenizer = smollm.tokenizer
     slot = template.rindex("{}") + (len(subject) - 2) * (template.count("{}") - 1)
     for asked in (prompt, prompt.with_text(f"Japanese Romeos say: {prompt} Mali Malian")):
-        assert asked[slice(*asked.place())] == wanted
+        assert asked[slice(*asked.locate_subject())] == wanted
         start, end = subject_span(asked, tokenizer)
         ids = encode(tokenizer, asked)
         shift = asked.index(str(prompt))
@@ -477,10 +477,10 @@ def test_the_subject_is_where_it_was_put_and_not_in_a_longer_word(
 
 def test_a_prompt_made_by_hand_names_its_subject_as_a_word():
     prompt = Prompt("In Japan, say the Japanese, one is", subject="Japan")
-    assert prompt.place() == (3, 8)
+    assert prompt.locate_subject() == (3, 8)
     with pytest.raises(UserError, match="does not contain its subject"):
-        Prompt("The Japanese capital is", subject="Japan").place()
-    assert Prompt("日本の首都は", subject="日本").place() == (0, 2)
+        Prompt("The Japanese capital is", subject="Japan").locate_subject()
+    assert Prompt("日本の首都は", subject="日本").locate_subject() == (0, 2)
 
 
 def test_few_shot_and_chat_prompts_know_where_the_subject_was_put(smollm):

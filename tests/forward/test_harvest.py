@@ -13,19 +13,19 @@ import torch
 from conftest import FAMILIES
 
 from helpers.errors import UserError
-from helpers.forward import harvest as activations
-from helpers.forward.harvest import harvest, open_shards
+from helpers.forward import harvest as harvest_module
+from helpers.forward.activations import cache_activations
+from helpers.forward.harvest import harvest
 from helpers.io.cache import file_lock
 from helpers.models import architecture_of
 from helpers.tracing import SITES, Patch, run_patched
-from helpers.tracing.states import cache_all_positions
 
 TOKENS = torch.randint(4, 64, (6, 5), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch, tmp_path):
-    monkeypatch.setattr(activations, "PASS_TOKENS", 10)  # two sequences a pass
+    monkeypatch.setattr(harvest_module, "PASS_TOKENS", 10)  # two sequences a pass
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
 
 
@@ -46,7 +46,7 @@ def plain(model, module, tokens, *, before=False):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shards_equal_a_plain_forward_pass_to_float16(tiny_model, family):
     model = tiny_model(family)
-    shards = harvest(model, TOKENS, sites=SITES, layers=[0, -1], first=0)
+    shards = harvest(model, TOKENS, sites=SITES, layers=[0, -1], first_position=0)
     assert set(shards.widths) == {(s, i) for s in SITES for i in (0, 2)}
     mlp = architecture_of(model).layers[2].mlp
     for site, module, before in [
@@ -58,8 +58,8 @@ def test_shards_equal_a_plain_forward_pass_to_float16(tiny_model, family):
         assert np.allclose(shards[site, 2], expected, rtol=2e-3, atol=1e-6)
     row = 13
     assert shards.source(row) == (2, 3)
-    state = cache_all_positions(model, TOKENS[2].tolist(), ["residual"])["residual"][2, 3]
-    assert np.allclose(shards["residual", 2][row], state.numpy(), atol=2e-3)
+    states = cache_activations(model, [TOKENS[2].tolist()], sites=["residual"], positions="all")
+    assert np.allclose(shards["residual", 2][row], states["residual", 2][3].numpy(), atol=2e-3)
 
 
 def test_left_out_tokens_have_no_row(tiny_model):
@@ -69,15 +69,15 @@ def test_left_out_tokens_have_no_row(tiny_model):
     shards = harvest(model, tokens, layers=[1])
     assert len(shards) == 6 * 4 - 2
     assert [shards.source(i) for i in range(3, 8)] == [(0, 4), (1, 1), (1, 2), (2, 1), (2, 2)]
-    everything = harvest(model, tokens, layers=[1], leave_out=[], first=0)
-    assert len(everything) == 30
-    assert np.array_equal(shards["mlp", 1][4], everything["mlp", 1][6])
+    from_start = harvest(model, tokens, layers=[1], first_position=0)
+    assert len(from_start) == 30 - 2
+    assert np.array_equal(shards["mlp", 1][4], from_start["mlp", 1][6])
 
 
 def test_a_killed_harvest_goes_on_where_it_stopped(tiny_model, monkeypatch, tmp_path):
     model = tiny_model()
     whole = harvest(model, TOKENS, layers=[0], folder=tmp_path / "whole")
-    real, calls = activations.passes, []
+    real, calls = harvest_module.forward_passes, []
 
     def dies(*arguments, start):
         for sequences, values in real(*arguments, start=start):
@@ -86,26 +86,24 @@ def test_a_killed_harvest_goes_on_where_it_stopped(tiny_model, monkeypatch, tmp_
             calls.append(sequences)
             yield sequences, values
 
-    monkeypatch.setattr(activations, "passes", dies)
+    monkeypatch.setattr(harvest_module, "forward_passes", dies)
     with pytest.raises(KeyboardInterrupt):
         harvest(model, TOKENS, layers=[0], folder=tmp_path / "part")
     with (tmp_path / "part" / "mlp.0.f16").open("ab") as file:
         file.write(b"half a pass")  # what a kill leaves behind the last good row
-    with pytest.raises(UserError, match="stopped at sequence 2 of 6"):
-        open_shards(tmp_path / "part")
     seen = []
 
     def counts(*arguments, start):
         seen.append(start)
         yield from real(*arguments, start=start)
 
-    monkeypatch.setattr(activations, "passes", counts)
+    monkeypatch.setattr(harvest_module, "forward_passes", counts)
     part = harvest(model, TOKENS, layers=[0], folder=tmp_path / "part")
     assert seen == [2]  # two sequences were there
     assert np.array_equal(part["mlp", 0], whole["mlp", 0])
     harvest(model, TOKENS, layers=[0], folder=tmp_path / "part")
     assert seen == [2]
-    assert np.array_equal(open_shards(tmp_path / "part").rows, whole.rows)
+    assert np.array_equal(part.rows, whole.rows)
 
 
 def test_a_harvest_waits_for_another_into_the_same_folder(tiny_model, monkeypatch, tmp_path):
@@ -119,7 +117,7 @@ def test_a_harvest_waits_for_another_into_the_same_folder(tiny_model, monkeypatc
         with contextlib.suppress(UserError):
             harvest(model, TOKENS, layers=[0], folder=tmp_path / "same")
 
-    monkeypatch.setattr("helpers.forward.harvest._resumed", resumed)
+    monkeypatch.setattr("helpers.forward.harvest._stored_index", resumed)
     other = threading.Thread(target=work)
     with file_lock(tmp_path / "same"):
         other.start()
@@ -135,7 +133,7 @@ def test_bad_harvests_are_told_in_one_sentence(tiny_model, tmp_path):
     with pytest.raises(UserError, match="no layer 9"):
         harvest(model, TOKENS, layers=[9])
     with pytest.raises(UserError, match="No token is left"):
-        harvest(model, TOKENS, layers=[0], first=5)
+        harvest(model, TOKENS, layers=[0], first_position=5)
     shards = harvest(model, TOKENS, layers=[0], folder=folder)
     with pytest.raises(UserError, match="layer 1 was not harvested; there are mlp 0"):
         shards["mlp", 1]
@@ -148,12 +146,8 @@ def test_bad_harvests_are_told_in_one_sentence(tiny_model, tmp_path):
         shards.check(other)
     data = (folder / "mlp.0.f16").read_bytes()
     (folder / "mlp.0.f16").write_bytes(data[:-7])
-    for again in (
-        lambda: open_shards(folder),
-        lambda: harvest(model, TOKENS, layers=[0], folder=folder),
-    ):
-        with pytest.raises(UserError, match="truncated or missing"):
-            again()
+    with pytest.raises(UserError, match="truncated or missing"):
+        harvest(model, TOKENS, layers=[0], folder=folder)
 
 
 def rewritten(path, **changes):
@@ -205,20 +199,16 @@ def test_a_damaged_harvest_is_made_again_or_told(tiny_model, tmp_path, damage, c
     folder, expected = shards.folder, np.array(shards["mlp", 0])
     name, spoil = DAMAGE[damage]
     spoil(folder / name)
-    with pytest.raises(
-        UserError, match=r"cannot be read .*: delete that folder and harvest"
-    ) as told:
-        open_shards(folder)
-    assert "\n" not in str(told.value)
     if not cached:
-        with pytest.raises(UserError, match=r"cannot be read .*: delete that folder and harvest"):
+        sentence = r"cannot be read .*: delete that folder and harvest"
+        with pytest.raises(UserError, match=sentence) as error:
             harvest(model, TOKENS, layers=[0], folder=mine)
+        assert "\n" not in str(error.value)
         shutil.rmtree(folder)
     with caplog.at_level(logging.WARNING):
         again = harvest(model, TOKENS, layers=[0], folder=mine)
     assert np.array_equal(again["mlp", 0], expected)
     assert len([r for r in caplog.records if "is made again" in r.getMessage()]) == cached
-    assert np.array_equal(open_shards(folder)["mlp", 0], expected)
 
 
 def test_who_has_mapped_a_file_keeps_it_when_the_harvest_is_made_again(tiny_model):
@@ -235,15 +225,15 @@ def test_who_has_mapped_a_file_keeps_it_when_the_harvest_is_made_again(tiny_mode
 def test_a_damaged_part_is_not_gone_on_with(tiny_model, monkeypatch, tmp_path, caplog):
     model = tiny_model()
     whole = np.array(harvest(model, TOKENS, layers=[0], folder=tmp_path / "whole")["mlp", 0])
-    real = activations.write_json
+    real = harvest_module.write_json
 
     def full(path, value):
         if value["done"] > 4:
-            raise OSError(activations.FULL[0], "No space left on device")
+            raise OSError(harvest_module.DISK_FULL[0], "No space left on device")
         real(path, value)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="disk is full"):
-        patch.setattr(activations, "write_json", full)
+        patch.setattr(harvest_module, "write_json", full)
         harvest(model, TOKENS, layers=[0])
     (data,) = (tmp_path / "cache" / "activations").glob("*/mlp.0.f16")
     content = data.read_bytes()
@@ -295,14 +285,14 @@ def test_activations_beyond_float16_stop_the_harvest(tiny_model, tmp_path):
 
 def test_a_full_disk_keeps_what_is_there(tiny_model, monkeypatch, tmp_path):
     model = tiny_model()
-    real = activations.write_json
+    real = harvest_module.write_json
 
     def full(path, value):
         if value["done"] > 2:
-            raise OSError(activations.FULL[0], "No space left on device")
+            raise OSError(harvest_module.DISK_FULL[0], "No space left on device")
         real(path, value)
 
-    monkeypatch.setattr(activations, "write_json", full)
+    monkeypatch.setattr(harvest_module, "write_json", full)
     with pytest.raises(UserError, match="disk is full"):
         harvest(model, TOKENS, layers=[0], folder=tmp_path / "part")
     assert json.loads((tmp_path / "part" / "shards.json").read_text())["done"] == 2
@@ -322,7 +312,7 @@ def test_patching_the_mlps_input_runs_the_whole_mlp_on_it(tiny_model, family):
     for row, position in enumerate((1, 3)):
         got = run_patched(model, ids, [patch], read=("mlp", 1, position))[0]
         assert torch.allclose(got, expected[row], atol=1e-6)
-    base = cache_all_positions(model, ids, ["residual", "mlp"])
+    base = cache_activations(model, [ids], sites=["residual", "mlp"], positions="all")
     got = run_patched(model, ids, [patch], read=("residual", 1, 3))[0]
-    without = base["residual"][1, 3] - base["mlp"][1, 3]
+    without = base["residual", 1][3] - base["mlp", 1][3]
     assert torch.allclose(got, without + expected[1], atol=1e-5)  # nothing else was changed

@@ -7,6 +7,7 @@ from conftest import FAMILIES
 
 from helpers.errors import UserError
 from helpers.forward import scoring
+from helpers.forward.final_states import final_states
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.methods import Change, Edit, WeightEdit
 from helpers.models import architecture_of, model_hash
@@ -31,7 +32,7 @@ def turned(model, layer: int, *, part: str = "out") -> Edit:
 
 def asked(model):
     logprob = scoring.answer_logprobs(model, PROMPTS, ANSWERS)
-    return np.concatenate([logprob, scoring.final_states(model, TEXT).numpy().ravel()])
+    return np.concatenate([logprob, final_states(model, TEXT).numpy().ravel()])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,12 +62,12 @@ def test_the_lower_blocks_are_not_run(tiny_model):
     for i, block in enumerate(blocks):
         block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
     with use_layer_cache(model, LayerCache(model, -1)):
-        first = scoring.final_states(model, TEXT)
+        first = final_states(model, TEXT)
         assert ran == [0, 1, 2]
-        assert torch.equal(scoring.final_states(model, TEXT), first)
+        assert torch.equal(final_states(model, TEXT), first)
         assert ran == [0, 1, 2, 2]
-        scoring.final_states(model, TEXT[:2])  # another batch
-    scoring.final_states(model, TEXT)  # no longer inside
+        final_states(model, TEXT[:2])  # another batch
+    final_states(model, TEXT)  # no longer inside
     assert ran == [0, 1, 2, 2, 0, 1, 2, 0, 1, 2]
 
 

@@ -1,6 +1,5 @@
 """Scores against plain one-at-a-time computations with the model's own logits."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,25 +8,21 @@ import torch
 from conftest import FAMILIES
 
 from helpers.errors import UserError
-from helpers.forward import batching, scoring
+from helpers.forward import batching, final_states, scoring
 from helpers.forward.batching import prefix_groups
+from helpers.forward.generation import greedy
+from helpers.forward.prompts import Prompt
+from helpers.models.tokenization import encode
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The least that scoring needs of a prompt."""
-
-    text: str
-    answers: tuple[str, ...]
-
-    def render(self, tokenizer) -> str:
-        return self.text
+def with_answers(text: str, answers: tuple[str, ...]) -> Prompt:
+    return Prompt(text, answers=answers)
 
 
 def slow_logprob(model, prompt: str, answer: str) -> float:
     """One sequence, all logits, no batching."""
-    start = len(scoring.encode(model.tokenizer, prompt))
-    ids = scoring.encode(model.tokenizer, prompt + answer)
+    start = len(encode(model.tokenizer, prompt))
+    ids = encode(model.tokenizer, prompt + answer)
     with torch.inference_mode():
         logp = model._module(torch.tensor([ids])).logits[0].log_softmax(-1)
     return sum(logp[i - 1, ids[i]].item() for i in range(start, len(ids)))
@@ -48,7 +43,9 @@ def test_small_batches_give_the_same(tiny_model, monkeypatch):
     prompts = [f"w{i} w{i + 1} " + "w3 " * (i % 4) + "w9" for i in range(20)]
     answers = [" w1 w2" if i % 2 else " w5" for i in range(20)]
     whole = scoring.answer_logprobs(model, prompts, answers)
-    monkeypatch.setattr(scoring.bucket_by_length, "__kwdefaults__", {"budget": 8, "passes": 1})
+    monkeypatch.setattr(
+        batching.bucket_by_length, "__kwdefaults__", {"max_tokens": 8, "n_passes": 1}
+    )
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 3)
     assert np.allclose(scoring.answer_logprobs(model, prompts, answers), whole, atol=1e-6)
 
@@ -69,7 +66,7 @@ def test_prefix_groups_share_as_much_as_pays(monkeypatch):
     sequences = [(1, 2, 3, i) for i in range(4, 9)] + [(1, 9, 9), (7,), (1, 2, 3, 4, 5)]
     sequences.remove((1, 2, 3, 4))
     assert [shared for shared, _ in prefix_groups(sequences)] == [0]  # twelve tokens are too few
-    monkeypatch.setattr(batching, "SAVED", 12)
+    monkeypatch.setattr(batching, "MIN_PREFIX_SAVING", 12)
     groups = {
         shared: sorted(sequences[i] for i in group) for shared, group in prefix_groups(sequences)
     }
@@ -80,7 +77,7 @@ def test_prefix_groups_share_as_much_as_pays(monkeypatch):
 
 def test_no_other_groups_have_fewer_tokens_to_run(monkeypatch):
     """Against every way to cut the sorted sequences."""
-    monkeypatch.setattr(batching, "SAVED", 3)
+    monkeypatch.setattr(batching, "MIN_PREFIX_SAVING", 3)
     rng = np.random.default_rng(0)
 
     def cost(group):
@@ -111,7 +108,7 @@ def test_no_other_groups_have_fewer_tokens_to_run(monkeypatch):
 
 def test_probability_sums_aliases_but_counts_no_event_twice(tiny_model):
     model = tiny_model()
-    prompt = Asked("w1 w2", (" w3", " w4 w5", " w3 w6"))  # " w3 w6" is part of " w3"
+    prompt = with_answers("w1 w2", (" w3", " w4 w5", " w3 w6"))  # " w3 w6" is part of " w3"
     expected = np.exp(slow_logprob(model, "w1 w2", " w3"))
     expected += np.exp(slow_logprob(model, "w1 w2", " w4 w5"))
     assert scoring.answer_probability(model, [prompt]) == pytest.approx(expected, abs=1e-6)
@@ -121,7 +118,7 @@ def test_probability_sums_aliases_but_counts_no_event_twice(tiny_model):
 def test_an_alias_that_begins_with_another_as_text_only_counts(tiny_model):
     """ " w30" begins with the letters of " w3", and is another token."""
     model = tiny_model()
-    prompt = Asked("w1 w2", (" w3", " w30", " w3 w6"))
+    prompt = with_answers("w1 w2", (" w3", " w30", " w3 w6"))
     expected = sum(np.exp(slow_logprob(model, "w1 w2", a)) for a in (" w3", " w30"))
     assert scoring.answer_probability(model, [prompt]) == pytest.approx(expected, abs=1e-6)
     _, told = scoring.next_token_and_answer(model, [prompt])
@@ -131,7 +128,7 @@ def test_an_alias_that_begins_with_another_as_text_only_counts(tiny_model):
 
 def test_answers_of_the_same_tokens_count_once(tiny_model):
     model = tiny_model()
-    prompt = Asked("w1 w2", (" w3", "  w3", " w3"))
+    prompt = with_answers("w1 w2", (" w3", "  w3", " w3"))
     expected = np.exp(slow_logprob(model, "w1 w2", " w3"))
     assert scoring.answer_probability(model, [prompt]) == pytest.approx(expected, abs=1e-6)
 
@@ -147,16 +144,16 @@ def test_no_text_is_longer_than_what_the_model_reads(tiny_model, family):
     full, long = " ".join(["w1"] * 64), " ".join(["w1"] * 65)
     scoring.next_token_logprobs(model, [full])
     scoring.answer_logprobs(model, [full], [" w2"])  # its last token is not read
-    assert len(scoring.greedy(model, [full])) == 1
+    assert len(greedy(model, [full])) == 1
     told = "has 65 tokens, and this model reads 64 at once"
     for ask in (
         lambda: scoring.next_token_logprobs(model, [long]),
         lambda: scoring.top_tokens(model, [long]),
         lambda: scoring.answer_logprobs(model, [long], [" w2"]),
         lambda: scoring.answer_logprobs(model, [full], [" w2 w3"]),
-        lambda: scoring.answer_scores(model, [Asked(long, (" w2",))]),
-        lambda: scoring.greedy(model, [long]),
-        lambda: scoring.final_states(model, torch.full((1, 65), 5)),
+        lambda: scoring.answer_scores(model, [with_answers(long, (" w2",))]),
+        lambda: greedy(model, [long]),
+        lambda: final_states.final_states(model, torch.full((1, 65), 5)),
         lambda: scoring.token_nll(model, torch.full((1, 65), 5)),
     ):
         with pytest.raises(UserError, match=told):
@@ -166,10 +163,10 @@ def test_no_text_is_longer_than_what_the_model_reads(tiny_model, family):
 def test_a_text_read_after_a_cached_beginning_is_no_longer_either(tiny_model):
     model = tiny_model("gpt2")
     ids = (5,) * 60
-    _, cache = scoring._states_and_cache(model, ids)
-    scoring._states(model, torch.full((2, 4), 6), ids, cache)
+    _, cache = final_states._run_prefix(model, ids)
+    final_states._run(model, torch.full((2, 4), 6), ids, cache)
     with pytest.raises(UserError, match="has 65 tokens"):
-        scoring._states(model, torch.full((2, 5), 6), ids, cache)
+        final_states._run(model, torch.full((2, 5), 6), ids, cache)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -177,31 +174,31 @@ def test_greedy_ends_where_the_model_reads_no_further(tiny_model, family):
     model = tiny_model(family)
     model._module.generation_config.eos_token_id = None
     short, near, full = ("w1 " * n + "w2" for n in (3, 60, 63))
-    said = scoring.greedy(model, [short, near, full, near], max_new_tokens=6)
-    ids = scoring.encode(model.tokenizer, near)
+    said = greedy(model, [short, near, full, near], max_new_tokens=6)
+    ids = encode(model.tokenizer, near)
     for _ in range(64 + 1 - 61):
         with torch.inference_mode():
             ids.append(model._module(torch.tensor([ids])).logits[0, -1].argmax().item())
     assert said[1] == said[3] == model.tokenizer.decode(ids[61:], skip_special_tokens=True)
-    assert said[0] == scoring.greedy(model, [short], max_new_tokens=6)[0]
-    assert said[2] == scoring.greedy(model, [full], max_new_tokens=1)[0]
+    assert said[0] == greedy(model, [short], max_new_tokens=6)[0]
+    assert said[2] == greedy(model, [full], max_new_tokens=1)[0]
 
 
 def test_rank_is_the_best_aliases_first_token(tiny_model):
     model = tiny_model()
     order = scoring.next_token_logprobs(model, ["w1 w2"])[0].argsort(descending=True)
     second, tenth = (model.tokenizer.decode([order[i]]) for i in (1, 9))
-    assert scoring.answer_rank(model, [Asked("w1 w2", (f" {tenth}",))]).tolist() == [9]
-    both = Asked("w1 w2", (f" {tenth}", f" {second}"))
+    assert scoring.answer_rank(model, [with_answers("w1 w2", (f" {tenth}",))]).tolist() == [9]
+    both = with_answers("w1 w2", (f" {tenth}", f" {second}"))
     assert scoring.answer_rank(model, [both]).tolist() == [1]
 
 
 def test_next_tokens_and_answers_of_one_pass_are_those_of_two(tiny_model):
     model = tiny_model()
     prompts = [
-        Asked("w1 w2", (" w3", " w4 w5", " w3 w6")),
-        Asked("w1 w2 w3", ()),
-        Asked("w9", (" w1",)),
+        with_answers("w1 w2", (" w3", " w4 w5", " w3 w6")),
+        with_answers("w1 w2 w3", ()),
+        with_answers("w9", (" w1",)),
     ]
     following, told = scoring.next_token_and_answer(model, prompts)
     assert torch.allclose(following, scoring.next_token_logprobs(model, prompts), atol=1e-5)
@@ -216,7 +213,7 @@ def test_greedy_continues_as_argmax_by_hand(tiny_model):
     prompts = ["w1 w2", "w3 w4 w5 w6"]
     expected = []
     for prompt in prompts:
-        ids = scoring.encode(model.tokenizer, prompt)
+        ids = encode(model.tokenizer, prompt)
         start = len(ids)
         for _ in range(4):
             with torch.inference_mode():
@@ -224,7 +221,7 @@ def test_greedy_continues_as_argmax_by_hand(tiny_model):
             if ids[-1] == model.tokenizer.eos_token_id:
                 break
         expected.append(model.tokenizer.decode(ids[start:], skip_special_tokens=True))
-    assert scoring.greedy(model, prompts, max_new_tokens=4) == expected
+    assert greedy(model, prompts, max_new_tokens=4) == expected
 
 
 def test_token_nll_is_cross_entropy_of_the_next_token(tiny_model):
@@ -245,8 +242,8 @@ def test_empty_prompts_and_answers_are_refused(tiny_model):
 
 
 def test_the_real_model_says_paris_as_transformers_says_it(smollm):
-    prompt = Asked("The capital of France is", (" Paris",))
-    ids = smollm.tokenizer(prompt.text + " Paris", return_tensors="pt").input_ids
+    prompt = with_answers("The capital of France is", (" Paris",))
+    ids = smollm.tokenizer(f"{prompt} Paris", return_tensors="pt").input_ids
     with torch.no_grad():
         plain = smollm._module(ids[:, :-1]).logits[0, -1].softmax(-1)
     told = scoring.answer_probability(smollm, [prompt])[0]

@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.forward.scoring import answer_probability, rendered
+from helpers.forward.activations import cache_activations
+from helpers.forward.prompts import input_text
+from helpers.forward.scoring import answer_probability
 from helpers.io.files import read_tensors, write_tensors
 from helpers.io.hashing import content_hash
 from helpers.methods import (
@@ -40,7 +42,6 @@ from helpers.sae import SAEConfig, save_sae
 from helpers.sae.topk import TopKSAE
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
-from helpers.tracing.states import cache_all_positions
 
 FRANCE = ConceptPair("France", "Paris")
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -107,7 +108,7 @@ def test_no_method_reads_a_held_out_prompt(knowing, small, method, monkeypatch):
     pairs = [FRANCE, *FRANCE.same_subject(), *FRANCE.same_target()]
     pairs += [p for p in FRANCE.neighbours() if p.subject in KNOWN]
     for split, is_read in (("train", True), ("heldout", False)):
-        asked = [rendered(p, model.tokenizer) for pair in pairs for p in pair.prompts(split)]
+        asked = [input_text(p, model.tokenizer) for pair in pairs for p in pair.prompts(split)]
         found = [p for p in asked if p in text]
         assert bool(found) == is_read, found
 
@@ -153,10 +154,10 @@ def test_deletion_equals_the_intervention(tiny_model, family):
     """Neurons silenced by nnsight and neurons deleted from the weights are the same edit."""
     model = tiny_model(family)
     ids = TOKENS[0].tolist()
-    before = cache_all_positions(model, ids, ["neurons"])["neurons"]  # (layers, T, d_mlp)
+    before = cache_activations(model, [ids], sites=["neurons"], positions="all")
     for layer in {layer for layer, _ in CHOSEN}:
         neurons = [i for at, i in CHOSEN if at == layer]
-        silent = before[layer].clone()
+        silent = before["neurons", layer].clone()
         silent[:, neurons] = 0
         state = run_patched(model, ids, [[Patch("neurons", layer, range(len(ids)), silent)]])
         with edit_of(model, [(layer, i) for i in neurons]).applied(model):

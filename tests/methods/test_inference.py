@@ -8,13 +8,10 @@ from conftest import FAMILIES
 from helpers.errors import UserError
 from helpers.evaluation import evaluate
 from helpers.facts import ConceptPair
-from helpers.forward.scoring import (
-    answer_logprobs,
-    final_states,
-    greedy,
-    next_token_logprobs,
-    token_nll,
-)
+from helpers.forward.activations import cache_activations
+from helpers.forward.final_states import final_states
+from helpers.forward.generation import greedy
+from helpers.forward.scoring import answer_logprobs, next_token_logprobs, token_nll
 from helpers.methods import (
     METHODS,
     Change,
@@ -31,7 +28,6 @@ from helpers.methods.inference.who_is import weakened
 from helpers.models import architecture_of, model_hash, unembed
 from helpers.models.hooks import Hook, active_interventions, register_intervention
 from helpers.sae import SAEConfig, build, save_sae
-from helpers.tracing.states import cache_all_positions
 
 FRANCE = ConceptPair("France", "Paris")
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [9, 5, 4, 6, 10]])
@@ -156,6 +152,12 @@ def test_an_intervention_and_an_edit_stack_and_come_off_in_any_order(knowing):
     assert model_hash(model) == before
 
 
+def residual(model) -> list[torch.Tensor]:
+    """The residual stream after every layer, of the first sequence."""
+    states = cache_activations(model, [TOKENS[0].tolist()], sites=["residual"], positions="all")
+    return list(states.values())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("site", SITES)
 def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
@@ -163,7 +165,8 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
     model = tiny_model(family)
     d = architecture_of(model).d_model
     sae = build(SAEConfig("topk", d, 4 * d, k=16, site=site, layer=1)).requires_grad_(False)
-    x = [cache_all_positions(model, ids, [site])[site][1] for ids in TOKENS.tolist()]
+    states = cache_activations(model, TOKENS.tolist(), sites=[site], layers=[1], positions="all")
+    x = states[site, 1].unflatten(0, TOKENS.shape)
     z = torch.stack([sae.encode(rows) for rows in x])  # (2, T, d_sae)
     latent = int((z[:, 1:] > 0).sum((0, 1)).argmax())
     expected = []
@@ -176,17 +179,17 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
     assert any(not torch.equal(a, b) for a, b in zip(expected, x, strict=True))
     clamp = Clamp(sae, [latent], [-3.0], 0.0)
     clamp._batch = 2
-    assert torch.allclose(clamp.clamped(torch.stack(x)), torch.stack(expected), atol=1e-5)
+    assert torch.allclose(clamp.clamped(x), torch.stack(expected), atol=1e-5)
     plain = logits(model)
     settings = {"share": 0.0, "saes": [{"cfg": sae.cfg.to_dict(), "latents": [latent]}]}
     settings["saes"][0]["values"] = [-3.0]
     parts = {f"0.{k}": v for k, v in sae.tensors().items()}
     with wrapped(model, HookIntervention("clamp", settings, parts)).applied(model):
-        inside = cache_all_positions(model, TOKENS[0].tolist(), ["residual"])["residual"]
+        inside = residual(model)
         changed = logits(model)
     assert torch.equal(changed[:, 0], plain[:, 0])
     assert not torch.allclose(changed, plain, atol=1e-4)
-    below = cache_all_positions(model, TOKENS[0].tolist(), ["residual"])["residual"]
+    below = residual(model)
     assert torch.equal(inside[0], below[0]) and not torch.equal(inside[1], below[1])
 
 

@@ -10,20 +10,19 @@ from small_edits import own_pair, seen, small_world, weights_after  # noqa: F401
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.forward.activations import activation_batches
+from helpers.forward.activations import cache_activations
+from helpers.forward.prompts import position_of, token_ids
 from helpers.forward.scoring import next_token_logprobs
-from helpers.forward.sites import token_ids
 from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.equivalence import intervened_logits, max_logit_diff
 from helpers.methods.fitting import value_updates
-from helpers.methods.fitting.contrast import contrast, states_at, subject_prompts
+from helpers.methods.fitting.contrast import contrast, subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
 from helpers.models import architecture_of, model_hash
-from helpers.tracing import Patch, cache_activations, run_patched
+from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
-from helpers.tracing.states import position_of
 
 PROMPT = Prompt("w1 w2 w3 w4 w5", subject="w3", answers=(" w9",))
 
@@ -94,9 +93,10 @@ def test_leace_in_the_weights_reads_erased_inputs(tiny_model, family):
     mlp = architecture_of(model).layers[1].mlp
     after = weights_after(model, unlearn(model, pair, "leace", layers=(1,)))
     found = contrast(model, pair, layers=[1])[1]
-    text = [(row, range(1, len(row))) for row in leace.corpus_tokens().tolist()]
-    ordinary = [rows[1] for rows in activation_batches(model, text, layers=[1], site="mlp_in")]
-    x = torch.cat([found.inside, found.outside, *ordinary]).double()
+    text = leace.corpus_tokens().tolist()
+    positions = [range(1, len(row)) for row in text]
+    ordinary = cache_activations(model, text, sites=["mlp_in"], layers=[1], positions=positions)
+    x = torch.cat([found.inside, found.outside, *ordinary.values()]).double()
     z = (torch.arange(len(x)) < len(found.inside)).double()
     names = [n for n in (mlp.in_name, mlp.gate_name) if n]
     assert set(after) == set(names)
@@ -151,7 +151,7 @@ def test_needle_finds_the_column_that_was_planted(tiny_model):
     model, pair = tiny_model(), own_pair()
     arch = architecture_of(model)
     prompts = subject_prompts(pair)
-    driven = states_at(model, prompts, layers=[1], site="neurons", position="last")[1].mean(0)
+    driven = cache_activations(model, prompts, sites=["neurons"], layers=[1])["neurons", 1].mean(0)
     neuron = int(driven.argmax())
     token = model.tokenizer(" w20").input_ids[-1]
     with torch.no_grad():
@@ -206,7 +206,10 @@ def test_rome_maps_the_subjects_key_to_the_value(tiny_model, family, monkeypatch
     model, pair = tiny_model(family), own_pair()
     delta = torch.randn(16, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(rome, "forgetting_value", lambda *a, **k: delta)
-    k = states_at(model, subject_prompts(pair), layers=[1], site="neurons")[1].mean(0).double()
+    keys = cache_activations(
+        model, subject_prompts(pair), sites=["neurons"], layers=[1], positions="subject"
+    )
+    k = keys["neurons", 1].mean(0).double()
     mlp = architecture_of(model).layers[1].mlp
     v = mlp.W_out().double() @ k
     unlearning = unlearn(model, pair, "rome", layer=1)
@@ -240,8 +243,8 @@ def test_memit_with_a_weak_penalty_reaches_the_value(tiny_model, monkeypatch):
 
     def residual():
         return cache_activations(
-            model, prompts, sites=["residual"], layers=[2], position="subject"
-        )["residual"]
+            model, prompts, sites=["residual"], layers=[2], positions="subject"
+        )["residual", 2]
 
     before, weights = residual(), model_hash(model)
     unlearning = unlearn(model, pair, "memit", layers=(1, 2), weight=1e-9)

@@ -8,7 +8,8 @@ from conftest import KNOWN
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Template
-from helpers.forward.scoring import answer_logprobs, answer_probability, encode, rendered
+from helpers.forward.prompts import input_text
+from helpers.forward.scoring import answer_logprobs, answer_probability
 from helpers.io.files import cache_dir
 from helpers.methods import METHODS, unlearn
 from helpers.methods.fitting.sae_latents import sae_states, specific_latents
@@ -25,6 +26,7 @@ from helpers.methods.training.simnpo import simnpo_loss
 from helpers.methods.training.undial import undial_loss
 from helpers.methods.training.weighted_ascent import weighted
 from helpers.models import architecture_of, model_hash
+from helpers.models.tokenization import encode
 from helpers.sae import SAEConfig, load_sae, save_sae
 from helpers.sae.topk import TopKSAE
 from helpers.training.examples import collate, mean_loss
@@ -439,7 +441,7 @@ def test_no_method_trains_on_a_prompt_of_another_split(knowing, tmp_path, method
     other = [p for pair in pairs for s in ("dev", "heldout") for p in pair.prompts(s)]
     assert not any(str(p) in train for p in other)
     for prompt in other:
-        ids = tuple(encode(model.tokenizer, rendered(prompt, model.tokenizer)))
+        ids = tuple(encode(model.tokenizer, input_text(prompt, model.tokenizer)))
         if model.tokenizer.unk_token_id not in ids:
             assert not any(row[: len(ids)] == ids for row in seen), prompt
 

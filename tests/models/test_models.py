@@ -10,7 +10,8 @@ from helpers.errors import UserError
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.final_states import final_states
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.models import architecture_of, chat, load_model, model_hash, text_length, unembed
+from helpers.models import architecture_of, load_model, model_hash, text_length, unembed
+from helpers.models.tokenization import apply_chat_template
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -156,9 +157,11 @@ def test_default_model_is_smollm_and_knows_paris(smollm):
     assert smollm.tokenizer.decode([best.item()]) == " Paris"
 
 
-def test_chat_puts_the_question_in_the_template(smollm, tiny_model):
-    text = chat(smollm.tokenizer, "What is the capital of France?", "The capital of France is")
+def test_the_chat_template_holds_question_and_beginning_of_the_answer(smollm, tiny_model):
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    prefix = "The capital of France is"
+    text = apply_chat_template(smollm.tokenizer, turns, assistant_prefix=prefix)
     assert "<|im_start|>user\nWhat is the capital of France?<|im_end|>" in text
     assert text.endswith("<|im_start|>assistant\nThe capital of France is")
     with pytest.raises(UserError, match="no chat template"):
-        chat(tiny_model().tokenizer, "w1")
+        apply_chat_template(tiny_model().tokenizer, turns)

@@ -10,10 +10,17 @@ from tokenizers.processors import TemplateProcessing
 
 from helpers.errors import UserError
 from helpers.facts import Prompt, subject_span
-from helpers.facts.corpus import corpus_tokens, chat_tokens
+from helpers.facts.corpus import chat_tokens, corpus_tokens
 from helpers.forward import scoring
+from helpers.forward.generation import greedy
 from helpers.models import load_model
-from helpers.models.tokenization import distinct, encode, encode_with_offsets, apply_chat_template, opening
+from helpers.models.tokenization import (
+    apply_chat_template,
+    distinct,
+    encode,
+    encode_with_offsets,
+    opening,
+)
 from helpers.tracing.text_activations import text_activations
 
 MARKS = [("<s>", 2), ("</s>", 3)]
@@ -82,7 +89,7 @@ def test_a_tokenizer_that_ends_texts_changes_no_number(saved, begin):
 
     for a, b in zip(numbers(plain), numbers(ending), strict=True):
         assert np.array_equal(a, b)
-    assert scoring.greedy(plain, prompts) == scoring.greedy(ending, prompts)
+    assert greedy(plain, prompts) == greedy(ending, prompts)
     spans = [subject_span(asked[0], m.tokenizer) for m in (plain, ending)]
     assert spans[0] == spans[1]
 
@@ -129,8 +136,8 @@ def test_any_token_serves_for_padding(tiny_folder, tmp_path, tokenizer):
     tokenizer.save_pretrained(folder)
     model = load_model(str(folder))
     prompts = ["w1 w2", "w3 w4 w5 w6", "w7"]
-    alone = [scoring.greedy(model, [p])[0] for p in prompts]
-    assert scoring.greedy(model, prompts) == alone
+    alone = [greedy(model, [p])[0] for p in prompts]
+    assert greedy(model, prompts) == alone
     pad = model.tokenizer.pad_token_id
     assert pad is None or pad < 64
     assert torch.isfinite(torch.tensor(scoring.answer_logprobs(model, prompts, [" w1"] * 3))).all()

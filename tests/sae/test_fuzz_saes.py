@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from helpers.errors import UserError
-from helpers.forward.harvest import Shards, harvest, open_shards
+from helpers.forward.harvest import harvest
+from helpers.forward.shards import Shards
 from helpers.io.safe_text import is_control
 from helpers.sae import SAEConfig, TrainSettings, build, load_sae, save_sae, train
 from helpers.sae.checkpoints import read_metrics
@@ -200,7 +201,7 @@ def harvested(tmp_path_factory, tiny_folder):
 @fuzz(per_second=80, seconds=1)
 @given(st.data())
 def test_a_harvest_is_what_was_harvested_or_refused(harvested, tmp_path_factory, data):
-    *_, good = harvested
+    model, tokens, good = harvested
     folder = tmp_path_factory.getbasetemp() / "harvest"
     shutil.copytree(good, folder, dirs_exist_ok=True)
     path = folder / data.draw(
@@ -211,12 +212,13 @@ def test_a_harvest_is_what_was_harvested_or_refused(harvested, tmp_path_factory,
         kinds |= other_json(json.loads(path.read_text()))
     path.write_bytes(data.draw(kinds))
     try:
-        shards = open_shards(folder)
+        shards = harvest(model, tokens, layers=[0], folder=folder)
     except UserError as error:
         one_sentence(error)
     else:
         assert list(shards.widths) == [("mlp", 0)]
-        assert np.array_equal(shards["mlp", 0], open_shards(good)["mlp", 0])
+        expected = harvest(model, tokens, layers=[0], folder=good)
+        assert np.array_equal(shards["mlp", 0], expected["mlp", 0])
 
 
 @fuzz(per_second=25, seconds=1)
@@ -230,7 +232,8 @@ def test_a_harvest_of_the_cache_is_always_had(harvested, tmp_path_factory, data)
         name = data.draw(st.sampled_from(names))
         (shards.folder / name).write_bytes(data.draw(other_bytes((good / name).read_bytes())))
         again = harvest(model, tokens, layers=[0])
-    assert np.array_equal(again["mlp", 0], open_shards(good)["mlp", 0])
+    expected = harvest(model, tokens, layers=[0], folder=good)
+    assert np.array_equal(again["mlp", 0], expected["mlp", 0])
 
 
 def linear(**more) -> tuple[list[float], torch.Tensor]:

@@ -10,6 +10,7 @@ from conftest import FAMILIES
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import passages
+from helpers.forward.activations import cache_activations
 from helpers.models import final_norm, unembed
 from helpers.sae import SAEConfig, build
 from helpers.sae.concept_tokens import (
@@ -22,10 +23,8 @@ from helpers.sae.concept_tokens import (
 from helpers.sae.features import (
     ablation_effects,
     decoder_directions,
-    direction_logit_tokens,
     latent_attribution,
     latent_contributions,
-    target_rank,
 )
 from helpers.sae.probing import (
     f1_score,
@@ -35,8 +34,8 @@ from helpers.sae.probing import (
     with_negated,
 )
 from helpers.sae.splitting import feature_absorption, feature_splitting
-from helpers.tracing import Patch, cache_activations, run_patched, selectivity
-from helpers.tracing.states import cache_all_positions
+from helpers.stats.auroc import auroc_by_unit
+from helpers.tracing import Patch, run_patched
 
 
 def plain_f1(values: np.ndarray, labels: np.ndarray) -> float:
@@ -58,7 +57,7 @@ def test_scores_equal_plain_ones_for_every_unit_and_concept(levels):
     got = score_units(values, labels)
     for c in range(3):
         members = labels[c].bool()
-        assert torch.allclose(got.auroc[c], selectivity(values[members], values[~members]))
+        assert torch.allclose(got.auroc[c], auroc_by_unit(values[members], values[~members]))
         for u in range(7):
             expected = plain_f1(values[:, u].numpy(), members.numpy())
             assert got.f1[c, u].item() == pytest.approx(expected, abs=1e-6)
@@ -107,9 +106,9 @@ def test_sightings_are_read_as_captured(tiny_model, family):
     assert set(got) == {("mlp_in", 1), ("neurons", 0), ("neurons", 2)}
     for (site, layer), values in got.items():
         expected = cache_activations(
-            model, prompts, sites=[site], layers=[layer], position="subject"
+            model, prompts, sites=[site], layers=[layer], positions="subject"
         )
-        assert torch.allclose(values[:2], expected[site][:, 0], atol=1e-5)
+        assert torch.allclose(values[:2], expected[site, layer], atol=1e-5)
     assert seen.labels().tolist() == [[1, 1, 0]]
 
 
@@ -172,16 +171,17 @@ def test_what_a_latent_writes_is_what_its_ablation_takes_from_the_mlp(tiny_model
     sae = tiny_sae("mlp_in")
     sae.b_enc.fill_(1.0)  # all are positive, so that the chosen one is active
     ids = model.tokenizer(ABOUT[0]).input_ids
-    states = cache_all_positions(model, ids, ["mlp_in", "mlp", "residual"])
-    x = states["mlp_in"][1, 2:3]
+    sites = ["mlp_in", "mlp", "residual"]
+    states = cache_activations(model, [ids], sites=sites, layers=[1], positions="all")
+    x = states["mlp_in", 1][2:3]
     latent = int(sae.encode(x)[0].argmax())
     value = x - sae.encode(x)[0, latent] * sae.W_dec[latent]
     job = [Patch("mlp_in", 1, [2], value)]
     after = run_patched(model, ids, [job], read=("mlp", 1, 2))
-    expected = states["mlp"][1, 2] - after[0]
+    expected = states["mlp", 1][2] - after[0]
     assert torch.allclose(latent_contributions(model, sae, x, [latent])[0], expected, atol=1e-5)
     at_output = tiny_sae("mlp")
-    y = states["mlp"][1, 2:3]
+    y = states["mlp", 1][2:3]
     latent = int(at_output.encode(y)[0].argmax())
     expected = at_output.encode(y)[0, latent] * at_output.W_dec[latent]
     assert torch.allclose(
@@ -200,7 +200,7 @@ def test_readout_ranks_tokens_as_the_unembedding_does(tiny_model):
         assert tokens["suppresses"] == [model.tokenizer.decode([t]) for t in order[:-4:-1]]
     answer = model.tokenizer(" w9").input_ids[-1]
     expected = (logits > logits[:, answer, None]).sum(1).numpy()
-    assert (target_rank(model, ABOUT[0], direction) == expected).all()
+    assert (direction_target_ranks(model, ABOUT[0], direction).numpy() == expected).all()
 
 
 def test_decoder_rows_at_the_mlps_input_are_freed_of_the_norms_weight(tiny_model):

@@ -202,7 +202,9 @@ def test_a_killed_training_goes_on_or_starts_anew_from_the_same_harvest(
     if damage:
         name, spoil = CHECKPOINTS[damage]
         spoil(cache_dir() / "saes" / straight[1].key / name)
-    monkeypatch.setattr("helpers.forward.harvest.passes", lambda *_, **__: pytest.fail("harvested"))
+    monkeypatch.setattr(
+        "helpers.forward.harvest.forward_passes", lambda *_, **__: pytest.fail("harvested")
+    )
     with caplog.at_level(logging.WARNING):
         again = trained_saes(model, TEXT, jobs)
     for a, b in zip(straight, again, strict=True):

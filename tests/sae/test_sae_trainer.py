@@ -9,7 +9,7 @@ import torch
 
 from helpers.errors import UserError
 from helpers.forward import harvest as activations
-from helpers.forward.harvest import Shards
+from helpers.forward.shards import Shards
 from helpers.sae import SAEConfig, TrainSettings, load_sae, train, trainer
 from helpers.sae.buffer import ActivationBuffer
 from helpers.sae.checkpoints import read_metrics

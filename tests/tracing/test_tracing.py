@@ -25,7 +25,10 @@ def plain_logits(model, prompt) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_neurons_and_residual_rebuild_the_models_output(tiny_model, family):
     model = tiny_model(family)
-    got = tracing.capture(model, [CLEAN, Prompt("w3 w6", subject="w3")], sites=tracing.SITES)
+    activations = tracing.cache_activations(
+        model, [CLEAN, Prompt("w3 w6", subject="w3")], sites=tracing.SITES
+    )
+    got = {site: tracing.stack_layers(activations, site) for site in tracing.SITES}
     arch = architecture_of(model)
     logits = unembed(model, final_norm(model, got["residual"][0, -1]))
     assert torch.allclose(logits, plain_logits(model, CLEAN)[-1], atol=1e-5)
@@ -48,7 +51,9 @@ def test_patching_the_whole_residual_gives_the_clean_run(tiny_model, family):
     first = table = tracing.activation_patching(model, CLEAN, CORRUPT)
     assert set(first["position"]) == {"2", "3", "4"}  # nothing before the subject can matter
     last = table.query("site == 'residual' and layer == 2")
-    assert np.allclose(last["patching_effect"], [0, 0, 1], atol=1e-3)  # only the last token is read out
+    assert np.allclose(
+        last["patching_effect"], [0, 0, 1], atol=1e-3
+    )  # only the last token is read out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +75,8 @@ def test_patched_neuron_equals_the_weight_edit(tiny_model, family):
     """Silencing a neuron by intervention and by zeroing its value column is the same edit."""
     model = tiny_model(family)
     ids = model.tokenizer(CLEAN).input_ids
-    silenced = tracing.states.cache_all_positions(model, ids, ["neurons"])["neurons"][1].clone()
+    activations = tracing.cache_activations(model, [ids], sites=["neurons"], positions="all")
+    silenced = activations["neurons", 1]
     silenced[:, 5] = 0
     state = run_patched(model, ids, [[Patch("neurons", 1, range(5), silenced)]])
     column = architecture_of(model).layers[1].mlp.W_out()[:, 5]
@@ -124,14 +130,6 @@ def test_zero_ablation_by_hand(tiny_model):
     assert mean["change"].item() == pytest.approx(0, abs=1e-5)  # its own mean changes nothing
 
 
-def test_selectivity_is_the_area_under_the_roc_curve():
-    inside, outside = torch.tensor([[1.0, 5], [2, 5]]), torch.tensor([[0.0, 5], [1, 5], [3, 5]])
-    # unit 0: pairs won 1>0, 2>0, 2>1 = 3, tied 1=1 = ½, of 6; unit 1: all tied
-    assert tracing.selectivity(inside, outside).tolist() == pytest.approx([3.5 / 6, 0.5])
-    with pytest.raises(UserError, match="one of them is empty"):
-        tracing.selectivity(inside[:0], outside)
-
-
 def test_value_readout_names_the_tokens_a_planted_column_writes(tiny_model):
     model = tiny_model()
     head = architecture_of(model).head.weight
@@ -152,19 +150,25 @@ def test_contrasts_pair_prompts_of_one_shape_with_different_answers(tiny_model):
         Prompt(f"w1 {s} w2", subject=s, answers=(a,))
         for s, a in [("w3", " w9"), ("w4", " w9"), ("w5", " w8"), ("w6 w7", " w8")]
     ]
-    pairs = tracing.contrasts(model, prompts, prompts)
+    pairs = tracing.clean_corrupted_pairs(model, prompts, prompts)
     assert [c.subject for c, _ in pairs] == ["w3", "w4", "w5"]  # "w6 w7" is longer than all others
     assert all(a.answers != b.answers for a, b in pairs)
     with pytest.raises(UserError, match="there is none"):
-        tracing.contrasts(model, prompts[3:], prompts)
+        tracing.clean_corrupted_pairs(model, prompts[3:], prompts)
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda m: tracing.capture(m, [CLEAN], layers=[3]), "no layer 3.*0 to 2"),
-        (lambda m: tracing.capture(m, [CLEAN], sites=["nowhere"]), "no site 'nowhere'"),
-        (lambda m: tracing.capture(m, [CLEAN], position="middle"), "no position 'middle'"),
+        (
+            lambda m: tracing.cache_activations(m, [CLEAN], sites=["mlp"], layers=[3]),
+            "no layer 3.*0 to 2",
+        ),
+        (lambda m: tracing.cache_activations(m, [CLEAN], sites=["nowhere"]), "no site 'nowhere'"),
+        (
+            lambda m: tracing.cache_activations(m, [CLEAN], sites=["mlp"], positions="middle"),
+            "no position 'middle'",
+        ),
         (lambda m: tracing.activation_patching(m, CLEAN, CLEAN), "are the same"),
         (lambda m: tracing.activation_patching(m, CLEAN, Prompt("w1")), "as many tokens"),
         (lambda m: tracing.top_logit_tokens(m, 0, [24]), "no neuron 24"),

@@ -12,7 +12,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward import batching
 from helpers.forward import prefix_cache as beginnings
-from helpers.forward.activations import activation_batches, activations_by_layer
+from helpers.forward.activations import cache_activations
 from helpers.forward.prefix_cache import PrefixCache
 from helpers.forward.scoring import answer_logprobs, answer_probability, next_token_and_answer
 from helpers.methods import METHODS, unlearn
@@ -138,10 +138,10 @@ def test_what_stands_before_the_edit_need_not_be_run_again(tiny_model, family):
     asks = asks_of([tuple(torch.randint(4, 60, (n,), generator=draw).tolist()) for n in lengths])
     key, write = torch.randn(2, arch.d_model, generator=draw)
     reads = [
-        next(iter(activation_batches(model, [(a.ids, None)], layers=layers, site="mlp_in")))
+        cache_activations(model, [a.ids], sites=["mlp_in"], layers=layers, positions="all")
         for a in asks
     ]
-    most = {i: torch.stack([(read[i] @ key).max() for read in reads]) for i in layers}
+    most = {i: torch.stack([(read["mlp_in", i] @ key).max() for read in reads]) for i in layers}
     least = {i: x.topk(2, largest=False).values.mean() for i, x in most.items()}  # one has nothing
 
     def acts(i, x):
@@ -346,18 +346,6 @@ def test_covariance_is_the_plain_second_moment(tiny_model, monkeypatch, tmp_path
 FORMS = {"neurons": {"quantile": 0.9}, "weights": {"quantile": 0.9, "form": "weights"}}
 
 
-def test_keys_by_layer_stand_in_the_order_of_the_sequences(tiny_model):
-    model = tiny_model()
-    where = [((5, 9, 14, 22), [3, 1]), ((7, 8), None), ((11, 12, 13, 14, 15), [4]), ((8, 7), [0])]
-    found = dict(activations_by_layer(model, where, layers=[2, -3], site="mlp_in"))
-    assert list(found) == [0, 2]
-    for i, keys in found.items():
-        each = [
-            next(iter(activation_batches(model, [w], layers=[i], site="mlp_in")))[i] for w in where
-        ]
-        torch.testing.assert_close(keys, torch.cat(each))
-
-
 @pytest.mark.parametrize(
     ("name", "more"),
     [("tangent_kernel", {}), *(("gated_neuron", how) for how in FORMS.values())],
@@ -461,17 +449,9 @@ def test_the_weights_form_is_rank_one_a_key_and_its_key_averages_one_where_it_fi
     ids = [tuple(model.tokenizer(str(p)).input_ids) for p in own_pair.prompts("train")]
     for i, layer in keys.items():
         mlp = architecture_of(model).layers[i].mlp
-        x, k = (
-            torch.cat(
-                [
-                    b[i]
-                    for b in activation_batches(
-                        model, [(s, None) for s in ids], layers=[i], site=at
-                    )
-                ]
-            )
-            for at in ("mlp_in", "neurons")
-        )
+        x, k = cache_activations(
+            model, ids, sites=["mlp_in", "neurons"], layers=[i], positions="all"
+        ).values()
         a = detectors[i].fire(mlp, x).clamp_min(0)
         assert float((layer.fire(mlp, k) * a).sum() / a.sum()) == pytest.approx(1, rel=1e-3)
     with pytest.raises(UserError, match="no form 'both'"):

@@ -5,7 +5,7 @@ import torch
 
 from helpers.facts import ConceptPair
 from helpers.facts.relations import SPLITS, Template
-from helpers.forward.activations import activation_batches
+from helpers.forward.activations import cache_activations
 from helpers.methods.fitting import negatives as background
 from helpers.methods.fitting.negatives import Sequences, mentions, relation_sequences
 from helpers.models import architecture_of
@@ -94,5 +94,5 @@ def test_of_a_single_first_token_the_next_one_is_read(tiny_model):
     pair = ConceptPair("w40", "w20", "own", templates=dict.fromkeys(SPLITS, (Template("{} w9"),)))
     [[read]] = background.subject_inputs(model, [pair], layers=[1], first=True)
     ids = model.tokenizer("w40 w9").input_ids
-    [wanted] = activation_batches(model, [(ids, [1])], layers=[1], site="mlp_in")
-    torch.testing.assert_close(read[1], wanted[1])
+    expected = cache_activations(model, [ids], sites=["mlp_in"], layers=[1], positions=[[1]])
+    torch.testing.assert_close(read[1], expected["mlp_in", 1])
