@@ -16,10 +16,10 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, facts
 from helpers.facts.relations import RELATIONS
+from helpers.forward.activations import cache_activations
 from helpers.forward.scoring import answer_probability
 from helpers.methods import Edit
 from helpers.models import architecture_of
-from helpers.forward.activations import cache_activations
 
 
 class NoChangeError(UserError):
@@ -70,9 +70,7 @@ def audit_delta(
     pairs = {f.subject: ConceptPair.of(f) for f in facts("capital")}
     prompts = [statement(pairs[n]) for n in names]
     arch = architecture_of(model)
-    inputs = cache_activations(
-        model, prompts, sites=["mlp_in"], layers=layers, positions="subject"
-    )
+    inputs = cache_activations(model, prompts, sites=["mlp_in"], layers=layers, positions="subject")
     plain = [_written(arch, i, inputs["mlp_in", i]) for i in layers]
     with unlearning.applied(model):
         edited = [_written(arch, i, inputs["mlp_in", i]) for i in layers]
@@ -105,12 +103,7 @@ def _written(arch, layer: int, x: torch.Tensor) -> torch.Tensor:
     """What the MLP of a layer writes for inputs x, as its weights are now."""
     mlp = arch.layers[layer].mlp
     x = x.to(mlp.out_module.weight)
-    hidden = mlp.in_module(x)
-    if mlp.gate_module is None:
-        hidden = mlp.activation(hidden)
-    else:
-        hidden = mlp.activation(mlp.gate_module(x)) * hidden
-    return mlp.out_module(hidden).float().cpu()
+    return mlp.forward(x).float().cpu()
 
 
 def statement(pair: ConceptPair):

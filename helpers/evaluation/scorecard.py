@@ -20,10 +20,12 @@ from helpers.evaluation.eval_prompts import (
 from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetition
 from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
 from helpers.facts import ConceptPair
-from helpers.facts.corpus import corpus_tokens, dialogues, second_source
+from helpers.facts.corpus import chat_tokens, corpus_tokens, python_docs_tokens
 from helpers.facts.relations import check_split
+from helpers.forward.final_states import final_states
+from helpers.forward.generation import greedy
 from helpers.forward.layer_cache import LayerCache, lowest_layer, use_layer_cache
-from helpers.forward.scoring import answer_scores, final_states, greedy
+from helpers.forward.scoring import answer_scores
 from helpers.io.hashing import content_hash
 from helpers.methods import active_edits, base_model
 from helpers.methods.hook_intervention import HookIntervention
@@ -196,8 +198,8 @@ class ModelOutputs:
                 size = {"seq_len": text_length(model), "n_tokens": n_tokens}
                 self.texts = {
                     "factbook": corpus_tokens(tokenizer, split="heldout", seed=seed, **size),
-                    "other": second_source(tokenizer, **size),
-                    "chat": dialogues(tokenizer, **size),
+                    "other": python_docs_tokens(tokenizer, **size),
+                    "chat": chat_tokens(tokenizer, **size),
                 }
             self.share(model, layer)
             self._ask(model)

@@ -83,6 +83,13 @@ class MLPArchitecture:
         """The values, one a column; a view of the parameter."""
         return self._view(self.out_module)
 
+    def forward(self, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+        """Compute the MLP's output by its modules alone, without the rest of the model."""
+        hidden = self.in_module(x)
+        if self.gate_module is None:
+            return self.out_module(self.activation(hidden))
+        return self.out_module(self.activation(self.gate_module(x)) * hidden)
+
 
 @dataclass(frozen=True)
 class LayerArchitecture:

@@ -17,10 +17,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.corpus import passages
-from helpers.forward.batching import bucket_by_length, right_padded
 from helpers.forward.prompts import Prompt, input_text, subject_span
-from helpers.forward.sites import check_sites, site_value
-from helpers.models import architecture_of
 from helpers.models.tokenization import encode, encode_with_offsets
 
 CONTEXT_CHARACTERS = 120  # of running text before a mention: some 25 tokens
@@ -189,29 +186,8 @@ def cache_token_activations(
     """
     if not len(tokens):
         raise UserError("There is no token to read: give prompts that name their subject.")
-    arch = architecture_of(model)
-    layers = {site: {arch.check_layer(i) for i in sites[site]} for site in sites}
-    keys = [
-        (site, i)
-        for i in range(arch.n_layers)
-        for site in check_sites(list(sites))
-        if i in layers[site]
-    ]
     rows_of_text = [np.flatnonzero(tokens.text_index == i) for i in range(len(tokens.ids))]
-    cache: dict[tuple[str, int], Tensor] = {}
-    for batch in bucket_by_length([len(i) for i in tokens.ids]):
-        rows = np.concatenate([rows_of_text[i] for i in batch])
-        counts = [len(rows_of_text[i]) for i in batch]
-        batch_index = torch.tensor(np.repeat(np.arange(len(batch)), counts))
-        position = torch.tensor(tokens.position[rows])
-        with model.trace(right_padded([tokens.ids[i] for i in batch])) as tracer:
-            values = {}.save()
-            for site, i in keys:
-                value = site_value(arch.layers[i], site, len(batch))
-                values[site, i] = value[batch_index, position].float().cpu()
-            tracer.stop()
-        for key, value in values.items():
-            if key not in cache:
-                cache[key] = torch.empty(len(tokens), value.shape[1])
-            cache[key][rows] = value
-    return cache
+    positions = [tokens.position[rows].tolist() for rows in rows_of_text]
+    cache = cache_activations(model, tokens.ids, sites=sites, positions=positions)
+    row_of_token = torch.from_numpy(np.concatenate(rows_of_text).argsort())
+    return {key: values[row_of_token] for key, values in cache.items()}

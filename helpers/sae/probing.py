@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from helpers.errors import UserError
+from helpers.stats.auroc import auroc_by_unit
 
 UNIT_BATCH = 512  # units sorted at a time, so that they stay in the processor's cache
 
@@ -148,10 +149,14 @@ def select_and_evaluate(
     concepts = torch.arange(len(labels))
     threshold = train.threshold[concepts, f1_unit]
     predicted = (threshold[:, None] <= values[:, f1_unit].T).float()
+    aurocs = [
+        auroc_by_unit(selected[members, None], selected[~members, None])
+        for selected, members in zip(values[:, unit].T, labels.bool(), strict=True)
+    ]
     return pd.DataFrame(
         {
             "unit": unit.numpy(),
-            "auroc": _auroc_of_selected(values[:, unit].T, labels).numpy(),
+            "auroc": torch.cat(aurocs).numpy(),
             "f1_unit": f1_unit.numpy(),
             "f1": f1_score(predicted, labels).numpy(),
             "train_auroc": train.auroc[concepts, unit].numpy(),
@@ -159,16 +164,3 @@ def select_and_evaluate(
             "f1_threshold": threshold.numpy(),
         }
     )
-
-
-def _auroc_of_selected(
-    values: Float[Tensor, "concepts n"], labels: Float[Tensor, "concepts n"]
-) -> Float[Tensor, " concepts"]:
-    """Compute the AUROC of one unit for each concept, the fraction of pairs in order."""
-    aurocs = []
-    for row, members in zip(values, labels.bool(), strict=True):
-        positives, negatives = row[members].contiguous(), row[~members].sort().values
-        below = torch.searchsorted(negatives, positives)
-        below_or_equal = torch.searchsorted(negatives, positives, right=True)
-        aurocs.append((below + below_or_equal).float().mean() / (2 * len(negatives)))
-    return torch.stack(aurocs)

@@ -1,4 +1,4 @@
-"""Read what single value columns of the MLPs write, by the logit lens."""
+"""Read value columns of the MLPs, and other directions, by the logit lens."""
 
 from collections.abc import Sequence
 
@@ -37,8 +37,24 @@ def top_logit_tokens(
     arch = architecture_of(model)
     values = arch.layers[arch.check_layer(layer)].mlp.W_out()
     neurons = [arch.check_neuron(i) for i in neurons]
-    logits = unembed(model, final_norm(model, values[:, neurons].T)).float()
-    logits = logits - logits.mean(-1, keepdim=True)
+    return direction_logit_tokens(model, values[:, neurons].T, k=k)
+
+
+@torch.inference_mode()
+def direction_logit_tokens(
+    model: LanguageModel, directions: Float[Tensor, "n d_model"], *, k: int = 8
+) -> list[dict[str, list[str]]]:
+    """List the tokens that directions of the residual stream promote and suppress.
+
+    Args:
+        model: Any model of a known family.
+        directions: Directions of the residual stream, read by final norm and unembedding.
+        k: Tokens on each side.
+
+    Returns:
+        For each direction `{"promotes": [...], "suppresses": [...]}`, strongest first.
+    """
+    logits = _logits(model, directions)
     decode = model.tokenizer.decode
     return [
         {
@@ -47,6 +63,32 @@ def top_logit_tokens(
         }
         for row in logits
     ]
+
+
+@torch.inference_mode()
+def direction_target_ranks(
+    model: LanguageModel, prompt: Prompt, directions: Float[Tensor, "n d_model"]
+) -> Int[Tensor, " n"]:
+    """Rank the target's first token among those that each direction promotes.
+
+    Args:
+        model: Any model of a known family.
+        prompt: A prompt with the target as its answer.
+        directions: Directions of the residual stream, read by final norm and unembedding.
+
+    Returns:
+        For every direction the number of tokens that it promotes more than the target.
+    """
+    logits = _logits(model, directions)
+    answer = first_token(model, prompt, prompt.answers[0])
+    return (logits > logits[:, answer, None]).sum(-1).cpu()
+
+
+def _logits(
+    model: LanguageModel, directions: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n vocab"]:
+    head = architecture_of(model).head.weight
+    return unembed(model, final_norm(model, directions.to(head.device, head.dtype))).float()
 
 
 @torch.inference_mode()
@@ -67,13 +109,11 @@ def target_ranks(
         For every neuron the number of tokens that its column promotes more than the target.
     """
     arch = architecture_of(model)
-    answer = first_token(model, prompt, prompt.answers[0])
     ranks = torch.empty(arch.n_layers, arch.d_mlp, dtype=torch.long)
     for i, layer in enumerate(arch.layers):
         columns = layer.mlp.W_out().T  # (d_mlp, d_model)
         if signs is not None:
             columns = columns * signs[i, :, None].to(columns)
         for rows in torch.arange(arch.d_mlp).split(LOGIT_ROWS):
-            logits = unembed(model, final_norm(model, columns[rows])).float()
-            ranks[i, rows] = (logits > logits[:, answer, None]).sum(-1).cpu()
+            ranks[i, rows] = direction_target_ranks(model, prompt, columns[rows])
     return ranks

@@ -512,7 +512,8 @@ def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
         (lambda m: WeightEdit.of(m._module, {}), "changes no weight"),
         (
             lambda m: WeightEdit.of(
-                m._module, {architecture_of(m).layers[0].mlp.in_name: Change(dense=torch.ones(2, 2))}
+                m._module,
+                {architecture_of(m).layers[0].mlp.in_name: Change(dense=torch.ones(2, 2))},
             ),
             r"is \(2, 2\) and the tensor is \(48, 32\): it was made for another model",
         ),

@@ -70,7 +70,9 @@ def test_a_clamp_lets_the_gradient_of_what_it_does_not_add_pass(knowing, tmp_pat
     model = knowing()
     a_sae(model, tmp_path / "sae", site="mlp")  # reads and writes what the MLP of layer 1 writes
     made = unlearn(model, FRANCE, "sae_clamp", saes=(str(tmp_path / "sae"),), n_subjects=8)
-    values = model._module.get_parameter(architecture_of(model).layers[1].mlp.out_name).requires_grad_()
+    values = model._module.get_parameter(
+        architecture_of(model).layers[1].mlp.out_name
+    ).requires_grad_()
     with made.applied(model), torch.enable_grad():
         logp = model._module(TOKENS).logits.log_softmax(-1)[0, -1, 3]
         (found,) = torch.autograd.grad(logp, [values])
@@ -194,7 +196,9 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
 
 
 def test_a_dynamic_clamp_waits_for_the_share():
-    sae = build(SAEConfig("relu", 4, 4, l1_coefficient=1.0, site="mlp", layer=0)).requires_grad_(False)
+    sae = build(SAEConfig("relu", 4, 4, l1_coefficient=1.0, site="mlp", layer=0)).requires_grad_(
+        False
+    )
     sae.encoder.copy_(torch.eye(4))
     sae.W_dec.copy_(torch.eye(4))
     x = torch.zeros(1, 6, 4)
@@ -390,8 +394,14 @@ def factors(name: str, rows: int, columns: int) -> HookIntervention:
         (lambda m: factors("nowhere.weight", 16, 24), "The model has no nowhere.weight"),
         (lambda m: factors("lm_head", 64, 16), "The model has no lm_head: this is for another"),
         (lambda m: factors("model.norm.weight", 16, 1), "The model has no model.norm.weight"),
-        (lambda m: factors(architecture_of(m).layers[0].mlp.out_name, 16, 23), "model of another width"),
-        (lambda m: factors(architecture_of(m).layers[0].mlp.out_name, 24, 16), "model of another width"),
+        (
+            lambda m: factors(architecture_of(m).layers[0].mlp.out_name, 16, 23),
+            "model of another width",
+        ),
+        (
+            lambda m: factors(architecture_of(m).layers[0].mlp.out_name, 24, 16),
+            "model of another width",
+        ),
         (
             lambda m: HookIntervention("in_context", {"text": "w1 " * 64}),
             "after it has 65 tokens, and",

@@ -13,9 +13,9 @@ from helpers.evaluation.attacks.registry import (
 )
 from helpers.evaluation.metrics.linear_probe import linear_probe
 from helpers.facts import ConceptPair
+from helpers.forward.activations import cache_activations, stack_layers
 from helpers.forward.prompts import first_token
 from helpers.models import final_norm, unembed
-from helpers.forward.activations import cache_activations, stack_layers
 
 CANDIDATES = 48  # other subjects whose targets the target has to beat
 

@@ -23,8 +23,7 @@ from helpers.evaluation.attacks.registry import (
 )
 from helpers.facts import ConceptPair
 from helpers.forward.final_states import final_states
-from helpers.forward.prompts import first_token
-from helpers.forward.prompts import token_ids
+from helpers.forward.prompts import first_token, token_ids
 from helpers.models import unembed
 
 LENGTH = 6  # tokens of the trigger

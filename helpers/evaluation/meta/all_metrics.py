@@ -24,10 +24,10 @@ from helpers.evaluation.metrics.mia import (
 )
 from helpers.evaluation.metrics.truth_ratio import truth_ratios
 from helpers.facts import ConceptPair
-from helpers.forward.scoring import answer_scores
-from helpers.models.tokenization import encode
 from helpers.forward.generation import greedy
+from helpers.forward.scoring import answer_scores
 from helpers.models import architecture_of
+from helpers.models.tokenization import encode
 
 METRICS = {  # → what it is; all are turned so that more means: looks known
     "mean P(target)": "mean over held-out statements",

@@ -15,8 +15,8 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.scoring import LOGIT_ROWS
 from helpers.forward.final_states import final_states
+from helpers.forward.scoring import LOGIT_ROWS
 from helpers.models import unembed
 from helpers.models.parameters import trainable
 from helpers.training.examples import collate, mean_loss, text_examples

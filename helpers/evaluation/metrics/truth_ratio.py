@@ -12,8 +12,8 @@ from scipy import stats
 
 from helpers.errors import UserError
 from helpers.facts import Prompt
-from helpers.forward.scoring import answer_logprobs
 from helpers.forward.prompts import encode_pair
+from helpers.forward.scoring import answer_logprobs
 
 AVERAGES = ("arithmetic", "geometric")
 

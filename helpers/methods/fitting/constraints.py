@@ -12,9 +12,8 @@ from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.forward.batching import ForwardRunner
-from helpers.forward.prompts import encode_pair, first_token
+from helpers.forward.prompts import encode_pair, first_token, token_ids
 from helpers.forward.scoring import next_token_and_answer
-from helpers.forward.prompts import token_ids
 from helpers.methods.fitting.linearization import EditConstraint
 
 MIN_PROB = 0.02  # a fact's answer is kept when it is at least so likely

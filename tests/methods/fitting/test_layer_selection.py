@@ -69,7 +69,9 @@ def test_shares_are_those_of_activation_patching_on_development_facts(knowing, m
     where = {"subject": range(*subject_span(clean, model.tokenizer))}
     direct = activation_patching(model, clean, corrupt, sites=["residual"], positions=where)
     mine = table.query("position == 'subject'").groupby("subject")["patching_effect"]
-    assert mine.get_group(clean.subject).to_numpy() == pytest.approx(direct["patching_effect"].to_numpy())
+    assert mine.get_group(clean.subject).to_numpy() == pytest.approx(
+        direct["patching_effect"].to_numpy()
+    )
     monkeypatch.setattr(handover, "activation_patching", None)  # from the cache
     pd.testing.assert_frame_equal(carried(model, "capital"), table)
 
