@@ -7,7 +7,7 @@ from small_edits import own_pair, seen, small_world, weights_after  # noqa: F401
 from helpers.errors import UserError
 from helpers.methods import unlearn
 from helpers.methods.fitting.sae_latents import sae_states, specific_latents
-from helpers.methods.surgery.pisces import rewritten
+from helpers.methods.surgery.pisces import rewrite_columns
 from helpers.models import architecture_of, model_hash
 from helpers.sae import SAEConfig, build, save_sae
 
@@ -68,7 +68,7 @@ def test_pisces_moves_a_column_along_the_feature_only(tiny_model, tmp_path, fami
     model = tiny_model(family)
     sae = planted(model, "mlp", tmp_path / "sae")
     mlp = architecture_of(model).layers[1].mlp
-    change, columns = rewritten(mlp, sae, torch.tensor([5]), tau=0.6, mu=3.0)
+    change, columns = rewrite_columns(mlp, sae, torch.tensor([5]), tau=0.6, mu=3.0)
     projection = (sae.encoder[5] @ mlp.W_out()).detach()
     over = projection.abs() > 0.6 * projection.abs().max()
     assert columns.tolist() == over.nonzero()[:, 0].tolist()

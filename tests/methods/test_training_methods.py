@@ -15,7 +15,7 @@ from helpers.methods import METHODS, unlearn
 from helpers.methods.fitting.sae_latents import sae_states, specific_latents
 from helpers.methods.training.crisp import suppression
 from helpers.methods.training.data import BatchSchedule, forget_retain_data
-from helpers.methods.training.elm import EXPERT, NOVICE, _after, cross_entropy, guided
+from helpers.methods.training.elm import EXPERT, NOVICE, _after_context, cross_entropy, guided
 from helpers.methods.training.idk import refusals
 from helpers.methods.training.idk_dpo import dpo_loss
 from helpers.methods.training.kl_minimisation import kl_to_reference
@@ -319,7 +319,7 @@ def test_a_whole_objective_is_its_formula(knowing, method):
     task, objective = task_of(model, method, QUICK | given | {"layers": (1,)}, INDIA)
     data, told = task.data, refusals(task)
     assert {len(e.ids) - e.start for e in data.forget} == {2}
-    context = [Plain(model, _after(task, c)) for c in (NOVICE, EXPERT)]
+    context = [Plain(model, _after_context(task, c)) for c in (NOVICE, EXPERT)]
     parts = (data.forget, data.retain, told)
     was = [Plain(model, x, layer=1) for x in parts]
     how = QUICK | {"layers": (0, 1), "lr": 0.01, "steps": 6}
