@@ -14,7 +14,10 @@ from helpers.io.safe_text import visible
 from helpers.models import model_hash
 
 WAYS = 4  # so many of the training completions are asked
-SURE = 0.1  # the whole target is at least so likely where a fact counts as known
+# Least mean probabilities of the whole target, by how sure a use has to be that the fact is known.
+KNOWN_PROB = 0.1
+WELL_KNOWN_PROB = 0.2  # facts whose remaining probability is reported: a share of less says little
+SURELY_KNOWN_PROB = 0.3  # facts that test the verdict: of one hardly known too few prompts count
 
 
 def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame:
@@ -22,7 +25,7 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
 
     A fact is *known* when its target is the likeliest answer to at least half of them: no other
     token is likelier than the target's first (of any alias), and the whole target has a
-    probability of at least `SURE` (the first token of a long name may stand for many names).
+    probability of at least `KNOWN_PROB` (the first token of a long name may stand for many names).
 
     Args:
         model: Any causal model.
@@ -38,7 +41,7 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
     key = {
         "model": model_hash(model),
         "prompts": [[str(p), p.answers] for asked in prompts for p in asked],
-        "sure": SURE,
+        "sure": KNOWN_PROB,
     }
 
     def build() -> pd.DataFrame:
@@ -92,7 +95,7 @@ def why_unknown(model: LanguageModel, pair: ConceptPair) -> str:
 
 def _known(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """Whether the target is the likeliest answer to half of the prompts, along the last axis."""
-    return ((rank == 0) & (probability >= SURE)).mean(-1) >= 0.5
+    return ((rank == 0) & (probability >= KNOWN_PROB)).mean(-1) >= 0.5
 
 
 def asked(pair: ConceptPair) -> list[Prompt]:

@@ -15,7 +15,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt, fact_split, facts, subject_span
-from helpers.facts.known import SURE
+from helpers.facts.known import KNOWN_PROB
 from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_scores
 from helpers.io.cache import cached_table
@@ -113,7 +113,7 @@ def _last(share: pd.Series) -> int:
 def _contrasts(model: LanguageModel, asked: Sequence[Prompt]) -> list[tuple[Prompt, Prompt]]:
     probability, rank = answer_scores(model, asked)
     known = [
-        p for p, sure, r in zip(asked, probability, rank, strict=True) if r == 0 and sure >= SURE
+        p for p, sure, r in zip(asked, probability, rank, strict=True) if r == 0 and sure >= KNOWN_PROB
     ]
     try:
         return clean_corrupted_pairs(model, known, known)[:N_FACTS] if known else []
