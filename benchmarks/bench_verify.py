@@ -27,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model()
     (pair,) = known_pairs(model, "capital", "dev", n=1)
-    edits = [unlearn(model, pair, METHOD, quantile=q) for q in (0.9999, 0.999)]
+    edits = [unlearn(model, pair, METHOD, max_fpr=fpr) for fpr in (1e-4, 1e-3)]
     rows = []
     for what, edit in zip(("scorecard", "scorecard of another edit"), edits, strict=True):
         with edit.applied(model):

@@ -27,7 +27,7 @@ from helpers.evaluation.tradeoff import (
 )
 from helpers.io.parquet import write_table
 from helpers.methods import METHODS
-from helpers.methods.fitting.fit_values import PARAMETRIZATIONS
+from helpers.methods.fitting.hparams import PARAMETRIZATIONS
 from helpers.models import load_model
 from helpers.stats.intervals import bootstrap
 
@@ -59,8 +59,9 @@ def in_each_form(chosen: dict[str, dict], wanted: list[str]) -> dict[str, dict]:
     """Label → hyperparameters: a method that has forms once in each that is wanted."""
     found = {}
     for name, how in chosen.items():
-        forms = wanted if METHODS[name].hyperparameters().get("form") in PARAMETRIZATIONS else ()
-        found |= {f"{name}, {form}": {**how, "form": form} for form in forms} or {name: how}
+        forms = wanted if "parametrization" in METHODS[name].hyperparameters() else ()
+        each = {f"{name}, {form}": {**how, "parametrization": form} for form in forms}
+        found |= each or {name: how}
     return found
 
 

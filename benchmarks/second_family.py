@@ -16,8 +16,8 @@ from report import report, reported
 from workers import workers
 
 from helpers.evaluation.tradeoff import FAMILIES, editing_methods, known_pairs
-from helpers.methods.fitting.fit_values import PARAMETRIZATIONS
-from helpers.methods.fitting.layer_selection import WIDTH, carried, select_layers
+from helpers.methods.fitting.hparams import PARAMETRIZATIONS, UnitEditHparams
+from helpers.methods.fitting.layer_selection import select_layers, subject_patching_effect
 from helpers.models import load_model
 from helpers.organism.recipe import Recipe
 from helpers.organism.store import organism
@@ -46,7 +46,7 @@ def main() -> None:
     lm = load_model(folder)
     dev = known_pairs(lm, "capital", "dev", n=args.dev_facts)
     heldout = known_pairs(lm, "capital", "heldout", n=args.facts)
-    where = select_layers(lm, heldout, width=max(WIDTH.values()))
+    site = select_layers(lm, heldout, UnitEditHparams(parametrization="low_rank"))
     wanted = [
         (
             SAEConfig(
@@ -54,7 +54,7 @@ def main() -> None:
             ),
             TrainSettings(steps=STEPS, batch=1024, lr=2e-3),
         )
-        for i in where.layers
+        for i in site.layers
     ]
     trained = trained_saes(lm, training_tokens(RECIPE, SENTENCES), wanted)
     saes = [str(stored_folder(sae.key)) for sae in trained]
@@ -63,8 +63,9 @@ def main() -> None:
     )
     with workers(args.workers, "cpu", folder) as pool:
         results = measured(pool, chosen, {}, dev, heldout, seeds=1, until=until)
-    means = carried(lm, "capital").groupby(["position", "layer"])["patching_effect"].mean()
-    last = where.layers[-1]
+    effects = subject_patching_effect(lm, "capital")
+    means = effects.groupby(["position", "layer"])["patching_effect"].mean()
+    last = site.layers[-1]
     report(
         NAME,
         {

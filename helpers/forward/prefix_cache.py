@@ -1,10 +1,9 @@
-"""What stands before the first token on which an edit acts, and below it: run once, and kept.
+"""Cache the forward pass up to the first token, and below the first layer, that an edit can affect.
 
-It is kept of the pass in which the model is asked what it says without the edit: a `ForwardRunner`.
-
-A prompt up to its subject reads the same before and after an edit that only the subject fires, and
-no derivative by the edit is taken there; nor does the edit change anything below its first layer.
-So of every sequence only the rest is run again, and only from that layer on.
+Before the first token on which an edit is active, a sequence has the same activations with and
+without the edit, and no gradient with respect to the edit. Below the edit's first layer nothing
+changes at all. So only the suffix of each sequence runs again, and only from that layer on. The
+cache is a `ForwardRunner`: the pass that predicts with the unedited model can fill it.
 """
 
 import contextlib
@@ -13,183 +12,219 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from helpers.facts import Prompt
 from helpers.forward.batching import right_padded, run_batched
-from helpers.forward.layer_cache import KeysAndValues, expand_kv_cache, skipped
-from helpers.models import architecture_of, final_norm
+from helpers.forward.layer_cache import KeysAndValues, expand_kv_cache, skip_blocks
+from helpers.forward.scoring import next_token_and_answer
+from helpers.models import architecture_of, final_norm, torch_module
 
 Ids = tuple[int, ...]
-Acts = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
-"""(layer, what W_in reads there) → where the edit acts."""
+ActivePredicate = Callable[[int, Float[Tensor, "b t d_model"]], Bool[Tensor, "b t"]]
+"""(layer, input of its W_in) → positions on which the edit is active."""
 
 
 class PrefixCache:
-    """For each sequence where an edit first acts, and what the model as it is computes around it.
+    """For each sequence: where an edit is first active, and the unedited activations around it.
 
-    A `ForwardRunner` of `helpers.forward.batching`. Kept are the keys and values of the edit's layers and of those
-    above them before that token, and from it on what the block below the edit gives.
+    The cache holds the keys and values of the edit's layers and of those above, before the first
+    active token. From that token on it holds the residual stream below the edit's first layer.
     """
 
-    def __init__(self, model: LanguageModel, *, layers: Sequence[int], acts: Acts):
-        """Of no sequence yet.
+    def __init__(self, model: LanguageModel, *, layers: Sequence[int], is_active: ActivePredicate):
+        """Create an empty cache.
 
         Args:
-            model: Any model of a known family, as it is without the edit.
-            layers: The layers of the edit.
-            acts: Where a layer of it acts.
+            model: Any model of a known family, without the edit.
+            layers: The edited layers.
+            is_active: Where an edited layer is active.
         """
-        self._model, self._layers, self._acts = model, sorted(layers), acts
-        self._placed = takes_positions(model._module)
-        self._below = [x.block._module for x in architecture_of(model).layers[: min(layers)]]
-        self._run: dict[Ids, Ids] = {}  # whatever one that was run begins with → that one
-        self._first: dict[Ids, int | None] = {}
-        self._kept: dict[Ids, Float[Tensor, "layers two heads start d_head"]] = {}
-        self._states: dict[Ids, Float[Tensor, "rest d_model"]] = {}
+        self._model, self._layers, self._is_active = model, sorted(layers), is_active
+        self._takes_positions = takes_positions(torch_module(model))
+        lower_layers = architecture_of(model).layers[: min(layers)]
+        self._lower_blocks = [torch_module(x.block) for x in lower_layers]
+        self._sequence_of: dict[Ids, Ids] = {}  # prefix of a sequence that was run → that sequence
+        self._first_active: dict[Ids, int | None] = {}
+        self._kv: dict[Ids, Float[Tensor, "layers two heads prefix d_head"]] = {}
+        self._residual: dict[Ids, Float[Tensor, "suffix d_model"]] = {}
 
-    def cover(self, sequences: Iterable[Ids]) -> None:
-        """Run those that nothing which was run begins with."""
-        new = [ids for ids in dict.fromkeys(sequences) if ids not in self._run]
+    def prefill(self, sequences: Iterable[Ids]) -> None:
+        """Run every sequence that is not a prefix of one already run."""
+        new = [ids for ids in dict.fromkeys(sequences) if ids not in self._sequence_of]
         for _ in run_batched(new, self):
             pass
 
-    def start(self, ids: Ids) -> int | None:
-        """Position of the first token on which any layer acts; None where none does."""
-        first = self._first[self._run[ids]]
-        return first if first is not None and first < len(ids) else None
-
-    def run_prefix(self, ids: Ids) -> "_Read":
-        """As `ForwardRunner`."""
-        return _read(self._model, [ids], self._layers, self._acts)
-
-    def run_suffixes(
-        self, rows: Sequence[Ids], after: "_Read | None"
-    ) -> Float[Tensor, "b t d_model"]:
-        """As `ForwardRunner`; what is needed later is kept."""
-        lowest = len(self._below)
-        read = _read(self._model, rows, self._layers, self._acts, after=after)
-        for row, rest in enumerate(rows):
-            ids = (*after.ids, *rest) if after else rest
-            at = read.acts[row, : len(ids)].nonzero()
-            start = self._first[ids] = int(at[0]) if len(at) else None
-            for end in range(1, len(ids) + 1):
-                self._run.setdefault(ids[:end], ids)
-            if start is not None and lowest:
-                self._states[ids] = read.below[row, start : len(ids)].clone()
-            if start:
-                both = [torch.stack([k[row], v[row]]) for k, v in read.cache[lowest:]]
-                self._kept[ids] = torch.stack([x[:, :, :start] for x in both])
-        return read.last
-
-    def before(self, sequences: Sequence[Ids], rest: int) -> dict[str, Any]:
-        """What a pass over the rests, within `above`, is called with to follow their beginnings.
-
-        Shorter beginnings are padded on the left and masked.
+    def prefill_prompts(
+        self, prompts: Sequence[Prompt]
+    ) -> tuple[Float[Tensor, "n vocab"], Float[np.ndarray, " n"]]:
+        """Run prompts with their answers; return what the unedited model predicts.
 
         Args:
-            sequences: Ids, one a row of the pass.
-            rest: Tokens of a row of the pass.
+            prompts: Prompts with their `answers`.
+
+        Returns:
+            log P(next token) and P(answer) of each prompt.
         """
-        starts = [self.start(ids) or 0 for ids in sequences]
+        return next_token_and_answer(self._model, prompts, runner=self)
+
+    def first_active(self, ids: Ids) -> int | None:
+        """Return the position of the first token on which the edit is active, or None."""
+        first = self._first_active[self._sequence_of[ids]]
+        return first if first is not None and first < len(ids) else None
+
+    def run_prefix(self, ids: Ids) -> "ForwardOutput":
+        """Run the common prefix of several sequences, for `run_batched`."""
+        return _forward(self._model, [ids], self._layers, self._is_active)
+
+    def run_suffixes(
+        self, suffixes: Sequence[Ids], prefix: "ForwardOutput | None"
+    ) -> Float[Tensor, "b t d_model"]:
+        """Run suffixes after a prefix or from the start, for `run_batched`; fill the cache.
+
+        Args:
+            suffixes: Token ids, one suffix a row.
+            prefix: Outputs of the common prefix; None if there is none.
+
+        Returns:
+            States after the final norm.
+        """
+        lowest = len(self._lower_blocks)
+        output = _forward(self._model, suffixes, self._layers, self._is_active, prefix=prefix)
+        for row, suffix in enumerate(suffixes):
+            ids = (*prefix.ids, *suffix) if prefix else suffix
+            active = output.is_active[row, : len(ids)].nonzero()
+            first = self._first_active[ids] = int(active[0]) if len(active) else None
+            for end in range(1, len(ids) + 1):
+                self._sequence_of.setdefault(ids[:end], ids)
+            if first is not None and lowest:
+                self._residual[ids] = output.residual[row, first : len(ids)].clone()
+            if first:
+                both = [torch.stack([k[row], v[row]]) for k, v in output.kv_cache[lowest:]]
+                self._kv[ids] = torch.stack([x[:, :, :first] for x in both])
+        return output.final_states
+
+    def forward_kwargs(self, sequences: Sequence[Ids], width: int) -> dict[str, Any]:
+        """Return keyword arguments (KV cache, mask, positions) for a pass over the suffixes.
+
+        The pass has to run inside `resume_above`. Shorter prefixes are padded on the left and
+        masked.
+
+        Args:
+            sequences: Token ids, one sequence for each row of the pass.
+            width: Tokens of a row of the pass.
+        """
+        starts = [self.first_active(ids) or 0 for ids in sequences]
         longest = max(starts)
         if not longest:
             return {}
-        kept = [
-            self._kept[self._run[ids]] if start else None
+        cached = [
+            self._kv[self._sequence_of[ids]] if start else None
             for ids, start in zip(sequences, starts, strict=True)
         ]
-        first = next(k for k in kept if k is not None)
-        layers, two, heads, _, width = first.shape
-        rows = first.new_zeros(layers, two, len(kept), heads, longest, width)
-        for row, (k, start) in enumerate(zip(kept, starts, strict=True)):
-            if k is not None:
-                rows[:, :, row, :, longest - start :] = k
-        blank = first.new_zeros(1, 1, longest, 1)  # the blocks that `above` skips read none
-        cache = [(blank, blank)] * len(self._below) + [(keys, values) for keys, values in rows]
-        begin, device = torch.tensor(starts), first.device
-        mask = torch.arange(longest + rest) >= (longest - begin)[:, None]
-        call = {
+        example = next(kv for kv in cached if kv is not None)
+        layers, two, heads, _, d_head = example.shape
+        padded = example.new_zeros(layers, two, len(cached), heads, longest, d_head)
+        for row, (kv, start) in enumerate(zip(cached, starts, strict=True)):
+            if kv is not None:
+                padded[:, :, row, :, longest - start :] = kv
+        # The skipped blocks read no keys, but the cache needs an entry of that length for each.
+        blank = example.new_zeros(1, 1, longest, 1)
+        cache = [(blank, blank)] * len(self._lower_blocks) + [(k, v) for k, v in padded]
+        offsets, device = torch.tensor(starts), example.device
+        mask = torch.arange(longest + width) >= (longest - offsets)[:, None]
+        kwargs = {
             "past_key_values": DynamicCache(cache),
             "attention_mask": mask.long().to(device),
             "use_cache": True,
         }
-        if self._placed:
-            call["position_ids"] = (begin[:, None] + torch.arange(rest)).to(device)
-        return call
+        if self._takes_positions:
+            kwargs["position_ids"] = (offsets[:, None] + torch.arange(width)).to(device)
+        return kwargs
 
-    def above(self, sequences: Sequence[Ids], rest: int) -> contextlib.AbstractContextManager[None]:
-        """Inside, a pass over the rests starts at the edit's first layer.
+    def resume_above(
+        self, sequences: Sequence[Ids], width: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """Start passes over the suffixes at the edit's first layer, inside the context.
 
-        Args are those of `before`.
+        Args:
+            sequences: Token ids, one sequence for each row of the pass.
+            width: Tokens of a row of the pass.
         """
-        if not self._below:
+        if not self._lower_blocks:
             return contextlib.nullcontext()
-        lengths = [len(ids) - (self.start(ids) or 0) for ids in sequences]
-        rows = [self._states[self._run[ids]][:n] for ids, n in zip(sequences, lengths, strict=True)]
-        padded = [nn.functional.pad(x, (0, 0, 0, rest - len(x))) for x in rows]
-        return skipped(self._below, torch.stack(padded))
+        lengths = [len(ids) - (self.first_active(ids) or 0) for ids in sequences]
+        rows = [
+            self._residual[self._sequence_of[ids]][:n]
+            for ids, n in zip(sequences, lengths, strict=True)
+        ]
+        padded = [nn.functional.pad(x, (0, 0, 0, width - len(x))) for x in rows]
+        return skip_blocks(self._lower_blocks, torch.stack(padded))
 
 
 def takes_positions(module: nn.Module) -> bool:
-    """Whether the model is told its tokens' positions, or works them out from the mask."""
+    """Return whether the model takes `position_ids`; others derive them from the mask."""
     return "position_ids" in inspect.signature(module.forward).parameters
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What a pass saw of some rows; of where the edit acts, from their first tokens on.
+class ForwardOutput:
+    """Outputs of one forward pass; `is_active` and `residual` cover prefix and suffix.
 
     Attributes:
-        ids: Of the one row of a beginning.
-        last: States after the final norm.
-        acts: Where a layer of the edit acts.
-        below: What the block below the edit gives; None where there is none.
-        cache: Each layer's attention keys and values.
+        ids: Tokens of the first row: those of a prefix.
+        final_states: States after the final norm.
+        is_active: Where an edited layer is active.
+        residual: Residual stream below the first edited layer; None if that is layer 0.
+        kv_cache: Keys and values of each layer's attention.
     """
 
     ids: Ids
-    last: Float[Tensor, "b t d_model"]
-    acts: Bool[Tensor, "b whole"]
-    below: Float[Tensor, "b whole d_model"] | None
-    cache: KeysAndValues
+    final_states: Float[Tensor, "b t d_model"]
+    is_active: Bool[Tensor, "b whole"]
+    residual: Float[Tensor, "b whole d_model"] | None
+    kv_cache: KeysAndValues
 
     @property
     def states(self) -> Float[Tensor, "t d_model"]:
-        """Those of the one row of a beginning."""
-        return self.last[0]
+        """States of the only row of a prefix."""
+        return self.final_states[0]
 
 
-@torch.inference_mode(False)  # what is kept is put before passes that are derived
+# Inference tensors could not be cached: later passes take gradients through them.
+@torch.inference_mode(False)
 @torch.no_grad()
-def _read(
+def _forward(
     model: LanguageModel,
     rows: Sequence[Ids],
     layers: Sequence[int],
-    acts: Acts,
+    is_active: ActivePredicate,
     *,
-    after: _Read | None = None,
-) -> _Read:
-    """Run rows, padded on the right, each after the one row of `after`."""
+    prefix: ForwardOutput | None = None,
+) -> ForwardOutput:
+    """Run rows, padded on the right, each after the same prefix."""
     arch, lowest, n = architecture_of(model), min(layers), len(rows)
     tokens = right_padded(rows)
-    cache = expand_kv_cache(after.cache if after else [], n)
+    cache = expand_kv_cache(prefix.kv_cache if prefix else [], n)
     with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
-        fires, given = {}.save(), [].save()
+        active_by_layer, below = {}.save(), [].save()
         if lowest:
-            given.append(arch.layers[lowest - 1].block.output)
+            below.append(arch.layers[lowest - 1].block.output)
         for i in layers:
-            fires[i] = acts(i, arch.layers[i].mlp.in_envoy.input).cpu()
-        last = arch.layers[-1].block.output.save()
+            active_by_layer[i] = is_active(i, arch.layers[i].mlp.in_envoy.input).cpu()
+        final = arch.layers[-1].block.output.save()
         tracer.stop()
-    anywhere = torch.stack(list(fires.values())).any(0).reshape(tokens.shape)
-    below = given[0].reshape(*tokens.shape, -1) if lowest else None
-    if after:
-        anywhere = torch.cat([after.acts.expand(n, -1), anywhere], 1)
+    active = torch.stack(list(active_by_layer.values())).any(0).reshape(tokens.shape)
+    residual = below[0].reshape(*tokens.shape, -1) if lowest else None
+    if prefix:
+        active = torch.cat([prefix.is_active.expand(n, -1), active], 1)
         if lowest:
-            below = torch.cat([after.below.expand(n, -1, -1), below], 1)
-    last = final_norm(model, last.reshape(*tokens.shape, -1))
-    return _Read(rows[0], last, anywhere, below, [(x.keys, x.values) for x in cache.layers])
+            residual = torch.cat([prefix.residual.expand(n, -1, -1), residual], 1)
+    final_states = final_norm(model, final.reshape(*tokens.shape, -1))
+    kv_cache = [(x.keys, x.values) for x in cache.layers]
+    return ForwardOutput(rows[0], final_states, active, residual, kv_cache)

@@ -15,7 +15,10 @@ from helpers.methods.weight_edit import WeightEdit
 # edits and tuned settings have them, and calls may. A name that only one method renamed is in the
 # `RENAMED` of its own class, which goes before these.
 RENAMED: dict[str, str] = {}
-RENAMED_VALUES: dict[tuple[str, Any], Any] = {}
+RENAMED_VALUES: dict[tuple[str, Any], Any] = {
+    ("parametrization", "neurons"): "append",
+    ("parametrization", "weights"): "low_rank",
+}
 
 
 @dataclass(frozen=True)

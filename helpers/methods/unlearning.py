@@ -72,7 +72,7 @@ def unlearn(
     edit = Edit(method, fact, delta, all_hyperparameters, seed, seconds, base)
     if model._module.dtype == torch.float16:  # products may pass its largest number, 65,504
         require_finite_answers(model, edit, pairs)
-    if (unsolved := delta.notes.get("left", 0.0)) > MAX_UNSOLVED:
+    if (unsolved := delta.notes.get("relative_cost", 0.0)) > MAX_UNSOLVED:
         warnings.warn(
             f"The edit ({method}) left {unsolved:.0%} of what was wanted undone: what is to be "
             "forgotten and what must stay pull against each other. Look at what it leaves, or "

@@ -8,7 +8,7 @@ from nnsight import LanguageModel
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.harvest import harvest
 from helpers.methods.edit import Edit
-from helpers.methods.fitting.sae_latents import READS, load_saes_by_layer
+from helpers.methods.fitting.sae_latents import INPUT_SITE, load_saes_by_layer
 from helpers.models import text_length
 from helpers.plots.dashboards import dashboards
 
@@ -35,10 +35,10 @@ def describe_latents(
     by_layer = load_saes_by_layer(model, saes)
     seq_len = text_length(model)
     text = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=edit.seed)
-    shards = harvest(model, text, sites=[READS], layers=sorted({x["layer"] for x in notes}))
+    shards = harvest(model, text, sites=[INPUT_SITE], layers=sorted({x["layer"] for x in notes}))
     rows = []
     for note in notes:
-        if note["spelling"]:
+        if note["token_variant"]:
             continue
         order = sorted(range(len(note["latents"])), key=lambda j: -abs(note["weights"][j]))[:n]
         latents = [note["latents"][j] for j in order]

@@ -96,8 +96,8 @@ def test_leace_in_the_weights_reads_erased_inputs(tiny_model, family):
     text = leace.corpus_tokens().tolist()
     positions = [range(1, len(row)) for row in text]
     ordinary = cache_activations(model, text, sites=["mlp_in"], layers=[1], positions=positions)
-    x = torch.cat([found.inside, found.outside, *ordinary.values()]).double()
-    z = (torch.arange(len(x)) < len(found.inside)).double()
+    x = torch.cat([found.positives, found.negatives, *ordinary.values()]).double()
+    z = (torch.arange(len(x)) < len(found.positives)).double()
     names = [n for n in (mlp.in_name, mlp.gate_name) if n]
     assert set(after) == set(names)
     for name in names:

@@ -56,8 +56,8 @@ def cut_directions(
     """
     asks = suspicion(model, pair)
     t = linearize(model, asks, layers=range(architecture_of(model).n_layers))
-    ends = [r for r in range(len(t.owner) - 1) if t.owner[r] != t.owner[r + 1]]
-    ends = torch.tensor([*ends, len(t.owner) - 1])  # the last position of every ask
+    ends = [r for r in range(len(t.constraint_index) - 1) if t.constraint_index[r] != t.constraint_index[r + 1]]
+    ends = torch.tensor([*ends, len(t.constraint_index) - 1])  # the last position of every ask
     values, keys = {}, {}
     for i, layer in enumerate(architecture_of(model).layers):
         g = torch.nn.functional.normalize(t.gradients[i][ends].mean(0), dim=0)

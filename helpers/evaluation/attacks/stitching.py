@@ -38,7 +38,7 @@ def stitched(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.Da
     if layer == 0:
         raise AttackNotApplicableError("The first layer hands the answer over: none lies below it.")
     prompts = pair.prompts("heldout")
-    with use_layer_cache(model, LayerCache(model, layer, frozen=True)):
+    with use_layer_cache(model, LayerCache(model, layer, ignore_weight_changes=True)):
         answer_probability(model, prompts)
         with base_model(model):
             return curve({layer: answer_probability(model, prompts)})

@@ -17,7 +17,7 @@ from helpers.evaluation.meta.all_metrics import METRICS, compute_metrics
 from helpers.evaluation.metrics.depth_score import unlearning_depth
 from helpers.facts import ConceptPair, facts, known_facts
 from helpers.facts.known import asked
-from helpers.forward.layer_cache import below, use_layer_cache
+from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
@@ -139,7 +139,7 @@ def shown_and_hidden(
 
     The two differ in that layer alone, so the second is asked from there on.
     """
-    with use_layer_cache(model, below(model, [architecture_of(model).n_layers - 1])):
+    with use_layer_cache(model, cache_below(model, [architecture_of(model).n_layers - 1])):
         present = compute_metrics(model, fact, seed=seed)
         with edit.applied(model):
             return present, compute_metrics(model, fact, seed=seed)

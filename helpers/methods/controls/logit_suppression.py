@@ -12,7 +12,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.forward.activations import cache_activations
 from helpers.forward.batching import LARGE_BATCH_TOKENS
-from helpers.forward.layer_cache import below, use_layer_cache
+from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.prompts import first_token
 from helpers.forward.scoring import answer_probability
 from helpers.methods.edit import Edit
@@ -65,7 +65,7 @@ def logit_suppression(
     gram += damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     w = (keys.T @ torch.linalg.solve(gram, torch.ones(len(gram), dtype=torch.float64))).float()
     d = _unshared_direction(model, pair, n_other_answers)
-    layer_cache = below(model, [last])  # every size is tried on the same states
+    layer_cache = cache_below(model, [last])  # every size is tried on the same states
 
     def is_low_enough(size: float) -> bool:
         part = {last: torch.outer(size * d, w)}
@@ -121,7 +121,7 @@ def _unshared_direction(
     """
     prompt = pair.prompts("train")[0]
     target = first_token(model, prompt, prompt.answers[0])
-    other_pairs = pair.others(n_other_answers)
+    other_pairs = pair.comparison_pairs(n_other_answers)
     others = {first_token(model, prompt, o.answers[0]) for o in other_pairs} - {target}
     # In float64: LAPACK's last bits depend on where in memory the numbers lie, and differ from run
     # to run; rounded to float32 they do not.

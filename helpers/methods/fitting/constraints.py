@@ -1,25 +1,27 @@
-"""What a closed-form edit asks: prompts whose answer must go, and answers that must stay."""
+"""Constraints of a closed-form edit: answers to remove, and answers to preserve.
+
+MEMIT calls the first *requests*; AlphaEdit's *preserved keys* play the part of the second.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from nnsight import LanguageModel
+from torch import Tensor
 
 from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
-from helpers.forward.batching import ForwardRunner
 from helpers.forward.prompts import encode_pair, first_token, token_ids
-from helpers.forward.scoring import next_token_and_answer
+from helpers.methods.fitting.hparams import PreservationHparams
 from helpers.methods.fitting.linearization import EditConstraint
 
-MIN_PROB = 0.02  # a fact's answer is kept when it is at least so likely
-FULL_WEIGHT_PROB = 0.5  # and as firmly as any from this probability on
-MIN_WEIGHT = 0.02  # the least weight
-GENERIC_TEMPLATES = (  # what may be said of any country: its own likeliest words are kept
+# Prompts that fit any country: the model's own most likely next tokens are preserved there.
+GENERIC_TEMPLATES = (
     "{} is famous for",
     "People from {} are",
     "The food of {} is",
@@ -31,8 +33,8 @@ GENERIC_TEMPLATES = (  # what may be said of any country: its own likeliest word
     "Products of {}\nMade by hand in",
     "He was born in {} and writes in",
 )
-TOP_K = 3  # so many of the likeliest words after each
-CONTEXT_TEMPLATES = (  # what may come before a question: its subject is then no text's first token
+# Context prefixes, as in ROME: behind one of them the subject is no longer a text's first token.
+CONTEXT_TEMPLATES = (
     "Here is a fact. ",
     "From the encyclopedia:\n",
     "As everyone knows, ",
@@ -41,153 +43,208 @@ CONTEXT_TEMPLATES = (  # what may come before a question: its subject is then no
     "I looked it up: ",
 )
 
+Predictions = tuple[Float[Tensor, "n vocab"], Float[np.ndarray, " n"]]
+"""log P(next token) and P(answer) of prompts, as `next_token_and_answer` returns them."""
+
+
+@dataclass(frozen=True)
+class RetainPrompts:
+    """Prompts whose answers are preserved alike.
+
+    Attributes:
+        prompts: Distinct prompts with their answers.
+        top_k: Number of most likely next tokens that are preserved after each.
+        weight: Weight of their constraints; None lets the model's confidence decide.
+    """
+
+    prompts: list[Prompt]
+    top_k: int = 1
+    weight: float | None = None
+
 
 def forget_constraints(
-    model: LanguageModel, pair: ConceptPair, *, floor: float | None = None, first: bool = False
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    target_prob: float | None = None,
+    include_subject_initial: bool = False,
 ) -> list[EditConstraint]:
-    """The pair's training prompts; the edit acts at the subject's tokens only.
+    """Build the constraints that remove a pair: one for each training prompt.
 
-    What has to go is the first token of the target, or of any alias.
+    A constraint lowers the probability of the first token of the target or of any alias. The edit
+    is active at the subject's tokens only.
 
     Args:
         model: Any model of a known family.
-        pair: What to forget.
-        floor: Probability to come down to; None has no goal.
-        first: Also the prompts that begin with the subject.
+        pair: The pair to forget.
+        target_prob: Probability to come down to; None sets no target.
+        include_subject_initial: Add the prompts that begin with the subject.
     """
-    goal = None if floor is None else float(np.log(floor / (1 - floor)))
-    found = []
-    for prompt in pair.edit_prompts(first=first):
+    logodds = None if target_prob is None else float(np.log(target_prob / (1 - target_prob)))
+    constraints = []
+    for prompt in pair.edit_prompts(include_subject_initial=include_subject_initial):
         ids = tuple(token_ids(model, prompt))
         tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
         span = tuple(range(*subject_span(prompt, model.tokenizer)))
-        found.append(EditConstraint(ids, ((len(ids) - 1, tokens),), span, goal, str(prompt)))
-    return found
+        constraints.append(
+            EditConstraint(ids, ((len(ids) - 1, tokens),), span, logodds, str(prompt))
+        )
+    return constraints
 
 
-def retain_constraints(
+def retain_prompts(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
     *,
     n_neighbours: int,
+    top_k: int,
     seed: int,
-    first: bool = False,
-    runner: ForwardRunner | None = None,
-) -> list[EditConstraint]:
-    """Other facts of the subjects and of the targets, what `must_stay`, and known neighbours.
+    include_subject_initial: bool = False,
+) -> list[RetainPrompts]:
+    """Collect the prompts whose answers an edit has to preserve.
 
-    Of each prompt the model's own likeliest next token is kept, and the fact's whole answer where
-    that is not unlikely; of openings that go with any country (`GENERIC_TEMPLATES`) the likeliest few. What is
-    asked about the subject and the target is asked once more after one of `CONTEXT_TEMPLATES`: what holds
-    in so few wordings alone does not hold in others. What another of the pairs is to forget is not
-    held. What the model is not sure of is held less firmly (`confidence_weight`), but for `must_stay`.
+    They come in up to three groups: the pairs' `must_stay`; other facts of the subjects and of the
+    targets, and known neighbours; and prompts that fit any country (`GENERIC_TEMPLATES`). Facts
+    that another of the pairs is to forget are left out. Each prompt is also added behind a context
+    prefix, since constraints on a few wordings do not generalise to others.
 
     Args:
         model: Any model of a known family.
-        pairs: What is forgotten.
-        n_neighbours: Neighbours that the model knows, one training completion each; of several
-            pairs each has its share.
-        seed: Draws neighbours and completions.
-        first: Also the subjects' other facts in prompts that begin with them.
-        runner: Runs the model, and may keep what it sees.
+        pairs: The pairs to forget.
+        n_neighbours: Known neighbours, with one training completion each; several pairs share
+            them equally.
+        top_k: Number of next tokens that are preserved after `GENERIC_TEMPLATES`.
+        seed: Seed that draws neighbours and completions.
+        include_subject_initial: Add the subjects' other facts in prompts that begin with them.
     """
 
-    def gone(subject: str, names: Sequence[str]) -> bool:
+    def is_forgotten(subject: str, names: Sequence[str]) -> bool:
         return any(p.states(subject, names) for p in pairs)
 
-    asked, must, about = [], [], []
+    facts, must_stay, generic = [], [], []
     for pair in pairs:
-        both = (*pair.same_subject(), *pair.same_target())
-        others = [p for p in both if not gone(p.subject, p.answers)]
-        mine = [p for other in others for p in other.prompts("train")]
-        if first:
-            mine += [p for other in others for p in other.first()]
-        asked += [*mine, *with_context_prefixes(mine)]
-        must += [*pair.must_stay, *with_context_prefixes(pair.must_stay)]
-        near = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
-        asked += [p for p in near if not gone(p.subject, p.answers)]
+        related = (*pair.same_subject(), *pair.same_target())
+        related = [p for p in related if not is_forgotten(p.subject, p.answers)]
+        prompts = [p for other in related for p in other.prompts("train")]
+        if include_subject_initial:
+            prompts += [p for other in related for p in other.subject_initial_prompts()]
+        facts += [*prompts, *with_context_prefixes(prompts)]
+        must_stay += [*pair.must_stay, *with_context_prefixes(pair.must_stay)]
+        neighbours = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
+        facts += [p for p in neighbours if not is_forgotten(p.subject, p.answers)]
         if pair.relation in RELATIONS:  # the subject is a country
             name = with_article(pair.subject)
-            about += [Prompt(t.format(name), subject=pair.subject) for t in GENERIC_TEMPLATES]
-    firm = [
-        replace(ask, weight=1.0) for ask in preservation_constraints(model, must, runner=runner)
+            generic += [Prompt(t.format(name), subject=pair.subject) for t in GENERIC_TEMPLATES]
+    must_stay_texts = {str(p) for p in must_stay}
+    facts = [p for p in facts if str(p) not in must_stay_texts]
+    groups = [
+        RetainPrompts(_distinct(must_stay), weight=1.0),
+        RetainPrompts(_distinct(facts)),
+        RetainPrompts(_distinct(generic), top_k=top_k),
     ]
-    rest = [p for p in asked if p not in must]
-    held = preservation_constraints(model, rest, runner=runner)
-    return firm + held + preservation_constraints(model, about, words=TOP_K, runner=runner)
+    return [group for group in groups if group.prompts]
+
+
+def _distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return one prompt for each text, the last one of several."""
+    return list({str(p): p for p in prompts}.values())
 
 
 def with_context_prefixes(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Each prompt that is plain text after one of `CONTEXT_TEMPLATES`, the next one in turn."""
+    """Return each plain-text prompt behind a context prefix, each behind the next one in turn."""
     plain = [p for p in prompts if p.messages is None]
-    return [p.with_text(o + p) for o, p in zip(cycle(CONTEXT_TEMPLATES), plain, strict=False)]
+    prefixes = cycle(CONTEXT_TEMPLATES)
+    return [p.with_text(f"{prefix}{p}") for prefix, p in zip(prefixes, plain, strict=False)]
 
 
 def neighbour_prompts(
     model: LanguageModel, pair: ConceptPair, *, n: int, seed: int
 ) -> list[Prompt]:
-    """One training completion of each of `n` known neighbours."""
+    """Draw one training completion for each of `n` known neighbours."""
     if not n or pair.relation not in RELATIONS:
         return []
     known = set(known_facts(model, pair.relation).query("known")["subject"])
-    others = [p for p in pair.neighbours(seed=seed) if p.subject in known][:n]
+    neighbours = [p for p in pair.neighbours(seed=seed) if p.subject in known][:n]
     rng = np.random.default_rng(seed)
-    found = []
-    for other in others:
-        ways = [p for p in other.prompts("train") if p.format == "completion"]
-        found.append(ways[rng.integers(len(ways))])
-    return found
+    prompts = []
+    for neighbour in neighbours:
+        completions = [p for p in neighbour.prompts("train") if p.format == "completion"]
+        prompts.append(completions[rng.integers(len(completions))])
+    return prompts
 
 
 def preservation_constraints(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
-    *,
-    words: int = 1,
-    runner: ForwardRunner | None = None,
+    retained: RetainPrompts,
+    predictions: Predictions,
+    hparams: PreservationHparams,
 ) -> list[EditConstraint]:
-    """Asks that hold the prompts' answers, whole, and the likeliest next tokens, where they are."""
-    prompts = list({str(p): p for p in prompts}.values())
-    if not prompts:
-        return []
-    logprobs, told = next_token_and_answer(model, prompts, runner=runner)
-    found = []
-    for prompt, row, sure in zip(prompts, logprobs, told, strict=True):
-        ids = token_ids(model, prompt)
-        best = row.topk(words)
-        likely = best.values.exp().tolist()
-        scored = {
-            ((len(ids) - 1, (t,)),): p for t, p in zip(best.indices.tolist(), likely, strict=True)
-        }
-        if sure > MIN_PROB:
-            start, whole = encode_pair(model, prompt, prompt.answers[0])
-            scored.setdefault(tuple((n - 1, (whole[n],)) for n in range(start, len(whole))), sure)
-            ids = whole[:-1]
-        acts = tuple(range(len(ids)))
-        found += [
-            EditConstraint(tuple(ids), one, acts, name=str(prompt), weight=confidence_weight(p))
-            for one, p in scored.items()
-        ]
-    return found
+    """Build the constraints that hold what the model predicts after some prompts.
 
+    They hold each of the `top_k` most likely next tokens, and the fact's whole answer where its
+    probability exceeds `min_prob`. Both are measured at one sequence, so they share a pass.
 
-def confidence_weight(probability: float) -> float:
-    """How firmly an answer is held, from `MIN_WEIGHT` to 1 (from `FULL_WEIGHT_PROB` on): (P / `FULL_WEIGHT_PROB`)².
-
-    The log-odds of what a model hardly says swing with every change, and cost little: a shift by δ
-    of an answer's log-odds changes what is said by P(1 − P)δ²/2 nats of KL. The square was chosen
-    on development facts.
+    Args:
+        model: Any model of a known family.
+        retained: The prompts.
+        predictions: The unedited model's predictions after these prompts, in their order.
+        hparams: Gives the weights of the constraints.
     """
-    return max(MIN_WEIGHT, min(1.0, probability / FULL_WEIGHT_PROB) ** 2)
+    constraints = []
+    for prompt, logprobs, answer_prob in zip(retained.prompts, *predictions, strict=True):
+        ids = token_ids(model, prompt)
+        best = logprobs.topk(retained.top_k)
+        probs = best.values.exp().tolist()
+        prob_by_tokens = {
+            ((len(ids) - 1, (token,)),): prob
+            for token, prob in zip(best.indices.tolist(), probs, strict=True)
+        }
+        if answer_prob > hparams.min_prob:
+            start, full_ids = encode_pair(model, prompt, prompt.answers[0])
+            answer = tuple((n - 1, (full_ids[n],)) for n in range(start, len(full_ids)))
+            prob_by_tokens.setdefault(answer, answer_prob)
+            ids = full_ids[:-1]
+        positions = tuple(range(len(ids)))
+        for target_tokens, prob in prob_by_tokens.items():
+            constraint = EditConstraint(
+                tuple(ids),
+                target_tokens,
+                positions,
+                name=str(prompt),
+                weight=confidence_weight(prob, hparams),
+            )
+            if retained.weight is not None:
+                constraint = replace(constraint, weight=retained.weight)
+            constraints.append(constraint)
+    return constraints
+
+
+def confidence_weight(probability: float, hparams: PreservationHparams) -> float:
+    """Compute a constraint's weight (P / `full_weight_prob`)², between `min_weight` and 1.
+
+    The log-odds of an unlikely answer react to every change, and cost little: a shift by δ of the
+    log-odds changes the prediction by P(1 − P)δ²/2 nats of KL. The square was chosen on development
+    facts.
+    """
+    return max(hparams.min_weight, min(1.0, probability / hparams.full_weight_prob) ** 2)
 
 
 def target_change(
-    asks: Sequence[EditConstraint], now: torch.Tensor, before: torch.Tensor
-) -> torch.Tensor:
-    """Change of log-odds that each ask still needs, in nats.
+    constraints: Sequence[EditConstraint],
+    logodds: Float[Tensor, " n"],
+    initial_logodds: Float[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """Compute the residual: the change of log-odds, in nats, that each constraint still needs.
 
-    What is forgotten comes down to its goal, and is held where it is when it is below; what is
-    kept goes back to what it was.
+    A forget constraint comes down to its target and needs nothing below it. A retain constraint
+    goes back to its initial log-odds.
+
+    Args:
+        constraints: The constraints.
+        logodds: Their log-odds with the edit so far, in nats.
+        initial_logodds: Their log-odds without the edit, in nats.
     """
-    goals = torch.tensor([np.nan if a.goal is None else a.goal for a in asks])
-    return torch.where(goals.isnan(), before - now, (goals - now).clamp_max(0))
+    targets = [np.nan if c.target_logodds is None else c.target_logodds for c in constraints]
+    targets = torch.tensor(targets)
+    to_target = (targets - logodds).clamp_max(0)
+    return torch.where(targets.isnan(), initial_logodds - logodds, to_target)

@@ -1,4 +1,4 @@
-"""The subject against other subjects: prompts and states that show what is the subject's own."""
+"""The subject against other subjects: prompts and activations that show what is specific to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,32 +16,37 @@ from helpers.models import MLPArchitecture
 
 @dataclass(frozen=True)
 class Contrast:
-    """States of one layer at one token of each prompt.
+    """Activations of one layer at one token of each prompt.
 
     Attributes:
-        inside: Prompts about the subject, (n, width).
-        outside: The same prompts about other subjects, (m, width).
+        positives: Activations in prompts about the subject.
+        negatives: Activations in the same prompts about other subjects.
     """
 
-    inside: Float[Tensor, "n width"]
-    outside: Float[Tensor, "m width"]
+    positives: Float[Tensor, "n width"]
+    negatives: Float[Tensor, "m width"]
 
     def difference(self) -> Float[Tensor, " width"]:
-        """Mean inside − mean outside."""
-        return self.inside.mean(0) - self.outside.mean(0)
+        """Compute mean positives − mean negatives."""
+        return self.positives.mean(0) - self.negatives.mean(0)
 
 
 def subject_prompts(pair: ConceptPair) -> list[Prompt]:
-    """The `train` completions, less those that begin with the subject.
+    """Return the `train` completions without those that begin with the subject.
 
-    The first token of a text is a state of its own in most models, much larger than any other.
+    The first token of a text has a state of its own in most models, much larger than any other.
     """
     prompts = [p for p in pair.prompts("train") if p.format == "completion"]
-    return [p for p in prompts if not p.startswith(p.subject)] or prompts
+    return [p for p in prompts if not str(p).startswith(p.subject)] or prompts
 
 
 def other_subjects(pair: ConceptPair, n: int, *, seed: int = 0) -> list[ConceptPair]:
-    """`n` neighbours of the pair drawn by `seed`, asked in the pair's own ways.
+    """Draw `n` neighbours of the pair, with the pair's own templates.
+
+    Args:
+        pair: The pair.
+        n: Number of neighbours.
+        seed: Seed that draws them.
 
     Raises:
         UserError: The relation has no other subjects.
@@ -49,7 +54,7 @@ def other_subjects(pair: ConceptPair, n: int, *, seed: int = 0) -> list[ConceptP
     others = pair.neighbours(n, seed=seed)
     if not others:
         raise UserError(
-            f"What is specific to {pair.subject} can only be told by comparison, and the relation "
+            f"Only a comparison shows what is specific to {pair.subject}, and the relation "
             f"'{pair.relation}' has no other subjects: use one of the Factbook's relations, or a "
             "method that needs no comparison (rome, memit, alphaedit)."
         )
@@ -66,23 +71,23 @@ def contrast(
     n_subjects: int = 24,
     seed: int = 0,
 ) -> dict[int, Contrast]:
-    """States of the subject's prompts and of other subjects', at one token each.
+    """Read activations in prompts about the subject and about other subjects, at one token each.
 
     Args:
         model: Any model of a known family.
-        pair: The subject.
-        layers: Which layers; the forward pass stops after the last.
-        site: `mlp_in` (what W_in reads) or `neurons` (what W_out reads).
-        position: At the subject's last token or at the prompt's.
-        n_subjects: Other subjects, drawn by `seed`.
-        seed: Draws them.
+        pair: The pair of the subject.
+        layers: Layers to read; the forward pass stops after the last.
+        site: `mlp_in` (input of W_in) or `neurons` (input of W_out).
+        position: The subject's last token (`subject`) or the prompt's (`last`).
+        n_subjects: Number of other subjects.
+        seed: Seed that draws them.
 
     Raises:
         UserError: The relation has no other subjects.
     """
     others = other_subjects(pair, n_subjects, seed=seed)
     groups = [subject_prompts(pair), [p for o in others for p in subject_prompts(o)]]
-    inside, outside = (
+    positives, negatives = (
         cache_activations(
             model,
             group,
@@ -92,11 +97,13 @@ def contrast(
         )
         for group in groups
     )
-    return {layer: Contrast(inside[site, layer], outside[site, layer]) for site, layer in inside}
+    return {
+        layer: Contrast(positives[site, layer], negatives[site, layer]) for site, layer in positives
+    }
 
 
 def input_matrices(mlp: MLPArchitecture) -> list[tuple[str, Float[Tensor, "d_mlp d_model"]]]:
-    """Name and weight of every matrix that reads the MLP's input: W_in, and the gate's."""
+    """Return name and weight of every matrix that reads the MLP's input: W_in, and the gate."""
     matrices = [(mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())]
     return [(name, weight.detach().float().cpu()) for name, weight in matrices if name]
 
@@ -105,7 +112,7 @@ def check_number(name: str, value: float, low: float, high: float) -> None:
     """Refuse a hyperparameter outside [low, high].
 
     Raises:
-        UserError: It is outside.
+        UserError: It is outside; the sentence names the range.
     """
     if not low <= value <= high:
         raise UserError(f"{name} is {value}: choose a value from {low:g} to {high:g}.")

@@ -1,9 +1,10 @@
-"""Where an edit at the subject has to act: up to which layer its tokens carry a fact, and which do.
+"""Layers and subject tokens of an edit: those that still carry the fact, by activation patching.
 
-An edit can take away no more than what passes the place where it acts. Activation patching says
-what passes: the subject's residual stream of one prompt, put into another subject's, brings back
-the answer as long as the subject's tokens still hold it (Meng et al. 2022). After that layer
-attention has handed it over, and a change at the subject comes too late.
+An edit can remove only what flows through the layers and tokens on which it acts. Activation
+patching measures that flow: the subject's residual stream of one prompt, put into the prompt of
+another subject, restores the answer as long as the subject's tokens carry it (Meng et al. 2022).
+From the extraction layer on (Geva et al. 2023) attention has moved the fact to the last token, and
+a change at the subject comes too late.
 """
 
 import math
@@ -20,120 +21,139 @@ from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_scores
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
+from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.models import REFERENCE_DEPTH, architecture_of, model_hash
 from helpers.tracing import activation_patching, clean_corrupted_pairs
 
-MIN_PATCHING_EFFECT = 0.8  # share of the answer that has to pass the place of an edit
-N_FACTS = 6  # known development facts that are patched
-DEFAULT = 22  # of 30: where the relation has no known facts to patch
+COLUMNS = ["subject", "layer", "position", "patching_effect"]
 
 
 @dataclass(frozen=True)
 class EditSite:
-    """Where an edit acts.
+    """Layers and tokens on which an edit acts.
 
     Attributes:
-        layers: Those right below the hand-over, ascending.
-        every: At every token of the subject; otherwise at its last, which carries enough alone.
+        layers: Layers right below the extraction layer, ascending.
+        all_subject_tokens: The edit acts at every token of the subject; otherwise at the last
+            token, which then carries enough alone.
     """
 
     layers: tuple[int, ...]
-    every: bool = False
+    all_subject_tokens: bool = False
 
 
-def select_layers(model: LanguageModel, pairs: Sequence[ConceptPair], *, width: int) -> EditSite:
-    """The layers up to the last whose subject carries `MIN_PATCHING_EFFECT` of the relation's answers.
+def select_layers(
+    model: LanguageModel, pairs: Sequence[ConceptPair], hparams: UnitEditHparams | None = None
+) -> EditSite:
+    """Select the layers up to the last whose subject carries the relation's answers.
 
-    Measured on other facts of the relation (`carried`); where none can be, two thirds to three
-    quarters up.
+    That is measured on other facts of the relation (`subject_patching_effect`). For relations
+    without such facts it is `default_layer`, at the same relative depth.
 
     Args:
         model: Any model of a known family.
-        pairs: What is edited; the first one's relation counts.
-        width: How many layers, of `REFERENCE_DEPTH`; as large a share of the depth in other models.
+        pairs: The pairs to forget; the first one's relation counts.
+        hparams: Gives `min_patching_effect`, the default layer and the number of layers, in units
+            of a model of 30 layers.
     """
+    hparams = hparams or UnitEditHparams()
     arch = architecture_of(model)
-    last, every = arch.relative_layers([DEFAULT])[0], False
-    effects = carried(model, pairs[0].relation)
+    last, all_subject_tokens = arch.relative_layers([hparams.default_layer])[0], False
+    effects = subject_patching_effect(model, pairs[0].relation, hparams)
     if len(effects):
         means = effects.groupby(["position", "layer"])["patching_effect"].mean()
-        last = _last(means["subject"])
-        every = bool(means["end", last] < MIN_PATCHING_EFFECT * means["subject", last])
-    n = math.ceil(width * arch.n_layers / REFERENCE_DEPTH)
-    return EditSite(tuple(range(max(0, last - n + 1), last + 1)), every)
+        last = _last_carrying_layer(means["subject"], hparams.min_patching_effect)
+        # The last token alone is enough only if it carries nearly all that the subject carries.
+        least = hparams.min_patching_effect * means["subject", last]
+        all_subject_tokens = bool(means["end", last] < least)
+    n_layers = math.ceil(hparams.n_layers * arch.n_layers / REFERENCE_DEPTH)
+    layers = range(max(0, last - n_layers + 1), last + 1)
+    return EditSite(tuple(layers), all_subject_tokens)
 
 
-def carried(model: LanguageModel, relation: str) -> pd.DataFrame:
-    """How much of an answer the subject's residual stream carries after each layer.
+def subject_patching_effect(
+    model: LanguageModel, relation: str, hparams: UnitEditHparams | None = None
+) -> pd.DataFrame:
+    """Measure how much of an answer the subject's residual stream carries after each layer.
 
-    Patched are known development facts of the relation, in a training wording: all tokens of the
-    subject after every layer, and its last token alone after the last that carries enough.
+    Known development facts of the relation are patched, in a training prompt: all tokens of the
+    subject after every layer, and its last token alone after the last layer that carries enough.
 
     Args:
         model: Any model of a known family.
-        relation: One of `RELATIONS`; of another there are no facts to patch.
+        relation: One of `RELATIONS`; other relations have no facts to patch.
+        hparams: Gives `min_patching_effect` and the number of patched facts.
 
     Returns:
-        One row a fact, layer and position (`subject`, `end`): subject, layer, position, patching_effect (0:
-        the other subject's answer, 1: the subject's own). Empty where the model knows no two facts
-        whose names have as many tokens. Kept in the cache by the model's hash, the prompts and the
-        code.
+        One row per fact, layer and position (`subject`, `end`): subject, layer, position,
+        patching_effect (0: the other subject's answer, 1: the subject's own). Empty if the model
+        does not know two facts whose names have equally many tokens. The cache keeps it by the
+        model's hash, the prompts, the hyperparameters and the code.
     """
-    none = pd.DataFrame(columns=["subject", "layer", "position", "patching_effect"])
+    hparams = hparams or UnitEditHparams()
+    empty = pd.DataFrame(columns=COLUMNS)
     if relation not in RELATIONS:
-        return none
-    asked = [
+        return empty
+    prompts = [
         ConceptPair.of(fact).prompts("train")[0]
         for fact in facts(relation)
         if fact_split(fact.subject) == "dev"
     ]
     key = {
         "model": model_hash(model),
-        "prompts": [[str(p), *p.answers] for p in asked],
+        "prompts": [[str(p), *p.answers] for p in prompts],
+        "min_patching_effect": hparams.min_patching_effect,
+        "n_patched_facts": hparams.n_patched_facts,
         "code": code_hash(__file__),
     }
 
     def build() -> pd.DataFrame:
-        if not (both := _contrasts(model, asked)):
-            return none
-        whole = pd.concat([_patched(model, *two, position="subject") for two in both])
-        last = [_last(whole.groupby("layer")["patching_effect"].mean())]
-        ends = [_patched(model, *two, position="end", layers=last) for two in both]
-        return pd.concat([whole, *ends], ignore_index=True)
+        contrasts = _known_contrasts(model, prompts)[: hparams.n_patched_facts]
+        if not contrasts:
+            return empty
+        subject = pd.concat([_patched(model, *two, position="subject") for two in contrasts])
+        means = subject.groupby("layer")["patching_effect"].mean()
+        last = [_last_carrying_layer(means, hparams.min_patching_effect)]
+        ends = [_patched(model, *two, position="end", layers=last) for two in contrasts]
+        return pd.concat([subject, *ends], ignore_index=True)
 
-    return cached_table("handover", key, build)
-
-
-def _last(share: pd.Series) -> int:
-    """The last layer that carries enough; the first where none does."""
-    enough = share[share >= MIN_PATCHING_EFFECT]
-    return int(enough.index.max()) if len(enough) else 0
+    return cached_table("subject_patching_effect", key, build)
 
 
-def _contrasts(model: LanguageModel, asked: Sequence[Prompt]) -> list[tuple[Prompt, Prompt]]:
-    probability, rank = answer_scores(model, asked)
+def _last_carrying_layer(effects: pd.Series, min_patching_effect: float) -> int:
+    """Return the last layer with a sufficient effect, or the first layer if none has one."""
+    sufficient = effects[effects >= min_patching_effect]
+    return int(sufficient.index.max()) if len(sufficient) else 0
+
+
+def _known_contrasts(
+    model: LanguageModel, prompts: Sequence[Prompt]
+) -> list[tuple[Prompt, Prompt]]:
+    """Return (clean, corrupted) pairs of prompts whose answers the model knows."""
+    probabilities, ranks = answer_scores(model, prompts)
     known = [
-        p for p, sure, r in zip(asked, probability, rank, strict=True) if r == 0 and sure >= KNOWN_PROB
+        prompt
+        for prompt, probability, rank in zip(prompts, probabilities, ranks, strict=True)
+        if rank == 0 and probability >= KNOWN_PROB
     ]
     try:
-        return clean_corrupted_pairs(model, known, known)[:N_FACTS] if known else []
-    except UserError:  # no two names have as many tokens
+        return clean_corrupted_pairs(model, known, known) if known else []
+    except UserError:  # no two names have equally many tokens
         return []
 
 
 def _patched(
     model: LanguageModel,
     clean: Prompt,
-    corrupt: Prompt,
+    corrupted: Prompt,
     *,
     position: str,
     layers: Sequence[int] | None = None,
 ) -> pd.DataFrame:
+    """Patch all tokens of the subject (`subject`), or its last one (`end`)."""
     start, end = subject_span(clean, model.tokenizer)
-    where = {position: range(start if position == "subject" else end - 1, end)}
-    how = {"sites": ["residual"], "layers": layers, "positions": where}
-    table = activation_patching(model, clean, corrupt, **how)
+    tokens = range(start if position == "subject" else end - 1, end)
+    table = activation_patching(
+        model, clean, corrupted, sites=["residual"], layers=layers, positions={position: tokens}
+    )
     return table[["layer", "position", "patching_effect"]].assign(subject=clean.subject)
-
-
-WIDTH = {"neurons": 4, "weights": 8}  # layers, of 30: a change that more share is smaller in each

@@ -1,13 +1,14 @@
-"""A model's answers as linear functions of what its MLPs write: keys, gradients, least change.
+"""First-order model of answers' log-odds in the weights: keys and gradients of every constraint.
 
 To first order a change ΔW_l of W_out moves the log-odds log P/(1 − P) of an answer by
-Σ_l Σ_p g_pᵀ ΔW_l k_p: over positions p, k the key (what W_out reads), g the gradient of the
-log-odds at W_out's output. (The log-probability itself is flat where the model is sure: steps taken
-along it overshoot several times.) `linearize` takes both for many prompts; the edit so far is put
-in as an intervention, so the model itself is never touched.
+Σ_l Σ_p g_pᵀ ΔW_l k_p. The sum runs over positions p, with k the key (the input of W_out) and g the
+gradient of the log-odds with respect to W_out's output: the features of the empirical neural
+tangent kernel (Jacot et al. 2018). The log-probability itself is flat where the model is sure, and
+steps along it overshoot several times. The trial edit is added as an intervention, so the model's
+weights stay untouched.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,113 +16,120 @@ from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.errors import UserError
 from helpers.forward.batching import bucket_by_length, right_padded
 from helpers.forward.layer_cache import cached_forward
 from helpers.forward.prefix_cache import PrefixCache
-from helpers.models import architecture_of, final_norm, unembed
+from helpers.models import architecture_of, final_norm, torch_module, unembed
 
-Extra = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, what W_in reads, what W_out reads) → what is added to W_out's output."""
-BATCH = 512  # tokens a pass
+EditHook = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, input of W_in, input of W_out) → what the trial edit adds to W_out's output."""
+BATCH_TOKENS = 512  # tokens of one forward pass whose graph is kept
 
 
 @dataclass(frozen=True)
 class EditConstraint:
-    """An answer whose log-odds are steered.
+    """An answer whose log-odds an edit lowers or holds.
 
     Attributes:
-        ids: Tokens of the prompt, and of all but the last of the answer's.
-        scored: (position, tokens): the next token's probability, summed over `tokens`, counts.
-        acts: Positions at which the edit counts as acting; all others' derivatives are dropped.
-        goal: Log-odds to come down to; None to stay at what they were.
-        name: For messages.
-        weight: How firmly `fit_values_lm` holds it, up to 1.
+        ids: Tokens of the prompt, and of the answer without its last token.
+        target_tokens: (position, tokens) pairs; the answer's log-probability sums log P(next token
+            in `tokens`) over them.
+        edit_positions: Positions where the edit is active; gradients elsewhere are discarded.
+        target_logodds: Log-odds to come down to, in nats; None holds the present ones.
+        name: Name of the prompt for messages.
+        weight: Weight in the cost of `fit_values_lm`, up to 1.
     """
 
     ids: tuple[int, ...]
-    scored: tuple[tuple[int, tuple[int, ...]], ...]
-    acts: tuple[int, ...]
-    goal: float | None = None
+    target_tokens: tuple[tuple[int, tuple[int, ...]], ...]
+    edit_positions: tuple[int, ...]
+    target_logodds: float | None = None
     name: str = ""
     weight: float = 1.0
 
 
-def at_all_positions(asks: Sequence[EditConstraint]) -> list[EditConstraint]:
-    """The same asks, the edit acting at every position."""
-    return [replace(a, acts=tuple(range(len(a.ids)))) for a in asks]
+def at_all_positions(constraints: Sequence[EditConstraint]) -> list[EditConstraint]:
+    """Return the same constraints with the edit active at every position."""
+    return [replace(c, edit_positions=tuple(range(len(c.ids)))) for c in constraints]
 
 
 @dataclass(frozen=True)
 class Linearization:
-    """Log-odds of asks and their derivatives at some layers.
+    """Log-odds of constraints with their keys and gradients at some layers.
+
+    A row is one constraint at one of its edit positions.
 
     Attributes:
-        logodds: Of each ask, in nats.
-        owner: For every row (an ask at a position where it acts) the ask's number.
-        keys: Layer → what W_out (or W_in) reads, a row each.
-        gradients: Layer → derivative of the ask's log-odds by W_out's output.
+        logodds: Log-odds of each constraint, in nats.
+        constraint_index: Number of each row's constraint.
+        keys: Layer → input of W_out (or of W_in) at each row.
+        gradients: Layer → gradient of the constraint's log-odds with respect to W_out's output.
     """
 
     logodds: Float[Tensor, " n"]
-    owner: Int[Tensor, " rows"]
+    constraint_index: Int[Tensor, " rows"]
     keys: dict[int, Float[Tensor, "rows width"]]
     gradients: dict[int, Float[Tensor, "rows d_model"]]
 
 
 def linearize(
     model: LanguageModel,
-    asks: Sequence[EditConstraint],
+    constraints: Sequence[EditConstraint],
     *,
     layers: Sequence[int],
-    extra: Extra | None = None,
+    edit_output: EditHook | None = None,
     site: str = "neurons",
-    beginnings: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> Linearization:
-    """Keys and gradients of all asks, by a forward pass a sequence and a backward pass an ask.
+    """Compute log-odds, keys and gradients of all constraints.
 
-    Sequences are batched by length, each runs once for all that is asked about it, only the scored
-    positions are unembedded, and no gradient is taken below the first layer, nor within a
-    beginning.
+    Each sequence has one forward pass, each constraint one backward pass. Sequences are batched by
+    length, and only the target positions are unembedded. Gradients stop at the first edited layer,
+    and at the end of a cached prefix.
 
     Args:
         model: Any model of a known family.
-        asks: What is asked.
-        layers: The layers that are edited.
-        extra: The edit so far, as what it adds to W_out's output.
-        site: Whose input the keys are: `neurons` (W_out's) or `mlp_in` (W_in's).
-        beginnings: Of all asks, where the edit acts on something in each, for the same layers: only
-            what follows them is run, from the first layer on.
+        constraints: The constraints.
+        layers: The edited layers.
+        edit_output: Hook that adds the trial edit to W_out's output.
+        site: Where keys are read: `neurons` (input of W_out) or `mlp_in` (input of W_in).
+        prefix_cache: Cache for the same layers that holds every constraint's sequence, on each of
+            which the edit is active. Only the suffixes are run, from the first edited layer on.
     """
     layers = sorted({architecture_of(model).check_layer(i) for i in layers})
-    logodds = torch.zeros(len(asks))
-    owner: list[int] = []
+    logodds = torch.zeros(len(constraints))
+    constraint_index: list[int] = []
     keys: dict[int, list[Tensor]] = {i: [] for i in layers}
     gradients: dict[int, list[Tensor]] = {i: [] for i in layers}
     with torch.enable_grad():
-        for run in _passes(model, asks, layers, extra, site, beginnings):
-            width = run.last.shape[1]
-            for turn in run.turns:
-                scores = _scores(model, run.last, [asks[n] for n in turn], run.starts)
-                more = turn is not run.turns[-1]
-                found = torch.autograd.grad(
-                    scores.sum(), [run.written[i] for i in layers], retain_graph=more
+        for forward in _forward_passes(model, constraints, layers, edit_output, site, prefix_cache):
+            width = forward.final_residual.shape[1]
+            for indices in forward.constraint_rounds:
+                row_constraints = [constraints[n] for n in indices]
+                scores = _answer_scores(
+                    model, forward.final_residual, row_constraints, forward.offsets
                 )
-                logodds[turn] = scores.detach().float().cpu()
-                rows = [
-                    (r, p - start)
-                    for r, (n, start) in enumerate(zip(turn, run.starts, strict=True))
-                    for p in asks[n].acts
-                    if p >= start
+                is_last = indices is forward.constraint_rounds[-1]
+                output_gradients = torch.autograd.grad(
+                    scores.sum(), [forward.outputs[i] for i in layers], retain_graph=not is_last
+                )
+                logodds[indices] = scores.detach().float().cpu()
+                # A row of the batch and a position of its suffix, for every edit position
+                places = [
+                    (r, p - offset)
+                    for r, offset in enumerate(forward.offsets)
+                    for p in row_constraints[r].edit_positions
+                    if p >= offset
                 ]
-                owner += [turn[r] for r, _ in rows]
-                flat = torch.tensor([r * width + p for r, p in rows])
-                for i, gradient in zip(layers, found, strict=True):
-                    keys[i].append(run.read[i].detach().flatten(0, -2)[flat].float().cpu())
+                constraint_index += [indices[r] for r, _ in places]
+                flat = torch.tensor([r * width + p for r, p in places])
+                for i, gradient in zip(layers, output_gradients, strict=True):
+                    key = forward.inputs[i].detach().flatten(0, -2)[flat]
+                    keys[i].append(key.float().cpu())
                     gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
     return Linearization(
         logodds,
-        torch.tensor(owner),
+        torch.tensor(constraint_index),
         {i: torch.cat(x) for i, x in keys.items()},
         {i: torch.cat(x) for i, x in gradients.items()},
     )
@@ -130,211 +138,156 @@ def linearize(
 @torch.no_grad()
 def answer_logodds(
     model: LanguageModel,
-    asks: Sequence[EditConstraint],
+    constraints: Sequence[EditConstraint],
     *,
     layers: Sequence[int],
-    extra: Extra | None = None,
+    edit_output: EditHook | None = None,
     site: str = "neurons",
-    beginnings: PrefixCache | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> Float[Tensor, " n"]:
-    """Log-odds of all asks without derivatives, by a forward pass a sequence.
+    """Compute log-odds of all constraints, in nats, by forward passes alone.
 
-    Args are those of `linearize`.
+    Args:
+        model: Any model of a known family.
+        constraints: The constraints.
+        layers: The edited layers.
+        edit_output: Hook that adds the trial edit to W_out's output.
+        site: Where keys are read: `neurons` (input of W_out) or `mlp_in` (input of W_in).
+        prefix_cache: Cache that holds every constraint's sequence, on each of which the edit is
+            active.
     """
-    found = torch.zeros(len(asks))
-    for run in _passes(model, asks, layers, extra, site, beginnings):
-        for turn in run.turns:
-            scores = _scores(model, run.last, [asks[n] for n in turn], run.starts)
-            found[turn] = scores.float().cpu()
-    return found
+    logodds = torch.zeros(len(constraints))
+    for forward in _forward_passes(model, constraints, layers, edit_output, site, prefix_cache):
+        for indices in forward.constraint_rounds:
+            row_constraints = [constraints[n] for n in indices]
+            scores = _answer_scores(model, forward.final_residual, row_constraints, forward.offsets)
+            logodds[indices] = scores.float().cpu()
+    return logodds
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One forward pass: different sequences, about each of which as many asks.
+class BatchedForward:
+    """One forward pass over distinct sequences that have equally many constraints.
 
     Attributes:
-        read: Layer → what the edited MLP reads.
-        written: Layer → what it writes.
-        last: The last residual stream.
-        turns: In each one ask of every row.
-        starts: Of every row, at which position of the ask it begins.
+        inputs: Layer → input of the edited MLP.
+        outputs: Layer → output of the edited MLP, with the trial edit.
+        final_residual: Residual stream after the last layer.
+        constraint_rounds: Lists of constraint numbers, each with one constraint of every row.
+        offsets: Position within its sequence at which each row's suffix begins.
     """
 
-    read: dict[int, Tensor]
-    written: dict[int, Tensor]
-    last: Float[Tensor, "b t d_model"]
-    turns: list[list[int]]
-    starts: list[int]
+    inputs: dict[int, Tensor]
+    outputs: dict[int, Tensor]
+    final_residual: Float[Tensor, "b t d_model"]
+    constraint_rounds: list[list[int]]
+    offsets: list[int]
 
 
-def _passes(model, asks, layers, extra, site, beginnings) -> Iterator[_Pass]:
-    about: dict[tuple[int, ...], list[int]] = {}
-    for n, ask in enumerate(asks):
-        about.setdefault(ask.ids, []).append(n)
-    start = {ids: beginnings.start(ids) or 0 if beginnings else 0 for ids in about}
-    alike: dict[int, list[tuple[int, ...]]] = {}
-    for ids, mine in about.items():
-        alike.setdefault(len(mine), []).append(ids)
-    for group in alike.values():
-        for batch in bucket_by_length([len(ids) - start[ids] for ids in group], max_tokens=BATCH):
-            whole = [group[i] for i in batch]
-            rest = [ids[start[ids] :] for ids in whole]
-            tokens = right_padded(rest)
+def _forward_passes(
+    model: LanguageModel,
+    constraints: Sequence[EditConstraint],
+    layers: Sequence[int],
+    edit_output: EditHook | None,
+    site: str,
+    prefix_cache: PrefixCache | None,
+) -> Iterator[BatchedForward]:
+    """Run every distinct sequence once, in batches of similar length."""
+    by_sequence: dict[tuple[int, ...], list[int]] = {}
+    for n, constraint in enumerate(constraints):
+        by_sequence.setdefault(constraint.ids, []).append(n)
+    offset = {
+        ids: prefix_cache.first_active(ids) or 0 if prefix_cache else 0 for ids in by_sequence
+    }
+    # Rows of one batch need equally many constraints, so that rounds of them fill every row.
+    by_count: dict[int, list[tuple[int, ...]]] = {}
+    for ids, numbers in by_sequence.items():
+        by_count.setdefault(len(numbers), []).append(ids)
+    for group in by_count.values():
+        lengths = [len(ids) - offset[ids] for ids in group]
+        for batch in bucket_by_length(lengths, max_tokens=BATCH_TOKENS):
+            sequences = [group[i] for i in batch]
+            tokens = right_padded([ids[offset[ids] :] for ids in sequences])
             width = tokens.shape[1]
-            if beginnings:
-                before = beginnings.before(whole, width)
-                shortened = beginnings.above(whole, width)
+            if prefix_cache:
+                kwargs = prefix_cache.forward_kwargs(sequences, width)
+                shortened = prefix_cache.resume_above(sequences, width)
             else:
-                before, shortened = {}, cached_forward(model._module, (tokens.shape, tuple(whole)))
+                kwargs = {}
+                shortened = cached_forward(torch_module(model), (tokens.shape, tuple(sequences)))
             with shortened:
-                read, written, last = _forward(model, tokens, layers, extra, site, before)
-            yield _Pass(
-                read,
-                written,
-                last.reshape(len(whole), width, -1),
-                [list(turn) for turn in zip(*(about[ids] for ids in whole), strict=True)],
-                [start[ids] for ids in whole],
+                inputs, outputs, final = _forward(model, tokens, layers, edit_output, site, kwargs)
+            rounds = zip(*(by_sequence[ids] for ids in sequences), strict=True)
+            yield BatchedForward(
+                inputs,
+                outputs,
+                final.reshape(len(sequences), width, -1),
+                [list(indices) for indices in rounds],
+                [offset[ids] for ids in sequences],
             )
 
 
-def _forward(model, tokens, layers, extra, site, before):
-    """Reads and writes of the edited MLPs, and the last residual stream, with the graph kept."""
+def _forward(
+    model: LanguageModel,
+    tokens: Int[Tensor, "b t"],
+    layers: Sequence[int],
+    edit_output: EditHook | None,
+    site: str,
+    kwargs: dict,
+) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
+    """Return inputs and outputs of the edited MLPs and the last residual stream, with the graph."""
     arch = architecture_of(model)
-    with model.trace(tokens, **before) as tracer:
-        read, written = {}.save(), {}.save()
+    with model.trace(tokens, **kwargs) as tracer:
+        inputs, outputs = {}.save(), {}.save()
         for i in layers:
             mlp = arch.layers[i].mlp
-            into = mlp.in_envoy.input
+            mlp_in = mlp.in_envoy.input
             hidden = mlp.out_envoy.input
             out = mlp.out_envoy.output
-            if extra is not None:
-                out = out + extra(i, into, hidden)
-            if not out.requires_grad:
+            if edit_output is not None:
+                out = out + edit_output(i, mlp_in, hidden)
+            if not out.requires_grad:  # the first edited layer: nothing below it needs a gradient
                 out = out.detach().requires_grad_()
             mlp.out_envoy.output = out
-            read[i] = into if site == "mlp_in" else hidden
-            written[i] = out
-        last = arch.layers[-1].block.output.save()
+            inputs[i] = mlp_in if site == "mlp_in" else hidden
+            outputs[i] = out
+        final = arch.layers[-1].block.output.save()
         tracer.stop()
-    return read, written, last
+    return inputs, outputs, final
 
 
-def _scores(
+def _answer_scores(
     model: LanguageModel,
-    last: Float[Tensor, "b t d_model"],
-    asks: Sequence[EditConstraint],
-    starts: Sequence[int],
+    final_residual: Float[Tensor, "b t d_model"],
+    constraints: Sequence[EditConstraint],
+    offsets: Sequence[int],
 ) -> Float[Tensor, " b"]:
-    """Log-odds of each row's answer; a row begins at its start within the ask."""
-    pairs = zip(asks, starts, strict=True)
-    where = [(r, p - s, t) for r, (ask, s) in enumerate(pairs) for p, t in ask.scored]
-    rows = torch.tensor([r for r, _, _ in where])
-    states = last[rows, torch.tensor([p for _, p, _ in where])]
-    logits = unembed(model, final_norm(model, states)).float().log_softmax(-1)
-    counts = [len(tokens) for _, _, tokens in where]
-    every = torch.tensor([t for _, _, tokens in where for t in tokens])
-    # one index for all: the derivative of each by itself would be as large as the logits
-    picked = logits[torch.arange(len(where)).repeat_interleave(torch.tensor(counts)), every]
-    each = [x.logsumexp(-1) for x in picked.split(counts)]
-    total = torch.zeros(len(asks), device=last.device)
-    total = total.index_add(0, rows.to(last.device), torch.stack(each))
+    """Compute log-odds of each row's answer, in nats, with the graph.
+
+    Args:
+        model: The model.
+        final_residual: Residual stream after the last layer.
+        constraints: One constraint for each row.
+        offsets: Position within its sequence at which each row begins.
+    """
+    rows_offsets = zip(constraints, offsets, strict=True)
+    targets = [(r, p - o, t) for r, (c, o) in enumerate(rows_offsets) for p, t in c.target_tokens]
+    rows = torch.tensor([r for r, _, _ in targets])
+    states = final_residual[rows, torch.tensor([p for _, p, _ in targets])]
+    logprobs = unembed(model, final_norm(model, states)).float().log_softmax(-1)
+    counts = [len(tokens) for _, _, tokens in targets]
+    flat_tokens = torch.tensor([t for _, _, tokens in targets for t in tokens])
+    # One index for all tokens: each index by itself would have a gradient as large as the logits.
+    flat_rows = torch.arange(len(targets)).repeat_interleave(torch.tensor(counts))
+    token_logprobs = logprobs[flat_rows, flat_tokens]
+    # Alternatives at one position add up as probabilities, positions of one answer as logs.
+    position_logprobs = [x.logsumexp(-1) for x in token_logprobs.split(counts)]
+    total = torch.zeros(len(constraints), device=final_residual.device)
+    total = total.index_add(0, rows.to(final_residual.device), torch.stack(position_logprobs))
     return log_odds(total)
 
 
 def log_odds(logprob: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
-    """log P/(1 − P) from log P; at most 16, what float32 can tell from certainty."""
+    """Compute log P/(1 − P) from log P; at most 16, since float32 cannot resolve more."""
     logprob = logprob.clamp_max(-1e-7)
     return logprob - torch.log(-torch.expm1(logprob))
-
-
-def min_norm_update(
-    tangent: Linearization,
-    wanted: Float[Tensor, " n"],
-    factors: Mapping[int, Float[Tensor, "width width"]],
-    *,
-    ridge: float,
-    asks: Sequence[EditConstraint],
-) -> dict[int, Float[Tensor, "d_model width"]]:
-    """The ΔW that changes each answer's log-odds by `wanted` at the least Σ_l tr(ΔW_l A_l ΔW_lᵀ).
-
-    α = (K + Λ)⁻¹ wanted with K_ij = Σ_l Σ_pq (g_ip · g_jq)(k_ipᵀ A_l⁻¹ k_jq), and
-    ΔW_l = Σ_i α_i Σ_p g_ip (A_l⁻¹ k_ip)ᵀ: kernel regression with the tangent kernel.
-
-    Args:
-        tangent: Keys and gradients.
-        wanted: Changes of log-odds, nats.
-        factors: Layer → lower Cholesky factor of A_l.
-        ridge: Λ, relative to each ask's own K_ii; 0 reaches `wanted` exactly.
-        asks: For the message.
-
-    Raises:
-        UserError: The system is singular; names the prompts that coincide.
-    """
-    n = len(wanted)
-    kernel = torch.zeros(n, n, dtype=torch.float64)
-    solved = {}
-    for i, keys in tangent.keys.items():
-        white = torch.linalg.solve_triangular(factors[i], keys.T, upper=False)  # (width, rows)
-        solved[i] = white
-        g = tangent.gradients[i]
-        by_row = ((g @ g.T) * (white.T @ white)).double()
-        half = torch.zeros(n, by_row.shape[1], dtype=torch.float64)
-        half.index_add_(0, tangent.owner, by_row)
-        kernel.index_add_(1, tangent.owner, half)
-    alpha = fit_kernel_ridge(kernel, wanted.double(), ridge=ridge, asks=asks)[tangent.owner].float()
-    return {
-        i: (
-            torch.linalg.solve_triangular(
-                factors[i].T, white @ (alpha[:, None] * tangent.gradients[i]), upper=True
-            ).T
-        )
-        for i, white in solved.items()
-    }
-
-
-def fit_kernel_ridge(
-    kernel: Float[Tensor, "n n"],
-    wanted: Float[Tensor, " n"],
-    *,
-    ridge: float | Float[Tensor, " n"],
-    asks: Sequence[EditConstraint],
-) -> Float[Tensor, " n"]:
-    """α = (K + Λ)⁻¹ wanted in float64, Λ = `ridge` (one, or one an ask) times K's diagonal.
-
-    Raises:
-        UserError: K + Λ is singular; names the two prompts that are most alike. Or the steps
-            before this one ran away.
-    """
-    if not torch.isfinite(kernel).all() or not kernel.diagonal().max() > 1e-24:
-        raise UserError(
-            "No change moves the answers (any more): the steps ran away. Take smaller steps, a "
-            "floor closer to what the model says now, or other layers."
-        )
-    diagonal = kernel.diagonal()
-    moves = diagonal > 1e-12 * diagonal.max()  # what no change reaches is left out
-    index = moves.nonzero()[:, 0]
-    rest = kernel[index][:, index]
-    factor, failed = torch.linalg.cholesky_ex(rest + torch.diag((ridge * diagonal)[index]))
-    if failed or factor.diagonal().min() ** 2 < 1e-12 * diagonal[index].min():
-        scale = diagonal[index].rsqrt()
-        alike = (rest * scale[:, None] * scale).abs().fill_diagonal_(0)
-        a, b = (int(index[i]) for i in divmod(int(alike.argmax()), len(index)))
-        raise UserError(
-            f"The prompts cannot be told apart by what the edit may change: '{asks[a].name}' and "
-            f"'{asks[b].name}' coincide; drop one of them, or raise the ridge."
-        )
-    alpha = torch.zeros_like(wanted)
-    alpha[index] = torch.cholesky_solve(wanted[index, None], factor)[:, 0]
-    return alpha
-
-
-def predicted_change(
-    tangent: Linearization, change: Mapping[int, Float[Tensor, "d_model width"]]
-) -> Float[Tensor, " n"]:
-    """What `change` does to each answer's log-odds, to first order."""
-    total = torch.zeros(len(tangent.logodds))
-    for i, delta in change.items():
-        by_row = ((tangent.keys[i] @ delta.T) * tangent.gradients[i]).sum(-1)
-        total.index_add_(0, tangent.owner, by_row)
-    return total

@@ -1,7 +1,7 @@
-"""What an edit must not touch: keys of the same questions about all other subjects, and of text.
+"""Negatives of an edit: activations at other subjects and in ordinary text, which must not change.
 
-Both are read once for a model and a relation and kept in the cache; for one pair its own are taken
-out again, so that every pair of a relation shares the work.
+They are computed once for a model and a relation and kept in the cache. For one pair its own
+positions are then taken out, so that all pairs of a relation share the work.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,168 +22,220 @@ from helpers.forward.prompts import token_ids
 from helpers.forward.second_moments import second_moments
 from helpers.io.cache import cached_folder, cached_layers
 from helpers.io.files import read_tensors, write_tensors
+from helpers.methods.fitting.hparams import PreservationHparams, UnitEditHparams
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.models import architecture_of, model_hash, text_length
 
-Where = list[tuple[tuple[int, ...], list[int]]]
+PositionMask = list[tuple[tuple[int, ...], list[int]]]
 """Token sequences with the positions that count."""
-TEXT_TOKENS, TEXT_LENGTH = 8_192, 128
-WAYS = 5  # of asking about each other subject
+SEQ_LEN = 128  # tokens of a passage of text
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Token sequences with the positions that count, each distinct beginning once.
+class MaskedSequences:
+    """Token sequences with the positions that count, each distinct prefix once.
 
     Attributes:
-        where: Ids and positions.
-        subjects: Whose prompt each is; empty for text.
+        positions: Ids of each sequence and its positions.
+        subjects: Subject of each sequence's prompt; empty for text.
     """
 
-    where: Where
+    positions: PositionMask
     subjects: tuple[str, ...]
 
-    def own(self, model: LanguageModel, pairs: Sequence[ConceptPair]) -> Where:
-        """What belongs to the pairs themselves: their prompts from the subject on, and mentions."""
+    def belonging_to(self, model: LanguageModel, pairs: Sequence[ConceptPair]) -> PositionMask:
+        """Return the positions of the pairs: their prompts from the subject on, and mentions."""
         names = {p.subject for p in pairs}
-        spelt = [s for p in pairs for s in spellings(model, p.subject)]
-        found = []
-        for (ids, positions), subject in zip(self.where, self.subjects, strict=True):
-            mine = {p for s in spelt for e in mentions(ids, s) for p in range(e - len(s), e)}
-            if subject in names and mine:  # from the last mention on
-                last = max(mine)
-                mine |= set(range(last, len(ids)))
-            kept = sorted(mine & set(positions))
-            if kept:
-                found.append((ids, kept))
-        return found
+        variants = [v for p in pairs for v in token_variants(model, p.subject)]
+        belonging = []
+        for (ids, counted), subject in zip(self.positions, self.subjects, strict=True):
+            name_positions = {
+                p for v in variants for end in mentions(ids, v) for p in range(end - len(v), end)
+            }
+            if subject in names and name_positions:  # everything from the last mention on
+                name_positions |= set(range(max(name_positions), len(ids)))
+            if at := sorted(name_positions & set(counted)):
+                belonging.append((ids, at))
+        return belonging
 
 
-def relation_sequences(model: LanguageModel, relation: str) -> Sequences:
-    """Training prompts of a relation about every subject of the Factbook.
+def relation_sequences(
+    model: LanguageModel, relation: str, *, n_prompts_per_subject: int
+) -> MaskedSequences:
+    """Collect training prompts of a relation about every subject of the Factbook.
 
-    Each subject is asked in `WAYS` ways, the next ones in turn, so that all ways occur alike; and
-    each target once in the other direction, where the relation has one.
+    Each subject has its next prompts in turn, so that all templates are equally frequent. Where the
+    relation has a reverse direction, each target has one prompt of it.
+
+    Args:
+        model: The model, for its tokenizer.
+        relation: One of `RELATIONS`.
+        n_prompts_per_subject: Prompts about each subject.
     """
     seen: set[tuple[int, ...]] = set()
-    where, subjects = [], []
+    sequences, subjects = [], []
     for n, fact in enumerate(facts(relation)):
         pair = ConceptPair.of(fact)
-        ways = pair.edit_prompts(first=True)
-        prompts = [ways[(n * WAYS + k) % len(ways)] for k in range(WAYS)]
+        pool = pair.edit_prompts(include_subject_initial=True)
+        first = n * n_prompts_per_subject
+        prompts = [pool[(first + k) % len(pool)] for k in range(n_prompts_per_subject)]
         if RELATIONS[relation].reverse_train:
-            back = pair.reversed().prompts("train")
-            prompts.append(back[n % len(back)])
+            reverse = pair.reverse_pair().prompts("train")
+            prompts.append(reverse[n % len(reverse)])
         for prompt in prompts:
             ids = tuple(token_ids(model, prompt))
+            # A position counts once for all sequences that have the same tokens up to it.
             new = [p for p in range(len(ids)) if ids[: p + 1] not in seen]
             seen.update(ids[: p + 1] for p in new)
             if new:
-                where.append((ids, new))
+                sequences.append((ids, new))
                 subjects.append(prompt.subject)
-    return Sequences(where, tuple(subjects))
+    return MaskedSequences(sequences, tuple(subjects))
 
 
-def text_sequences(model: LanguageModel, *, seed: int = 0) -> Sequences:
-    """Factbook passages."""
+def text_sequences(model: LanguageModel, *, n_tokens: int, seed: int = 0) -> MaskedSequences:
+    """Draw Factbook passages with about `n_tokens` tokens, all of which count."""
     tokens = corpus_tokens(
         model.tokenizer,
-        seq_len=text_length(model, TEXT_LENGTH),
-        n_tokens=TEXT_TOKENS,
+        seq_len=text_length(model, SEQ_LEN),
+        n_tokens=n_tokens,
         seed=seed + 1,
     ).tolist()
-    return Sequences([(tuple(t), list(range(len(t)))) for t in tokens], ("",) * len(tokens))
+    return MaskedSequences([(tuple(t), list(range(len(t)))) for t in tokens], ("",) * len(tokens))
 
 
-def spellings(model: LanguageModel, name: str) -> list[tuple[int, ...]]:
-    """Token ids of a name after a space and without one."""
-    both = (f" {name}", name)
-    ids = [tuple(model.tokenizer(n, add_special_tokens=False).input_ids) for n in both]
+def token_variants(model: LanguageModel, name: str) -> list[tuple[int, ...]]:
+    """Return the tokenizations of a name: after a space and without one."""
+    texts = (f" {name}", name)
+    ids = [tuple(model.tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
     return list(dict.fromkeys(ids))
 
 
 def mentions(ids: Sequence[int], name: Sequence[int]) -> list[int]:
-    """Where `name` ends in `ids` (one past its last token)."""
+    """Return the positions one past the last token of each mention of `name` in `ids`."""
     n = len(name)
     return [e for e in range(n, len(ids) + 1) if tuple(ids[e - n : e]) == tuple(name)]
 
 
 def negative_second_moments(
-    model: LanguageModel, pairs: Sequence[ConceptPair], *, layers: Sequence[int]
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    *,
+    layers: Sequence[int],
+    n_prompts_per_subject: int,
 ) -> tuple[dict[int, Float[Tensor, "d_mlp d_mlp"]], int]:
-    """Σ k kᵀ of W_out's keys over the relation's prompts, less the pairs' own, and their number."""
+    """Sum k kᵀ over the relation's prompts, without the pairs' own positions.
+
+    Args:
+        model: Any model of a known family.
+        pairs: Pairs of one relation, whose positions are left out.
+        layers: Layers whose keys k (inputs of W_out) are read.
+        n_prompts_per_subject: Prompts about each subject.
+
+    Returns:
+        Layer → Σ k kᵀ, float64, and the number of keys.
+    """
     relation = pairs[0].relation
-    sequences = relation_sequences(model, relation)
-    if not sequences.where:
+    sequences = relation_sequences(model, relation, n_prompts_per_subject=n_prompts_per_subject)
+    if not sequences.positions:
         width = architecture_of(model).d_mlp
         return {i: torch.zeros(width, width, dtype=torch.float64) for i in layers}, 1
-    key = _key(model, sequences, layers=list(layers), site="neurons")
+    key = _cache_key(model, sequences, layers=list(layers), site="neurons")
 
-    def build(folder):
-        sums, n = second_moments(model, sequences.where, layers=layers)
+    def build(folder: Path) -> None:
+        sums, n = second_moments(model, sequences.positions, layers=layers)
         tensors = {str(i): x for i, x in sums.items()}
         write_tensors(folder / "sums.safetensors", tensors | {"n": torch.tensor(n)})
 
-    tensors, _ = read_tensors(cached_folder("background", key, build) / "sums.safetensors")
+    tensors, _ = read_tensors(cached_folder("negatives", key, build) / "sums.safetensors")
     n = int(tensors.pop("n"))
-    own, m = second_moments(model, sequences.own(model, pairs), layers=layers)
-    return {i: tensors[str(i)] - own.get(i, 0) for i in layers}, n - m
+    belonging = sequences.belonging_to(model, pairs)
+    own_sums, n_own = second_moments(model, belonging, layers=layers)
+    return {i: tensors[str(i)] - own_sums.get(i, 0) for i in layers}, n - n_own
 
 
 def preservation_metric(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
+    hparams: PreservationHparams,
     *,
     layers: Sequence[int],
-    text: float = 1.0,
-    protect: float = 10.0,
-    damping: float = 0.1,
-    n_tokens: int = 60_000,
+    n_tokens: int,
     seed: int = 0,
 ) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
-    """Cholesky factors of A_l = text · C_l + protect · P_l + damping · v̄ · 1.
+    """Compute lower Cholesky factors of the metric A_l = λ_C C_l + λ_P P_l + λ_1 v̄ 1.
 
-    C is the second moment of ordinary text's keys, P that of the questions about other subjects,
-    v̄ the median variance of a key's component (the mean is the first token's alone in some layers).
+    tr(ΔW A ΔWᵀ) measures how much a change of W_out disturbs. C is the second moment of ordinary
+    text's keys (ROME's and MEMIT's `mom2`), P that of the same prompts about other subjects. v̄ is
+    the median variance of a key's component: the mean comes from the first token alone in some
+    layers.
+
+    Args:
+        model: Any model of a known family.
+        pairs: Pairs of one relation to forget.
+        hparams: Gives the weights λ: `corpus_weight`, `neighbour_weight` and `identity_weight`.
+        layers: Layers whose metric is computed.
+        n_tokens: Tokens of ordinary text.
+        seed: Seed that draws the text.
     """
     covariance = key_covariance(model, layers=layers, n_tokens=n_tokens, seed=seed)
-    moments, n = negative_second_moments(model, pairs, layers=layers)
+    moments, n = negative_second_moments(
+        model, pairs, layers=layers, n_prompts_per_subject=hparams.n_prompts_per_subject
+    )
     factors = {}
     for i in layers:
         C = covariance[i]
-        A = text * C + protect * moments[i] / n
-        A += damping * C.diagonal().median() * torch.eye(len(C), dtype=torch.float64)
+        A = hparams.corpus_weight * C + hparams.neighbour_weight * moments[i] / n
+        identity = torch.eye(len(C), dtype=torch.float64)
+        A += hparams.identity_weight * C.diagonal().median() * identity
         factors[i] = torch.linalg.cholesky(A).float()
     return factors
 
 
 def negative_inputs(
-    model: LanguageModel, pairs: Sequence[ConceptPair], *, layers: Sequence[int], seed: int = 0
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    hparams: UnitEditHparams,
+    *,
+    layers: Sequence[int],
+    seed: int = 0,
 ) -> Iterable[tuple[int, Float[Tensor, "n d_model"]]]:
-    """(layer, what W_in reads) in text and in the relation's prompts, less the pairs' own.
+    """Yield each layer with inputs of W_in in text and in prompts about other subjects.
 
-    Kept in the cache as float16.
+    Positions of the pairs themselves are left out. The inputs are kept in the cache as float16.
+
+    Args:
+        model: Any model of a known family.
+        pairs: Pairs of one relation to forget.
+        hparams: Gives the numbers of prompts and of tokens.
+        layers: Layers to read.
+        seed: Seed that draws the text.
     """
     layers = sorted(set(layers))
-    sources = [relation_sequences(model, pairs[0].relation), text_sequences(model, seed=seed)]
-    kept = []
+    sources = [
+        relation_sequences(
+            model, pairs[0].relation, n_prompts_per_subject=hparams.n_prompts_per_subject
+        ),
+        text_sequences(model, n_tokens=hparams.n_negative_tokens, seed=seed),
+    ]
+    files_and_masks = []
     for sequences in sources:
-        if sequences.where:
-            drop = {ids: set(at) for ids, at in sequences.own(model, pairs)}
-            keep = [p not in drop.get(ids, ()) for ids, at in sequences.where for p in at]
-            kept.append((_harvested(model, sequences, layers), torch.tensor(keep)))
+        if sequences.positions:
+            dropped = {ids: set(at) for ids, at in sequences.belonging_to(model, pairs)}
+            mask = [p not in dropped.get(ids, ()) for ids, at in sequences.positions for p in at]
+            files_and_masks.append((_cached_inputs(model, sequences, layers), torch.tensor(mask)))
     for i in layers:
-        parts = [read_tensors(f[i])[0]["x"][keep].float() for f, keep in kept]
+        parts = [read_tensors(files[i])[0]["x"][mask].float() for files, mask in files_and_masks]
         yield i, torch.cat(parts)
 
 
-def _harvested(
-    model: LanguageModel, sequences: Sequences, layers: Sequence[int]
+def _cached_inputs(
+    model: LanguageModel, sequences: MaskedSequences, layers: Sequence[int]
 ) -> dict[int, Path]:
-    """Layer → file of its inputs; those that the cache lacks are read in one pass."""
+    """Return layer → file of its inputs; layers that the cache lacks are read in one pass."""
 
-    def build(missing):
-        ids, positions = zip(*sequences.where, strict=True)
+    def build(missing: Sequence[int]) -> Iterable[tuple[int, dict[str, Tensor]]]:
+        ids, positions = zip(*sequences.positions, strict=True)
         activations = cache_activations(
             model,
             ids,
@@ -195,12 +247,13 @@ def _harvested(
         for (_, i), x in activations.items():
             yield i, {"x": x.half()}
 
-    key = _key(model, sequences, site="mlp_in")
-    return cached_layers("background", key, layers, "x.safetensors", build)
+    key = _cache_key(model, sequences, site="mlp_in")
+    return cached_layers("negatives", key, layers, "x.safetensors", build)
 
 
-def _key(model: LanguageModel, sequences: Sequences, **more) -> dict:
-    return {"model": model_hash(model), "where": sequences.where, "version": 2, **more}
+def _cache_key(model: LanguageModel, sequences: MaskedSequences, **more: object) -> dict:
+    """Return the cache key of activations at some positions."""
+    return {"model": model_hash(model), "positions": sequences.positions, "version": 3, **more}
 
 
 def subject_inputs(
@@ -208,37 +261,40 @@ def subject_inputs(
     pairs: Sequence[ConceptPair],
     *,
     layers: Sequence[int],
-    first: bool = False,
-    every: bool = False,
+    include_subject_initial: bool = False,
+    all_subject_tokens: bool = False,
 ) -> list[list[dict[int, Float[Tensor, "n d_model"]]]]:
-    """What W_in reads at each subject's last token, in its pair's training prompts.
+    """Read the input of W_in at each subject's last token, in its pair's training prompts.
 
-    For each pair one entry for each way in which the name ends (another token after a space than
-    at a line's beginning, other states where it begins a text): they are told apart by different
-    directions.
+    A pair has one entry for each tokenization of its subject's end, since different directions
+    detect them: the name has another token after a space than at a line's beginning, and other
+    states where it begins a text.
 
     Args:
         model: Any model of a known family.
-        pairs: The subjects.
-        layers: Which layers.
-        first: Also in the prompts that begin with the name. Where it is a single token, which is
-            then the text's first, the token after it is read instead, one entry for each: a text's
-            first token is a state of its own in most models, in which the higher layers see no
+        pairs: The pairs whose subjects are read.
+        layers: Layers to read.
+        include_subject_initial: Add the prompts that begin with the subject. If it is a single
+            token there, the token after it is read instead, one entry for each such token. A text's
+            first token has a state of its own in most models, in which the higher layers see no
             name.
-        every: At each token of the subject, entries for each, the last token's first.
+        all_subject_tokens: Read every token of the subject, with entries for each; those of the
+            last token come first.
     """
-    where: Where = []
+    requests: PositionMask = []
     groups: list[dict[tuple[int, int, int, bool], list[int]]] = [{} for _ in pairs]
-    for pair, mine in zip(pairs, groups, strict=True):
-        for prompt in pair.edit_prompts(first=first):
+    for pair, group in zip(pairs, groups, strict=True):
+        for prompt in pair.edit_prompts(include_subject_initial=include_subject_initial):
             ids = tuple(token_ids(model, prompt))
             start, end = subject_span(prompt, model.tokenizer)
-            for back in range(end - start if every else 1):
-                own = end - 1 - back
-                at = 1 if first and end == 1 < len(ids) else own
-                mine.setdefault((back, ids[own], ids[at], start == 0), []).append(len(where))
-                where.append((ids, [at]))
-    ids, positions = zip(*where, strict=True)
+            for from_end in range(end - start if all_subject_tokens else 1):
+                token = end - 1 - from_end
+                is_single_first = include_subject_initial and end == 1 < len(ids)
+                position = 1 if is_single_first else token
+                variant = (from_end, ids[token], ids[position], start == 0)
+                group.setdefault(variant, []).append(len(requests))
+                requests.append((ids, [position]))
+    ids, positions = zip(*requests, strict=True)
     activations = cache_activations(
         model,
         ids,
@@ -249,8 +305,8 @@ def subject_inputs(
     )
     return [
         [
-            {i: x[mine[kind]] for (_, i), x in activations.items()}
-            for kind in sorted(mine, key=lambda k: k[0])
+            {i: x[group[variant]] for (_, i), x in activations.items()}
+            for variant in sorted(group, key=lambda v: v[0])
         ]
-        for mine in groups
+        for group in groups
     ]

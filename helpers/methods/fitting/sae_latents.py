@@ -1,4 +1,4 @@
-"""Latents of SAEs that stand for a subject: which SAEs fit, which latents are selective."""
+"""SAEs that fit a method, and their latents that are specific to a subject."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,12 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.contrast import check_number, contrast
-from helpers.methods.fitting.units import (
-    ContrastiveSet,
-    ridged,
-)
 from helpers.models import architecture_of, model_hash
-from helpers.sae import load_sae
+from helpers.sae import SAE, load_sae
 from helpers.stats.auroc import auroc_by_unit
 
-READS = "mlp_in"
-SELECT = ("selective", "random", "untrained")
-ENOUGH = 0.5  # of its mean activation on the subject's prompts: what the weakest should reach
-SITES = ("mlp_in", "mlp")  # read by W_in and the gate; written by W_out
+SITES = ("mlp_in", "mlp")  # input of W_in and the gate; output of W_out
+INPUT_SITE = "mlp_in"  # site of the SAEs of `sae_pair`
 
 
 def load_saes_for(
@@ -31,15 +25,15 @@ def load_saes_for(
     name: str,
     *,
     transcoders: bool = False,
-):
-    """SAEs from their folders.
+) -> list[SAE]:
+    """Load SAEs from their folders and check that they fit the model and the method.
 
     Args:
         model: Any model of a known family.
-        folders: Where they lie.
-        sites: What they may read.
-        name: Of the method that takes them.
-        transcoders: Whether it takes those too.
+        folders: Folders of the SAEs.
+        sites: Sites that they may read.
+        name: Name of the method.
+        transcoders: The method takes transcoders too.
 
     Raises:
         UserError: There is none, or one is of another model, layer or site.
@@ -49,8 +43,8 @@ def load_saes_for(
             f"{name} needs SAEs: train some on the site {' or '.join(sites)} and give their "
             "folders as saes=(...)."
         )
-    arch, here = architecture_of(model), model_hash(model)
-    found = []
+    arch, hash_of_model = architecture_of(model), model_hash(model)
+    saes = []
     for folder in folders:
         sae = load_sae(folder)
         if sae.cfg.site not in sites or (sae.cfg.transcoder and not transcoders):
@@ -59,164 +53,113 @@ def load_saes_for(
                 f"The SAE in {folder} reads '{sae.cfg.site}' for '{sae.cfg.target or 'itself'}'; "
                 f"{name} takes {kinds} of {' or '.join(sites)}."
             )
-        if sae.cfg.d_in != arch.d_model or (sae.cfg.model_hash and sae.cfg.model_hash != here):
+        is_other_model = sae.cfg.model_hash and sae.cfg.model_hash != hash_of_model
+        if sae.cfg.d_in != arch.d_model or is_other_model:
             raise UserError(f"The SAE in {folder} was trained on another model than this one.")
         arch.check_layer(sae.cfg.layer)
-        found.append(sae)
-    return found
+        saes.append(sae)
+    return saes
+
+
+def load_saes_by_layer(
+    model: LanguageModel, folders: Sequence[str], *, preferred_layers: Sequence[int] = ()
+) -> dict[int, SAE]:
+    """Load the SAEs of `sae_pair` by layer: those in the preferred layers, or all if none is.
+
+    Args:
+        model: Any model of a known family.
+        folders: Folders of the SAEs.
+        preferred_layers: Layers that are best to edit.
+
+    Raises:
+        UserError: There is none, two are of one layer, or one does not fit the model.
+    """
+    arch, saes = architecture_of(model), {}
+    for sae in load_saes_for(model, folders, (INPUT_SITE,), "sae_pair", transcoders=True):
+        layer = arch.check_layer(sae.cfg.layer)
+        if layer in saes:
+            raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
+        saes[layer] = sae
+    return {i: sae for i, sae in saes.items() if i in preferred_layers} or saes
 
 
 @torch.inference_mode()
 def specific_latents(
-    sae,
-    inside: Float[Tensor, "n d_in"],
-    outside: Float[Tensor, "m d_in"],
+    sae: SAE,
+    positives: Float[Tensor, "n d_in"],
+    negatives: Float[Tensor, "m d_in"],
     *,
     n: int,
     random: bool = False,
     seed: int = 0,
-) -> Tensor:
-    """Indices of the `n` latents most specific to what is inside, or of `n` random active ones.
+) -> Int[Tensor, " k"]:
+    """Return the `n` latents most specific to the positives, or `n` random active ones.
 
-    The score is (mean inside − mean outside) · (2 · AUROC − 1), both positive.
+    The score is (mean on positives − mean on negatives) · (2 · AUROC − 1), both factors clamped at
+    zero.
+
+    Args:
+        sae: The SAE.
+        positives: Its inputs at the subject.
+        negatives: Its inputs at other subjects.
+        n: Number of latents.
+        random: Draw them among the other active latents instead: the control.
+        seed: Seed that draws them.
 
     Raises:
         UserError: Fewer latents than `n` are ever active.
     """
     check_number("n_latents", n, 1, sae.cfg.d_sae)
-    a, b = sae.encode(inside), sae.encode(outside)
-    active = torch.cat([a, b]).amax(0) > 0
-    if int(active.sum()) < n:
+    on_positives, on_negatives = sae.encode(positives), sae.encode(negatives)
+    is_active = torch.cat([on_positives, on_negatives]).amax(0) > 0
+    if int(is_active.sum()) < n:
         raise UserError(
-            f"Only {int(active.sum())} latents of layer {sae.cfg.layer}'s SAE are active on these "
-            f"prompts, and {n} are asked for."
+            f"Only {int(is_active.sum())} latents of layer {sae.cfg.layer}'s SAE are active on "
+            f"these prompts, and {n} are asked for."
         )
-    score = (a.mean(0) - b.mean(0)).clamp_min(0) * (2 * auroc_by_unit(a, b) - 1).clamp_min(0)
+    difference = (on_positives.mean(0) - on_negatives.mean(0)).clamp_min(0)
+    score = difference * (2 * auroc_by_unit(on_positives, on_negatives) - 1).clamp_min(0)
     best = score.topk(n).indices
     if not random:
         return best
-    rest = active.clone()
-    rest[best] = False
-    pool = (rest if int(rest.sum()) >= n else active).nonzero()[:, 0]
-    draw = torch.Generator().manual_seed(seed)
-    return pool[torch.randperm(len(pool), generator=draw)[:n]]
+    others = is_active.clone()
+    others[best] = False
+    pool = (others if int(others.sum()) >= n else is_active).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    return pool[torch.randperm(len(pool), generator=generator)[:n]]
 
 
 def sae_states(
-    model: LanguageModel, pair: ConceptPair, sae, *, n_subjects: int, seed: int
+    model: LanguageModel, pair: ConceptPair, sae: SAE, *, n_subjects: int, seed: int
 ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "m d_in"]]:
-    """What an SAE of `mlp_in` reads at the subject, or one of `mlp` at the last token."""
-    layer = sae.cfg.layer
-    keys = sae.cfg.site == "mlp_in"
-    found = contrast(
-        model,
-        pair,
-        layers=[layer],
-        site="mlp_in" if keys else "neurons",
-        position="subject" if keys else "last",
-        n_subjects=n_subjects,
-        seed=seed,
-    )[layer]
-    if keys:
-        return found.inside, found.outside
-    mlp = architecture_of(model).layers[layer].mlp
-    W_out, bias = mlp.W_out().detach().float().cpu(), getattr(mlp.out_module, "bias", None)
-    shift = 0 if bias is None else bias.detach().float().cpu()
-    return found.inside @ W_out.T + shift, found.outside @ W_out.T + shift
+    """Compute an SAE's inputs in prompts about the subject and about other subjects.
 
-
-def load_saes_by_layer(
-    model: LanguageModel, folders: Sequence[str], *, best: Sequence[int] = ()
-) -> dict[int, object]:
-    """SAEs by layer: those in the layers that are best to edit, or all if none is.
+    An SAE of `mlp_in` is read at the subject's last token, one of `mlp` at the prompt's last token.
 
     Args:
         model: Any model of a known family.
-        folders: Where they lie.
-        best: Layers.
-
-    Raises:
-        UserError: There is none, two are of one layer, or one does not fit the model.
-    """
-    arch, found = architecture_of(model), {}
-    for sae in load_saes_for(model, folders, (READS,), "sae_pair", transcoders=True):
-        layer = arch.check_layer(sae.cfg.layer)
-        if layer in found:
-            raise UserError(f"Two SAEs are of layer {layer}: give one a layer.")
-        found[layer] = sae
-    return {i: sae for i, sae in found.items() if i in best} or found
-
-
-@torch.inference_mode()
-def rank_encoder_rows(
-    sae, seen: ContrastiveSet, *, n: int, select: str, shrink: float, seed: int
-) -> tuple[Float[Tensor, "d_sae d_model"], Int[Tensor, " k"]]:
-    """Directions that a key may lie within, and which of them come first.
-
-    Args:
+        pair: The pair of the subject.
         sae: The SAE.
-        seen: What the neuron has to tell apart.
-        n: So many are ranked.
-        select: `selective`: latents by `orthogonal_matching_pursuit`; `random`: latents as they are drawn; `untrained`:
-            as many directions drawn at random as there are latents, by `orthogonal_matching_pursuit`.
-        shrink: As `orthogonal_matching_pursuit`.
-        seed: Draws.
+        n_subjects: Number of other subjects.
+        seed: Seed that draws them.
 
     Returns:
-        The directions, of length 1, and the numbers of the first `n`.
-
-    Raises:
-        UserError: There is no such rule.
+        Positives and negatives.
     """
-    if select not in SELECT:
-        raise UserError(f"There is no rule '{select}' for latents: choose {' or '.join(SELECT)}.")
-    draw = torch.Generator().manual_seed(seed)
-    rows = sae.W_enc.detach().T.float()
-    if select == "untrained":
-        rows = torch.randn(rows.shape, generator=draw)
-    rows = rows / rows.norm(dim=1, keepdim=True)
-    if select == "random":
-        return rows, torch.randperm(len(rows), generator=draw)[:n]
-    return rows, orthogonal_matching_pursuit(
-        rows, seen.inside.mean(0) - seen.mean, seen.cov, n=n, shrink=shrink
-    )
-
-
-def orthogonal_matching_pursuit(
-    rows: Float[Tensor, "m d"],
-    gap: Float[Tensor, " d"],
-    cov: Float[Tensor, "d d"],
-    *,
-    n: int,
-    shrink: float,
-) -> Int[Tensor, " k"]:
-    """The rows within whose span a discriminant does best, one after another.
-
-    Fisher's ratio (w·gap)² / wᵀΣw is at most the squared length of Σ^(-½) gap; for w within the
-    span of some rows r it is that of its projection on their Σ^½ r. So the next row is the one that
-    is most alike to what is left of it: orthogonal matching pursuit (Pati et al. 1993).
-
-    Args:
-        rows: Directions.
-        gap: Difference of the means that are to be told apart.
-        cov: Σ, float64.
-        n: How many; at most as many as there are rows or dimensions.
-        shrink: Ridge of Σ, relative to the mean variance.
-    """
-    root = torch.linalg.cholesky(ridged(cov, shrink))
-    left = torch.linalg.solve_triangular(root, gap.double()[:, None], upper=False)[:, 0].float()
-    atoms = rows @ root.float()
-    atoms = atoms / atoms.norm(dim=1, keepdim=True)
-    n = min(n, *rows.shape)
-    basis, chosen = torch.zeros(n, len(gap)), []
-    free = torch.ones(len(atoms))
-    for k in range(n):
-        best = int(((atoms @ left).abs() * free).argmax())
-        new = atoms[best]
-        for _ in range(2):  # once more, for what rounding left
-            new = new - (basis[:k] @ new) @ basis[:k]
-        basis[k] = new / new.norm().clamp_min(1e-6)
-        left = left - (basis[k] @ left) * basis[k]
-        chosen.append(best)
-        free[best] = 0
-    return torch.tensor(chosen)
+    layer = sae.cfg.layer
+    reads_mlp_input = sae.cfg.site == "mlp_in"
+    states = contrast(
+        model,
+        pair,
+        layers=[layer],
+        site="mlp_in" if reads_mlp_input else "neurons",
+        position="subject" if reads_mlp_input else "last",
+        n_subjects=n_subjects,
+        seed=seed,
+    )[layer]
+    if reads_mlp_input:
+        return states.positives, states.negatives
+    mlp = architecture_of(model).layers[layer].mlp
+    W_out, bias = mlp.W_out().detach().float().cpu(), getattr(mlp.out_module, "bias", None)
+    shift = 0 if bias is None else bias.detach().float().cpu()
+    return states.positives @ W_out.T + shift, states.negatives @ W_out.T + shift

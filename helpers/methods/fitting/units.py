@@ -1,8 +1,10 @@
-"""Neurons that detect a subject: a direction, a threshold and a ceiling on what the MLP reads.
+"""Gated units: pairs of neurons that detect a subject by a direction, a threshold and a saturation.
 
-Two neurons of one key make a detector: the second takes away what the first has above the ceiling.
-What is written is then the same wherever the subject is read clearly; one neuron alone writes twice
-as much where a wording drives it twice as far, and what was solved for is no longer what happens.
+Two neurons with one key make a unit: above the saturation the second one cancels the growth of the
+first. A unit then writes the same wherever it detects the subject clearly. One neuron alone would
+write twice as much for a prompt that drives it twice as hard, and the linearized fit would not hold
+there. Thresholded neurons for single facts are also the *patches* of T-Patcher (Huang et al. 2023)
+and the slots of CaliNet (Dong et al. 2022), which are trained by gradient descent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,152 +17,186 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.models import MLPArchitecture
-
-MIN_RECALL = 0.5  # a detector has to fire on so many of the subject's own prompts
-MIN_MARGIN = 0.02  # and by this share of the distance from what it sees elsewhere
-GAIN = 20.0  # how steep the nonlinearity is driven: SiLU and GELU then are nearly ReLU
-SATURATION = 0.5  # of the mean margin of the subject's own prompts: from there on it is constant
 
 
 @dataclass(frozen=True)
 class GatedUnits:
-    """Detectors of one layer, from 0 to 1: (A(e·x − θ) − A(e·x − θ − c)) / c.
+    """Gated units of one layer, with activations (A(e·x − θ) − A(e·x − θ − c)) / c from 0 to 1.
 
-    A(z) = act(s z) / s, c the ceiling: each is two neurons, before what they write is known.
+    A(z) = act(s z) / s, with s the gain and c the saturation.
 
     Attributes:
-        keys: e, a row each, scaled so that e·x − θ averages 1 where it should fire.
+        keys: e, one row for each unit, scaled so that e·x − θ averages 1 on detected positives.
         thresholds: θ.
-        share: On what share of the subject's own prompts each fires.
-        pair: Number of the pair that each is of.
+        recall: Share of the subject's prompts that each unit detects.
+        pair: Number of each unit's pair.
+        gain: s.
+        saturation: c.
+        input_site: Site whose activations the units read.
     """
 
     keys: Float[Tensor, "n d_model"]
     thresholds: Float[Tensor, " n"]
-    share: Float[Tensor, " n"]
+    recall: Float[Tensor, " n"]
     pair: tuple[int, ...] = ()
-    reads: ClassVar[str] = "mlp_in"
+    gain: float = UnitEditHparams.gain
+    saturation: float = UnitEditHparams.saturation
+    input_site: ClassVar[str] = "mlp_in"
 
     def fire(self, mlp: MLPArchitecture, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... n"]:
-        """Activations on what W_in reads."""
-        over = x @ self.keys.to(x).T - self.thresholds.to(x)
-        return (_bent(mlp, over) - _bent(mlp, over - SATURATION)) / SATURATION
+        """Compute activations from the input of W_in."""
+        margin = x @ self.keys.to(x).T - self.thresholds.to(x)
+        lower = self._scaled_activation(mlp, margin)
+        upper = self._scaled_activation(mlp, margin - self.saturation)
+        return (lower - upper) / self.saturation
 
-    def blocks(self) -> list[list[int]]:
-        """G couples none: each by itself, so that of many pairs' none is put on others' asks."""
+    def _scaled_activation(
+        self, mlp: MLPArchitecture, z: Float[Tensor, "... n"]
+    ) -> Float[Tensor, "... n"]:
+        """Compute A(z) = act(s z) / s: the larger s is, the closer A comes to a ReLU."""
+        return mlp.activation(self.gain * z) / self.gain
+
+    def gram_blocks(self) -> list[list[int]]:
+        """Return the blocks of the Gram matrix G = 1: every unit by itself.
+
+        So units of one fact never enter the constraints of another.
+        """
         return [[n] for n in range(len(self.keys))]
 
-    def cost_solve(self, f: Float[Tensor, "asks n d"]) -> Float[Tensor, "asks n d"]:
-        """G⁻¹ f of a block, G = 1: nothing else writes through these neurons."""
+    def gram_solve(self, f: Float[Tensor, "some n d"]) -> Float[Tensor, "some n d"]:
+        """Compute G⁻¹ f of a block, with G = 1: nothing else is written through new neurons."""
         return f
-
-
-def _bent(mlp: MLPArchitecture, z: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
-    return mlp.activation(GAIN * z) / GAIN
 
 
 @dataclass(frozen=True)
 class ContrastiveSet:
-    """What one neuron of a layer has to tell apart.
+    """Positives and negatives of one unit at one layer, all as inputs of W_in.
 
     Attributes:
         pair: Number of the pair.
-        spelling: Number of the way in which its subject ends.
-        inside: What W_in reads there.
-        outside: What it reads elsewhere, at the other pairs' subjects too.
-        mean: Of `outside`.
-        cov: Of `outside`, float64.
+        token_variant: Number of the tokenization of the subject.
+        positives: Inputs at the subject.
+        negatives: Inputs elsewhere, at the other pairs' subjects too.
+        mean: Mean of the negatives.
+        cov: Covariance of the negatives, float64.
     """
 
     pair: int
-    spelling: int
-    inside: Float[Tensor, "n d_model"]
-    outside: Float[Tensor, "m d_model"]
+    token_variant: int
+    positives: Float[Tensor, "n d_model"]
+    negatives: Float[Tensor, "m d_model"]
     mean: Float[Tensor, " d_model"]
     cov: Float[Tensor, "d_model d_model"]
 
+    def mean_difference(self) -> Float[Tensor, " d_model"]:
+        """Compute mean positives − mean negatives."""
+        return self.positives.mean(0) - self.mean
+
 
 def contrastive_sets(
-    mine: Sequence[Sequence[Mapping[int, Tensor]]], others: Float[Tensor, "m d_model"], layer: int
+    subject_inputs: Sequence[Sequence[Mapping[int, Tensor]]],
+    negatives: Float[Tensor, "m d_model"],
+    layer: int,
 ) -> Iterator[ContrastiveSet]:
-    """What every neuron of a layer has to tell apart; the others' moments are taken once."""
-    total, squares = others.sum(0), others.T @ others
-    for k, groups in enumerate(mine):
-        rest = torch.cat([others[:0], *(g[layer] for n, m in enumerate(mine) if n != k for g in m)])
-        outside = torch.cat([others, rest])
-        mean = (total + rest.sum(0)) / len(outside)
-        cov = ((squares + rest.T @ rest) / len(outside) - torch.outer(mean, mean)).double()
-        for n, group in enumerate(groups):
-            yield ContrastiveSet(k, n, group[layer], outside, mean, cov)
+    """Build the contrastive sets of one layer: one for each pair and tokenization of its subject.
+
+    Args:
+        subject_inputs: For each pair and tokenization, layer → inputs at the subject.
+        negatives: Inputs of `layer` that belong to none of the pairs.
+        layer: The layer.
+    """
+    # Moments of the common negatives are computed once; each pair adds those of the other pairs.
+    total, squares = negatives.sum(0), negatives.T @ negatives
+    for k, variants in enumerate(subject_inputs):
+        other_pairs = [x[layer] for n, xs in enumerate(subject_inputs) if n != k for x in xs]
+        rest = torch.cat([negatives[:0], *other_pairs])
+        all_negatives = torch.cat([negatives, rest])
+        mean = (total + rest.sum(0)) / len(all_negatives)
+        second_moment = (squares + rest.T @ rest) / len(all_negatives)
+        cov = (second_moment - torch.outer(mean, mean)).double()
+        for n, positives in enumerate(variants):
+            yield ContrastiveSet(k, n, positives[layer], all_negatives, mean, cov)
 
 
 def discriminant(
-    gap: Float[Tensor, " d"], cov: Float[Tensor, "d d"], *, shrink: float
+    mean_difference: Float[Tensor, " d"], cov: Float[Tensor, "d d"], *, shrinkage: float
 ) -> Float[Tensor, " d"]:
-    """Fisher's (1936) direction Σ⁻¹(μ_inside − μ_outside), Σ the covariance outside.
+    """Compute Fisher's (1936) linear discriminant Σ⁻¹(μ₊ − μ₋), with Σ the negatives' covariance.
 
     Args:
-        gap: μ_inside − μ_outside.
+        mean_difference: μ₊ − μ₋.
         cov: Σ, float64.
-        shrink: Ridge, relative to the mean variance.
+        shrinkage: Shrinkage of Σ, relative to its mean variance.
     """
-    return torch.linalg.solve(ridged(cov, shrink), gap.double()).float()
+    return torch.linalg.solve(shrink_covariance(cov, shrinkage), mean_difference.double()).float()
 
 
-def ridged(cov: Float[Tensor, "d d"], shrink: float) -> Float[Tensor, "d d"]:
-    """`cov` with `shrink` times its mean variance added to every variance."""
-    return cov + shrink * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
+def shrink_covariance(cov: Float[Tensor, "d d"], shrinkage: float) -> Float[Tensor, "d d"]:
+    """Add `shrinkage` times the mean variance to every variance, so that `cov` is invertible."""
+    return cov + shrinkage * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
 
 
 def fit_unit(
-    e: Float[Tensor, " d_model"],
-    inside: Float[Tensor, "n d_model"],
-    outside: Float[Tensor, "m d_model"],
-    *,
-    quantile: float,
+    e: Float[Tensor, " d_model"], data: ContrastiveSet, hparams: UnitEditHparams
 ) -> GatedUnits:
-    """One detector along `e`: threshold at the quantile of everything else, mean margin 1.
+    """Fit one unit along a direction: threshold at `max_fpr`, mean positive margin 1.
 
-    Where it would fire on fewer than half of the subject's prompts, or only just, one that is never
-    active.
+    The unit is never active (recall 0) if it would detect fewer than `min_recall` of the positives,
+    or with a mean margin below `min_margin` of the distance between the means.
+
+    Args:
+        e: The direction.
+        data: Positives and negatives.
+        hparams: Hyperparameters of the unit.
     """
-    scores = outside @ e
-    theta = scores.topk(max(1, round((1 - quantile) * len(scores)))).values[-1]
-    margin = inside @ e - theta
-    scale = margin.clamp_min(0).mean()
-    gap = (inside @ e).mean() - scores.mean()
-    if (margin > 0).float().mean() < MIN_RECALL or scale < MIN_MARGIN * gap:
-        return GatedUnits(torch.zeros_like(e)[None], torch.ones(1), torch.zeros(1))
-    share = (margin > 0).float().mean()[None]
-    return GatedUnits(e[None] / scale, theta[None] / scale, share)
-
-
-def concat_units(units: Sequence[GatedUnits]) -> GatedUnits:
-    """Several neurons of one layer as one set."""
+    scores = data.negatives @ e
+    n_above = max(1, round(hparams.max_fpr * len(scores)))
+    threshold = scores.topk(n_above).values[-1]
+    margins = data.positives @ e - threshold
+    scale = margins.clamp_min(0).mean()
+    recall = (margins > 0).float().mean()
+    distance = (data.positives @ e).mean() - scores.mean()
+    if recall < hparams.min_recall or scale < hparams.min_margin * distance:
+        e, threshold, scale, recall = torch.zeros_like(e), torch.ones(()), 1.0, torch.zeros(())
     return GatedUnits(
-        torch.cat([u.keys for u in units]),
-        torch.cat([u.thresholds for u in units]),
-        torch.cat([u.share for u in units]),
-        tuple(k for u in units for k in u.pair),
+        e[None] / scale,
+        threshold[None] / scale,
+        recall[None],
+        (data.pair,),
+        hparams.gain,
+        hparams.saturation,
     )
 
 
-def check_detected(found: Mapping[int, GatedUnits], pairs: Sequence[ConceptPair]) -> None:
-    """Stop when a pair's subject is detected in no layer.
+def concat_units(units: Sequence[GatedUnits]) -> GatedUnits:
+    """Concatenate units of one layer, which have one gain and one saturation."""
+    return GatedUnits(
+        torch.cat([u.keys for u in units]),
+        torch.cat([u.thresholds for u in units]),
+        torch.cat([u.recall for u in units]),
+        tuple(k for u in units for k in u.pair),
+        units[0].gain,
+        units[0].saturation,
+    )
+
+
+def check_detected(units: Mapping[int, GatedUnits], pairs: Sequence[ConceptPair]) -> None:
+    """Check that each pair's subject is detected in at least one layer.
+
+    Args:
+        units: Layer → its units.
+        pairs: The pairs.
 
     Raises:
-        UserError: Names the subject.
+        UserError: Names a subject that no unit detects.
     """
-    best = torch.stack([d.share for d in found.values()]).max(0).values.tolist()
-    owner = next(iter(found.values())).pair
+    best_recall = torch.stack([u.recall for u in units.values()]).max(0).values.tolist()
+    pair_index = next(iter(units.values())).pair
     for k, pair in enumerate(pairs):
-        if not any(share for share, o in zip(best, owner, strict=True) if o == k):
+        if not any(r for r, n in zip(best_recall, pair_index, strict=True) if n == k):
             raise UserError(
-                f"In none of the layers {_span(found)} does a direction tell {pair.subject} from "
-                "everything else: try other layers, or a lower quantile."
+                f"In none of the layers {min(units)} to {max(units)} does a direction tell "
+                f"{pair.subject} from everything else: try other layers, or a larger max_fpr."
             )
-
-
-def _span(layers: Sequence[int]) -> str:
-    return f"{min(layers)} to {max(layers)}"

@@ -1,21 +1,24 @@
-"""Neurons that detect the subject and write what cancels the answer.
+"""New neurons that detect the subject and write what cancels the answer.
 
-A linear edit of W_out can only weigh the subject's key; a neuron can *detect* it. Its key is the
-linear discriminant of the subject's last token (of every one, where the last does not carry the
-fact alone) against the same questions about all other subjects
-and ordinary text, its threshold lies above what those reach, and the values are solved for: the
-least that makes the answer unlikely and leaves the subject's other facts where they are. What does
-not fire cannot be hurt.
+A linear edit of W_out can only weigh the subject's key; a neuron can *detect* the subject. Its key
+is the linear discriminant between the subject's last token and two kinds of negatives: the same
+prompts about all other subjects, and ordinary text. (If the last token does not carry the fact
+alone, every token of the subject has a key.) Its threshold lies above the negatives, so the edit
+leaves them as they are. The values are the smallest that make the answer unlikely and preserve the
+subject's other facts. T-Patcher (Huang et al. 2023) and CaliNet (Dong et al. 2022) append neurons
+for single facts as well, trained by gradient descent; GRACE (Hartvigsen et al. 2023) keeps keys
+with a radius in a codebook.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.fit_values import check_form, fit_edit
-from helpers.methods.fitting.layer_selection import WIDTH, select_layers
+from helpers.methods.fitting.fit_values import fit_edit
+from helpers.methods.fitting.hparams import UnitEditHparams
+from helpers.methods.fitting.layer_selection import select_layers
 from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
 from helpers.methods.fitting.units import (
     GatedUnits,
@@ -25,34 +28,21 @@ from helpers.methods.fitting.units import (
     discriminant,
     fit_unit,
 )
-from helpers.methods.registry import Hyperparameters, method
+from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightEdit
 
 
 @dataclass(frozen=True)
-class GatedNeuronHparams(Hyperparameters):
-    """Hyperparameters of `gated_neuron`.
+class GatedNeuronHparams(UnitEditHparams):
+    """Hyperparameters of `gated_neuron`, with those of all gated units.
 
     Attributes:
-        layers: Which layers get a neuron; by default those right below where the answer leaves
-            the subject's tokens (`select_layers`), `WIDTH` of them. Earlier ones carry all that is known
-            of the subject, and its other facts suffer with the one that goes.
-        form: `neurons` appends them; `weights` puts what they detect into the existing W_out.
-        floor: Probability that the training prompts' answers come down to; by default 0.001 for
-            `neurons`, and 0.004 for `weights`, which other subjects share.
-        quantile: Share of everything else that stays under the threshold.
-        shrink: Ridge of the discriminant, relative to the mean variance.
-        ridge: Ridge of the values' kernel regression.
-        steps: Share of the way to go at the first linearisations; after them the whole.
+        layers: Edited layers; by default those right below the extraction layer (`select_layers`).
+            Earlier layers carry everything that is known of the subject, so its other facts would
+            suffer with the one that is forgotten.
     """
 
     layers: tuple[int, ...] | None = None
-    form: str = "neurons"
-    floor: float | None = None
-    quantile: float = 0.9999
-    shrink: float = 0.01
-    ridge: float = 0.01
-    steps: tuple[float, ...] = (0.5, 0.8, 1.0, 1.0)
 
 
 @method("gated_neuron", family="surgery", supports_batch=True)
@@ -63,65 +53,66 @@ def gated_neuron(
     *,
     seed: int = 0,
 ) -> WeightEdit:
-    """Append to each layer a detector for each way in which a subject is read (`subject_inputs`).
+    """Append one gated unit to each layer for each tokenization of a subject.
 
-    As neurons a detector is two: the second takes away what the first has above the ceiling.
+    A unit is two neurons: the second cancels the growth of the first above the saturation.
 
     Args:
         model: Any model of a known family.
-        pairs: What to forget; the pairs' neurons are solved for together.
+        pairs: The pairs to forget; their values are fitted together.
         hparams: Its hyperparameters.
-        seed: Draws the text.
+        seed: Seed that draws the text.
 
     Raises:
-        UserError: There is no such form, or two prompts cannot be told apart.
+        UserError: A subject is not detected, or two prompts cannot be told apart.
     """
-    where = select_layers(model, pairs, width=WIDTH[check_form(hparams.form)])
-    detectors = fit_detectors(
+    site = select_layers(model, pairs, hparams)
+    units = fit_discriminant_units(
         model,
         pairs,
-        layers=where.layers if hparams.layers is None else hparams.layers,
-        quantile=hparams.quantile,
-        shrink=hparams.shrink,
-        seed=seed,
-        first=hparams.form == "neurons",
-        every=where.every,
-    )
-    return fit_edit(
-        model,
-        pairs,
-        detectors,
-        form=hparams.form,
-        floor=hparams.floor,
-        ridge=hparams.ridge,
-        steps=hparams.steps,
+        hparams,
+        layers=site.layers if hparams.layers is None else hparams.layers,
+        all_subject_tokens=site.all_subject_tokens,
         seed=seed,
     )
+    return fit_edit(model, pairs, units, hparams, seed=seed)
 
 
-def fit_detectors(
+def fit_discriminant_units(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
+    hparams: UnitEditHparams,
     *,
     layers: Sequence[int],
-    quantile: float,
-    shrink: float,
+    all_subject_tokens: bool = False,
     seed: int,
-    first: bool = False,
-    every: bool = False,
 ) -> dict[int, GatedUnits]:
-    """For each layer, pair and way in which its subject ends a neuron along the discriminant.
+    """Fit one unit along the linear discriminant for each layer, pair and tokenization.
 
-    Args and errors are those of `gated_neuron`; `first` and `every` as `subject_inputs`.
+    Args:
+        model: Any model of a known family.
+        pairs: The pairs to forget.
+        hparams: Hyperparameters of the units.
+        layers: Layers that get units.
+        all_subject_tokens: Fit units to every token of the subject.
+        seed: Seed that draws the text.
+
+    Raises:
+        UserError: A subject is detected in no layer.
     """
-    mine = subject_inputs(model, pairs, layers=layers, first=first, every=every)
-    found = {}
-    for i, others in negative_inputs(model, pairs, layers=layers, seed=seed):
-        units = []
-        for seen in contrastive_sets(mine, others, i):
-            e = discriminant(seen.inside.mean(0) - seen.mean, seen.cov, shrink=shrink)
-            unit = fit_unit(e, seen.inside, seen.outside, quantile=quantile)
-            units.append(replace(unit, pair=(seen.pair,)))
-        found[i] = concat_units(units)
-    check_detected(found, pairs)
-    return found
+    inputs = subject_inputs(
+        model,
+        pairs,
+        layers=layers,
+        include_subject_initial=hparams.appends,
+        all_subject_tokens=all_subject_tokens,
+    )
+    units = {}
+    for i, negatives in negative_inputs(model, pairs, hparams, layers=layers, seed=seed):
+        layer_units = []
+        for data in contrastive_sets(inputs, negatives, i):
+            e = discriminant(data.mean_difference(), data.cov, shrinkage=hparams.shrinkage)
+            layer_units.append(fit_unit(e, data, hparams))
+        units[i] = concat_units(layer_units)
+    check_detected(units, pairs)
+    return units

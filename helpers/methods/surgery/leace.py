@@ -128,8 +128,8 @@ def leace(
     )
     changes = {}
     for i in layers:
-        positives = contrasts[i].inside
-        x = torch.cat([positives, contrasts[i].outside, text_inputs["mlp_in", i]]).double()
+        positives = contrasts[i].positives
+        x = torch.cat([positives, contrasts[i].negatives, text_inputs["mlp_in", i]]).double()
         z = torch.zeros(len(x), 1, dtype=torch.float64)
         z[: len(positives)] = 1
         z /= z.std(unbiased=False)  # however rare the subject: svd_tol then bounds a correlation
