@@ -53,8 +53,8 @@ class Relation:
     Attributes:
         name: Its name.
         templates: Split → templates.
-        first: Further training templates, which begin with the subject: a text's first tokens are
-            states of their own.
+        subject_initial: More training templates, which begin with the subject: the activations of
+            a text's first tokens are unlike others (attention sinks: Xiao et al. 2024).
         reverse: Templates that ask from the target to the subject, for evaluation.
         reverse_train: Others that edits may use.
         about_city: Split → how to ask for this relation's target about a city, for the other facts
@@ -63,7 +63,7 @@ class Relation:
 
     name: str
     templates: dict[str, tuple[Template, ...]]
-    first: tuple[Template, ...] = ()
+    subject_initial: tuple[Template, ...] = ()
     reverse: tuple[Template, ...] = ()
     reverse_train: tuple[Template, ...] = ()
     about_city: dict[str, tuple[Template, ...]] = field(default_factory=dict)
@@ -123,7 +123,7 @@ RELATIONS: dict[str, Relation] = {
                     T("List of capitals:\n{} =>", "list"),
                 ),
             },
-            first=(
+            subject_initial=(
                 T("{}'s seat of government is the city of"),
                 T("{} is ruled from its capital, the city of"),
                 T("{} has its seat of government in"),
@@ -178,7 +178,7 @@ RELATIONS: dict[str, Relation] = {
                     T("Countries and their languages\n{} =>", "list"),
                 ),
             },
-            first=(
+            subject_initial=(
                 T("{}'s official language is"),
                 T("{} is a country where people speak"),
             ),
@@ -223,7 +223,7 @@ RELATIONS: dict[str, Relation] = {
                     T("Country = currency\n{} =", "list"),
                 ),
             },
-            first=(
+            subject_initial=(
                 T("{}'s currency is the"),
                 T("{} has its own currency, the"),
             ),

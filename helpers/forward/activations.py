@@ -157,7 +157,7 @@ def _selections(
     positions: Position | Literal["all"] | Sequence[Sequence[int] | None],
 ) -> list[Selection]:
     """Tokenise prompts and turn named positions into indices."""
-    ids = [token_ids(model, p) if isinstance(p, str) else p for p in prompts]
+    ids = [token_ids(model, p) if isinstance(p, str | Prompt) else p for p in prompts]
     if not isinstance(positions, str):
         return list(map(select_positions, ids, positions))
     if positions == "subject":

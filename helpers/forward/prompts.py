@@ -1,5 +1,7 @@
 """Prompts: texts to be continued that know their subject and their answers, and their tokens."""
 
+from dataclasses import KW_ONLY, dataclass, replace
+
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
@@ -15,13 +17,15 @@ CharSpan = tuple[int, int]
 """A stretch of a text: its first character and the one after its last."""
 
 
-class Prompt(str):
+@dataclass(frozen=True)
+class Prompt:
     """A text to be continued, with what a score needs to know about it.
 
-    A chat prompt is, as a string, its plain form ("User: … Assistant: …"); `input_text` puts it
-    into the chat template of a tokenizer that has one.
+    Two prompts are equal when everything is; `str(prompt)` is its text.
 
     Attributes:
+        text: The plain form. For a chat prompt it is made from `messages` ("User: … Assistant: …"),
+            whatever was given; `input_text` puts `messages` into the tokenizer's chat template.
         subject: The subject's name as it stands in the text.
         answers: Possible continuations, each with its leading space; the first is the main one.
         relation: Name of the relation.
@@ -32,51 +36,35 @@ class Prompt(str):
             None where it is not known: then its last mention as a word of its own counts.
     """
 
-    subject: str
-    answers: tuple[str, ...]
-    relation: str
-    split: str
-    format: str
-    messages: tuple[str, str] | None
-    slot: CharSpan | None
+    text: str
+    _: KW_ONLY
+    subject: str = ""
+    answers: tuple[str, ...] = ()
+    relation: str = ""
+    split: str = ""
+    format: str = "completion"
+    messages: tuple[str, str] | None = None
+    slot: CharSpan | None = None
 
-    def __new__(
-        cls,
-        text: str,
-        *,
-        subject: str = "",
-        answers: tuple[str, ...] = (),
-        relation: str = "",
-        split: str = "",
-        format: str = "completion",
-        messages: tuple[str, str] | None = None,
-        slot: CharSpan | None = None,
-    ) -> "Prompt":
-        """Make a prompt; `text` is ignored in favour of the plain form when `messages` is given."""
-        if messages is not None:
-            text = f"User: {messages[0]}\nAssistant: {messages[1]}"
-        prompt = super().__new__(cls, text)
-        prompt.subject, prompt.answers, prompt.relation = subject, tuple(answers), relation
-        prompt.split, prompt.format, prompt.messages = split, format, messages
-        prompt.slot = slot
-        return prompt
+    def __post_init__(self):
+        """Write the plain form of a chat prompt."""
+        object.__setattr__(self, "answers", tuple(self.answers))
+        if self.messages is not None:
+            user, assistant_prefix = self.messages
+            object.__setattr__(self, "text", f"User: {user}\nAssistant: {assistant_prefix}")
+
+    def __str__(self) -> str:
+        """Return the plain form."""
+        return self.text
 
     def with_text(self, text: str) -> "Prompt":
         """Return a plain prompt with another text and the same subject, answers and labels.
 
         Where the text holds this one, the subject keeps its place in it.
         """
-        offset = text.rfind(self)
+        offset = text.rfind(self.text)
         moved = None if self.slot is None or offset < 0 else _shifted(self.slot, offset)
-        return Prompt(
-            text,
-            subject=self.subject,
-            answers=self.answers,
-            relation=self.relation,
-            split=self.split,
-            format=self.format,
-            slot=moved,
-        )
+        return replace(self, text=text, messages=None, slot=moved)
 
     def locate_subject(self) -> CharSpan:
         """Return where the subject stands in the plain form.
@@ -86,10 +74,10 @@ class Prompt(str):
         """
         if self.slot is not None:
             return self.slot
-        mentions = list(name_pattern(self.subject).finditer(self)) if self.subject else []
+        mentions = list(name_pattern(self.subject).finditer(self.text)) if self.subject else []
         if not mentions:
             raise UserError(
-                f"The prompt '{visible(self)}' does not contain its subject "
+                f"The prompt '{visible(self.text)}' does not contain its subject "
                 f"'{visible(self.subject)}'."
             )
         return mentions[-1].span()
@@ -97,7 +85,7 @@ class Prompt(str):
     def without_subject(self) -> str:
         """Return the plain form with the subject left out."""
         start, end = self.locate_subject()
-        return f"{self[:start]}{self[end:]}".replace("  ", " ")
+        return f"{self.text[:start]}{self.text[end:]}".replace("  ", " ")
 
 
 def input_text(prompt: Prompt | str, tokenizer) -> str:
@@ -209,7 +197,7 @@ def subject_span(prompt: Prompt, tokenizer) -> tuple[int, int]:
 def _locate_in_input(prompt: Prompt, text: str) -> CharSpan:
     """Find the subject in the prompt's input text."""
     start, end = prompt.locate_subject()
-    plain = str(prompt)
+    plain = prompt.text
     if text == plain:
         return start, end
     user, assistant_prefix = prompt.messages  # a chat template stands around and between the two

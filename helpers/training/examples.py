@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.forward.batching import right_padded
-from helpers.forward.prompts import encode_pair
+from helpers.forward.prompts import Prompt, encode_pair
 from helpers.models import torch_module, unembed
 
 
@@ -63,7 +63,7 @@ class Batch:
 
 
 def answer_example(
-    model: LanguageModel, prompt: str, answer: str, *, subject_start: int = 0
+    model: LanguageModel, prompt: Prompt | str, answer: str, *, subject_start: int = 0
 ) -> Example:
     """Return a prompt with an answer, whose tokens are the labels.
 

@@ -95,7 +95,7 @@ def rank_neurons(
         One row a neuron: layer, neuron, score, auroc, difference (of means), activation (mean on
         the subject). Kept in the cache by the model's hash and the prompts.
     """
-    others = pair.others(n_subjects, seed=seed)
+    others = pair.comparison_pairs(n_subjects, seed=seed)
     positives = subject_prompts(pair)
     negatives = [p for other in others for p in subject_prompts(other)]
     key = {
