@@ -1,4 +1,4 @@
-"""What an unlearning removed and what it cost, each number with its interval."""
+"""Evaluation: forgetting and retention with intervals, attacks, and the verdict."""
 
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.evaluation.scorecard import Scorecard, evaluate

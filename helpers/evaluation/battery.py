@@ -1,21 +1,23 @@
-"""Run attacks on an edited model, beside the original and beside facts that it never knew.
+"""Run attacks on an edited model, on its original, and on control facts.
 
-What an attack gets out of an edited model says little by itself. Each one is also run on the
-original model (all that could come back) and on the same questions about subjects whose fact the
-model never knew (what comes without any knowledge).
+The score of an attack on an edited model says little by itself. So each attack is also run on the
+original, which shows all that could come back. And it is run on control facts: the same prompts
+about subjects whose fact the model never knew, which show what comes without any knowledge.
 """
 
+import functools
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS, Attack, AttackNotApplicableError, control_facts
+from helpers.evaluation.attacks.registry import checked_names
 from helpers.facts import ConceptPair
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
@@ -24,111 +26,150 @@ from helpers.models import model_hash
 
 log = logging.getLogger(__name__)
 
-PRESENT, EDITED, ABSENT = "present", "edited", "absent"
-COSTLY = 2  # never-known subjects of an attack that is costly or trains
+COLUMNS = ["attack", "state", "subject", "budget", "prompt", "score"]
+N_CONTROLS_EXPENSIVE = 2  # control facts for an attack that is expensive or fine-tunes
+
+# Arguments of `battery` that had another name until 2026-11; calls may still use it.
+RENAMED_ARGUMENTS = {"n_absent": "n_controls", "asked_as": "query_pair"}
+
+
+class State(StrEnum):
+    """Whose scores they are: the edited model's, its original's, or a control fact's."""
+
+    EDITED = "edited"
+    ORIGINAL = "original"
+    CONTROL = "control"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What attacks got out.
+    """Results of attacks.
 
     Attributes:
-        table: One row a prompt, budget and model: attack, state (`edited`, `present` for the
-            original, `absent` for never-known facts), subject, budget, prompt, score.
-        nothing: Attacks that have no hold on this pair → why.
-        seconds: Attack → wall-clock seconds of the run that made its rows.
+        table: One row a prompt, budget and state: attack, state (a `State`), subject, budget,
+            prompt, score.
+        not_applicable: Attacks that cannot be run on this pair → the reason.
+        seconds: Attack → wall-clock seconds of the run that computed its rows.
     """
 
     table: pd.DataFrame
-    nothing: dict[str, str] = field(default_factory=dict)
+    not_applicable: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def attacks(self) -> list[str]:
-        """Attacks that were run, those without a hold included."""
-        return [*dict.fromkeys(self.table["attack"]), *self.nothing]
+        """List the attacks that were tried, including those that are not applicable."""
+        return [*dict.fromkeys(self.table["attack"]), *self.not_applicable]
 
 
+@dataclass
+class _Attacker:
+    """One attack with its options; it caches the scores of every state by all they depend on."""
+
+    model: LanguageModel
+    entry: Attack
+    options: dict[str, Any]
+    seed: int
+    model_hashes: Mapping[State, str]
+    seconds: float = 0.0
+
+    def table(self, state: State, pair: ConceptPair) -> pd.DataFrame:
+        """Score a pair; the table has a column `why` if the attack is not applicable."""
+        source = inspect.getsourcefile(inspect.unwrap(self.entry.function))
+        key = {
+            "base": self.model_hashes[State.ORIGINAL],
+            "model": self.model_hashes[state],
+            "pair": [str(pair), pair.relation, *pair.fingerprint()],
+            "attack": self.entry.name,
+            "options": self.options,
+            "seed": self.seed,
+            "code": code_hash(source),
+        }
+        table = cached_table("attacks", key, lambda: self._scores(pair))
+        self.seconds += table.attrs["seconds"]
+        return table.assign(attack=self.entry.name, state=state.value, subject=pair.subject)
+
+    def _scores(self, pair: ConceptPair) -> pd.DataFrame:
+        try:
+            return self.entry.function(self.model, pair, seed=self.seed, **self.options)
+        except AttackNotApplicableError as error:
+            row = pd.DataFrame({"budget": [0.0], "prompt": [-1], "score": [0.0]})
+            return row.assign(why=str(error))
+
+
+def _with_old_arguments(function: Callable) -> Callable:
+    """Accept arguments by the names that they had before."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Evidence:
+        return function(*args, **{RENAMED_ARGUMENTS.get(k, k): v for k, v in keywords.items()})
+
+    return call
+
+
+@_with_old_arguments
 def battery(
     model: LanguageModel,
     pair: ConceptPair,
     *,
     attacks: Sequence[str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    n_absent: int = 6,
+    n_controls: int = 6,
     seed: int = 0,
-    asked_as: ConceptPair | None = None,
+    query_pair: ConceptPair | None = None,
 ) -> Evidence:
-    """Attack the model as it is, its original, and never-known facts.
+    """Attack the model with its edits, its original, and control facts.
 
-    Every attack on every model is kept in the cache by all that it depends on: an interrupted
-    battery goes on where it stopped, and another edit of the same model shares the comparisons.
+    Every attack on every model is cached by all that it depends on. So an interrupted battery
+    resumes where it stopped, and another edit of the same model shares the comparisons.
 
     Args:
         model: The model with the edits that it carries.
-        pair: What was to be forgotten.
+        pair: The fact that was to be forgotten.
         attacks: Names of `ATTACKS`, all by default.
-        options: Attack → its own options (smaller budgets).
-        n_absent: Never-known subjects that each attack is compared with; costly attacks, and those
-            that train, with the first two.
-        seed: Of everything random.
-        asked_as: Ask the model as it is about this pair instead: a never-known one shows what the
-            battery says of a fact that is absent.
+        options: Attack → options of its own, such as smaller budgets.
+        n_controls: Control facts that each attack is compared with; expensive attacks, and those
+            that fine-tune, use the first `N_CONTROLS_EXPENSIVE`.
+        seed: Seed of everything random.
+        query_pair: Query the edited model about this pair instead. A control pair gives the
+            battery's result for an absent fact.
 
     Raises:
-        UserError: There is no such attack, or not so many never-known subjects.
+        UserError: There is no such attack, or there are too few control facts.
     """
-    names = list(ATTACKS) if attacks is None else list(attacks)
-    for name in names:
-        if name not in ATTACKS:
-            raise UserError(f"There is no attack '{name}'; choose from {', '.join(ATTACKS)}.")
+    names = checked_names(list(ATTACKS) if attacks is None else attacks)
+    options_of = dict(
+        zip(checked_names(list(options or {})), (options or {}).values(), strict=True)
+    )
     with base_model(model):
-        base = model_hash(model)
-        drawn = control_facts(model, pair, n=n_absent + (asked_as is not None), seed=seed)
-    strangers = [s for s in drawn if asked_as is None or s.subject != asked_as.subject][:n_absent]
-    now = model_hash(model)
-    tables, nothing, seconds = [], {}, {}
+        base_hash = model_hash(model)
+        n_drawn = n_controls + (query_pair is not None)
+        drawn = control_facts(model, pair, n=n_drawn, seed=seed)
+    controls = [c for c in drawn if query_pair is None or c.subject != query_pair.subject]
+    hashes = dict.fromkeys(State, base_hash) | {State.EDITED: model_hash(model)}
+    tables, not_applicable, seconds = [], {}, {}
     for name in names:
-        entry, seconds[name] = ATTACKS[name], 0.0
-        own = dict((options or {}).get(name, {}))
-
-        def run(state: str, who: ConceptPair, entry=entry, own=own) -> pd.DataFrame:
-            def build() -> pd.DataFrame:
-                try:
-                    return entry.function(model, who, seed=seed, **own)
-                except AttackNotApplicableError as error:
-                    return pd.DataFrame({"budget": [0.0], "prompt": [-1], "score": [0.0]}).assign(
-                        why=str(error)
-                    )
-
-            key = {
-                "base": base,
-                "model": now if state == EDITED else base,
-                "pair": [str(who), who.relation, *who.fingerprint()],
-                "attack": entry.name,
-                "options": own,
-                "seed": seed,
-                "code": code_hash(inspect.getsourcefile(inspect.unwrap(entry.function))),
-            }
-            found = cached_table("attacks", key, build)
-            seconds[entry.name] += found.attrs["seconds"]
-            return found.assign(attack=entry.name, state=state, subject=who.subject)
-
-        mine = [run(EDITED, asked_as or pair)]
-        if "why" not in mine[0]:
-            with base_model(model):
-                if not entry.trains:
-                    mine.append(run(PRESENT, pair))
-                mine += [run(ABSENT, s) for s in _few(strangers, entry)]
-            tables += mine
+        attacker = _Attacker(model, ATTACKS[name], dict(options_of.get(name, {})), seed, hashes)
+        edited = attacker.table(State.EDITED, query_pair or pair)
+        if "why" in edited:
+            not_applicable[name] = edited["why"].iloc[0]
         else:
-            nothing[name] = mine[0]["why"].iloc[0]
+            tables += [edited, *_comparisons(attacker, pair, controls[:n_controls])]
+        seconds[name] = attacker.seconds
         log.info("%s: %.1f s", name, seconds[name])
-    columns = ["attack", "state", "subject", "budget", "prompt", "score"]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    return Evidence(table[columns], nothing, seconds)
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+    return Evidence(table[COLUMNS], not_applicable, seconds)
 
 
-def _few(strangers: list[ConceptPair], entry: Attack) -> list[ConceptPair]:
-    """As many never-known subjects as the attack can be afforded on."""
-    return strangers[: COSTLY if entry.costly or entry.trains else None]
+def _comparisons(
+    attacker: _Attacker, pair: ConceptPair, controls: Sequence[ConceptPair]
+) -> list[pd.DataFrame]:
+    """Attack the original and the control facts, without the edits."""
+    entry, tables = attacker.entry, []
+    few = entry.expensive or entry.fine_tunes
+    with base_model(attacker.model):
+        if not entry.fine_tunes:
+            tables.append(attacker.table(State.ORIGINAL, pair))
+        for control in controls[: N_CONTROLS_EXPENSIVE if few else None]:
+            tables.append(attacker.table(State.CONTROL, control))
+    return tables

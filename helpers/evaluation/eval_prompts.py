@@ -1,4 +1,4 @@
-"""What an unlearning is asked: which prompts stand for which claim."""
+"""Evaluation prompts: which prompts measure forgetting, and which measure retention."""
 
 import re
 from dataclasses import dataclass
@@ -8,23 +8,24 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair, Prompt, facts, known_facts
+from helpers.facts.known import KNOWN_PROB
 from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
+from helpers.io.code_version import code_hash
 from helpers.io.safe_text import name_pattern
 from helpers.models import model_hash
 
-KNOWN = 0.1  # a fact counts as known before when its mean probability is at least this
 RETAINED = ("neighbours", "same_subject", "same_target", "must_stay")
 
 
 @dataclass(frozen=True)
 class EvalPrompt:
-    """One prompt, and what it counts for.
+    """One prompt of an evaluation, and the group and fact that it counts for.
 
     Attributes:
         group: `own`, `paraphrases`, `reverse`, or one of `RETAINED`.
-        fact: Number of the fact within its group; prompts of one fact are averaged.
+        fact: Index of the fact within its group; prompts of one fact are averaged.
         prompt: The prompt.
     """
 
@@ -34,85 +35,97 @@ class EvalPrompt:
 
 
 def efficacy_prompts(pair: ConceptPair, split: str) -> list[EvalPrompt]:
-    """The pair itself: the edit's own prompts, paraphrases of `split`, and the reverse."""
+    """List prompts on the pair itself: the training prompts, those of `split`, and the reverse."""
     groups = {
         "own": pair.prompts("train"),
         "paraphrases": pair.prompts(split),
         "reverse": pair.reverse(),
     }
-    return [EvalPrompt(g, i, p) for g, prompts in groups.items() for i, p in enumerate(prompts)]
+    return [
+        EvalPrompt(group, i, prompt)
+        for group, prompts in groups.items()
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def retention_prompts(
     model: LanguageModel, pair: ConceptPair, split: str, *, n_neighbours: int, seed: int
 ) -> list[EvalPrompt]:
-    """What has to stay: known neighbours, and all other facts of the subject and of the target.
+    """List prompts on facts that must stay.
 
-    Each fact is asked by its completions of `split`. A pair's own `must_stay` prompts are facts by
-    themselves.
+    These are known neighbours, and all other facts of the subject and of the target, each by its
+    completions of `split`. Each `must_stay` prompt of the pair is a fact by itself.
 
     Args:
-        model: The original model, which says which neighbours are known.
-        pair: What is forgotten.
-        split: Whose templates.
-        n_neighbours: So many known neighbours, drawn by `seed`.
-        seed: Draws them.
+        model: The original model, which decides which neighbours are known.
+        pair: The fact that is forgotten.
+        split: The split whose templates are used.
+        n_neighbours: Number of known neighbours.
+        seed: Draws the neighbours.
     """
     groups = {
         "neighbours": known_neighbours(model, pair, n=n_neighbours, seed=seed, split=split),
         "same_subject": pair.same_subject(),
         "same_target": pair.same_target(),
     }
-    found = [
+    prompts = [
         EvalPrompt(group, i, prompt)
         for group, pairs in groups.items()
         for i, fact in enumerate(pairs)
         for prompt in fact.prompts(split)
         if prompt.format == "completion"
     ]
-    return found + [EvalPrompt("must_stay", i, p) for i, p in enumerate(pair.must_stay)]
+    return prompts + [EvalPrompt("must_stay", i, p) for i, p in enumerate(pair.must_stay)]
 
 
 def names_target(pair: ConceptPair, text: str) -> bool:
-    """Whether a text has the target or one of its aliases in it, as whole words in any case."""
-    named = re.compile(name_pattern(pair.target, *pair.aliases).pattern, re.IGNORECASE)
-    return bool(named.search(text))  # Male: not female
+    """Tell whether a text has the target or an alias in it, as whole words in any case."""
+    pattern = re.compile(name_pattern(pair.target, *pair.aliases).pattern, re.IGNORECASE)
+    return bool(pattern.search(text))  # Male: not female
 
 
 def known_neighbours(
     model: LanguageModel, pair: ConceptPair, *, n: int, seed: int = 0, split: str = "train"
 ) -> list[ConceptPair]:
-    """Neighbours of the pair that the model knows, `n` drawn by `seed`.
+    """Draw neighbours of the pair that the model knows.
 
     Args:
         model: The original model.
-        pair: Whose neighbours.
-        n: How many at most.
-        seed: Draws them.
-        split: In whose wordings: `train` as `known_facts`; of others the mean P(answer) has to be
-            at least `KNOWN` too, since a share that is left of less says nothing.
+        pair: The pair whose neighbours are drawn.
+        n: Largest number of neighbours.
+        seed: Draws the neighbours.
+        split: The split whose prompts are used. For `train`, `known_facts` decides; for others the
+            mean P(answer) on them has to be at least `KNOWN_PROB` too, since the ratio after /
+            before of less shows nothing.
     """
     if pair.relation not in RELATIONS:
         return []
     known = set(known_facts(model, pair.relation).query("known")["subject"])
     if split != "train":
-        known &= _told(model, pair.relation, known, split)
+        known &= _known_in_split(model, pair.relation, known, split)
     neighbours = [p for p in pair.neighbours() if p.subject in known]
     order = np.random.default_rng(seed).permutation(len(neighbours))[:n]
     return [neighbours[i] for i in order]
 
 
-def _told(model: LanguageModel, relation: str, subjects: set[str], split: str) -> set[str]:
-    """Those whose target has a mean probability of at least `KNOWN` in a split's completions."""
+def _known_in_split(
+    model: LanguageModel, relation: str, subjects: set[str], split: str
+) -> set[str]:
+    """Select subjects whose target has a mean probability of at least `KNOWN_PROB` in a split."""
     pairs = [ConceptPair.of(f) for f in facts(relation) if f.subject in subjects]
-    asked = [[p for p in pair.prompts(split) if p.format == "completion"] for pair in pairs]
-    key = {"model": model_hash(model), "asked": [[str(p), p.answers] for a in asked for p in a]}
+    prompts = [p for pair in pairs for p in pair.prompts(split) if p.format == "completion"]
+    key = {
+        "model": model_hash(model),
+        "prompts": [[str(p), p.answers] for p in prompts],
+        "code": code_hash(__file__),
+    }
 
     def build() -> pd.DataFrame:
-        p = answer_probability(model, [p for ways in asked for p in ways])
+        p = answer_probability(model, prompts)
         mean = p.reshape(len(pairs), -1).mean(1)
         return pd.DataFrame({"subject": [pair.subject for pair in pairs], "p": mean})
 
     if not pairs:
         return set()
-    return set(cached_table("told-facts", key, build).query("p >= @KNOWN")["subject"])
+    table = cached_table("facts-known-in-split", key, build)
+    return set(table[table["p"] >= KNOWN_PROB]["subject"])

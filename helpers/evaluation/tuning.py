@@ -1,11 +1,12 @@
-"""Choose the settings of training and inference-time methods: the same few runs for each of them.
+"""Tune training and inference-time methods, with the same few runs for each of them.
 
     python -m helpers.evaluation.tuning [--facts 2] [--rounds 4] [--saes FOLDER ...] [--record FILE]
 
-Each method is tried with two values of two of its hyperparameters, up to four runs a fact, on
-development facts and wordings. A setting is chosen by the mean balance of what is forgotten and
-what is kept (`helpers.evaluation.tradeoff`). Every run is written down at once, so a search that
-was stopped goes on where it was. The record is kept in `profiles/`, and defaults follow it.
+Each method is run with two values of two of its hyperparameters, up to four runs a fact, on
+development facts and prompts. The setting with the best mean score is chosen, the harmonic mean of
+forgetting and retention (`helpers.evaluation.tradeoff_summary`). Every run is recorded at once, so
+a search that was stopped resumes where it was. The record is kept in `profiles/`, and defaults
+follow it.
 """
 
 import argparse
@@ -22,7 +23,9 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.tradeoff import Sizes, editing_methods, known_pairs, tradeoff
+from helpers.evaluation.evaluation_pairs import known_pairs
+from helpers.evaluation.method_choice import editing_methods
+from helpers.evaluation.tradeoff import EvalConfig, tradeoff
 from helpers.facts import ConceptPair
 from helpers.io.code_version import REPOSITORY
 from helpers.io.files import read_json, write_json
@@ -34,9 +37,13 @@ from helpers.models import DEFAULT, load_model, model_hash
 log = logging.getLogger(__name__)
 
 RECORD = REPOSITORY / "profiles" / "tuned_hyperparameters.json"
-SIZES = Sizes("dev", 6)
+CONFIG = EvalConfig("dev", 6)
 RATES, ADAPTER_RATES = (1e-4, 4e-4), (2e-3, 8e-3)
-ROUNDS = (0, 3, 2, 1)  # settings in the order of their trial: opposite corners first
+ROUNDS = (0, 3, 2, 1)  # indices of settings in the order of their runs: opposite corners first
+NUMBERS = ("forgetting", "retention", "score", "norm", "seconds")  # recorded of every run
+
+# Names that recorded numbers had until 2026-11.
+RENAMED_NUMBERS = {"forgotten": "forgetting", "kept": "retention", "balance": "score"}
 GRID: dict[str, dict[str, tuple]] = {
     "gradient_ascent": {"lr": RATES, "early_stop_ratio": (0.02, 0.2)},
     "gradient_difference": {"lr": RATES, "retain_weight": (1.0, 5.0)},
@@ -60,7 +67,7 @@ GRID: dict[str, dict[str, tuple]] = {
 
 
 def settings_of(name: str) -> list[dict[str, Any]]:
-    """All combinations of a method's grid."""
+    """List all combinations of a method's grid."""
     grid = GRID[name]
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
@@ -73,17 +80,17 @@ def search(
     *,
     rounds: int = 4,
 ) -> pd.DataFrame:
-    """Try the settings of every method on every fact; what the record has is not tried again.
+    """Run the settings of every method on every fact, except those in the record.
 
     Args:
         model: The original model.
         pairs: Development facts.
-        methods: Name → hyperparameters that are not searched (`saes`).
+        methods: Method → hyperparameters that are not searched (`saes`).
         record: A JSON file, written after every run.
-        rounds: So many settings a method, opposite corners of its grid first.
+        rounds: Number of settings a method, opposite corners of its grid first.
 
     Returns:
-        One row a run: method, subject, settings, forgotten, kept, balance, seconds, steps.
+        One row a run: method, subject, target, settings, `NUMBERS`, refused.
 
     Raises:
         UserError: The record is of another model.
@@ -95,70 +102,74 @@ def search(
     if content["model_hash"] != stamp:
         raise UserError(f"{path} is of another model: name another file with --record.")
     done = {_key(r["method"], r["subject"], r["settings"]) for r in content["runs"]}
-    todo = [
-        (name, pair, how)
+    planned = [
+        (name, pair, settings_of(name)[i])
         for pair in pairs
         for i in ROUNDS[:rounds]
         for name in methods
-        for how in [settings_of(name)[i]]
-        if _key(name, pair.subject, how) not in done
     ]
-    for number, (name, pair, how) in enumerate(todo):
-        began = time.perf_counter()
-        table = tradeoff(
-            model, [pair], {name: {**methods[name], **how}}, shares={name: [1.0]}, sizes=SIZES
-        )
-        row = table.iloc[0]
-        numbers = ("forgotten", "kept", "balance", "norm", "seconds")
-        found = {k: float(row[k]) for k in numbers if row.get(k) == row.get(k, np.nan)}
-        content["runs"].append(
-            {
-                "method": name,
-                "subject": pair.subject,
-                "target": pair.target,
-                "settings": how,
-                **found,
-                "refused": row["refused"],
-            }
-        )
+    todo = [run for run in planned if _key(run[0], run[1].subject, run[2]) not in done]
+    for number, (name, pair, settings) in enumerate(todo):
+        start = time.perf_counter()
+        row = _run(model, pair, name, methods[name], settings)
+        content["runs"].append(row)
         write_json(path, content)
-        took = time.perf_counter() - began
-        log.info("%d of %d: %s %s %s in %.0f s", number + 1, len(todo), name, how, found, took)
-    wanted = {
-        _key(name, pair.subject, settings_of(name)[i])
-        for pair in pairs
-        for name in methods
-        for i in ROUNDS[:rounds]
+        numbers = {k: row[k] for k in NUMBERS if k in row}
+        seconds = time.perf_counter() - start
+        log.info(
+            "%d of %d: %s %s %s in %.0f s", number + 1, len(todo), name, settings, numbers, seconds
+        )
+    keys = {_key(name, pair.subject, settings) for name, pair, settings in planned}
+    runs = [r for r in content["runs"] if _key(r["method"], r["subject"], r["settings"]) in keys]
+    return pd.DataFrame(runs)
+
+
+def _run(
+    model: LanguageModel,
+    pair: ConceptPair,
+    name: str,
+    fixed: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Run one setting of a method on one fact."""
+    methods = {name: {**fixed, **settings}}
+    row = tradeoff(model, [pair], methods, scales={name: [1.0]}, config=CONFIG).iloc[0]
+    numbers = {k: float(row[k]) for k in NUMBERS if row.get(k) == row.get(k, np.nan)}
+    return {
+        "method": name,
+        "subject": pair.subject,
+        "target": pair.target,
+        "settings": settings,
+        **numbers,
+        "refused": row["refused"],
     }
-    kept = [r for r in content["runs"] if _key(r["method"], r["subject"], r["settings"]) in wanted]
-    return pd.DataFrame(kept)
 
 
 def chosen(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """For each method the setting with the best mean balance over facts; a refusal counts 0.
+    """Choose for each method the setting with the best mean score over facts; a refusal counts 0.
 
-    Where nothing was forgotten by any, the one that kept most.
+    Of settings with the same score, such as 0, the one with the most retention is chosen.
 
     Args:
-        runs: From `search`: method, settings, balance, kept.
+        runs: From `search`: method, settings, score, retention.
     """
-    found = {}
+    settings = {}
     for name, part in runs.groupby("method", sort=False):
         part = part.assign(key=[_key("", "", s) for s in part["settings"]])
-        means = part.fillna({"balance": 0.0, "kept": 0.0}).groupby("key", sort=False)
-        means = means[["balance", "kept"]].mean().sort_values(["balance", "kept"])
-        best = means.index[-1]
-        found[str(name)] = dict(part[part["key"] == best]["settings"].iloc[0])
-    return found
+        columns = ["score", "retention"]
+        means = part.fillna(dict.fromkeys(columns, 0.0)).groupby("key", sort=False)
+        best = means[columns].mean().sort_values(columns).index[-1]
+        settings[str(name)] = dict(part[part["key"] == best]["settings"].iloc[0])
+    return settings
 
 
 def tuned(record: str | Path = RECORD) -> dict[str, Any]:
-    """The committed record of the search: `chosen`, `runs`, and where they come from."""
+    """Read the committed record of the search: `chosen`, `runs`, and their provenance."""
     return _current_names(read_json(record))
 
 
 def _current_names(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with today's names of hyperparameters, which an older one may lack."""
+    """Return a record with today's names of hyperparameters and numbers."""
 
     def renamed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         return METHODS[name].hparams.current_names(settings) if name in METHODS else settings
@@ -168,7 +179,11 @@ def _current_names(record: dict[str, Any]) -> dict[str, Any]:
         for part in ("chosen", "defaults")
         if part in record
     }
-    runs = [run | {"settings": renamed(run["method"], run["settings"])} for run in record["runs"]]
+    runs = [
+        {RENAMED_NUMBERS.get(name, name): value for name, value in run.items()}
+        | {"settings": renamed(run["method"], run["settings"])}
+        for run in record["runs"]
+    ]
     return record | by_method | {"runs": runs}
 
 
@@ -177,7 +192,7 @@ def _key(name: str, subject: str, settings: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m helpers.evaluation.tuning")
     parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--facts", type=int, default=2, help="development facts")
@@ -193,13 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = known_pairs(model, "capital", "dev", n=options.facts)
         families = ("training", "inference")
         methods = editing_methods(options.methods, options.saes, families=families)
-        methods = {n: how for n, how in methods.items() if n in GRID}
+        methods = {name: fixed for name, fixed in methods.items() if name in GRID}
         runs = search(model, pairs, methods, options.record, rounds=options.rounds)
         content = read_json(options.record) | {
             "runs": runs.replace({np.nan: None}).to_dict("records"),
             "chosen": chosen(runs),
             "facts": [str(p) for p in pairs],
-            "sizes": vars(SIZES),
+            "config": vars(CONFIG),
             "defaults": {n: _plain(METHODS[n].hyperparameters()) for n in methods},
             "commit": git_commit(),
             "versions": versions(),

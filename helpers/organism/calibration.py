@@ -8,7 +8,7 @@ without the fact; and a fact can be hidden until its probability is that of the 
 import pandas as pd
 
 from helpers.evaluation.meta.all_metrics import compute_metrics
-from helpers.evaluation.meta.meta_evaluation import STATES, shown_and_hidden
+from helpers.evaluation.meta.meta_evaluation import KnownState, present_and_hidden
 from helpers.forward.scoring import answer_probability
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.organism.family import Family
@@ -35,11 +35,11 @@ def calibrate(family: Family, *, seed: int = 0) -> pd.DataFrame:
         model, oracle = family.original(s), family.oracle(pair, s)
         guess = float(answer_probability(oracle, pair.prompts("train")).mean())
         edit = logit_suppression(model, pair, target_prob=guess)
-        both = shown_and_hidden(model, pair, edit, seed=seed)
+        both = present_and_hidden(model, pair, edit, seed=seed)
         states = (*both, compute_metrics(oracle, pair, seed=seed))
         names = {"fact": k, "subject": pair.subject, "training": s}
         rows += [
-            {**names, "state": n, **x, "depth": float("nan")}
-            for n, x in zip(STATES, states, strict=True)
+            {**names, "state": state.value, **metrics, "depth": float("nan")}
+            for state, metrics in zip(KnownState, states, strict=True)
         ]
     return pd.DataFrame(rows)

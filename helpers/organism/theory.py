@@ -10,7 +10,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.evaluation.scorecard import evaluate
-from helpers.evaluation.tradeoff import balance_of
+from helpers.evaluation.tradeoff_summary import harmonic_mean
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_scores
 from helpers.methods import unlearn
@@ -129,7 +129,7 @@ def best_deletions(curve: pd.DataFrame) -> pd.DataFrame:
     forgetting = 1 - wide[GROUPS["paraphrases"]]
     retention = wide.drop(columns=GROUPS["paraphrases"]).mean(axis=1)
     table = pd.DataFrame({"forgetting": forgetting, "retention": retention}).reset_index()
-    table = table.assign(score=balance_of(table["forgetting"], table["retention"]))
+    table = table.assign(score=harmonic_mean(table["forgetting"], table["retention"]))
     return table.loc[table.groupby("fact")["score"].idxmax()].reset_index(drop=True)
 
 

@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from nnsight import LanguageModel
-from scipy import stats
 
 from helpers.errors import UserError
+from helpers.evaluation.method_choice import FAMILIES, editing_methods
 from helpers.evaluation.metrics.truth_ratio import forget_quality
-from helpers.evaluation.tradeoff import FAMILIES, editing_methods
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS, unlearn
 from helpers.organism.exact import (
@@ -31,6 +30,7 @@ from helpers.organism.exact import (
 )
 from helpers.organism.family import Family
 from helpers.organism.relearning import LR, learning_curve, learning_curve_auc
+from helpers.stats.equivalence import t_interval
 
 ORIGINAL, SEED_CONTROL = "original", "oracle of another seed"
 
@@ -285,19 +285,3 @@ def _finding(row: Mapping[str, Any], margins: Margins) -> Finding:
             return finding_below
     inside = all(row[f"{k}_low"] > a and row[f"{k}_high"] < b for k, (a, b, *_) in bounds.items())
     return Finding.EQUIVALENT if inside else Finding.INCONCLUSIVE
-
-
-def t_interval(values: Float[np.ndarray, " n"], *, alpha: float) -> tuple[float, float, float]:
-    """Compute a mean with its 1 − 2 alpha interval by Student's t; NaN for fewer than three.
-
-    The interval lies within bounds exactly when both one-sided tests at level alpha reject.
-
-    Returns:
-        (mean, low, high).
-    """
-    values = np.asarray(values, dtype=np.float64)
-    mean, n = float(values.mean()), len(values)
-    if n < 3:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(1 - alpha, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return mean, mean - half, mean + half

@@ -1,4 +1,4 @@
-"""Attempts to get forgotten knowledge back, each with its budget, its curve and its control."""
+"""Attempts to recover forgotten knowledge, each over its budget and compared with control facts."""
 
 import importlib
 import pkgutil
@@ -12,8 +12,8 @@ from helpers.evaluation.attacks.registry import (
     control_facts,
 )
 
-for _found in pkgutil.iter_modules(__path__, f"{__name__}."):
-    importlib.import_module(_found.name)
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 __all__ = [
     "ATTACKS",

@@ -1,8 +1,8 @@
-"""Round the weights: an edit smaller than a rounding step is undone by quantisation.
+"""Round the weights: quantisation undoes an edit that is smaller than a rounding step.
 
-Zhang et al. 2024 ("Catastrophic Failure of LLM Unlearning via Quantization") got most of what six
-methods had unlearned back with 4 bits. The rounding is emulated: weights go to the nearest
-representable number and stay floats, so that it runs on any processor.
+Zhang et al. 2024 ("Catastrophic Failure of LLM Unlearning via Quantization") recovered most of the
+forgotten text of six methods by rounding to 4 bits. The rounding is emulated: weights are set to
+the nearest representable number and stay floats, so that it runs on any processor.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import attack, curve
+from helpers.evaluation.attacks.registry import attack, score_table
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods.snapshots import preserved_parameters
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 
 GROUP = 64  # weights that share a scale in int4 and NF4
 NF4_OFFSET = 0.9677083  # the outermost quantile of NF4, as in its reference implementation
 
 
 def nf4_levels() -> Float[Tensor, "16"]:
-    """The 16 values of NormalFloat-4, from −1 to 1 (Dettmers et al. 2023, QLoRA, appendix E).
+    """Compute the 16 values of NormalFloat-4, from −1 to 1.
 
-    Quantiles of the normal distribution, 8 above zero and 7 below, zero itself exact, divided by
-    the largest.
+    Dettmers et al. 2023, "QLoRA", appendix E. They are quantiles of the normal distribution, 8
+    above zero, 7 below, and zero itself, divided by the largest.
     """
     above = torch.linspace(NF4_OFFSET, 0.5, 9, dtype=torch.float64)[:-1]
     below = torch.linspace(NF4_OFFSET, 0.5, 8, dtype=torch.float64)[:-1]
@@ -47,7 +47,7 @@ def _int8(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
 def _grouped(
     rows: Float[Tensor, "rows width"], rounding: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "rows width"]:
-    """`rounding` of every `GROUP` weights of a row divided by their largest; the last is short."""
+    """Round groups of `GROUP` weights of a row by their own scale; the last group may be short."""
     n, width = rows.shape
     padded = nn.functional.pad(rows, (0, -width % GROUP)).view(-1, GROUP)
     scale = padded.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
@@ -60,11 +60,11 @@ def _int4(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
 
 def _nf4(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     levels = nf4_levels().to(rows)
-    between = ((levels[1:] + levels[:-1]) / 2).tolist()
+    borders = ((levels[1:] + levels[:-1]) / 2).tolist()
 
     def nearest(x: Tensor) -> Tensor:
         index = torch.zeros_like(x, dtype=torch.uint8)
-        for border in between:  # faster than a search in a sorted list of 15
+        for border in borders:  # 15 comparisons are faster than a binary search
             index += x > border
         return levels[index.int()]
 
@@ -72,17 +72,17 @@ def _nf4(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
 
 
 SCHEMES = {"int8": _int8, "int4": _int4, "nf4": _nf4}
-"""int8: one scale a row (absmax); int4: one a group of 64, values −7 to 7; NF4: one a group of 64.
-A row is what makes one output."""
+"""Name → rounding of a matrix with one output a row. int8 has one scale a row (absmax); int4, with
+values −7 to 7, and NF4 have one scale a group of 64 weights."""
 
 
 def rounded(
     weight: Float[Tensor, "d_out d_in"], scheme: str = "int8"
 ) -> Float[Tensor, "d_out d_in"]:
-    """The weight with every number at the nearest one that `scheme` can hold.
+    """Round every weight to the nearest number that `scheme` can represent.
 
     Args:
-        weight: One output a row.
+        weight: The matrix, one output a row.
         scheme: One of `SCHEMES`.
 
     Raises:
@@ -95,10 +95,10 @@ def rounded(
 
 @contextlib.contextmanager
 def quantised(model: LanguageModel, scheme: str = "int8") -> Iterator[LanguageModel]:
-    """The model as it is, edits included, with rounded blocks; bit-exactly restored after.
+    """Round the blocks of a model, edits included; restore it bit by bit at the end.
 
-    All weights of linear layers in the blocks are rounded; embeddings, norms, biases and the
-    unembedding are not, as quantisation for inference leaves them.
+    All weights of linear layers in the blocks are rounded. Embeddings, norms, biases and the
+    unembedding are not, as usual in quantisation for inference.
 
     Args:
         model: Any model of a known family.
@@ -107,7 +107,7 @@ def quantised(model: LanguageModel, scheme: str = "int8") -> Iterator[LanguageMo
     Raises:
         UserError: There is no such scheme.
     """
-    module = model._module
+    module = torch_module(model)
     names = block_weights(model)
     rounded(torch.zeros(1, 1), scheme)  # refuse before anything changes
     with preserved_parameters(module, names):
@@ -120,31 +120,31 @@ def quantised(model: LanguageModel, scheme: str = "int8") -> Iterator[LanguageMo
 
 
 def block_weights(model: LanguageModel) -> dict[str, bool]:
-    """Names of the linear weights of all blocks → whether they are stored (in, out)."""
+    """List the linear weights of all blocks: name → whether it is stored as (in, out)."""
     blocks = {id(layer.block._module) for layer in architecture_of(model).layers}
-    found = {}
-    for base, block in model._module.named_modules():
+    transposed = {}
+    for base, block in torch_module(model).named_modules():
         if id(block) in blocks:
             for name, part in block.named_modules():
                 if isinstance(part, nn.Linear | Conv1D):
-                    found[f"{base}.{name}.weight"] = isinstance(part, Conv1D)
-    return found
+                    transposed[f"{base}.{name}.weight"] = isinstance(part, Conv1D)
+    return transposed
 
 
 BITS = {"int8": 8, "int4": 4, "nf4": 4}
 
 
-def _rounded(scheme: str) -> Callable[..., pd.DataFrame]:
-    def rounded_and_asked(
-        model: LanguageModel, pair: ConceptPair, *, seed: int = 0, split: str = "heldout"
+def _quantisation(scheme: str) -> Callable[..., pd.DataFrame]:
+    def quantise_and_score(
+        model: LanguageModel, pair: ConceptPair, *, seed: int = 0
     ) -> pd.DataFrame:
-        """P(target) on paraphrases after rounding the model as it is."""
+        """Score the paraphrases after rounding the model."""
         with quantised(model, scheme):
-            return curve({BITS[scheme]: answer_probability(model, pair.prompts(split))})
+            return score_table({BITS[scheme]: answer_probability(model, pair.prompts("heldout"))})
 
-    return rounded_and_asked
+    return quantise_and_score
 
 
-attack("quantisation_int8", budget="bits", costly=True)(_rounded("int8"))
-attack("quantisation_int4", budget="bits", costly=True)(_rounded("int4"))
-attack("quantisation_nf4", budget="bits", costly=True)(_rounded("nf4"))
+attack("quantisation_int8", budget="bits", expensive=True)(_quantisation("int8"))
+attack("quantisation_int4", budget="bits", expensive=True)(_quantisation("int4"))
+attack("quantisation_nf4", budget="bits", expensive=True)(_quantisation("nf4"))

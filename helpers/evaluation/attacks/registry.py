@@ -1,4 +1,4 @@
-"""What every attack returns, and the register of attacks."""
+"""The registry of attacks, the table that every attack returns, and the control facts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,129 +9,200 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.known import KNOWN_PROB
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
-from helpers.models import model_hash
+from helpers.io.choices import check_choice
+from helpers.io.code_version import code_hash
+from helpers.models import model_hash, torch_module
 from helpers.models.hooks import active_interventions
 
 COLUMNS = ["budget", "prompt", "score"]
+N_PROMPTS = 4  # training statements on which a control fact is checked
+
+# Names that attacks had until 2026-11; profiles, commands and calls may still use them.
+RENAMED_ATTACKS = {
+    "prefilled": "prefill",
+    "languages": "cross_lingual",
+    "lens": "logit_lens",
+    "stitched": "stitching",
+    "trigger": "gcg",
+    "cut_neurons": "neuron_ablation",
+    "cut_directions": "directional_ablation",
+}
 
 
 class AttackNotApplicableError(UserError):
-    """The attack has no hold on this pair: no prompts of that kind, or nothing known to begin with.
+    """The attack cannot be run on this pair: it has no fitting prompts, or no known fact to use.
 
-    Not the same as an attack that was not run.
+    An attack that was not run is another thing.
     """
 
 
 class ControlsError(UserError):
-    """There are too few never-known subjects to compare an attack with."""
+    """There are too few control facts to compare an attack with."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An entry of the register.
+    """An entry of the registry.
 
     Attributes:
-        name: What users call it.
-        budget: What its curve is over.
-        function: (model, pair, *, seed, its own options) → a table of `COLUMNS`: the score of every
-            prompt at every budget, 0 for gone and 1 for there. The model is attacked as it is, and
-            left as it was.
-        trains: It changes the weights: the never-known control is taught the same way, and the
-            original need not be.
-        pooled: Its share is taken over the whole curve rather than budget by budget.
-        costly: Compared with a few never-known subjects only.
-        judged: The verdict rests on it; otherwise it is only reported.
+        name: The name by which users choose it.
+        budget: What its budget counts, such as steps.
+        function: (model, pair, *, seed, options of its own) → a table of `COLUMNS`: the score of
+            every prompt at every budget, from 0 (gone) to 1 (present). It attacks the model with
+            the edits that are applied, and restores it afterwards.
+        fine_tunes: It trains the weights: control facts are trained in the same way, and the
+            original is not attacked.
+        aggregate_budgets: Its recovery ratio is over the whole curve instead of one a budget.
+        expensive: It is compared with a few control facts only.
+        counts_for_verdict: The verdict rests on it; otherwise it is only reported.
     """
 
     name: str
     budget: str
     function: Callable[..., pd.DataFrame]
-    trains: bool = False
-    pooled: bool = False
-    costly: bool = False
-    judged: bool = True
+    fine_tunes: bool = False
+    aggregate_budgets: bool = False
+    expensive: bool = False
+    counts_for_verdict: bool = True
 
 
-ATTACKS: dict[str, Attack] = {}
+class AttackRegistry(dict[str, Attack]):
+    """Attacks by name; a name that an attack had before finds it too."""
+
+    def __missing__(self, name: str) -> Attack:
+        """Return the attack that once had this name."""
+        return self[RENAMED_ATTACKS[name]]
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether an attack has or had this name."""
+        return super().__contains__(RENAMED_ATTACKS.get(str(name), name))
 
 
-def attack(name: str, *, budget: str, **flags: bool) -> Callable:
-    """Register a function as the attack `name`; flags as in `Attack`."""
+ATTACKS = AttackRegistry()
+
+
+def attack(
+    name: str,
+    *,
+    budget: str,
+    fine_tunes: bool = False,
+    aggregate_budgets: bool = False,
+    expensive: bool = False,
+    counts_for_verdict: bool = True,
+) -> Callable:
+    """Register a function as the attack `name`; see `Attack` for the arguments.
+
+    Raises:
+        ValueError: There is an attack of that name.
+    """
 
     def register(function: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
-        ATTACKS[name] = Attack(name, budget, function, **flags)
+        if name in ATTACKS:
+            raise ValueError(f"There are two attacks '{name}': name one of them otherwise.")
+        ATTACKS[name] = Attack(
+            name, budget, function, fine_tunes, aggregate_budgets, expensive, counts_for_verdict
+        )
         return function
 
     return register
 
 
-def curve(scores: dict[float, Sequence[float]]) -> pd.DataFrame:
-    """A table of `COLUMNS` from budget → the prompts' scores."""
+def checked_names(names: Sequence[str]) -> list[str]:
+    """Return today's names of attacks, in the same order.
+
+    Raises:
+        UserError: There is no such attack.
+    """
+    for name in names:
+        check_choice("attack", name, ATTACKS)
+    return [ATTACKS[name].name for name in names]
+
+
+def score_table(scores: dict[float, Sequence[float]]) -> pd.DataFrame:
+    """Build a table of `COLUMNS` from budget → the scores of all prompts."""
     rows = [(b, i, float(s)) for b, values in scores.items() for i, s in enumerate(values)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def asked(model: LanguageModel, prompts: Sequence[Prompt], *, why: str) -> np.ndarray:
-    """P(target) of each prompt.
+def probability_of_prompts(
+    model: LanguageModel, prompts: Sequence[Prompt], *, why_none: str
+) -> np.ndarray:
+    """Compute P(target) of each prompt.
+
+    Args:
+        model: The model with its edits.
+        prompts: The attack's prompts.
+        why_none: Sentence for the error if there is no prompt.
 
     Raises:
-        NothingToAttackError: There is no prompt; says `why`.
+        AttackNotApplicableError: There is no prompt.
     """
     if not prompts:
-        raise AttackNotApplicableError(why)
+        raise AttackNotApplicableError(why_none)
     return answer_probability(model, prompts)
 
 
 def require_own_tokens(model: LanguageModel) -> None:
-    """For attacks that look inside at a text's own tokens: no request may stand before them.
+    """Check that no request stands before every text, for attacks that read a text's own tokens.
 
     Raises:
-        NothingToAttackError: The model carries `in_context`.
+        AttackNotApplicableError: The model carries `in_context`.
     """
-    if any(mark.startswith("in_context ") for mark in active_interventions(model._module)):
+    if any(mark.startswith("in_context ") for mark in active_interventions(torch_module(model))):
         raise AttackNotApplicableError("A request before every text moves what would be looked at.")
 
 
 def control_facts(
-    model: LanguageModel, pair: ConceptPair, *, n: int = 3, seed: int = 0, tried: int = 48
+    model: LanguageModel, pair: ConceptPair, *, n: int = 3, seed: int = 0, n_candidates: int = 48
 ) -> list[ConceptPair]:
-    """Other subjects with the pair's target: facts that the model never knew, for comparison.
+    """Draw control facts: other subjects with the pair's target, which the model does not know.
 
-    Subjects whose own target the original model doesn't know, so that there is nothing else to be
-    overwritten either. Asked in the pair's own ways; kept in the cache.
+    The original does not know the subjects' own targets either, so no other fact is in the way.
+    Each is checked on the pair's own templates; the probabilities are cached.
 
     Args:
         model: The original model.
         pair: What was forgotten.
-        n: How many.
+        n: Number of control facts.
         seed: Draws the subjects.
-        tried: So many others are looked at.
+        n_candidates: Number of subjects that are checked.
 
     Raises:
-        NoStrangersError: There are not so many.
+        ControlsError: The model does not know too few of the candidates.
     """
-    others = [o for o in pair.others(tried, seed=seed) if pair.target not in (o.target, o.subject)]
-    strangers = [
+    others = [
+        o
+        for o in pair.comparison_pairs(n_candidates, seed=seed)
+        if pair.target not in (o.target, o.subject)
+    ]
+    candidates = [
         ConceptPair(o.subject, pair.target, pair.relation, pair.aliases, pair.templates)
         for o in others
     ]
-    ways = [i for i, p in enumerate(pair.prompts("train")) if p.format == "completion"][:4]
-    both = [x.prompts("train")[i] for x in (*others, *strangers) for i in ways]
-    key = {"model": model_hash(model), "asked": [[str(p), p.answers] for p in both]}
+    prompts = pair.prompts("train")
+    templates = [i for i, p in enumerate(prompts) if p.format == "completion"][:N_PROMPTS]
+    queries = [x.prompts("train")[i] for x in (*others, *candidates) for i in templates]
+    key = {
+        "model": model_hash(model),
+        "prompts": [[str(p), p.answers] for p in queries],
+        "code": code_hash(__file__),
+    }
     table = cached_table(
-        "never-known", key, lambda: pd.DataFrame({"p": answer_probability(model, both)})
+        "control-facts", key, lambda: pd.DataFrame({"p": answer_probability(model, queries)})
     )
-    means = table["p"].to_numpy().reshape(-1, len(ways)).mean(1)
-    own, target = means[: len(others)], means[len(others) :]
-    found = [s for s, a, b in zip(strangers, own, target, strict=True) if max(a, b) < UNKNOWN]
-    if len(found) < n:
+    means = table["p"].to_numpy().reshape(-1, len(templates)).mean(1)
+    p_own, p_target = means[: len(others)], means[len(others) :]
+    controls = [
+        candidate
+        for candidate, own, target in zip(candidates, p_own, p_target, strict=True)
+        if max(own, target) < KNOWN_PROB
+    ]
+    if len(controls) < n:
         raise ControlsError(
             f"A comparison needs {n} subjects that the model knows nothing of, and of "
-            f"{len(others)} others there are {len(found)}: ask for fewer."
+            f"{len(others)} others there are {len(controls)}: ask for fewer."
         )
-    return found[:n]
-
-
-UNKNOWN = 0.1  # a fact counts as never known below this mean probability
+    return controls[:n]

@@ -1,9 +1,9 @@
 """Fine-tune the edited model a little: does the fact come back faster than a new one is learned?
 
-Knowledge that is only hidden returns after a few steps, even on text that doesn't hold it (Lynch et
-al. 2024, "Eight Methods to Evaluate Robust Unlearning in LLMs"; Hu et al. 2025, "Unlearning or
-Obfuscating?"). But a training set that holds the fact simply teaches it, so each curve stands
-beside that of a fact which the model never knew, taught in the same way (`control_facts`).
+Knowledge that is only hidden returns after a few steps, even from text without it (Lynch et al.
+2024, "Eight Methods to Evaluate Robust Unlearning in LLMs"; Hu et al. 2025, "Unlearning or
+Obfuscating?"). But a training set with the fact simply trains it. So each curve is compared with
+that of control facts, trained in the same way (`control_facts`).
 """
 
 import contextlib
@@ -14,28 +14,29 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, curve
+from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, score_table
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import python_docs_tokens
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
 from helpers.methods.snapshots import preserved_parameters
+from helpers.models import torch_module
 from helpers.training.examples import Batch, answer_example, collate, mean_loss, text_examples
 from helpers.training.loop import DivergedError, train
 
 STEPS = (5, 10, 20, 40)
 BATCH = 8
 LR = 1e-5
-N_FORGOTTEN = 2  # prompts of the forgotten fact in every batch of "forgotten"
-TEXT_LENGTH = 24  # tokens of a stretch of unrelated text
+N_FORGOTTEN = 2  # prompts of the forgotten fact in every batch of `relearning_forgotten`
+TEXT_LENGTH = 24  # tokens of an unrelated text
 
 
-@attack("relearning_unrelated", budget="steps", trains=True, pooled=True)
+@attack("relearning_unrelated", budget="steps", fine_tunes=True, aggregate_budgets=True)
 def relearning_unrelated(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
-    """Fine-tune on text about something else: Python's documentation."""
+    """Fine-tune on unrelated text: Python's documentation."""
     texts = text_examples(python_docs_tokens(model.tokenizer, seq_len=TEXT_LENGTH))
 
     def batch(step: int) -> Batch:
@@ -44,27 +45,29 @@ def relearning_unrelated(
     return relearned(model, pair, batch, steps=steps)
 
 
-@attack("relearning_neighbours", budget="steps", trains=True, pooled=True)
+@attack("relearning_neighbours", budget="steps", fine_tunes=True, aggregate_budgets=True)
 def relearning_neighbours(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
-    """Fine-tune on the same relation's facts about other subjects that the model knows."""
-    near = _related(model, pair, seed)
-    return relearned(model, pair, _mixed(model, near, [], seed), steps=steps)
+    """Fine-tune on known facts of the same relation about other subjects."""
+    neighbours = _neighbour_prompts(model, pair, seed)
+    return relearned(model, pair, _batches(model, neighbours, [], seed), steps=steps)
 
 
-@attack("relearning_forgotten", budget="steps", trains=True, pooled=True)
+@attack("relearning_forgotten", budget="steps", fine_tunes=True, aggregate_budgets=True)
 def relearning_forgotten(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
-    """Fine-tune on two of the forgotten fact's own training prompts, among neighbours."""
-    ways = [p for p in pair.prompts("train") if p.format == "completion"] or pair.prompts("train")
-    order = np.random.default_rng(seed).permutation(len(ways))[:N_FORGOTTEN]
+    """Fine-tune on two training prompts of the forgotten fact, among neighbours."""
+    prompts = pair.prompts("train")
+    statements = [p for p in prompts if p.format == "completion"] or prompts
+    order = np.random.default_rng(seed).permutation(len(statements))[:N_FORGOTTEN]
+    forgotten = [statements[i] for i in order]
     try:
-        near = _related(model, pair, seed)
+        neighbours = _neighbour_prompts(model, pair, seed)
     except AttackNotApplicableError:
-        near = []
-    return relearned(model, pair, _mixed(model, near, [ways[i] for i in order], seed), steps=steps)
+        neighbours = []
+    return relearned(model, pair, _batches(model, neighbours, forgotten, seed), steps=steps)
 
 
 def relearned(
@@ -74,32 +77,30 @@ def relearned(
     *,
     steps: Sequence[int] = STEPS,
     lr: float = LR,
-    split: str = "heldout",
 ) -> pd.DataFrame:
-    """P(target) on paraphrases after so many steps of fine-tuning the model as it is.
+    """Score the paraphrases after some numbers of steps of fine-tuning.
 
-    All parameters are trained by AdamW; the model is restored bit by bit. A training that diverges
-    (of a model whose answers are not finite, say) has no scores from there on: NaN.
+    AdamW trains all parameters; the model is restored bit by bit. Where training diverges (for
+    example because the answers are not finite), the scores from there on are NaN.
 
     Args:
         model: The model, with its edits.
-        pair: What is asked.
-        batch: From the step (0, 1, ...) to what is trained on.
-        steps: Where the curve is read, besides 0.
+        pair: The fact whose prompts are scored.
+        batch: Step (0, 1, ...) → its training batch.
+        steps: Steps after which the prompts are scored, besides 0.
         lr: Learning rate.
-        split: Whose templates are asked.
 
     Raises:
         UserError: Steps are not positive.
     """
     if not steps or min(steps) < 1:
         raise UserError(f"steps is {tuple(steps)}: give the numbers of steps, from 1 up.")
-    prompts, module = pair.prompts(split), model._module
-    found = {0: answer_probability(model, prompts)}
+    prompts, module = pair.prompts("heldout"), torch_module(model)
+    scores = {0: answer_probability(model, prompts)}
 
-    def read(step: int, loss: float) -> None:
+    def score_after(step: int, loss: float) -> None:
         if step in steps:
-            found[step] = answer_probability(model, prompts)
+            scores[step] = answer_probability(model, prompts)
 
     with (
         preserved_parameters(module, [n for n, _ in module.named_parameters()]),
@@ -111,29 +112,29 @@ def relearned(
             batch,
             steps=max(steps),
             lr=lr,
-            on_step=read,
+            on_step=score_after,
         )
     for step in steps:
-        found.setdefault(step, np.full(len(prompts), np.nan))
-    return curve(found)
+        scores.setdefault(step, np.full(len(prompts), np.nan))
+    return score_table(scores)
 
 
-def _mixed(
-    model: LanguageModel, near: Sequence[Prompt], own: Sequence[Prompt], seed: int
+def _batches(
+    model: LanguageModel, neighbours: Sequence[Prompt], forgotten: Sequence[Prompt], seed: int
 ) -> Callable[[int], Batch]:
-    """Batches of `BATCH` prompts: all of `own`, the rest drawn from `near`."""
+    """Make batches of `BATCH` prompts: all forgotten ones, the rest drawn from neighbours'."""
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([seed, step])
-        drawn = rng.permutation(len(near))[: BATCH - len(own)]
-        prompts = [*own, *(near[i] for i in drawn)]
+        order = rng.permutation(len(neighbours))[: BATCH - len(forgotten)]
+        prompts = [*forgotten, *(neighbours[i] for i in order)]
         return collate([answer_example(model, p, p.answers[0]) for p in prompts])
 
     return batch
 
 
-def _related(model: LanguageModel, pair: ConceptPair, seed: int) -> list[Prompt]:
-    with base_model(model):  # which neighbours it knew before it was edited
+def _neighbour_prompts(model: LanguageModel, pair: ConceptPair, seed: int) -> list[Prompt]:
+    with base_model(model):  # neighbours that the original knows
         known = known_neighbours(model, pair, n=48, seed=seed)
     if not known:
         raise AttackNotApplicableError("The model knows no neighbour of this pair to learn from.")

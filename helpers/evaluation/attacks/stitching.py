@@ -1,35 +1,36 @@
-"""Put the original's upper layers on top of the edited model's lower ones.
+"""Stitch the original's upper layers on top of the edited model's lower layers.
 
-A fact is worked out at the subject's tokens and handed to the last token somewhere in the middle
-(chapter 02). What the edited model has worked out up to there, the original's upper layers can say:
-if the answer comes back, the fact was still known below and only kept from being said. (Model
-stitching, Bansal et al. 2021, "Revisiting Model Stitching to Compare Neural Representations", with
-the identity in between; activation patching of the whole residual stream.)
+A fact is computed at the subject's tokens and handed over to the last token in the middle layers
+(chapter 02). The original's upper layers decode whatever the edited model has computed up to there.
+If the answer comes back, the lower layers still represent the fact and only its output was
+suppressed. This is model stitching (Bansal et al. 2021, "Revisiting Model Stitching to Compare
+Neural Representations") with the identity in between, or activation patching of the whole residual
+stream.
 """
 
 import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, curve
+from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, score_table
 from helpers.facts import ConceptPair, known_facts
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 from helpers.models.hooks import active_interventions
 from helpers.tracing import clean_corrupted_pairs, patching_over_facts
 
-FACTS = 6  # known facts that say where the relation is handed over
+N_FACTS = 6  # known facts over which the hand-over layer is averaged
 
 
-@attack("stitched", budget="layer")
-def stitched(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
-    """P(target) with the original's layers from the relation's hand-over on, on held-out wordings.
+@attack("stitching", budget="layer")
+def stitching(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
+    """Score held-out prompts with the original's layers from the relation's hand-over on.
 
-    The budget is the first layer that is the original's (`handover_layer`).
+    The budget is the first of the original's layers (`handover_layer`).
     """
-    if active_interventions(model._module):
+    if active_interventions(torch_module(model)):
         raise AttackNotApplicableError(
             "What is changed by an intervention has no layers of its own."
         )
@@ -41,22 +42,22 @@ def stitched(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.Da
     with use_layer_cache(model, LayerCache(model, layer, ignore_weight_changes=True)):
         answer_probability(model, prompts)
         with base_model(model):
-            return curve({layer: answer_probability(model, prompts)})
+            return score_table({layer: answer_probability(model, prompts)})
 
 
 def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int:
-    """The first layer after which the last token's state carries the answer.
+    """Find the first layer after which the last token's residual stream carries the answer.
 
-    That is, patched into another subject's run it moves at least half of the answer, on average
-    over some facts that the model knows. Kept in the cache.
+    Patched into another subject's forward pass it moves at least half of the answer, on average
+    over `N_FACTS` known facts. The patching effects are cached.
 
     Args:
         model: The original model.
         relation: One of `RELATIONS`.
-        seed: Draws the subjects that the facts are compared with.
+        seed: Draws the other subjects.
 
     Raises:
-        NothingToAttackError: The model knows too little of the relation.
+        AttackNotApplicableError: The model knows too little of the relation.
     """
     known = known_facts(model, relation).query("known")
     facts = [ConceptPair(r.subject, r.target, relation) for r in known.itertuples()]
@@ -64,7 +65,7 @@ def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int
     if not prompts:
         raise AttackNotApplicableError(f"The model knows no fact of the relation '{relation}'.")
     try:
-        sample = clean_corrupted_pairs(model, prompts, prompts, seed=seed)[:FACTS]
+        sample = clean_corrupted_pairs(model, prompts, prompts, seed=seed)[:N_FACTS]
     except UserError as error:
         raise AttackNotApplicableError(str(error)) from error
     table = patching_over_facts(model, sample, sites=["residual"], positions=["last"])

@@ -1,7 +1,7 @@
-"""Does a battery call hidden what is hidden, present what is present, and absent the rest?
+"""Accuracy of the verdict on facts whose state is known: present, hidden or absent.
 
-A verification is itself put to the test, on facts whose state is known (`cases`): once under
-`logit_suppression`, once as it is, and once asked about a subject that was never known.
+The facts and their control facts come from `matched_pairs`. A battery attacks each fact as it is,
+under `logit_suppression`, and with its control fact in its place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,112 +12,149 @@ from nnsight import LanguageModel
 from scipy.stats import binomtest
 
 from helpers.errors import UserError
+from helpers.evaluation.attacks.registry import checked_names
 from helpers.evaluation.battery import Evidence, battery
-from helpers.evaluation.meta.meta_evaluation import ABSENT, HIDDEN, PRESENT, STATES, cases
-from helpers.evaluation.verdict import GONE, NOTHING, Verdict, verdict
+from helpers.evaluation.findings import Finding
+from helpers.evaluation.meta.meta_evaluation import KnownState, matched_pairs
+from helpers.evaluation.verdict import Verdict, verdict
 from helpers.facts import ConceptPair
+from helpers.facts.known import SURELY_KNOWN_PROB
 from helpers.methods.controls.logit_suppression import logit_suppression
 
 UNDECIDED = "undecided"
-WORDS = (*STATES, UNDECIDED)
-SHORT = ("paraphrases", "stitched")  # a battery that tells the three states apart
-SURE = 0.3  # P(target) of a fact that is tried: of one hardly known too few wordings can count
+PREDICTED_STATES = (*(state.value for state in KnownState), UNDECIDED)
+MINI_SUITE = ("paraphrases", "stitching")  # the smallest battery that separates the three states
 
 
-def known_states(
+def classify_facts(
     model: LanguageModel,
     relation: str,
     *,
     n: int,
     attacks: Sequence[str],
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    n_absent: int = 2,
+    n_controls: int = 2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The battery's word on `n` facts that the model knows well, in the three known states.
-
-    The word is the verdict's where that is `hidden` or `present`; `absent` where every attack that
-    brings it back from the original is shown to bring nothing back; `undecided` where neither can
-    be shown.
+    """Predict the state of facts that the model surely knows, in the three known states.
 
     Args:
         model: The original model.
         relation: One of `RELATIONS`.
-        n: How many facts at most.
-        attacks: A cut-down battery, `paraphrases` among them.
-        options: Attack → its own options.
-        n_absent: Never-known subjects that each attack is compared with.
-        seed: Draws facts and subjects.
+        n: Largest number of facts.
+        attacks: Attacks of a small battery, `paraphrases` among them.
+        options: Attack → options of its own.
+        n_controls: Control facts that each attack is compared with.
+        seed: Draws facts and control subjects.
 
     Returns:
-        One row a fact and state: fact, state, word, right (whether the word is the state's name),
-        by (attacks that bring something back).
+        One row a fact and state: fact, state, predicted (see `predicted_state`), correct (whether
+        they are equal), by (attacks that recover something).
 
     Raises:
-        UserError: `paraphrases` is missing, there is no such attack, or as `cases`.
+        UserError: `paraphrases` is missing, there is no such attack, or there are fewer than two
+            facts.
     """
     if "paraphrases" not in attacks:
         raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
-    how = {"attacks": attacks, "options": options, "n_absent": n_absent, "seed": seed}
-    asked = cases(model, relation, n=n, seed=seed, least=SURE)
-    tables = [judged(model, fact, stranger, **how) for fact, stranger in asked]
+    pairs = matched_pairs(model, relation, n=n, seed=seed, min_prob=SURELY_KNOWN_PROB)
+    tables = [
+        classify_states(
+            model,
+            fact,
+            control,
+            attacks=attacks,
+            options=options,
+            n_controls=n_controls,
+            seed=seed,
+        )
+        for fact, control in pairs
+    ]
     return pd.concat(tables, ignore_index=True)
 
 
-def judged(
+def classify_states(
     model: LanguageModel,
     fact: ConceptPair,
-    stranger: ConceptPair,
+    control: ConceptPair,
     *,
     attacks: Sequence[str],
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    n_absent: int = 2,
+    n_controls: int = 2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The battery's word on one fact, and a subject that was never known, as `known_states`."""
-    how = {"attacks": attacks, "options": options, "n_absent": n_absent, "seed": seed}
-    evidence = {
-        PRESENT: battery(model, fact, **how),
-        ABSENT: battery(model, fact, **how, asked_as=stranger),
-    }
-    with logit_suppression(model, fact).applied(model):
-        evidence[HIDDEN] = battery(model, fact, **how)
-    rows = []
-    for state in STATES:
-        found = verdict(evidence[state], required=attacks, seed=seed)
-        back = found.attacks.query("finding == 'comes back'")["attack"]
-        word = predicted_state(found, evidence[state])
-        rows.append((str(fact), state, word, word == state, ", ".join(back)))
-    return pd.DataFrame(rows, columns=["fact", "state", "word", "right", "by"])
+    """Predict the state of one fact in the three known states.
 
+    Args:
+        model: The original model.
+        fact: A fact that it knows.
+        control: A control fact with the same answer.
+        attacks: Attacks of a small battery.
+        options: Attack → options of its own.
+        n_controls: Control facts that each attack is compared with.
+        seed: Seed of everything random.
 
-def predicted_state(found: Verdict, evidence: Evidence) -> str:
-    """One of `WORDS`: what the attacks of a verdict say, whatever the damage, as `known_states`.
-
-    An attack that brings nothing back from the original either says nothing; one that has no hold
-    on the model, where it would have on others, leaves the state undecided.
+    Returns:
+        One row a state: fact, state, predicted, correct, by.
     """
-    if found.word in (PRESENT, HIDDEN):
-        return found.word
-    findings = set(found.attacks["finding"])
-    shown = GONE in findings and findings <= {GONE, NOTHING}
-    return ABSENT if shown and not evidence.nothing else UNDECIDED
+    attacks = checked_names(attacks)
+
+    def evidence(query_pair: ConceptPair | None = None) -> Evidence:
+        return battery(
+            model,
+            fact,
+            attacks=attacks,
+            options=options,
+            n_controls=n_controls,
+            seed=seed,
+            query_pair=query_pair,
+        )
+
+    by_state = {KnownState.PRESENT: evidence(), KnownState.ABSENT: evidence(control)}
+    with logit_suppression(model, fact).applied(model):
+        by_state[KnownState.HIDDEN] = evidence()
+    rows = []
+    for state in KnownState:
+        conclusion = verdict(by_state[state], required=attacks, seed=seed)
+        recovered = conclusion.attacks["finding"] == Finding.RECOVERED
+        recovering = ", ".join(conclusion.attacks[recovered]["attack"])
+        predicted = predicted_state(conclusion, by_state[state])
+        rows.append((str(fact), state.value, predicted, predicted == state, recovering))
+    return pd.DataFrame(rows, columns=["fact", "state", "predicted", "correct", "by"])
+
+
+def predicted_state(conclusion: Verdict, evidence: Evidence) -> str:
+    """Predict the state of a fact from the attacks of a verdict, whatever the damage.
+
+    It is the verdict's label if that is `present` or `hidden`. It is `absent` if every attack that
+    recovers the fact from the original is shown to recover nothing; an attack that recovers nothing
+    from the original shows nothing. An attack that is not applicable to this model, though it is to
+    others, leaves the state `undecided`.
+
+    Returns:
+        One of `PREDICTED_STATES`.
+    """
+    if conclusion.label in (KnownState.PRESENT, KnownState.HIDDEN):
+        return str(conclusion.label)
+    findings = set(conclusion.attacks["finding"])
+    gone = Finding.GONE in findings and findings <= {Finding.GONE, Finding.NOT_APPLICABLE}
+    return KnownState.ABSENT.value if gone and not evidence.not_applicable else UNDECIDED
 
 
 def accuracies(table: pd.DataFrame) -> pd.DataFrame:
-    """On which share of the facts the battery's word is the truth.
+    """Compute the accuracy of the predicted state, for each true state.
 
     Args:
-        table: From `known_states`.
+        table: From `classify_facts`.
 
     Returns:
-        One row a state: state, right (how many), n, share, low, high; the exact 95 % interval of
+        One row a state: state, correct (number), n, accuracy, low, high; the exact 95 % interval of
         Clopper and Pearson (1934), over facts.
     """
     rows = []
-    for state in STATES:
-        right = table.loc[table["state"] == state, "right"]
-        k, n = int(right.sum()), len(right)
+    for state in KnownState:
+        correct = table.loc[table["state"] == state, "correct"]
+        k, n = int(correct.sum()), len(correct)
         interval = binomtest(k, n).proportion_ci()
-        rows.append((state, k, n, k / n, interval.low, interval.high))
-    return pd.DataFrame(rows, columns=["state", "right", "n", "share", "low", "high"])
+        rows.append((state.value, k, n, k / n, interval.low, interval.high))
+    return pd.DataFrame(rows, columns=["state", "correct", "n", "accuracy", "low", "high"])

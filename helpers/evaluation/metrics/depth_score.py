@@ -1,8 +1,8 @@
-"""How deep inside the model does the unlearning reach?
+"""Unlearning depth score: how deep inside the model does the unlearning reach?
 
-The unlearning depth score patches states of other models into the original: where a state of the
-unlearned model does as much harm to the answer as one of a model that never knew it, the fact is
-gone at that layer; where it does none, the fact is still there and only hidden further up.
+The score patches activations of other models into the original, layer by layer. If an activation of
+the unlearned model harms the answer as much as one of a model that never knew the fact, the fact is
+gone at that layer. If it does no harm, the fact is still there and only hidden further up.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from helpers.models import architecture_of
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 
-MOST = 4  # statements that are patched
-THRESHOLD = 0.05  # nats: layers where the reference does less harm say nothing
+MAX_PROMPTS = 4  # statements that are patched
+THRESHOLD = 0.05  # nats: layers where the reference does less harm are left out
 
 
 def unlearning_depth_score(
@@ -33,39 +33,39 @@ def unlearning_depth_score(
     *,
     threshold: float = THRESHOLD,
 ) -> float:
-    """Σ δ₁ · clip(δ₂ / δ₁, 0, 1) / Σ δ₁ over layers with δ₁ > threshold.
+    """Compute Σ δ₁ · clip(δ₂ / δ₁, 0, 1) / Σ δ₁ over layers with δ₁ > threshold.
 
-    From 0 (no layer differs from the original: only hidden) to 1 (as deep as the reference).
-    Defined in "Unlearning Depth Score" (arXiv 2605.24614).
+    It is 0 if no layer differs from the original (the fact is only hidden), and 1 if the unlearning
+    is as deep as the reference. Defined in "Unlearning Depth Score" (arXiv 2605.24614).
 
     Args:
-        reference: δ₁, by layer: drop of log P(first token of the answer) in the original with a
-            state of a model that never knew it.
-        unlearned: δ₂: the same with a state of the unlearned model.
+        reference: δ₁: drop of log P(first token of the answer) in the original with a layer's
+            activation of a model that never knew it, in nats.
+        unlearned: δ₂: the same with the activation of the unlearned model.
         threshold: Least δ₁ of a layer that counts.
 
     Raises:
         UserError: No layer counts.
     """
     reference, unlearned = np.asarray(reference, float), np.asarray(unlearned, float)
-    here = reference > threshold
-    if not here.any():
+    counts = reference > threshold
+    if not counts.any():
         raise UserError(
             f"No layer's state changes the answer by more than {threshold} nats: the depth of an "
             "unlearning can't be measured with this prompt and reference."
         )
-    d1, d2 = reference[here], unlearned[here]
+    d1, d2 = reference[counts], unlearned[counts]
     return float((d1 * np.clip(d2 / d1, 0, 1)).sum() / d1.sum())
 
 
 @dataclass(frozen=True)
 class Depth:
-    """The score and what it is made of.
+    """Unlearning depth score, and the drops that it is computed from.
 
     Attributes:
-        score: Over the layers of all prompts.
-        reference: δ₁, prompts by layers, nats.
-        unlearned: δ₂.
+        score: The score over the layers of all prompts.
+        reference: δ₁, prompts by layers, in nats.
+        unlearned: δ₂, prompts by layers, in nats.
     """
 
     score: float
@@ -76,29 +76,29 @@ class Depth:
 def unlearning_depth(
     model: LanguageModel,
     pair: ConceptPair,
-    strangers: Sequence[ConceptPair],
+    controls: Sequence[ConceptPair],
     *,
-    most: int = MOST,
-    absent: bool = False,
+    max_prompts: int = MAX_PROMPTS,
+    of_control: bool = False,
 ) -> Depth:
-    """The depth score of the model as it is, on the pair's first held-out statements.
+    """Compute the depth score of the model with its edits, on the first held-out statements.
 
-    Patched is the residual stream at the subject's tokens. In place of a model that never knew the
-    fact, δ₁ takes the original's states of *subjects* that it knows nothing of: they lack the whole
-    subject, not the fact alone, so the score reads lower than with a retrained reference, most of
-    all in the first layers.
+    The residual stream at the subject's tokens is patched. In place of a model that never knew the
+    fact, δ₁ takes the original's activations on control *subjects*. They lack the whole subject,
+    not the fact alone, so the score is lower than with a retrained reference, most of all in the
+    first layers.
 
     Args:
         model: The model with its edits.
-        pair: What was forgotten.
-        strangers: Never-known pairs (`control_facts`), with the same templates.
-        most: So many statements are patched.
-        absent: In place of the model's states those of a second stranger: what the score says
-            where the fact was never there.
+        pair: The fact that was forgotten.
+        controls: Control facts (`control_facts`), with the same templates.
+        max_prompts: Largest number of statements that are patched.
+        of_control: Patch activations of a second control fact instead of the model's: the score
+            of a fact that is absent.
 
     Raises:
-        UserError: No stranger's name (with `absent`, no two strangers') has as many tokens as the
-            subject's, or a request stands before every text.
+        UserError: No control's name (with `of_control`, no two controls') has as many tokens as
+            the subject's, or a request stands before every text.
     """
     require_own_tokens(model)
     arch = architecture_of(model)
@@ -108,16 +108,17 @@ def unlearning_depth(
             continue
         span = range(*subject_span(prompt, model.tokenizer))
         ids = token_ids(model, prompt)
-        alike = [s.prompts("heldout")[index] for s in strangers]
-        alike = [s for s in alike if _shape(model, s) == (len(ids), span.start, span.stop)]
-        if len(alike) < 1 + absent or len(d1) == most:
+        # Patching position by position needs control prompts of the same length and span.
+        aligned = [c.prompts("heldout")[index] for c in controls]
+        aligned = [p for p in aligned if _shape(model, p) == (len(ids), span.start, span.stop)]
+        if len(aligned) < 1 + of_control or len(d1) == max_prompts:
             continue
-        now = _residual(model, token_ids(model, alike.pop(1)) if absent else ids)
+        source = _residual(model, token_ids(model, aligned.pop(1)) if of_control else ids)
         with base_model(model):
-            sources = [_residual(model, token_ids(model, s)) for s in alike[:1]]
+            reference_source = _residual(model, token_ids(model, aligned[0]))
             jobs = [
-                [Patch("residual", i, span, states[i, span.start : span.stop])]
-                for states in (now, *sources)
+                [Patch("residual", i, span, activations[i, span.start : span.stop])]
+                for activations in (source, reference_source)
                 for i in range(arch.n_layers)
             ]
             answer = first_token(model, prompt, prompt.answers[0])
@@ -128,7 +129,7 @@ def unlearning_depth(
         d1.append(drop[1])
     if not d1:
         raise UserError(
-            f"No never-known subject has a name of as many tokens as {pair.subject}: give more."
+            f"No control subject has a name of as many tokens as {pair.subject}: give more."
         )
     reference, unlearned = np.array(d1), np.array(d2)
     score = unlearning_depth_score(reference.ravel(), unlearned.ravel())

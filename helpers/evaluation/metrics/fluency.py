@@ -1,6 +1,6 @@
-"""Is what the model writes still language? Two numbers on its greedy continuations.
+"""Fluency: is the generated text still language? Two metrics of greedy continuations.
 
-A looping or broken model shows here even where the likelihood of given text has hardly changed.
+They show a looping or broken model even where the likelihood of given text has hardly changed.
 """
 
 from collections import Counter
@@ -11,18 +11,18 @@ import numpy as np
 from helpers.errors import UserError
 from helpers.facts.corpus import passages
 
-OPENING = 12  # words of a passage that are given
+OPENING = 12  # words of a passage that the model continues
 
 
 def openings(n: int, *, seed: int = 0) -> list[str]:
-    """The first `OPENING` words of `n` held-out Factbook passages drawn by `seed`."""
+    """Draw `n` held-out Factbook passages and return the first `OPENING` words of each."""
     texts = [p.text for p in passages("heldout")]
     drawn = np.random.default_rng(seed).permutation(len(texts))[:n]
     return [" ".join(texts[i].split()[:OPENING]) for i in drawn]
 
 
 def repetition(words: Sequence[Hashable], *, n: int = 4) -> float:
-    """1 − distinct n-grams / n-grams: 0 without repetition, towards 1 for a loop.
+    """Compute 1 − distinct n-grams / n-grams: 0 without repetition, towards 1 for a loop.
 
     Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (seq-rep-n). 0 for a
     text without a single n-gram.
@@ -35,9 +35,9 @@ def repetition(words: Sequence[Hashable], *, n: int = 4) -> float:
 
 
 def ngram_entropy(words: Sequence[Hashable]) -> float:
-    """Mean of 2/3 · H₂ and 4/3 · H₃, H_n the entropy of the n-gram distribution in bits.
+    """Compute the mean of 2/3 · H₂ and 4/3 · H₃, with H_n the entropy of n-grams in bits.
 
-    From 0 (one word again and again, or nothing) upwards; it grows with the text's length, so
+    It is 0 for one word again and again, or for nothing. It grows with the text's length, so
     compare texts of equal length. Zhang et al. 2018; "fluency" in Meng et al. 2022.
     """
     return float(np.mean([w * _entropy(_grams(words, n)) for n, w in ((2, 2 / 3), (3, 4 / 3))]))

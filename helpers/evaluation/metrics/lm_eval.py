@@ -1,9 +1,9 @@
 """A multiple-choice benchmark over Factbook facts, in the format of EleutherAI's harness.
 
-The harness (lm-evaluation-harness; Gao et al. 2024) is what most published numbers come from. It is
-no dependency of ours: the task files are written here, deterministically and without a network,
-`harness_choices` runs them through it where it is installed, and `own_choices` scores the same
-items by our own scoring. The two agree.
+Most published numbers come from this harness (lm-evaluation-harness; Gao et al. 2024). It is no
+dependency of ours. The task files are written here, deterministically and without a network.
+`harness_choices` runs them through the harness where it is installed, and `own_choices` scores the
+same items by our own scoring. The two agree.
 """
 
 import json
@@ -17,9 +17,10 @@ import yaml
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.facts import ConceptPair, facts
+from helpers.facts import ConceptPair, Prompt, facts
 from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_logprobs
+from helpers.models import torch_module
 from helpers.stats.intervals import Metric, metrics_by
 
 FORGET, RETAIN = ("factbook_forget", "factbook_retain")
@@ -29,13 +30,13 @@ INSTALL = "pip install lm_eval==0.4.13"
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
+    """One multiple-choice question.
 
     Attributes:
         question: The text to be continued.
-        choices: Possible continuations, without the space that goes before them.
-        answer: Which of them is right.
-        about: "France (capital)".
+        choices: Possible continuations, without their leading space.
+        answer: Index of the right choice.
+        about: Subject and relation, such as "France (capital)".
     """
 
     question: str
@@ -45,51 +46,58 @@ class Item:
 
 
 def factbook_items(pair: ConceptPair, *, n: int = 100, seed: int = 0) -> dict[str, list[Item]]:
-    """Questions by task: those about the pair, and `n` others that have to stay.
+    """Make questions about the pair, and about other facts that must stay, by task.
 
     Each is a held-out statement with the right answer among three others of the same relation.
-    `factbook_forget` has every held-out statement about the pair; `factbook_retain` one about each
-    of `n` Factbook facts, drawn over all relations, none about the pair's subject in its relation.
-    The same arguments give the same items on every machine.
+    `factbook_forget` has every held-out statement about the pair. `factbook_retain` has one about
+    each of `n` Factbook facts, drawn over all relations, none about the pair's subject in its
+    relation. The same arguments give the same items on every machine.
 
     Args:
-        pair: What is forgotten.
-        n: How many others.
+        pair: The fact that is forgotten.
+        n: Number of other facts.
         seed: Draws facts, statements and wrong answers.
 
     Raises:
         UserError: The Factbook has not so many facts, or the pair has no statements.
     """
     rng = np.random.default_rng(seed)
-    every = [f for relation in RELATIONS for f in facts(relation)]
-    every = [f for f in every if (f.subject, f.relation) != (pair.subject, pair.relation)]
-    if not 1 <= n <= len(every):
-        raise UserError(f"The Factbook has {len(every)} other facts: ask for 1 to {len(every)}.")
-    own = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    if not own:
+    others = [f for relation in RELATIONS for f in facts(relation)]
+    others = [f for f in others if (f.subject, f.relation) != (pair.subject, pair.relation)]
+    if not 1 <= n <= len(others):
+        raise UserError(f"The Factbook has {len(others)} other facts: ask for 1 to {len(others)}.")
+    statements = _statements(pair)
+    if not statements:
         raise UserError(f"{pair} has no statement that could be continued by choices.")
-    drawn = [ConceptPair.of(every[i]) for i in rng.permutation(len(every))[:n]]
-    found = {FORGET: [_item(pair, prompt, rng) for prompt in own], RETAIN: []}
+    drawn = [ConceptPair.of(others[i]) for i in rng.permutation(len(others))[:n]]
+    items = {FORGET: [_item(pair, statement, rng) for statement in statements], RETAIN: []}
     for other in drawn:
-        ways = [p for p in other.prompts("heldout") if p.format == "completion"]
-        found[RETAIN].append(_item(other, ways[rng.integers(len(ways))], rng))
-    return found
+        statements = _statements(other)
+        items[RETAIN].append(_item(other, statements[rng.integers(len(statements))], rng))
+    return items
 
 
-def _item(pair: ConceptPair, prompt: str, rng: np.random.Generator) -> Item:
-    mine = {pair.target, *pair.aliases}
-    pool = sorted({f.target for f in facts(pair.factbook_relation) if f.target not in mine})
+def _statements(pair: ConceptPair) -> list[Prompt]:
+    return [p for p in pair.prompts("heldout") if p.format == "completion"]
+
+
+def _item(pair: ConceptPair, prompt: Prompt, rng: np.random.Generator) -> Item:
+    right = {pair.target, *pair.aliases}
+    pool = sorted({f.target for f in facts(pair.factbook_relation) if f.target not in right})
     wrong = [pool[i] for i in rng.permutation(len(pool))[: CHOICES - 1]]
-    place = int(rng.integers(len(wrong) + 1))
-    choices = (*wrong[:place], pair.target, *wrong[place:])
-    return Item(str(prompt), choices, place, f"{pair.subject} ({pair.relation})")
+    answer = int(rng.integers(len(wrong) + 1))
+    choices = (*wrong[:answer], pair.target, *wrong[answer:])
+    return Item(prompt.text, choices, answer, f"{pair.subject} ({pair.relation})")
 
 
 def write_tasks(folder: str | Path, items: Mapping[str, Sequence[Item]]) -> Path:
-    """Write each task as the harness reads it: `<task>.yaml` and `<task>.jsonl`; gives the folder.
+    """Write each task as the harness reads it, `<task>.yaml` and `<task>.jsonl`.
 
     `lm_eval --include_path FOLDER --tasks factbook_forget,factbook_retain ...` runs them on any
     model, an exported edit included.
+
+    Returns:
+        The folder.
     """
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,11 +124,15 @@ def write_tasks(folder: str | Path, items: Mapping[str, Sequence[Item]]) -> Path
 
 
 def own_choices(model: LanguageModel, items: Mapping[str, Sequence[Item]]) -> pd.DataFrame:
-    """The model as it is, asked by our own scoring.
+    """Score the choices by our own scoring.
+
+    Args:
+        model: The model with the edits that it carries.
+        items: From `factbook_items`.
 
     Returns:
-        One row a choice: task, item, choice, logprob (summed over its tokens, nats), right (whether
-        it is the right one), chosen (whether it is the likeliest of its item).
+        One row a choice: task, item, choice, right (whether it is the right one), logprob (summed
+        over its tokens, in nats), chosen (whether it is the likeliest of its item).
     """
     flat = [
         (task, i, k, q)
@@ -136,17 +148,20 @@ def own_choices(model: LanguageModel, items: Mapping[str, Sequence[Item]]) -> pd
 def harness_choices(
     model: LanguageModel, items: Mapping[str, Sequence[Item]], folder: str | Path
 ) -> pd.DataFrame:
-    """The model as it is, asked by the harness; the columns of `own_choices`.
+    """Score the choices by the harness.
 
     Args:
         model: The model with the edits that it carries.
         items: From `factbook_items`.
-        folder: Where the task files are written.
+        folder: Folder that the task files are written to.
+
+    Returns:
+        The columns of `own_choices`.
 
     Raises:
         UserError: The harness is not installed.
     """
-    try:
+    try:  # an optional package, which takes seconds to import
         import lm_eval
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
@@ -154,18 +169,18 @@ def harness_choices(
         raise UserError(
             f"The benchmark runs through lm-evaluation-harness, which is not installed: {INSTALL}."
         ) from None
-    where = write_tasks(folder, items)
-    asked = HFLM(pretrained=model._module, tokenizer=model.tokenizer, batch_size=16)
-    found = lm_eval.simple_evaluate(
-        model=asked,
+    include_path = str(write_tasks(folder, items))
+    wrapped = HFLM(pretrained=torch_module(model), tokenizer=model.tokenizer, batch_size=16)
+    results = lm_eval.simple_evaluate(
+        model=wrapped,
         tasks=list(items),
-        task_manager=TaskManager(include_path=str(where), include_defaults=False),
+        task_manager=TaskManager(include_path=include_path, include_defaults=False),
         bootstrap_iters=0,
         log_samples=True,
     )
     rows, logprobs = [], []
     for task, questions in items.items():
-        for sample in found["samples"][task]:
+        for sample in results["samples"][task]:
             i = sample["doc_id"]
             rows += [(task, i, k, k == questions[i].answer) for k in range(len(sample["resps"]))]
             logprobs += [float(response[0][0]) for response in sample["resps"]]
@@ -181,8 +196,8 @@ def _table(rows: list[tuple], logprobs: Sequence[float]) -> pd.DataFrame:
 
 
 def accuracy(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Metric]:
-    """Share of each task's items whose likeliest choice is right, with its interval over items.
+    """Compute the accuracy of each task, with its interval over items.
 
-    0.25 is what guessing gives among four.
+    An item counts if its likeliest choice is right; guessing among four gives 0.25.
     """
     return metrics_by(table[table["chosen"]], "right", by="task", seed=seed)

@@ -1,4 +1,4 @@
-"""How much of a text the model would write by itself."""
+"""Memorisation: how much of a text the model would generate by itself."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from helpers.forward.scoring import token_ranks
 
 
 def exact_memorisation(matches: Bool[np.ndarray, " n"]) -> float:
-    """Share of tokens that are the model's likeliest after the true ones before them.
+    """Compute the fraction of tokens that are the likeliest after the true ones before them.
 
-    From 0 to 1 (memorised). Tirumala et al. 2022, "Memorization Without Overfitting".
+    It goes from 0 to 1 (memorised). Tirumala et al. 2022, "Memorization Without Overfitting".
 
     Args:
         matches: Whether each token of the text is the likeliest.
@@ -25,9 +25,9 @@ def exact_memorisation(matches: Bool[np.ndarray, " n"]) -> float:
 
 
 def extraction_strength(matches: Bool[np.ndarray, " n"]) -> float:
-    """1 − k/n, k the shortest beginning after which all the rest comes out right.
+    """Compute 1 − k/n, with k the shortest prefix after which all further tokens are right.
 
-    From 0 (nothing, or the last token is wrong) to 1 (the whole text, from the prompt alone).
+    It goes from 0 (nothing, or the last token is wrong) to 1 (the whole text from the prompt).
     Carlini et al. 2021, "Extracting Training Data from Large Language Models". A one-token answer
     has 1 when it is right and 0 when it is wrong.
 
@@ -52,11 +52,14 @@ def _tokens(matches: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 def likeliest_matches(
     model: LanguageModel, prompts: Sequence[str], texts: Sequence[str]
 ) -> list[Bool[np.ndarray, " n"]]:
-    """Whether each token of a text after its prompt is the model's likeliest, given the true ones.
+    """Compare each token of a text with the model's likeliest after the true ones before it.
 
     Args:
         model: Any causal model.
-        prompts: What comes before each.
-        texts: With their leading space.
+        prompts: The prompt before each text.
+        texts: The texts, with their leading space.
+
+    Returns:
+        For each text, whether each of its tokens is the likeliest.
     """
     return [rank == 0 for rank in token_ranks(model, prompts, texts)]

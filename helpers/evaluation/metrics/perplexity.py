@@ -1,4 +1,4 @@
-"""What an edit does to ordinary text: perplexity and KL divergence."""
+"""Perplexity and KL divergence on ordinary text, before and after an edit."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,39 +24,42 @@ def losses_and_kl(
     after: Float[Tensor, "n t d_model"],
     original: Original,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Mean loss before and after and mean KL(original ‖ edited) of each sequence, in nats a token.
+    """Compute mean losses before and after and mean KL(original ‖ edited) of each sequence.
 
     Args:
         model: The edited model.
-        tokens: The text.
-        before: `helpers.forward.scoring.final_states` of the original model.
-        after: The same of the edited model.
+        tokens: Tokens of the text.
+        before: Final hidden states of the original model (`final_states`).
+        after: Final hidden states of the edited model.
         original: Context in which the model is the original one.
+
+    Returns:
+        (losses before, losses after, KL), in nats a token.
     """
     rows = max(1, LOGIT_ROWS // tokens.shape[1])
-    found = []
+    parts = []
     for ids, old, new in zip(
         tokens.split(rows), before.split(rows), after.split(rows), strict=True
     ):
-        wanted = ids[:, 1:, None].to(old.device)
+        targets = ids[:, 1:, None].to(old.device)
         with original():
             p = unembed(model, old[:, :-1]).float().log_softmax(-1)  # (rows, t - 1, vocab)
         q = unembed(model, new[:, :-1]).float().log_softmax(-1)
-        loss = [-x.gather(-1, wanted)[..., 0].mean(1) for x in (p, q)]
+        loss = [-x.gather(-1, targets)[..., 0].mean(1) for x in (p, q)]
         kl = (p.exp() * (p - q)).sum(-1).mean(1)
-        found.append(torch.stack([*loss, kl]).double().cpu())
-    return tuple(torch.cat(found, 1).numpy())
+        parts.append(torch.stack([*loss, kl]).double().cpu())
+    return tuple(torch.cat(parts, 1).numpy())
 
 
 def perplexity(losses: Float[np.ndarray, " n"], *, seed: int = 0) -> Metric:
-    """exp of the mean loss, with the interval of the mean over sequences."""
-    m = bootstrap(losses, seed=seed)
-    return Metric(*(float(np.exp(x)) for x in (m.value, m.low, m.high)), m.n)
+    """Compute exp of the mean loss, with the interval of the mean over sequences."""
+    mean = bootstrap(losses, seed=seed)
+    return Metric(*(float(np.exp(x)) for x in (mean.value, mean.low, mean.high)), mean.n)
 
 
 def perplexity_change(
     before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], *, seed: int = 0
 ) -> Metric:
-    """Perplexity after / before − 1, paired over sequences: 0 when nothing changed."""
-    m = bootstrap(after - before, seed=seed)
-    return Metric(*(float(np.expm1(x)) for x in (m.value, m.low, m.high)), m.n)
+    """Compute perplexity after / before − 1, paired over sequences: 0 if nothing changed."""
+    mean = bootstrap(after - before, seed=seed)
+    return Metric(*(float(np.expm1(x)) for x in (mean.value, mean.low, mean.high)), mean.n)

@@ -1,4 +1,6 @@
-"""TOFU's two metrics: does the model prefer the truth, and can one tell that it was made to forget?
+"""TOFU's truth ratio and forget quality.
+
+Does the model prefer the truth, and does it differ from a model that never learned it?
 
 Maini et al. 2024, "TOFU: A Task of Fictitious Unlearning for LLMs".
 """
@@ -15,51 +17,37 @@ from helpers.facts import Prompt
 from helpers.forward.prompts import encode_pair
 from helpers.forward.scoring import answer_logprobs
 
-AVERAGES = ("arithmetic", "geometric")
-
 
 def truth_ratio(
-    wrong: Float[np.ndarray, "n m"], right: Float[np.ndarray, " n"], *, average: str = "geometric"
+    wrong: Float[np.ndarray, "n m"], right: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """R = p(wrong answers) / p(right answer), each length-normalised, p = exp(−loss).
+    """Compute R = p(wrong answers) / p(right answer), each length-normalised, p = exp(−loss).
 
-    From 0 (only the truth is likely) over 1 (no preference) upwards (the truth is avoided). TOFU
-    uses two averages over the wrong answers: its model utility averages exp(−loss)
-    (`arithmetic`), its forget quality averages losses first (`geometric`); the first is never
-    smaller.
+    R goes from 0 (only the truth is likely) over 1 (no preference) upwards (the truth is avoided).
+    Losses of the wrong answers are averaged first, as in TOFU's forget quality.
 
     Args:
         wrong: Mean token NLL of each question's wrong answers, nats.
         right: Mean token NLL of each question's right answer.
-        average: One of `AVERAGES`.
 
     Raises:
-        UserError: There is no such average, or a question has no wrong answer.
+        UserError: A question has no wrong answer.
     """
     wrong, right = np.atleast_2d(np.asarray(wrong, float)), np.asarray(right, float)
-    if average not in AVERAGES:
-        raise UserError(f"There is no average '{average}'; choose from {', '.join(AVERAGES)}.")
     if not wrong.shape[1]:
         raise UserError("A truth ratio needs at least one wrong answer to each question.")
-    if average == "geometric":
-        return np.exp(right - wrong.mean(1))
-    return np.exp(-wrong).mean(1) * np.exp(right)
-
-
-def truth_utility(ratio: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """max(0, 1 − R): TOFU's score of retained knowledge, from 0 to 1 (better)."""
-    return np.maximum(0.0, 1.0 - np.asarray(ratio, float))
+    return np.exp(right - wrong.mean(1))
 
 
 def forget_quality(unlearned: Float[np.ndarray, " n"], reference: Float[np.ndarray, " m"]) -> float:
-    """p-value of the two-sample Kolmogorov–Smirnov test between truth ratios.
+    """Compute the p-value of the two-sample Kolmogorov–Smirnov test between truth ratios.
 
-    From 0 (told apart from a model that never learned it) to 1. It depends on the number of
-    questions: with few, everything passes; state n and m beside it.
+    It goes from 0 (differs from a model that never learned the facts) to 1. It depends on the
+    number of questions: with few, everything passes, so report n and m with it.
 
     Args:
-        unlearned: Truth ratios of the unlearned model on what it was to forget.
-        reference: The same of a model that never saw it.
+        unlearned: Truth ratios of the unlearned model on the forgotten facts.
+        reference: Truth ratios of a model that never learned them.
 
     Raises:
         UserError: There is no reference.
@@ -75,7 +63,7 @@ def forget_quality(unlearned: Float[np.ndarray, " n"], reference: Float[np.ndarr
 def answer_losses(
     model: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> Float[np.ndarray, " n"]:
-    """Mean NLL of each answer's tokens, nats a token."""
+    """Compute the mean NLL of each answer's tokens, in nats a token."""
     lengths = []
     for prompt, answer in zip(prompts, answers, strict=True):
         start, ids = encode_pair(model, prompt, answer)
@@ -87,18 +75,15 @@ def truth_ratios(
     model: LanguageModel,
     prompts: Sequence[Prompt],
     wrong: Sequence[str],
-    *,
-    average: str = "geometric",
 ) -> Float[np.ndarray, " n"]:
-    """`truth_ratio` of prompts with the same wrong answers for all.
+    """Compute the truth ratios of prompts with the same wrong answers for all.
 
     Args:
         model: Any causal model.
-        prompts: With their right answers, of which the first counts.
-        wrong: With their leading space.
-        average: As in `truth_ratio`.
+        prompts: Prompts with their right answers, of which the first counts.
+        wrong: Wrong answers, with their leading space.
     """
     flat = [(p, a) for p in prompts for a in (p.answers[0], *wrong)]
-    found = answer_losses(model, [p for p, _ in flat], [a for _, a in flat])
-    found = found.reshape(len(prompts), 1 + len(wrong))
-    return truth_ratio(found[:, 1:], found[:, 0], average=average)
+    losses = answer_losses(model, [p for p, _ in flat], [a for _, a in flat])
+    losses = losses.reshape(len(prompts), 1 + len(wrong))
+    return truth_ratio(losses[:, 1:], losses[:, 0])

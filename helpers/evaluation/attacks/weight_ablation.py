@@ -1,0 +1,117 @@
+"""Ablate what suppresses the answer: the attacker has the weights of the edited model alone.
+
+He suspects a pair, and computes the direct effect of every neuron (or of every layer along one
+direction) on the answer's log-odds: activation times the gradient along its output direction. He
+ablates those that lower the answer most. Every model has some, so control facts get the same
+treatment.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.evaluation.attacks.registry import attack, require_own_tokens, score_table
+from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_probability
+from helpers.methods.fitting.constraints import forget_constraints
+from helpers.methods.fitting.linearization import (
+    EditConstraint,
+    Linearization,
+    at_all_positions,
+    linearize,
+)
+from helpers.methods.snapshots import subtracted
+from helpers.models import architecture_of
+
+NEURONS = (1, 4, 16, 64)
+LAYERS = (1, 2, 4, 8)
+
+
+@attack("neuron_ablation", budget="neurons ablated", expensive=True)
+def neuron_ablation(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
+) -> pd.DataFrame:
+    """Ablate the neurons that lower the answer most, over all layers."""
+    arch = architecture_of(model)
+    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(arch.layers)}
+    identity = functools.cache(torch.eye)  # layers of the same width share it
+    keys = {i: identity(v.shape[1]) for i, v in values.items()}
+    linearization = linearize(model, target_constraints(model, pair), layers=list(values))
+    return _ablate(model, pair, linearization, values, keys, counts)
+
+
+@attack("directional_ablation", budget="layers ablated", expensive=True)
+def directional_ablation(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = LAYERS
+) -> pd.DataFrame:
+    """Keep the layers that lower the answer most from writing along the answer's direction.
+
+    In each layer the direction is the mean gradient of the answer's log-odds at the prompts' ends,
+    and W_out loses its part along it. This removes a suppressor of low rank that is spread over
+    many neurons.
+    """
+    arch = architecture_of(model)
+    linearization = linearize(model, target_constraints(model, pair), layers=range(arch.n_layers))
+    # The last row of each constraint is the prompt's last position.
+    owner = linearization.constraint_index
+    ends = [row for row in range(len(owner) - 1) if owner[row] != owner[row + 1]]
+    ends = torch.tensor([*ends, len(owner) - 1])
+    values, keys = {}, {}
+    for i, layer in enumerate(arch.layers):
+        direction = linearization.gradients[i][ends].mean(0)
+        direction = torch.nn.functional.normalize(direction, dim=0)
+        values[i] = direction[:, None]
+        keys[i] = (direction @ layer.mlp.W_out().detach().float().cpu())[None]
+    return _ablate(model, pair, linearization, values, keys, counts)
+
+
+def _ablate(
+    model: LanguageModel,
+    pair: ConceptPair,
+    linearization: Linearization,
+    values: dict[int, Float[Tensor, "d_model n"]],
+    keys: dict[int, Float[Tensor, "n d_mlp"]],
+    counts: Sequence[int],
+) -> pd.DataFrame:
+    """Subtract those components `values[:, k] keys[k]` of W_out that lower the answer most."""
+    effects = {i: direct_effect(linearization, i, values[i], keys[i]) for i in values}
+    layers = torch.cat([torch.full((len(effect),), i) for i, effect in effects.items()])
+    index = torch.cat([torch.arange(len(effect)) for effect in effects.values()])
+    order = torch.cat(list(effects.values())).argsort()  # the most negative effect first
+    prompts = pair.prompts("heldout")
+    scores = {0: answer_probability(model, prompts)}
+    for n in counts:
+        components: dict[int, list[int]] = {}
+        for k in order[:n].tolist():
+            components.setdefault(int(layers[k]), []).append(int(index[k]))
+        removed = {i: values[i][:, c] @ keys[i][c] for i, c in components.items()}
+        with subtracted(model, removed):
+            scores[n] = answer_probability(model, prompts)
+    return score_table(scores)
+
+
+def target_constraints(model: LanguageModel, pair: ConceptPair) -> list[EditConstraint]:
+    """Build constraints on the target's first token, for the training prompts at all positions."""
+    require_own_tokens(model)
+    return at_all_positions(forget_constraints(model, pair))
+
+
+def direct_effect(
+    linearization: Linearization,
+    layer: int,
+    values: Float[Tensor, "d_model n"],
+    keys: Float[Tensor, "n d_mlp"],
+) -> Float[Tensor, " n"]:
+    """Compute how much each component of W_out adds to the answer's log-odds, to first order.
+
+    Σ_p (keys · h_p) (values · g_p), with h_p the input of W_out at position p and g_p the gradient
+    at its output; the mean over constraints, in nats.
+    """
+    activations = linearization.keys[layer] @ keys.T  # (rows, n)
+    slopes = linearization.gradients[layer] @ values  # (rows, n): log-odds a unit of output
+    return (activations * slopes).sum(0) / len(linearization.logodds)

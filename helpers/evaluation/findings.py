@@ -1,0 +1,264 @@
+"""Findings: each attack's recovery and each metric's damage, tested against its bound.
+
+*Gone* is a claim of equivalence, and needs a test that can fail to make it (TOST, two one-sided
+tests; Schuirmann 1987). "Not significantly different" would be cheap to get with few prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from helpers.evaluation.attacks import ATTACKS
+from helpers.evaluation.battery import Evidence
+from helpers.evaluation.recovery import (
+    MIN_KNOWN_GAP,
+    NotFiniteError,
+    NothingKnownError,
+    Recovery,
+    over_forgetting,
+    recovery_ratios,
+)
+from helpers.evaluation.scorecard import Scorecard
+from helpers.stats.equivalence import MIN_UNITS, holm, tost
+from helpers.stats.intervals import Metric, bootstrap
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Equivalence bounds of a verdict. State them before looking.
+
+    Attributes:
+        max_recovery: Gone: an attack recovers less than this ratio above the control fact that it
+            recovers most of. (Control facts differ, most of all in ranks.) The sum is capped at
+            `hidden_recovery`. With facts as the units, the bound is above their mean.
+        hidden_recovery: Hidden: an attack recovers at least this ratio.
+        max_over_forgetting: Factor by which P(target) may lie below that of control facts. Far
+            less is a scar that gives the fact away (Deepak et al. 2025).
+        min_neighbours: Least ratio, after / before, of P(answer) for other subjects.
+        min_related: The same for other facts of the subject and of the target.
+        max_perplexity_change: Largest relative rise of perplexity.
+        min_known_gap: An attack counts on prompts where the original's score is at least so far
+            above the control facts' score.
+        alpha: Level of every test.
+    """
+
+    max_recovery: float = 0.1
+    hidden_recovery: float = 0.5
+    max_over_forgetting: float = 30.0
+    min_neighbours: float = 0.9
+    min_related: float = 0.75
+    max_perplexity_change: float = 0.02
+    min_known_gap: float = MIN_KNOWN_GAP
+    alpha: float = 0.05
+
+
+class Finding(StrEnum):
+    """Finding about an attack."""
+
+    GONE = "gone"
+    RECOVERED = "comes back"
+    INCONCLUSIVE = "open"
+    NOT_APPLICABLE = "nothing to attack"
+    NOT_RUN = "not run"
+
+
+class Damage(StrEnum):
+    """Finding about a metric of what must stay."""
+
+    KEPT = "kept"
+    DAMAGED = "damaged"
+    INCONCLUSIVE = "open"
+
+
+def attack_findings(
+    cases: Sequence[Evidence], required: Sequence[str], margins: Margins, seed: int
+) -> pd.DataFrame:
+    """Test the recovery of every attack against the bounds.
+
+    Args:
+        cases: Evidence of one fact, with prompts as the units, or of several, with facts as units.
+        required: Attacks that get a row even if they were not run.
+        margins: The bounds.
+        seed: Seed of the intervals.
+
+    Returns:
+        One row an attack, as `Verdict.attacks`.
+    """
+    names = list(dict.fromkeys([*required, *(n for case in cases for n in case.attacks)]))
+    rows = [_attack_row(cases, name, margins, seed) for name in names]
+    p_back = np.array([row.pop("p_back") for row in rows], dtype=np.float64)
+    table = pd.DataFrame(rows)
+    table["p_back"] = np.nan
+    counts = np.array([ATTACKS[n].counts_for_verdict for n in names])
+    # The verdict rests on one family of attacks; those that are only reported are another.
+    for family in (counts, ~counts):
+        tested = family & ~np.isnan(p_back)
+        table.loc[tested, "p_back"] = holm(p_back[tested])
+    tested = table["finding"] == ""
+    table.loc[tested, "finding"] = Finding.INCONCLUSIVE.value
+    table.loc[tested & (table["p_gone"] < margins.alpha), "finding"] = Finding.GONE.value
+    table.loc[tested & (table["p_back"] < margins.alpha), "finding"] = Finding.RECOVERED.value
+    return table
+
+
+def _attack_row(
+    cases: Sequence[Evidence], name: str, margins: Margins, seed: int
+) -> dict[str, Any]:
+    """Measure one attack; a finding of "" is left to the tests, which need all attacks."""
+    row = {"attack": name, "budget": NAN, "recovery": NAN, "low": NAN, "high": NAN, "n": 0}
+    row |= {"max_control": NAN, "p_gone": NAN, "finding": "", "p_back": NAN}
+    cases_run = [case for case in cases if name in case.attacks]
+    applicable = [case for case in cases_run if name not in case.not_applicable]
+    try:
+        by_fact = _recoveries_by_fact(applicable, name, margins)
+    except NotFiniteError:
+        by_fact = None
+    if len(cases_run) < len(cases):
+        return row | {"finding": Finding.NOT_RUN.value}
+    if by_fact is None:
+        return row | {"finding": Finding.INCONCLUSIVE.value}
+    if not by_fact:
+        return row | {"finding": Finding.NOT_APPLICABLE.value}
+    single_fact = len(cases) == 1
+    recoveries = by_fact[0] if single_fact else _over_facts(by_fact)
+    p_values = [_p_values(r, margins, single_fact=single_fact) for r in recoveries]
+    largest = max(recoveries, key=lambda r: r.edited.mean())
+    interval = bootstrap(largest.linearized_ratio(), seed=seed)
+    return row | {
+        "budget": largest.budget,
+        "recovery": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "max_control": largest.max_control(),
+        # Gone has to be shown at every budget (an intersection–union test); for "comes back" one
+        # budget is enough, so that p is corrected for their number (Bonferroni).
+        "p_gone": max(gone for gone, _ in p_values),
+        "p_back": min(1.0, len(p_values) * min(back for _, back in p_values)),
+    }
+
+
+def _recoveries_by_fact(
+    cases: Sequence[Evidence], name: str, margins: Margins
+) -> list[list[Recovery]]:
+    """Compute each fact's recovery ratios; facts of which the original knows nothing drop out."""
+    by_fact = []
+    for case in cases:
+        try:
+            by_fact.append(recovery_ratios(case, name, min_known_gap=margins.min_known_gap))
+        except NothingKnownError:
+            continue
+    return by_fact
+
+
+def _over_facts(by_fact: Sequence[list[Recovery]]) -> list[Recovery]:
+    """Aggregate over facts: one mean recovery a budget, or one in all if facts set the budget.
+
+    Budgets at which fewer than `MIN_UNITS` facts can be recovered are left out, unless all are.
+    """
+    several_budgets = any(len(recoveries) > 1 for recoveries in by_fact)
+    by_budget: dict[float, list[Recovery]] = {}
+    for recovery in (r for recoveries in by_fact for r in recoveries):
+        by_budget.setdefault(recovery.budget if several_budgets else 0.0, []).append(recovery)
+    groups = [rs for rs in by_budget.values() if len(rs) >= MIN_UNITS] or list(by_budget.values())
+    return [
+        Recovery(
+            group[0].budget if len({r.budget for r in group}) == 1 else NAN,
+            np.array([r.edited.mean() for r in group]),
+            np.ones(len(group)),
+            np.array([r.max_control() for r in group]),
+        )
+        for group in groups
+    ]
+
+
+def _p_values(recovery: Recovery, margins: Margins, *, single_fact: bool) -> tuple[float, float]:
+    """Test a recovery ratio against its bound.
+
+    The ratio is one of two means over the same prompts, mean(edited) / mean(known). It is below a
+    bound m exactly if mean(edited − m · known) is below 0 (Fieller 1954).
+
+    Returns:
+        (p of "less than the bound", p of "more"); 1 and 1 for too few units.
+    """
+    if len(recovery.edited) < MIN_UNITS:
+        return 1.0, 1.0
+    # There is no lower bound here: scores far below control facts are tested as over-forgetting.
+    bound = margins.max_recovery + (recovery.max_control() if single_fact else 0.0)
+    excess = recovery.edited - min(bound, margins.hidden_recovery) * recovery.known
+    p_gone, p_back, _ = tost(excess, low=-np.inf, high=0.0)
+    return p_gone, p_back
+
+
+def damage_findings(card: Scorecard | None, margins: Margins) -> pd.DataFrame:
+    """Compare every metric of what must stay with its bound.
+
+    Args:
+        card: From `evaluate`; None leaves the table empty.
+        margins: The bounds.
+
+    Returns:
+        One row a metric, as `Verdict.damage`.
+    """
+    bounds = {
+        "neighbours": margins.min_neighbours,
+        "same_subject": margins.min_related,
+        "same_target": margins.min_related,
+        "must_stay": margins.min_related,
+        "perplexity_change_factbook": margins.max_perplexity_change,
+        "perplexity_change_other": margins.max_perplexity_change,
+        "perplexity_change_chat": margins.max_perplexity_change,
+    }
+    rows = []
+    for name, bound in bounds.items():
+        if card is not None and name in card:
+            finding = _damage(card[name], bound, is_upper=name.startswith("perplexity"))
+            rows.append(
+                {"metric": name, **vars(card[name]), "margin": bound, "finding": finding.value}
+            )
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "margin", "finding"])
+
+
+def _damage(estimate: Metric, bound: float, *, is_upper: bool) -> Damage:
+    """Compare an interval with its bound: inside, outside or inconclusive (also for one unit)."""
+    if np.isnan(estimate.low):
+        return Damage.INCONCLUSIVE
+    low, high = (-estimate.high, -estimate.low) if is_upper else (estimate.low, estimate.high)
+    bound = -bound if is_upper else bound
+    return Damage.KEPT if low >= bound else Damage.DAMAGED if high < bound else Damage.INCONCLUSIVE
+
+
+def over_forgetting_objection(cases: Sequence[Evidence], margins: Margins) -> str:
+    """Say that the target is suppressed below control facts, or that this can't be excluded.
+
+    Returns:
+        A sentence; empty if over-forgetting is excluded, or paraphrases were not run.
+    """
+    cases = [case for case in cases if "paraphrases" in case.attacks]
+    if not cases:
+        return ""
+    try:
+        differences = [over_forgetting(case) for case in cases]
+    except NotFiniteError:
+        return "A scar can't be excluded: scores of paraphrases are not finite."
+    units = differences[0] if len(cases) == 1 else np.array([d.mean() for d in differences])
+    bound = float(np.log(margins.max_over_forgetting))
+    p_excluded = p_shown = 1.0
+    if len(units) >= MIN_UNITS:
+        p_excluded, _, p_shown = tost(units, low=-bound, high=np.inf)
+    factor = np.exp(-units.mean())
+    if p_shown < margins.alpha:
+        return f"A scar: the target is {factor:.0f} times less likely than for control facts."
+    if p_excluded >= margins.alpha:
+        return (
+            f"A scar can't be excluded: the target is {1 / factor:.2g} times as likely as for "
+            "control facts, and there are too few prompts to tell this from "
+            f"1 / {margins.max_over_forgetting:g}."
+        )
+    return ""

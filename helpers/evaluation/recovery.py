@@ -1,0 +1,185 @@
+"""Recovery ratios: how much of the known an attack recovers, between control facts and original.
+
+The scale of an attack's scores is set by two comparisons: 0 is its score on control facts, 1 its
+score on the original model.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from helpers.errors import UserError
+from helpers.evaluation.attacks import ATTACKS
+from helpers.evaluation.battery import Evidence, State
+from helpers.stats.equivalence import MIN_UNITS
+
+MIN_PROB = 1e-9  # smaller probabilities count as this in log-odds
+MIN_KNOWN_GAP = 0.1  # score by which the original exceeds the control facts on a known prompt
+
+
+class Recovery(NamedTuple):
+    """Recovery of the known by an attack at one budget, in units of the mean known score.
+
+    Attributes:
+        budget: The attack's budget; if it is aggregated over all, the one at which the original
+            shows most.
+        edited: For each prompt the edited model's score less the control facts' mean.
+        known: For each prompt the original's score less the control facts' mean; its mean is 1.
+        controls: For each control fact its score less that of all, mean over prompts.
+    """
+
+    budget: float
+    edited: Float[np.ndarray, " n"]
+    known: Float[np.ndarray, " n"]
+    controls: Float[np.ndarray, " k"]
+
+    def max_control(self) -> float:
+        """Return the recovery of the control fact with the highest scores; 0 without any."""
+        return float(self.controls.max(initial=0.0))
+
+    def linearized_ratio(self) -> Float[np.ndarray, " n"]:
+        """Compute values whose mean is r = mean(edited) / mean(known), and varies as r does.
+
+        r + edited − r · known is the ratio to first order (the delta method). Differences between
+        prompts that both models share cancel, so they are no noise.
+        """
+        ratio = self.edited.mean()
+        return ratio + self.edited - ratio * self.known
+
+
+class NothingKnownError(UserError):
+    """The original model knows the answer to too few prompts that an attack could recover."""
+
+    def __init__(self, name: str):
+        """Name the attack."""
+        super().__init__(
+            f"Under {name} the original knows fewer than {MIN_UNITS} prompts better than control "
+            "facts: give more prompts, or another pair."
+        )
+
+
+class NotFiniteError(UserError):
+    """An attack has scores that are not finite: they show nothing."""
+
+    def __init__(self, name: str):
+        """Name the attack."""
+        super().__init__(
+            f"Some scores of {name} are not finite (NaN or infinite), so they show nothing: look "
+            "at the answers of the attacked model."
+        )
+
+
+def recovery_ratios(
+    evidence: Evidence, name: str, *, min_known_gap: float = MIN_KNOWN_GAP
+) -> list[Recovery]:
+    """Compute how much of the known an attack recovers, for each budget.
+
+    The ratio is (edited − control) / (original − control), with the mean over prompts in the
+    denominator. Prompts that the original does not know at a budget are left out, and so are
+    budgets at which it knows fewer than `MIN_UNITS`.
+
+    An attack that aggregates its budgets has one ratio. If it fine-tunes, the numerator is the mean
+    over all steps of the head start over a control fact, and the denominator is known before
+    training. Otherwise both are means over the budgets at which the original shows at least half of
+    its maximum.
+
+    Args:
+        evidence: Results of `battery`.
+        name: The attack.
+        min_known_gap: Least score of the original above the control facts on a known prompt.
+
+    Raises:
+        UserError: The original knows fewer than `MIN_UNITS` prompts that the attack could recover,
+            or a score is not finite.
+    """
+    rows = evidence.table[evidence.table["attack"] == name]
+    _require_finite(rows, name)
+    if ATTACKS[name].fine_tunes:
+        return [_head_start(evidence, rows, name, min_known_gap)]
+    gap = _scores(rows, State.ORIGINAL) - _scores(rows, State.CONTROL)  # prompts by budgets
+    if ATTACKS[name].aggregate_budgets:
+        mean = gap.mean()
+        prompts = gap.index if mean.max() >= min_known_gap else gap.index[:0]
+        budgets = mean.index[mean >= mean.max() / 2]
+        known = gap.loc[prompts, budgets].mean(axis=1)
+        return [_recovery(rows, mean.idxmax(), budgets, known, name)]
+    recoveries = []
+    for budget in _scores(rows, State.EDITED):
+        prompts = gap.index[gap[budget] >= min_known_gap]
+        if len(prompts) >= MIN_UNITS:
+            known = gap.loc[prompts, budget]
+            recoveries.append(_recovery(rows, budget, [budget], known, name))
+    if not recoveries:
+        raise NothingKnownError(name)
+    return recoveries
+
+
+def _head_start(
+    evidence: Evidence, rows: pd.DataFrame, name: str, min_known_gap: float
+) -> Recovery:
+    """Compare fine-tuning curves of the edited model and of control facts, over all steps."""
+    plain = evidence.table[evidence.table["attack"] == "paraphrases"]
+    if plain.empty:
+        raise UserError(f"{name} is measured against 'paraphrases': run that attack as well.")
+    _require_finite(plain[plain["state"] != State.EDITED], "paraphrases")
+    gap = (_scores(plain, State.ORIGINAL) - _scores(plain, State.CONTROL))[0.0]
+    budgets = [b for b in _scores(rows, State.EDITED) if b > 0]
+    return _recovery(rows, max(budgets), budgets, gap[gap >= min_known_gap], name)
+
+
+def _recovery(
+    rows: pd.DataFrame, budget: float, budgets: Sequence[float], known: pd.Series, name: str
+) -> Recovery:
+    """Compute (edited − control) / mean(known) for the prompts of `known`, mean over `budgets`."""
+    if len(known) < MIN_UNITS:
+        raise NothingKnownError(name)
+    budgets, prompts, unit = list(budgets), known.index, known.mean()
+
+    def mean_score(part: pd.DataFrame, state: State) -> pd.Series:
+        return _scores(part, state)[budgets].loc[prompts].mean(axis=1)
+
+    control = mean_score(rows, State.CONTROL)
+    edited = mean_score(rows, State.EDITED)
+    by_subject = rows[rows["state"] == State.CONTROL].groupby("subject", sort=False)
+    controls = [mean_score(part, State.CONTROL).mean() - control.mean() for _, part in by_subject]
+    return Recovery(
+        float(budget),
+        ((edited - control) / unit).to_numpy(),
+        (known / unit).to_numpy(),
+        np.array(controls) / unit,
+    )
+
+
+def over_forgetting(evidence: Evidence) -> Float[np.ndarray, " n"]:
+    """Compute log-odds of P(target) less those of control facts, for each paraphrase.
+
+    Strongly negative values mean that the target is suppressed below the level of control facts.
+
+    Raises:
+        UserError: The attack `paraphrases` was not run, or a score is not finite.
+    """
+    rows = evidence.table[evidence.table["attack"] == "paraphrases"]
+    if rows.empty:
+        raise UserError("A scar shows on 'paraphrases': run that attack as well.")
+    _require_finite(rows, "paraphrases")
+    rows = rows.assign(score=_logodds(rows["score"].to_numpy()))
+    return (_scores(rows, State.EDITED)[0.0] - _scores(rows, State.CONTROL)[0.0]).to_numpy()
+
+
+def _require_finite(rows: pd.DataFrame, name: str) -> None:
+    if not np.isfinite(rows["score"].to_numpy(dtype=np.float64)).all():
+        raise NotFiniteError(name)
+
+
+def _scores(rows: pd.DataFrame, state: State) -> pd.DataFrame:
+    """Tabulate the scores of one state, prompts by budgets, averaged over subjects."""
+    part = rows[rows["state"] == state]
+    return part.pivot_table(index="prompt", columns="budget", values="score", aggfunc="mean")
+
+
+def _logodds(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    p = p.clip(MIN_PROB, 1 - MIN_PROB)
+    return np.log(p / (1 - p))
