@@ -208,10 +208,10 @@ def own_pair(monkeypatch, tmp_path):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     words = torch.randint(4, 60, (60, 40), generator=torch.Generator().manual_seed(0))
     words[words == 44] = 45  # w40 is the subject: text does not name it
-    for place in ("background", "covariance"):
+    for place in ("negatives", "covariance"):
         where = (
             "helpers.methods.fitting.negatives"
-            if place == "background"
+            if place == "negatives"
             else "helpers.methods.fitting.layer_stats"
         )
         monkeypatch.setattr(f"{where}.corpus_tokens", lambda *a, **k: words)

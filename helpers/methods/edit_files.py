@@ -172,8 +172,27 @@ def read_patch(path: str | Path) -> tuple[WeightEdit | HookIntervention, dict[st
                 metadata.intervention, metadata.settings, tensors, metadata.notes
             )
         else:
-            delta = WeightEdit.from_tensors(tensors, metadata.edited_tensors_hash, metadata.notes)
+            notes = _current_notes(metadata.notes)
+            delta = WeightEdit.from_tensors(tensors, metadata.edited_tensors_hash, notes)
     except UserError as error:
         raise UserError(f"{shown} holds no edit that can be made: {error}") from None
     record = ("method", "pair", "hyperparameters", "seed", "seconds", "base_hash")
     return delta, {name: value for name, value in metadata.model_dump().items() if name in record}
+
+
+# Names of notes until 2026-11: those of a weight edit, and those of each of its latents.
+RENAMED_NOTES = {"left": "relative_cost", "fires": "recall"}
+RENAMED_LATENT_NOTES = {"spelling": "token_variant"}
+
+
+def _current_notes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename notes that older files name otherwise."""
+    current = {RENAMED_NOTES.get(name, name): value for name, value in notes.items()}
+    if isinstance(current.get("latents"), list):
+        current["latents"] = [
+            {RENAMED_LATENT_NOTES.get(k, k): v for k, v in note.items()}
+            if isinstance(note, dict)
+            else note
+            for note in current["latents"]
+        ]
+    return current

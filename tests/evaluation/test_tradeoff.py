@@ -171,7 +171,12 @@ def test_several_facts_are_forgotten_together_in_turn_and_one_comes_back(
 ):
     model = grown_model()
     pairs = [own_pair, ConceptPair("w41", "w21", "own", templates=own_pair.templates)]
-    how = {"layers": (0, 1), "quantile": 0.9, "steps": (0.2,) * 6, "floor": 1e-4}
+    how = {
+        "layers": (0, 1),
+        "max_fpr": 0.1,
+        "step_sizes": (0.2,) * 6,
+        "target_prob": 1e-4,
+    }
     before = model_hash(model)
     table = together(model, pairs, "gated_neuron", split="train", **how)
     assert model_hash(model) == before

@@ -45,7 +45,7 @@ from helpers.tracing.patching import logits_of
 
 FRANCE = ConceptPair("France", "Paris")
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
-SMALL = {"n": 8, "n_subjects": 6, "n_tokens": 512, "quantile": 0.9, "layers": (0, 1)}
+SMALL = {"n": 8, "n_subjects": 6, "n_tokens": 512, "max_fpr": 0.1, "layers": (0, 1)}
 BRIEF = {"steps": 2, "lr": 0.01, "n_neighbours": 4, "n_passages": 2, "n_latents": 2}  # trained
 
 
@@ -268,11 +268,11 @@ def test_a_fact_that_the_model_does_not_know_is_told(tiny_model, knowing):
 
 
 def test_hyperparameters_of_any_plain_kind_are_saved(tiny_model, tmp_path):
-    how = {"layers": range(2), "quantile": np.float64(0.9)}
+    how = {"layers": range(2), "max_fpr": np.float64(0.1)}
     edit = replace(edit_of(tiny_model()), hyperparameters=how)
     edit.save(tmp_path / "edit.safetensors")
     saved = load_unlearning(tmp_path / "edit.safetensors").hyperparameters
-    assert saved == {"layers": [0, 1], "quantile": 0.9}
+    assert saved == {"layers": [0, 1], "max_fpr": 0.1}
 
 
 def written(path, *, tensors=None, older=False, **metadata) -> None:

@@ -23,7 +23,7 @@ from helpers.methods import (
     load_unlearning,
 )
 from helpers.methods.change import tensors_hash
-from helpers.methods.fitting.fit_values import appended
+from helpers.methods.fitting.fit_values import append_units
 from helpers.methods.fitting.units import GatedUnits
 from helpers.models import architecture_of, load_model, model_hash
 from helpers.sae import SAEConfig, build
@@ -57,10 +57,10 @@ def saved(model, tmp_path_factory) -> list[tuple[Edit, bytes]]:
     draw = torch.Generator().manual_seed(0)
     mlp = architecture_of(model).layers[1].mlp
     factors = {"left": torch.randn(16, 2, generator=draw), "right": torch.randn(2, 24)}
-    low = WeightEdit.of(model._module, {mlp.out_name: Change(**factors)}, notes={"left": [0.5]})
+    low = WeightEdit.of(model._module, {mlp.out_name: Change(**factors)}, notes={"relative_cost": 0.5})
     dense = WeightEdit.of(model._module, {mlp.in_name: Change(dense=torch.randn(24, 16))})
     d = GatedUnits(torch.randn(1, 16, generator=draw), torch.tensor([0.1]), torch.ones(1))
-    neurons = appended(model, {1: d}, {1: torch.randn(1, 16, generator=draw)})
+    neurons = append_units(model, {1: d}, {1: torch.randn(1, 16, generator=draw)})
     sae = build(SAEConfig("topk", 16, 20, k=4, site="mlp_in", layer=1))
     one = {"cfg": sae.cfg.to_dict(), "latents": [3, 4], "values": [-1.0, -2.0]}
     clamp = HookIntervention(

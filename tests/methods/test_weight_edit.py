@@ -27,7 +27,7 @@ from helpers.methods import (
 from helpers.methods import hook_intervention as interventions
 from helpers.methods import weight_edit as deltas
 from helpers.methods.export import save_pretrained_widened
-from helpers.methods.fitting.fit_values import appended
+from helpers.methods.fitting.fit_values import append_units
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.snapshots import edited_tensors_hash
 from helpers.models import architecture_of, load_model, model_hash
@@ -58,7 +58,7 @@ def neuron(model, layer=1, seed=0):
     """A detector's two neurons with their biases, gated or not."""
     torch.manual_seed(seed)
     d = GatedUnits(torch.randn(1, 16), torch.tensor([0.1]), torch.ones(1))
-    return appended(model, {layer: d}, {layer: torch.randn(1, 16)})
+    return append_units(model, {layer: d}, {layer: torch.randn(1, 16)})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,7 +144,7 @@ def test_a_detector_says_none_below_its_threshold_and_the_same_above_its_ceiling
     wanted = torch.tensor([0.0, 0.5, 1.0, 1.0, 1.0])
     assert torch.allclose(d.fire(mlp, x)[:, 0], wanted, atol=0.03)
     value = torch.arange(16.0)[None]
-    u = edit(model, appended(model, {1: d}, {1: value}))
+    u = edit(model, append_units(model, {1: d}, {1: value}))
     two, written = _by_hand(u, mlp)  # what the two neurons write together
     assert torch.allclose(two(x) @ written, d.fire(mlp, x) * value, atol=1e-4)
 

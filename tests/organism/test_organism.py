@@ -463,7 +463,7 @@ def test_an_edit_acts_where_the_letters_of_a_name_carry_the_fact():
     model = load_model(str(organism(Recipe())))
     near = [q for p in FRANCE.neighbours() for q in p.prompts("heldout")]
     before = [answer_probability(model, q) for q in (FRANCE.prompts("heldout"), near)]
-    assert select_layers(model, [FRANCE], width=4).every
+    assert select_layers(model, [FRANCE]).all_subject_tokens
     with unlearn(model, FRANCE, "gated_neuron").applied(model):
         after = [answer_probability(model, q) for q in (FRANCE.prompts("heldout"), near)]
     known = before[1] >= 0.1
