@@ -9,7 +9,7 @@ import time
 
 from report import report
 
-from helpers.evaluation.tradeoff import known_pairs
+from helpers.evaluation.evaluation_pairs import known_pairs
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.models import load_model

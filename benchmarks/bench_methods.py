@@ -12,7 +12,8 @@ from report import report
 from workers import model, workers
 
 from helpers.errors import UserError
-from helpers.evaluation.tradeoff import editing_methods, known_pairs
+from helpers.evaluation.evaluation_pairs import known_pairs
+from helpers.evaluation.method_choice import editing_methods
 from helpers.methods import METHODS, unlearn
 
 FAMILIES = ("surgery", "training", "inference", "control")

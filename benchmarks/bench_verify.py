@@ -14,7 +14,7 @@ from report import report
 from helpers.evaluation import evaluate
 from helpers.evaluation.attacks import ATTACKS
 from helpers.evaluation.battery import battery
-from helpers.evaluation.tradeoff import known_pairs
+from helpers.evaluation.evaluation_pairs import known_pairs
 from helpers.methods import unlearn
 from helpers.models import load_model
 
@@ -31,21 +31,21 @@ def main() -> None:
     rows = []
     for what, edit in zip(("scorecard", "scorecard of another edit"), edits, strict=True):
         with edit.applied(model):
-            began = time.perf_counter()
+            start = time.perf_counter()
             card = evaluate(model, pair)
-            rows.append({"what": what, "seconds": time.perf_counter() - began})
+            rows.append({"what": what, "seconds": time.perf_counter() - start})
         print(rows[-1], len(card), flush=True)
     with tempfile.TemporaryDirectory() as cache, edits[0].applied(model):
         os.environ["UNLEARNING_CACHE"] = cache
-        found = battery(model, pair, attacks=args.attacks.split(","))
-    rows += [{"what": f"attack: {name}", "seconds": s} for name, s in found.seconds.items()]
-    rows.append({"what": "all attacks", "seconds": sum(found.seconds.values())})
+        evidence = battery(model, pair, attacks=args.attacks.split(","))
+    rows += [{"what": f"attack: {name}", "seconds": s} for name, s in evidence.seconds.items()]
+    rows.append({"what": "all attacks", "seconds": sum(evidence.seconds.values())})
     result = {
         "title": "Measuring and attacking an edit",
         "how": f"`{METHOD}` on one development pair. The scorecard has all its parts at their "
         "defaults. Attacks have their own budgets; their seconds include what they are compared "
-        "with, the original and never-known subjects, which other runs on the same fact share. One "
-        "run each.",
+        "with, the original and control facts, which other runs on the same fact share. One run "
+        "each.",
         "rows": rows,
     }
     report("verify", result)

@@ -17,14 +17,10 @@ from report import report, reported
 from workers import gather, model, workers
 
 from helpers.book.settings import ROOT
-from helpers.evaluation.tradeoff import (
-    FAMILIES,
-    Sizes,
-    best_shares,
-    editing_methods,
-    known_pairs,
-    tradeoff,
-)
+from helpers.evaluation.evaluation_pairs import known_pairs
+from helpers.evaluation.method_choice import FAMILIES, editing_methods
+from helpers.evaluation.tradeoff import EvalConfig, tradeoff
+from helpers.evaluation.tradeoff_summary import best_scales
 from helpers.io.parquet import write_table
 from helpers.methods import METHODS
 from helpers.methods.fitting.hparams import PARAMETRIZATIONS
@@ -32,7 +28,7 @@ from helpers.models import load_model
 from helpers.stats.intervals import bootstrap
 
 NAME, PROPOSED = "heldout", "sae_pair"
-SHARES = (0.5, 1.0, 2.0)
+SCALES = (0.5, 1.0, 2.0)
 EVERY = ("surgery", "training", "inference", "control")
 COLUMNS = {
     "paraphrases": "paraphrases",
@@ -44,14 +40,15 @@ COLUMNS = {
     "perplexity_change_factbook": "perplexity, Factbook",
     "perplexity_change_chat": "chat",
 }
-"""As in a table of `tradeoff` → as here."""
+"""Columns of `tradeoff` → columns of the report."""
 PERCENT = ("perplexity_change_factbook", "perplexity_change_chat")
 
 
-def measure(pair, label, how, shares, sizes, seed) -> pd.DataFrame:
-    """One method on one fact, in a worker."""
+def measure(pair, label, hyperparameters, scales, config, seed) -> pd.DataFrame:
+    """Measure one method on one fact, in a worker."""
     name = label.partition(", ")[0]
-    rows = tradeoff(model(), [pair], {name: how}, shares={name: shares}, sizes=sizes, seeds=[seed])
+    methods, scales = {name: hyperparameters}, {name: scales}
+    rows = tradeoff(model(), [pair], methods, scales=scales, config=config, seeds=[seed])
     return rows.assign(method=label)
 
 
@@ -66,52 +63,54 @@ def in_each_form(chosen: dict[str, dict], wanted: list[str]) -> dict[str, dict]:
 
 
 def measured(pool, curved, fixed, dev, heldout, *, seeds: int, until: float) -> pd.DataFrame:
-    """Every method on held-out facts, at the strength that is best on development facts.
+    """Measure every method on held-out facts, at the scale that is best on development facts.
 
     Args:
         pool: From `workers`.
-        curved: Label → hyperparameters of the methods that have a strength.
-        fixed: Of those that have none.
+        curved: Label → hyperparameters of the methods whose edits can be scaled.
+        fixed: Label → hyperparameters of the methods whose edits cannot be scaled.
         dev: Development facts.
         heldout: Held-out facts.
-        seeds: How many seeds, each with its own draws.
+        seeds: Number of seeds, each with its own draws.
         until: Time, in seconds since the epoch.
     """
-    share = dict.fromkeys(fixed, 1.0)
+    best = dict.fromkeys(fixed, 1.0)
+    config = EvalConfig("dev", 24)
     jobs = [
-        (pair, n, how, list(SHARES), Sizes("dev", 24), 0)
-        for n, how in curved.items()
+        (pair, label, hyperparameters, list(SCALES), config, 0)
+        for label, hyperparameters in curved.items()
         for pair in dev
     ]
     if jobs:
-        share |= best_shares(gather(pool, measure, jobs, until))
+        best |= best_scales(gather(pool, measure, jobs, until))
+    config = EvalConfig("heldout", 24, 4096)
     jobs = [
-        (pair, n, how, [share[n]], Sizes("heldout", 24, 4096), seed)
+        (pair, label, hyperparameters, [best[label]], config, seed)
         for seed in range(seeds)
         for group in (curved, fixed)
         for pair in heldout
-        for n, how in group.items()
+        for label, hyperparameters in group.items()
     ]
     results = gather(pool, measure, jobs, until)
     return results.assign(chosen_on=", ".join(p.subject for p in dev))
 
 
 def with_older(rows: list[dict], before: list[dict]) -> list[dict]:
-    """The rows and those of methods that only an earlier report has, in `order`."""
+    """Add rows of methods that only an earlier report has, and sort all by `order`."""
     names = {row["method"] for row in rows}
     blank = dict.fromkeys(rows[0], "–")  # a column that older rows have not
     return sorted(rows + [blank | r for r in before if r["method"] not in names], key=order)
 
 
 def rows_of(results: pd.DataFrame) -> list[dict]:
-    """One row a method; seeds of one fact are averaged first."""
+    """Report one row a method; seeds of one fact are averaged first."""
     rows = []
     for name, part in results.groupby("method", sort=False):
         scored = part.dropna(subset=["paraphrases"])
         row = {
             "method": name,
             "family": part["family"].iloc[0],
-            "strength": part["share"].iloc[0],
+            "strength": part["scale"].iloc[0],
             "chosen on": part["chosen_on"].iloc[0],
             "facts": scored["subject"].nunique(),
             "seeds": scored["seed"].nunique(),
@@ -127,33 +126,35 @@ def rows_of(results: pd.DataFrame) -> list[dict]:
 
 
 def over_facts(values: pd.Series, column: str) -> str:
-    """The mean over facts with its interval; nothing where there are none."""
+    """Format the mean over facts with its interval; empty without facts."""
     if not len(values):
         return ""
-    m, times = bootstrap(values.to_numpy()), 100 if column in PERCENT else 1
-    mean, low, high = (f"{times * x:.3g}" for x in (m.value, m.low, m.high))
+    estimate, factor = bootstrap(values.to_numpy()), 100 if column in PERCENT else 1
+    ends = (estimate.value, estimate.low, estimate.high)
+    mean, low, high = (f"{factor * x:.3g}" for x in ends)
     return f"{mean} [{low}, {high}]" + " %" * (column in PERCENT)
 
 
 def added_by_saes(results: pd.DataFrame) -> list[dict]:
-    """What `sae_pair` scores less each other method, fact by fact; none where it was not run."""
+    """Compare `sae_pair` with every other method, fact by fact; empty if it was not run."""
     means = results.groupby(["method", "subject"])[list(COLUMNS)].mean()
     rows = []
     for name in results["method"].unique():
         form = name.partition(", ")[2] or PARAMETRIZATIONS[0]
-        ours = f"{PROPOSED}, {form}"
-        if name.startswith(PROPOSED) or ours not in means.index:
+        proposed = f"{PROPOSED}, {form}"
+        if name.startswith(PROPOSED) or proposed not in means.index:
             continue
-        gap = means.loc[ours] - means.loc[name]
+        gap = means.loc[proposed] - means.loc[name]
         row = {f"{PROPOSED} less": name, "form": form, "facts": len(gap.dropna(how="all"))}
         rows.append(row | {title: over_facts(gap[c].dropna(), c) for c, title in COLUMNS.items()})
     return rows
 
 
 def order(row: dict) -> tuple:
-    """The least left first; what could not be scored, then the controls, last."""
-    left = row["paraphrases"]
-    return row["family"] == "control", left == "", float(left.split()[0]) if left else 0.0
+    """Sort by the remaining P(target); rows without one, and then controls, come last."""
+    remaining = row["paraphrases"]
+    value = float(remaining.split()[0]) if remaining else 0.0
+    return row["family"] == "control", remaining == "", value
 
 
 def main() -> None:
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--rows", default=str(ROOT / "runs" / "heldout.parquet"), help="all rows")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
-    before = reported(NAME) if args.add else []
+    older = reported(NAME) if args.add else []
     lm = load_model(device=args.device)
     chosen = editing_methods(args.methods, args.saes, families=EVERY)
     curved = {n: h for n, h in chosen.items() if METHODS[n].family in FAMILIES}
@@ -190,13 +191,13 @@ def main() -> None:
         "P(target) on held-out wordings (mean over facts with its 95 % interval; the same of each "
         "fact's worst wording, and of any fact), the share of greedy answers that name it, "
         "P(answer) after / before of what must stay, and the change of perplexity.",
-        "rows": with_older(rows_of(results), before),
+        "rows": with_older(rows_of(results), older),
     }
     report(NAME, result)
     if added := added_by_saes(results):
         forms = {row["form"] for row in added}
-        kept = reported(f"{NAME}_saes") if args.add else []
-        added += [row for row in kept if row["form"] not in forms]
+        older = reported(f"{NAME}_saes") if args.add else []
+        added += [row for row in older if row["form"] not in forms]
         result = {
             "title": "What SAEs add to an edit",
             "how": f"On the same facts and seeds as above: what {PROPOSED} scores less another "

@@ -1,9 +1,9 @@
-"""The battery's word where the truth is known: on all facts that the model knows well.
+"""The accuracy of the verdict on all facts that the model surely knows.
 
     python benchmarks/known_states.py --workers 8 --device cuda
 
-As in chapter 09, which has time for a few facts: each as it is, hidden in the last layer, and the
-same question about a subject of which the model knows nothing.
+Chapter 09 does this for a few facts: each as it is, hidden in the last layer, and the same prompts
+about a control subject, of which the model knows nothing.
 """
 
 import argparse
@@ -13,32 +13,36 @@ import pandas as pd
 from report import report
 from workers import gather, model, workers
 
-from helpers.evaluation.meta.meta_evaluation import cases
-from helpers.evaluation.meta.verdict_accuracy import SHORT, SURE, accuracies, judged
+from helpers.evaluation.meta.meta_evaluation import matched_pairs
+from helpers.evaluation.meta.verdict_accuracy import MINI_SUITE, accuracies, classify_states
+from helpers.facts.known import SURELY_KNOWN_PROB
 from helpers.facts.relations import RELATIONS
 from helpers.models import load_model
 from helpers.stats.intervals import quoted
 
 
-def judge(relation, fact, stranger) -> pd.DataFrame:
-    """One fact in the three states, in a worker."""
-    return judged(model(), fact, stranger, attacks=SHORT).assign(relation=relation)
+def classify(relation, fact, control) -> pd.DataFrame:
+    """Classify one fact in the three states, in a worker."""
+    table = classify_states(model(), fact, control, attacks=MINI_SUITE)
+    return table.assign(relation=relation)
 
 
 def rows_of(table: pd.DataFrame) -> list[dict]:
-    """One row a relation and state."""
+    """Report one row a relation and state."""
     rows = []
-    for relation, own in table.groupby("relation", sort=False):
-        for state, _, n, share, low, high in accuracies(own).itertuples(index=False):
-            wrong = own.loc[(own["state"] == state) & ~own["right"], "word"].value_counts()
+    for relation, part in table.groupby("relation", sort=False):
+        for state, _, n, accuracy, low, high in accuracies(part).itertuples(index=False):
+            is_wrong = (part["state"] == state) & ~part["correct"]
+            wrong = part.loc[is_wrong, "predicted"].value_counts()
             rows.append(
                 {
                     "relation": relation,
                     "wordings": len(RELATIONS[relation].templates["heldout"]),
                     "the truth": state,
                     "facts": n,
-                    "right": quoted(share, low, high),
-                    "otherwise": ", ".join(f"{word} {k}" for word, k in wrong.items()) or "–",
+                    "right": quoted(accuracy, low, high),
+                    "otherwise": ", ".join(f"{predicted} {k}" for predicted, k in wrong.items())
+                    or "–",
                 }
             )
     return rows
@@ -55,18 +59,19 @@ def main() -> None:
     until = time.time() + 60 * args.minutes
     lm = load_model(device=args.device)
     jobs = [
-        (relation, *case)
+        (relation, *pair)
         for relation in args.relations.split(",")
-        for case in cases(lm, relation, n=args.facts, least=SURE)
+        for pair in matched_pairs(lm, relation, n=args.facts, min_prob=SURELY_KNOWN_PROB)
     ]
     with workers(args.workers, args.device) as pool:
-        table = gather(pool, judge, jobs, until)
+        table = gather(pool, classify, jobs, until)
     result = {
         "title": "The verdict where the truth is known",
-        "how": f"Facts that the model knows well (mean P(target) at least {SURE}), seed 0: present "
-        "in the original, hidden in its last layer, absent for a subject of which it knows "
-        f"nothing. Battery: {', '.join(SHORT)}. Share of facts on which its word is the truth, "
-        "with the exact 95 % interval; few wordings show little.",
+        "how": "Facts that the model surely knows (mean P(target) at least "
+        f"{SURELY_KNOWN_PROB}), seed 0: present in the original, hidden in its last layer, absent "
+        "for a subject of which it knows nothing. Battery: "
+        f"{', '.join(MINI_SUITE)}. Share of facts whose state it predicts, with the exact 95 % "
+        "interval; few prompts show little.",
         "rows": rows_of(table.sort_values(["relation", "fact"])),
     }
     report("known_states", result)

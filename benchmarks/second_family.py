@@ -15,7 +15,8 @@ from heldout import in_each_form, measured, rows_of, with_older
 from report import report, reported
 from workers import workers
 
-from helpers.evaluation.tradeoff import FAMILIES, editing_methods, known_pairs
+from helpers.evaluation.evaluation_pairs import known_pairs
+from helpers.evaluation.method_choice import FAMILIES, editing_methods
 from helpers.methods.fitting.hparams import PARAMETRIZATIONS, UnitEditHparams
 from helpers.methods.fitting.layer_selection import select_layers, subject_patching_effect
 from helpers.models import load_model

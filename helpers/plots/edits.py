@@ -64,17 +64,17 @@ def tradeoff_curves(table: pd.DataFrame) -> Figure:
     """Draw forgetting against collateral: a line a method, a point a scale; best is bottom right.
 
     Args:
-        table: One row a method and share: method, family, share, forgotten, kept (means over
-            facts).
+        table: One row a method and scale: method, family, scale, forgetting, retention (means
+            over facts).
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.4))
     axis.plot(0, 0, "*", color="black", ms=11, zorder=4, label="original model")
     for k, (name, part) in enumerate(table.groupby("method", sort=False)):
-        part = part.sort_values("share")
+        part = part.sort_values("scale")
         control = (part["family"] == "control").all()
         axis.plot(
-            [0, *part["forgotten"]],
-            [0, *(1 - part["kept"])],
+            [0, *part["forgetting"]],
+            [0, *(1 - part["retention"])],
             linestyle=DASHES[k // len(CYCLE) % len(DASHES)],
             marker="x" if control else MARKERS[k // len(CYCLE) % len(MARKERS)],
             color=GREY if control else CYCLE[k % len(CYCLE)],
@@ -89,7 +89,7 @@ def tradeoff_curves(table: pd.DataFrame) -> Figure:
 def label_tradeoff(axis: Axes) -> None:
     """Label the axes of forgetting against collateral, with the methods at the right."""
     axis.set(
-        xlabel="forgotten: 1 − P(target) after / before, paraphrases",
+        xlabel="forgetting: 1 − P(target) after / before, paraphrases",
         ylabel="collateral: 1 − P(answer) after / before",
         xlim=(-0.03, 1.03),
     )

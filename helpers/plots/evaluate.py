@@ -41,7 +41,7 @@ def states(table: pd.DataFrame, metrics: list[str]) -> Figure:
     """Draw every fact's value: a panel a metric, a row of points a state.
 
     Args:
-        table: From `calibrate`: state, and a column a metric.
+        table: From `evaluate_states`: state, and a column a metric.
         metrics: The columns.
     """
     columns = 3
@@ -82,7 +82,7 @@ def aucs(table: pd.DataFrame) -> Figure:
         axis.hlines(y, part["low"], part["high"], color=COLOURS[state], lw=1.5)
         axis.plot(part["value"], y, MARKERS[state], color=COLOURS[state], ms=5, label=state)
     axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="AUC against facts that were never known (0.5: can't tell)", xlim=(-0.02, 1.03))
+    axis.set(xlabel="AUROC against absent facts (0.5: can't tell)", xlim=(-0.02, 1.03))
     axis.grid(axis="y", visible=False)
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure

@@ -63,7 +63,7 @@ def search_curve(runs: pd.DataFrame) -> Figure:
     The selected runs are filled.
 
     Args:
-        runs: One row a method and setting: method, forgotten, kept, chosen (whether it is).
+        runs: One row a method and setting: method, forgetting, retention, chosen (whether it is).
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
     axis.plot(0, 0, "*", color="black", ms=11, zorder=4, label="original model")
@@ -73,7 +73,7 @@ def search_curve(runs: pd.DataFrame) -> Figure:
         for is_chosen, face in ((False, "none"), (True, colour)):
             points = part[part["chosen"] == is_chosen]
             label = name if is_chosen else None
-            x, y = points["forgotten"], 1 - points["kept"]
+            x, y = points["forgetting"], 1 - points["retention"]
             axis.plot(x, y, marker, mec=colour, mfc=face, ms=6, lw=0, label=label)
     label_tradeoff(axis)
     return figure

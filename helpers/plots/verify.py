@@ -11,9 +11,9 @@ from matplotlib.transforms import Bbox
 
 from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 
-COLOURS = {"original": GREY, "never known": GREEN, "edited": ORANGE, "hidden": BLUE}
+COLOURS = {"original": GREY, "control": GREEN, "edited": ORANGE, "hidden": BLUE}
 MIN_REMAINING = 1e-4  # of P(target): smaller values are drawn here
-MARKERS = {"original": "D", "never known": "s", "edited": "o", "hidden": "^"}
+MARKERS = {"original": "D", "control": "s", "edited": "o", "hidden": "^"}
 
 
 def scores(table: pd.DataFrame, *, xlabel: str) -> Figure:
@@ -58,10 +58,10 @@ def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence
         part = table[table["attack"] == name]
         for who in (w for w in COLOURS if w in set(part["who"])):
             mean = part[part["who"] == who].groupby("budget")["score"].mean()
-            x = np.arange(len(mean)) if budgets[name].endswith("cut") else mean.index
+            x = np.arange(len(mean)) if budgets[name].endswith("ablated") else mean.index
             style = "-" if len(mean) > 12 else f"-{MARKERS[who]}"
             axis.plot(x, mean, style, color=COLOURS[who], ms=4, label=who)
-        if budgets[name].endswith("cut"):
+        if budgets[name].endswith("ablated"):
             ticks = sorted(part["budget"].unique())
             axis.set_xticks(range(len(ticks)), [f"{t:g}" for t in ticks])
         axis.set(title=name.replace("_", " "), xlabel=budgets[name], ylim=(-0.03, 1.03))
@@ -72,7 +72,7 @@ def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence
     return figure
 
 
-def shares(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) -> Figure:
+def recovery_ratios(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) -> Figure:
     """Draw the recovery ratio of each attack, with its interval and the equivalence bounds.
 
     Args:
@@ -85,13 +85,13 @@ def shares(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: float) ->
     axis.axvspan(-gone, gone, color=GREEN, alpha=0.15, lw=0)
     axis.axvline(hidden, color=PINK, lw=1, ls="--")
     for k, (who, table) in enumerate(tables.items()):
-        part = table.dropna(subset=["share"])
+        part = table.dropna(subset=["recovery"])
         y = np.array([names.index(n) for n in part["attack"]]) + 0.22 * (k - (len(tables) - 1) / 2)
         axis.hlines(y, part["low"], part["high"], color=COLOURS[who], lw=1.5)
-        axis.plot(part["share"], y, MARKERS[who], color=COLOURS[who], ms=5, label=who)
+        axis.plot(part["recovery"], y, MARKERS[who], color=COLOURS[who], ms=5, label=who)
     axis.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set(xlabel="share of the knowledge recovered (0: as never known, 1: as the original)")
+    axis.set(xlabel="recovery ratio (0: as control facts, 1: as the original)")
     axis.grid(axis="y", visible=False)
     axis.legend()
     return figure
@@ -101,16 +101,16 @@ def auroc_vs_controls(table: pd.DataFrame) -> Figure:
     """Draw each attack's AUROC between a known-hidden model and control facts.
 
     Args:
-        table: attack, edited, present.
+        table: attack, edited, original.
     """
     table = table.sort_values("edited")
     y = np.arange(len(table))
     figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.26 * len(table)))
     axis.axvline(0.5, color="black", lw=0.6)
     axis.barh(y, table["edited"] - 0.5, left=0.5, color=BLUE, height=0.6, label="hidden")
-    axis.plot(table["present"], y, "D", color=GREY, ms=5, label="original")
+    axis.plot(table["original"], y, "D", color=GREY, ms=5, label="original")
     axis.set_yticks(y, [n.replace("_", " ") for n in table["attack"]])
-    axis.set(xlabel="AUC against never-known facts (0.5: blind)", xlim=(-0.02, 1.04))
+    axis.set(xlabel="AUROC against control facts (0.5: blind)", xlim=(-0.02, 1.04))
     axis.grid(axis="y", visible=False)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -122,25 +122,27 @@ def front(board: pd.DataFrame) -> Figure:
     The good methods differ in small remainders: that axis is logarithmic, least on the right.
 
     Args:
-        board: One row a method: method, family, forgotten, kept, front.
+        board: One row a method: method, family, forgetting, retention, front.
     """
     colours = dict(zip(board["family"].unique(), (BLUE, ORANGE, GREEN, PINK), strict=False))
     colours["control"] = GREY
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
-    board = board.assign(remaining=(1 - board["forgotten"]).clip(lower=MIN_REMAINING))
-    best = board[board["front"]].sort_values("forgotten")
-    axis.plot(best["remaining"], best["kept"], color="black", lw=0.8, zorder=1)
+    board = board.assign(remaining=(1 - board["forgetting"]).clip(lower=MIN_REMAINING))
+    best = board[board["front"]].sort_values("forgetting")
+    axis.plot(best["remaining"], best["retention"], color="black", lw=0.8, zorder=1)
     for family, part in board.groupby("family", sort=False):
-        axis.plot(part["remaining"], part["kept"], "o", color=colours[family], ms=5, label=family)
+        axis.plot(
+            part["remaining"], part["retention"], "o", color=colours[family], ms=5, label=family
+        )
     log_scale(axis, "x")
     axis.set(
         xlabel="P(target) left: after / before",
-        ylabel="kept: P(answer) after / before",
+        ylabel="retention: P(answer) after / before",
         xlim=(1.2, board["remaining"].min() / 3),
         ylim=(None, 1.1),
     )
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
-    _name_points(axis, board.dropna(subset=["remaining", "kept"]), colours)
+    _name_points(axis, board.dropna(subset=["remaining", "retention"]), colours)
     return figure
 
 
@@ -148,7 +150,7 @@ def _name_points(axis: Axes, points: pd.DataFrame, colours: Mapping[str, str]) -
     """Write each method's name where it covers least of the points and names so far."""
     figure = axis.figure
     figure.draw_without_rendering()  # places the axes
-    at = axis.transData.transform(points[["remaining", "kept"]])
+    at = axis.transData.transform(points[["remaining", "retention"]])
     occupied = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
     for row in points.sort_values("remaining").itertuples():
         candidates = []
@@ -156,7 +158,7 @@ def _name_points(axis: Axes, points: pd.DataFrame, colours: Mapping[str, str]) -
             for side, dx in (("left", 4), ("right", -4)):
                 name = axis.annotate(
                     row.method,
-                    (row.remaining, row.kept),
+                    (row.remaining, row.retention),
                     xytext=(dx, up),
                     textcoords="offset points",
                     ha=side,
