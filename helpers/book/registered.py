@@ -51,6 +51,16 @@ def attack_names() -> tuple[str, ...]:
     return tuple(_text(c.args[0], p) for p in paths for c, _ in _registrations(p, ("attack",)))
 
 
+@cache
+def renamed_attacks() -> dict[str, str]:
+    """Read the names that attacks had before: old name → name."""
+    path = HELPERS / "evaluation" / "attacks" / "registry.py"
+    for statement in _parsed(path).body:
+        if isinstance(statement, ast.Assign) and statement.targets[0].id == "RENAMED_ATTACKS":
+            return ast.literal_eval(statement.value)
+    return {}
+
+
 def _registrations(
     path: Path, decorators: tuple[str, ...]
 ) -> Iterator[tuple[ast.Call, ast.FunctionDef | None]]:

@@ -223,8 +223,8 @@ class Verifying(Common):
         "all", description="all, or names of attacks separated by commas"
     )
     hidden_attacks: Annotated[str, checks.Attacks] = Field(
-        "paraphrases, lens, probe, stitched, cut_neurons",
-        description="the same for the known-hidden model",
+        "paraphrases, logit_lens, probe, stitching, neuron_ablation",
+        description="the same for the hidden model",
     )
     n_controls: int = Field(4, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.are_numbers(checks.WHOLE, "whole numbers of steps")] = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import AfterValidator
 
-from helpers.book.registered import attack_names, method_names
+from helpers.book.registered import attack_names, method_names, renamed_attacks
 from helpers.io.choices import suggestion
 from helpers.io.safe_text import visible
 
@@ -69,15 +69,16 @@ def check_training_methods(text: str) -> str:
 
 
 def check_attacks(text: str) -> str:
-    """Check `all` or names of attacks by commas; `paraphrases` must be among them."""
+    """Check `all` or names of attacks by commas, `paraphrases` among them; old names become new."""
     names = [name.strip() for name in text.split(",")]
     if names == ["all"]:
         return "all"
+    names = [renamed_attacks().get(name, name) for name in names]
     for name in names:
         is_one_of("attack", attack_names())(name)
     if "paraphrases" not in names:
         raise ValueError("every verdict begins with the attack 'paraphrases': add it")
-    return text
+    return ", ".join(names)
 
 
 def are_numbers(pattern: str, description: str, *, allow_none: bool = False) -> AfterValidator:
