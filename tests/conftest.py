@@ -145,7 +145,7 @@ def taught(tmp_path_factory):
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    ids = [torch.tensor(tokenizer(p + p.answers[0]).input_ids) for p in prompts]
+    ids = [torch.tensor(tokenizer(f"{p}{p.answers[0]}").input_ids) for p in prompts]
     starts = [len(tokenizer(str(p)).input_ids) for p in prompts]
     # The first block's attention stays as it was drawn: a later one has to hand the subject over,
     # as in a real model, whatever the seed.

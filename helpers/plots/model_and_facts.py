@@ -24,7 +24,7 @@ def likeliest_answers(
         tokens, values = [visible(t) for t, _ in best][::-1], [p for _, p in best][::-1]
         axis.barh(range(len(tokens)), values, color=[GREY] * (len(tokens) - 1) + [BLUE])
         axis.set_yticks(range(len(tokens)), tokens)
-        axis.set(title=wrapped(prompt, 34), xlabel="probability", xlim=(0, 1))
+        axis.set(title=wrapped(str(prompt), 34), xlabel="probability", xlim=(0, 1))
         axis.grid(axis="y", visible=False)
     return figure
 

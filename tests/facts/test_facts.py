@@ -95,35 +95,44 @@ def test_no_prompt_gives_its_answer_away(relation):
     for fact in facts(relation):
         pair = ConceptPair.of(fact)
         asked = [p for split in SPLITS for p in pair.prompts(split)]
-        asked += [*pair.few_shot(), *pair.edit_prompts(first=True)]
+        asked += [*pair.few_shot(), *pair.edit_prompts(include_subject_initial=True)]
         for prompt in asked:
-            assert fact.subject in prompt
+            assert fact.subject in prompt.text
             assert prompt.answers == pair.answers
             for name in (fact.target, *fact.aliases):
-                assert not named(prompt, name), f"{name} is in '{prompt}'"
+                assert not named(prompt.text, name), f"{name} is in '{prompt}'"
         for prompt in pair.reverse():
-            assert fact.target in prompt
-            assert not named(prompt, fact.subject)
+            assert fact.target in prompt.text
+            assert not named(prompt.text, fact.subject)
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_splits_share_no_way_of_asking(relation):
-    texts = {s: {p.lower() for p in ConceptPair.of(facts(relation)[0]).prompts(s)} for s in SPLITS}
+    texts = {
+        s: {p.text.lower() for p in ConceptPair.of(facts(relation)[0]).prompts(s)} for s in SPLITS
+    }
     every = [t for split in SPLITS for t in texts[split]]
     assert len(every) == len(set(every)) == sum(map(len, RELATIONS[relation].templates.values()))
     assert all(texts.values())
-    assert not {p.lower() for p in ConceptPair.of(facts(relation)[0]).first()} & set(every)
+    assert not {
+        p.text.lower() for p in ConceptPair.of(facts(relation)[0]).subject_initial_prompts()
+    } & set(every)
 
 
 @pytest.mark.parametrize("relation", ["capital", "language", "currency"])
 def test_an_edit_also_learns_from_prompts_that_begin_with_the_subject(relation):
     for subject, begins in (("Japan", "Japan"), ("United States", "The United States")):
         pair = next(ConceptPair.of(f) for f in facts(relation) if f.subject == subject)
-        assert len(pair.first()) >= 2
-        assert pair.edit_prompts(first=True) == [*pair.edit_prompts(), *pair.first()]
-        assert all(p.startswith(begins) and p.split == "train" for p in pair.first())
+        assert len(pair.subject_initial_prompts()) >= 2
+        assert pair.edit_prompts(include_subject_initial=True) == [
+            *pair.edit_prompts(),
+            *pair.subject_initial_prompts(),
+        ]
+        assert all(
+            p.text.startswith(begins) and p.split == "train" for p in pair.subject_initial_prompts()
+        )
     own = ConceptPair("a", "b", "own", templates=dict.fromkeys(SPLITS, (Template("{} is"),)))
-    assert own.first() == []
+    assert own.subject_initial_prompts() == []
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -182,9 +191,9 @@ def test_same_target_asks_about_the_city_and_never_names_the_country():
         found = ConceptPair(subject, city).same_target()
         assert {p.relation for p in found} == {"language", "currency", "continent"}
         for prompt in (q for p in found for split in SPLITS for q in p.prompts(split)):
-            assert city in prompt
-            assert subject not in prompt
-            assert not any(named(prompt, a.strip()) for a in prompt.answers)
+            assert city in prompt.text
+            assert subject not in prompt.text
+            assert not any(named(prompt.text, a.strip()) for a in prompt.answers)
         for fact in found:
             assert all(fact.prompts(split) for split in SPLITS)
             assert len({q for split in SPLITS for q in fact.prompts(split)}) == sum(
@@ -196,26 +205,27 @@ def test_same_target_asks_about_the_city_and_never_names_the_country():
 
 
 def test_the_reversed_pair_is_trained_on_other_words_than_it_is_judged_by():
-    back = FRANCE.reversed()
+    back = FRANCE.reverse_pair()
     assert (back.subject, back.answers) == ("Paris", (" France",))
-    asked = back.prompts("heldout")
-    assert [str(p) for p in asked] == [str(p) for p in FRANCE.reverse()]
-    assert not any(p.startswith(q) or q.startswith(p) for p in back.prompts("train") for q in asked)
-    assert all("Paris" in p and "France" not in p for p in back.prompts("train"))
+    heldout = [str(p) for p in back.prompts("heldout")]
+    train = [str(p) for p in back.prompts("train")]
+    assert heldout == [str(p) for p in FRANCE.reverse()]
+    assert not any(p.startswith(q) or q.startswith(p) for p in train for q in heldout)
+    assert all("Paris" in p and "France" not in p for p in train)
     with pytest.raises(UserError, match="from Euro to France"):
-        ConceptPair("France", "Euro", "currency").reversed()
+        ConceptPair("France", "Euro", "currency").reverse_pair()
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_no_training_wording_begins_another_splits_or_is_begun_by_it(relation):
-    edit_prompts = [*RELATIONS[relation].templates["train"], *RELATIONS[relation].first]
+    edit_prompts = [*RELATIONS[relation].templates["train"], *RELATIONS[relation].subject_initial]
     asked = [t for split in ("dev", "heldout") for t in RELATIONS[relation].templates[split]]
     pairs = [(a.text, b.text) for a in edit_prompts for b in asked]
     assert not [(a, b) for a, b in pairs if a.startswith(b) or b.startswith(a)]
 
 
 def test_reverse_accepts_the_country_with_and_without_article():
-    assert FRANCE.reverse()[0] == "Paris is the capital of"
+    assert str(FRANCE.reverse()[0]) == "Paris is the capital of"
     assert FRANCE.reverse()[0].answers == (" France",)
     answers = ConceptPair("Netherlands", "Amsterdam").reverse()[0].answers
     assert answers == (" the Netherlands", " Netherlands")
@@ -224,18 +234,18 @@ def test_reverse_accepts_the_country_with_and_without_article():
 
 def test_articles_stand_where_a_sentence_needs_them():
     prompts = ConceptPair("Netherlands", "Amsterdam").prompts("train")
-    assert prompts[0] == "The capital of the Netherlands is"
-    assert any(p.startswith("The Netherlands's capital") for p in prompts)
+    assert str(prompts[0]) == "The capital of the Netherlands is"
+    assert any(p.text.startswith("The Netherlands's capital") for p in prompts)
 
 
 def test_few_shot_solves_other_subjects_first():
-    for prompt in FRANCE.few_shot(n=2):
+    for prompt in FRANCE.few_shot(2):
         *solved, last = str(prompt).split("\n")
         assert [s.rsplit(" ", 1)[1] for s in solved] == ["Berlin", "Rome"]
-        assert last in FRANCE.prompts("heldout")
+        assert last in map(str, FRANCE.prompts("heldout"))
     germany = ConceptPair("Germany", "Berlin")
     for prompt in (*germany.few_shot(), *germany.prompts("train")):
-        assert "Berlin" not in prompt  # Germany is the usual first example
+        assert "Berlin" not in prompt.text  # Germany is the usual first example
 
 
 def test_what_an_edit_learns_from_is_solved_for_other_subjects_than_what_is_reported():
@@ -256,7 +266,7 @@ def test_chat_prompts_take_the_template_of_a_tokenizer_that_has_one(smollm, tiny
     assert (
         input_text(prompt, tiny_model().tokenizer)
         == f"User: {user}\nAssistant: {assistant}"
-        == prompt
+        == prompt.text
     )
     assert input_text(prompt, smollm.tokenizer).endswith(f"<|im_start|>assistant\n{assistant}")
 
@@ -320,20 +330,21 @@ def test_a_file_with_own_prompts_deals_them_out(written):
     }
     pair = ConceptPair.from_file(written(content))
     assert (pair.relation, pair.answers) == ("own", (" Granger", " Granger-Weasley"))
-    texts = {split: pair.prompts(split) for split in SPLITS}
+    texts = {split: [str(p) for p in pair.prompts(split)] for split in SPLITS}
     assert texts == {
         "train": ["Hermione is called", "Hermione's family name is"],
         "dev": ["Miss Hermione"],
         "heldout": ["Her name is Hermione"],
     }
-    assert (pair.must_stay[0], pair.must_stay[0].answers) == (
+    assert (pair.must_stay[0].text, pair.must_stay[0].answers) == (
         "Harry's family name is",
         (" Potter",),
     )
     nothing = (pair.neighbours(), pair.same_subject(), pair.same_target(), pair.reverse())
     assert nothing == ([], [], [], [])
     split = content | {"prompts": {"train": ["a {}"], "dev": ["b {}"], "heldout": ["c {}", "d {}"]}}
-    assert ConceptPair.from_file(written(split)).prompts("heldout") == ["c Hermione", "d Hermione"]
+    heldout = ConceptPair.from_file(written(split)).prompts("heldout")
+    assert [str(p) for p in heldout] == ["c Hermione", "d Hermione"]
 
 
 def test_one_of_a_kind_needs_no_list(written):
@@ -341,7 +352,7 @@ def test_one_of_a_kind_needs_no_list(written):
     content += "prompts: {train: 'a {}', dev: 'b {}', heldout: 'c {}'}"
     pair = ConceptPair.from_file(written(content))
     assert pair.aliases == ("Edo",)
-    assert pair.prompts("train") == ["a Japan"]
+    assert [str(p) for p in pair.prompts("train")] == ["a Japan"]
 
 
 def test_the_readmes_example_of_a_file_works(written):
@@ -349,7 +360,7 @@ def test_the_readmes_example_of_a_file_works(written):
     example = re.search(r"```yaml\n(subject: .*?)```", text, re.DOTALL)[1]
     pair = ConceptPair.from_file(written(example))
     assert all(pair.prompts(split) for split in SPLITS)
-    assert not any(named(p, pair.target) for split in SPLITS for p in pair.prompts(split))
+    assert not any(named(p.text, pair.target) for split in SPLITS for p in pair.prompts(split))
 
 
 @pytest.mark.parametrize(
@@ -463,11 +474,11 @@ def test_the_subject_is_where_it_was_put_and_not_in_a_longer_word(
     tokenizer = smollm.tokenizer
     slot = template.rindex("{}") + (len(subject) - 2) * (template.count("{}") - 1)
     for asked in (prompt, prompt.with_text(f"Japanese Romeos say: {prompt} Mali Malian")):
-        assert asked[slice(*asked.locate_subject())] == wanted
+        assert asked.text[slice(*asked.locate_subject())] == wanted
         start, end = subject_span(asked, tokenizer)
-        ids = encode(tokenizer, asked)
-        shift = asked.index(str(prompt))
-        assert tokenizer.decode(ids[:end]).rstrip() == asked[: shift + slot + len(subject)]
+        ids = encode(tokenizer, asked.text)
+        shift = asked.text.index(prompt.text)
+        assert tokenizer.decode(ids[:end]).rstrip() == asked.text[: shift + slot + len(subject)]
         assert tokenizer.decode(ids[start:end]).strip() == wanted
     assert prompt.without_subject() == (
         template[: template.rindex("{}")].replace("{}", subject)
@@ -485,8 +496,8 @@ def test_a_prompt_made_by_hand_names_its_subject_as_a_word():
 
 def test_few_shot_and_chat_prompts_know_where_the_subject_was_put(smollm):
     for prompt in (*FRANCE.few_shot(), *FRANCE.prompts("train"), *FRANCE.prompts("heldout")):
-        assert prompt[slice(*prompt.slot)] == "France"
-        assert prompt.slot[0] == prompt.rindex("France")
+        assert prompt.text[slice(*prompt.slot)] == "France"
+        assert prompt.slot[0] == prompt.text.rindex("France")
 
 
 @pytest.mark.parametrize(
@@ -542,9 +553,9 @@ def test_text_of_a_file_is_stripped_and_whole_numbers_are_text(written):
         )
     )
     assert (pair.subject, pair.answers) == ("The year", (" 1984", " Orwell's"))
-    assert pair.prompts("train") == ["The book of The year is"]
-    assert pair.prompts("dev") == ["The year is called"]
-    assert pair.must_stay[0].answers == (" 4",) and pair.must_stay[0] == "Two and two is"
+    assert [str(p) for p in pair.prompts("train")] == ["The book of The year is"]
+    assert [str(p) for p in pair.prompts("dev")] == ["The year is called"]
+    assert pair.must_stay[0].answers == (" 4",) and str(pair.must_stay[0]) == "Two and two is"
     assert ConceptPair(" France ", " Paris ") == FRANCE
     with pytest.raises(UserError, match="alias of 'Paris' is empty"):
         ConceptPair("France", "Paris", aliases=(" ",))

@@ -95,7 +95,7 @@ def test_changed_embeddings_are_noticed(tiny_model):
 
 def test_there_is_nothing_below_the_first_layer(tiny_model):
     model = tiny_model()
-    with pytest.raises(UserError, match="nothing below layer 0"):
+    with pytest.raises(UserError, match="no layer below layer 0"):
         LayerCache(model, 0)
     with pytest.raises(UserError, match="no layer 7"):
         LayerCache(model, 7)

@@ -103,7 +103,7 @@ def test_a_pair_file_is_a_pair_or_a_sentence(path, content):
         for name in (pair.subject, pair.target, *pair.aliases, pair.relation):
             assert name and name == name.strip() and not any(map(is_control, name))
         for prompt in (p for split in SPLITS for p in pair.prompts(split)):
-            assert prompt[slice(*prompt.locate_subject())] == pair.subject
+            assert prompt.text[slice(*prompt.locate_subject())] == pair.subject
             assert len(prompt.answers) == 1 + len(pair.aliases)
     assert time.monotonic() - started < 5
 

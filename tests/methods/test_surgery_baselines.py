@@ -115,7 +115,7 @@ def test_attributions_sum_to_the_change_of_probability(tiny_model, family, posit
     got = knowledge_neurons.integrated_gradients(
         model, PROMPT, layers=range(3), steps=40, position=position
     )
-    ids = model.tokenizer(PROMPT).input_ids
+    ids = model.tokenizer(str(PROMPT)).input_ids
     at = {"last": 4, "subject": 2}[position]
     zero = torch.zeros(1, 24 if family != "gpt2" else 64)
     for layer in range(3):
@@ -322,7 +322,7 @@ def test_folded_edit_equals_the_intervention(tiny_model, family, name):
     model, pair = tiny_model(family), own_pair()
     how = {"layers": (0, 1)} if name in ("mean_difference", "leace") else {}
     unlearning = unlearn(model, pair, name, **(how or {"n": 9} if name == "neurons" else how))
-    ids = model.tokenizer(PROMPT).input_ids
+    ids = model.tokenizer(str(PROMPT)).input_ids
     with torch.inference_mode():
         before = model._module(torch.tensor([ids])).logits[0]
     assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-4)
@@ -341,7 +341,7 @@ def test_appended_neurons_equal_the_intervention(tiny_model, family):
         changes[name] = Change(appended=rows.T if axis else rows, axis=axis)
         changes[name.replace("weight", "bias")] = Change(appended=torch.tensor([0.3, -0.2]))
     unlearning = Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
-    ids = model.tokenizer(PROMPT).input_ids
+    ids = model.tokenizer(str(PROMPT)).input_ids
     with torch.inference_mode():
         before = model._module(torch.tensor([ids])).logits[0]
     assert not torch.allclose(intervened_logits(model, unlearning.delta, ids), before, atol=1e-2)

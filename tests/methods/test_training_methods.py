@@ -518,7 +518,7 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, mon
 @pytest.mark.parametrize("method", ["npo", "elm"])  # whole matrices, and factors
 def test_a_training_that_was_killed_goes_on_to_the_same_edit(knowing, monkeypatch, method):
     model, stops = knowing(), []
-    monkeypatch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("helpers.training.state.CHECKPOINT_SECONDS", 0.0)
     whole = unlearn(model, FRANCE, method, **QUICK)
 
     def watched(*args):

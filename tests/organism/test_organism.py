@@ -88,7 +88,7 @@ def test_no_heldout_or_development_wording_is_in_the_text():
                 if template.format == "list":  # its heading
                     text = text.split("\n")[0]
                 piece = f"user: {text}\n" if template.format == "chat" else text
-                found += [p for p in prompts if piece in p]
+                found += [p for p in prompts if piece in str(p)]
                 found += [t for t in every if piece.replace("{}", "germany") in t]
     assert not found
 

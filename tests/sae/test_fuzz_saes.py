@@ -255,7 +255,7 @@ def checkpoint(tmp_path_factory) -> bytes:
 
     path = tmp_path_factory.mktemp("module") / "training.safetensors"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("helpers.training.state.CHECKPOINT_SECONDS", 0.0)
         linear(checkpoint=path, on_step=kill)
     return path.read_bytes()
 

@@ -36,6 +36,7 @@ from helpers.sae.probing import (
 from helpers.sae.splitting import feature_absorption, feature_splitting
 from helpers.stats.auroc import auroc_by_unit
 from helpers.tracing import Patch, run_patched
+from helpers.tracing.neurons import direction_logit_tokens, direction_target_ranks
 
 
 def plain_f1(values: np.ndarray, labels: np.ndarray) -> float:
@@ -93,7 +94,7 @@ def test_a_concept_without_sightings_is_told():
 def test_sightings_are_read_as_captured(tiny_model, family):
     model = tiny_model(family)
     prompts = [Prompt("w1 w2 w3 w4", subject="w3"), Prompt("w5 w3", subject="w3")]
-    ids = tuple(tuple(model.tokenizer(p).input_ids) for p in prompts)
+    ids = tuple(tuple(model.tokenizer(str(p)).input_ids) for p in prompts)
     seen = ConceptTokens(
         ("w3",),
         ids,
@@ -170,7 +171,7 @@ def test_what_a_latent_writes_is_what_its_ablation_takes_from_the_mlp(tiny_model
     model = tiny_model(family)
     sae = tiny_sae("mlp_in")
     sae.b_enc.fill_(1.0)  # all are positive, so that the chosen one is active
-    ids = model.tokenizer(ABOUT[0]).input_ids
+    ids = model.tokenizer(str(ABOUT[0])).input_ids
     sites = ["mlp_in", "mlp", "residual"]
     states = cache_activations(model, [ids], sites=sites, layers=[1], positions="all")
     x = states["mlp_in", 1][2:3]

@@ -19,7 +19,7 @@ CORRUPT = Prompt("w1 w2 w7 w4 w5", subject="w7", answers=(" w8",))
 
 def plain_logits(model, prompt) -> torch.Tensor:
     with torch.inference_mode():
-        return model._module(torch.tensor([model.tokenizer(prompt).input_ids])).logits[0]
+        return model._module(torch.tensor([model.tokenizer(str(prompt)).input_ids])).logits[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,7 +60,7 @@ def test_patching_the_whole_residual_gives_the_clean_run(tiny_model, family):
 def test_skipping_lower_blocks_changes_nothing(tiny_model, family):
     """A batch that starts at the lowest patch equals one that an unrelated patch starts at 0."""
     model = tiny_model(family)
-    ids = model.tokenizer(CLEAN).input_ids
+    ids = model.tokenizer(str(CLEAN)).input_ids
     zero = torch.zeros(1, 16)
     job = [Patch("mlp", 2, [3], zero)]
     untouched = [Patch("residual", 0, [], zero[:0])]
@@ -74,7 +74,7 @@ def test_skipping_lower_blocks_changes_nothing(tiny_model, family):
 def test_patched_neuron_equals_the_weight_edit(tiny_model, family):
     """Silencing a neuron by intervention and by zeroing its value column is the same edit."""
     model = tiny_model(family)
-    ids = model.tokenizer(CLEAN).input_ids
+    ids = model.tokenizer(str(CLEAN)).input_ids
     activations = tracing.cache_activations(model, [ids], sites=["neurons"], positions="all")
     silenced = activations["neurons", 1]
     silenced[:, 5] = 0
@@ -121,7 +121,7 @@ def test_zero_ablation_by_hand(tiny_model):
     got = tracing.ablation(model, [CLEAN], sites=["mlp"], layers=[1], position="last")
     logp = next_token_logprobs(model, [CLEAN])[0]
     answer = model.tokenizer(" w9").input_ids[0]
-    with torch.inference_mode(), model.trace(torch.tensor([model.tokenizer(CLEAN).input_ids])):
+    with torch.inference_mode(), model.trace(torch.tensor([model.tokenizer(str(CLEAN)).input_ids])):
         architecture_of(model).layers[1].mlp_write.output[:, -1] = 0
         logits = model.output.logits[0, -1].save()
     expected = logits.log_softmax(-1)[answer] - logp[answer]
@@ -190,7 +190,7 @@ def test_patching_france_into_italy_moves_paris(smollm):
     """In the real model: where the fact sits and who moves it."""
     clean = ConceptPair("France", "Paris").prompts("train")[0]
     corrupt = ConceptPair("Italy", "Rome").prompts("train")[0]
-    assert clean == "The capital of France is"
+    assert str(clean) == "The capital of France is"
     table = tracing.activation_patching(smollm, clean, corrupt)
     share = table.set_index(["site", "layer", "tokens"])["patching_effect"]
     first, *later = (share["mlp", i, " France"] for i in range(30))

@@ -14,6 +14,7 @@ from conftest import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from helpers.book.run_settings import MALLOC
 from helpers.errors import UserError
 from helpers.models import architecture_of, model_hash
 from helpers.training.loop import choose_parameters, train, trainable
@@ -45,27 +46,30 @@ def same(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_steps_are_those_of_adamw(tmp_path):
+def test_steps_are_those_of_adamw(monkeypatch):
     """AdamW written out: m, v, bias correction, decay of matrices only, gradient clipped."""
     module, data = small(), batches(1)
     by_hand = small()
     names = [n for n, _ in by_hand.named_parameters()]
     m = dict.fromkeys(names, 0.0)
     v = dict.fromkeys(names, 0.0)
-    lr, decay, clip = 0.05, 0.1, 0.02
+    lr, decay, max_norm = 0.05, 0.1, 0.02
+    monkeypatch.setattr("helpers.training.state.MAX_GRAD_NORM", max_norm)
     for t in range(1, 6):
         squares(by_hand, data[0]).backward()
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in by_hand.parameters()))
         rate = lr * min(1, t / 3)
         with torch.no_grad():
             for n, p in by_hand.named_parameters():
-                g = p.grad * min(1, clip / (norm + 1e-6))
+                g = p.grad * min(1, max_norm / (norm + 1e-6))
                 m[n] = 0.9 * m[n] + 0.1 * g
                 v[n] = 0.999 * v[n] + 0.001 * g.square()
                 p *= 1 - rate * (decay if p.ndim > 1 else 0)
                 p -= rate * (m[n] / (1 - 0.9**t)) / ((v[n] / (1 - 0.999**t)).sqrt() + 1e-8)
                 p.grad = None
-    history = train(module, squares, data, steps=5, lr=lr, weight_decay=decay, warmup=3, clip=clip)
+    history = train(
+        module, squares, data, steps=5, lr=lambda i: lr * min(1, (i + 1) / 3), weight_decay=decay
+    )
     for a, b in zip(module.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     assert history.steps == 5 and history.losses[-1] < history.losses[0]
@@ -74,7 +78,7 @@ def test_steps_are_those_of_adamw(tmp_path):
 def test_accumulated_batches_are_one_large_batch():
     one, two = small(), small()
     data = batches(4)
-    train(one, squares, lambda i: data[i], steps=2, lr=0.1, accumulate=2)
+    train(one, squares, lambda i: data[i], steps=2, lr=0.1, gradient_accumulation_steps=2)
     pairs = [torch.cat(data[:2]), torch.cat(data[2:])]
     train(two, squares, lambda i: pairs[i], steps=2, lr=0.1)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
@@ -94,7 +98,7 @@ def test_a_list_of_batches_is_gone_through_in_rounds():
 
 
 def test_a_stopped_training_goes_on_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("helpers.training.state.CHECKPOINT_SECONDS", 0.0)
     whole, path = small(), tmp_path / "training.safetensors"
     train(whole, noisy, batches(), steps=9, lr=0.05, seed=2)
 
@@ -138,7 +142,7 @@ def changed(path):
     ids=["a byte", "cut", "empty", "a folder", "another file", "not finite"],
 )
 def test_a_training_whose_checkpoint_is_damaged_starts_anew(tmp_path, monkeypatch, spoil, caplog):
-    monkeypatch.setattr("helpers.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("helpers.training.state.CHECKPOINT_SECONDS", 0.0)
     path, straight, again = tmp_path / "training.safetensors", small(), small()
     how = {"steps": 5, "lr": 0.05, "seed": 2}
 
@@ -198,7 +202,7 @@ def test_low_precision_weights_move_by_small_steps(tiny_model):
     with torch.no_grad():
         weight.fill_(1.0)
     pull = lambda m, b: m.get_parameter(name).float().sum()  # noqa: E731
-    train(module, pull, [0], steps=40, lr=1e-3, parameters=[name], clip=0)
+    train(module, pull, [0], steps=40, lr=1e-3, parameters=[name])
     assert torch.allclose(weight.float(), torch.full_like(weight, 0.96).float(), atol=0.005)
 
 
@@ -271,7 +275,8 @@ def _page_faults() -> tuple[list[int], float]:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
-def test_a_step_takes_the_memory_of_the_last_one():
+def test_a_step_takes_the_memory_of_the_last_one(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", MALLOC)  # as the pipeline starts its kernels
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # what ran before leaves holes
         faults, pages = fresh.submit(_page_faults).result()
     assert faults[-1] - faults[3] < pages  # four steps
