@@ -30,30 +30,30 @@ def turned(model, layer: int, *, part: str = "out") -> Edit:
     return Edit("turned", {}, delta, {}, 0, 0.0, model_hash(model))
 
 
-def asked(model):
+def outputs(model):
     logprob = scoring.answer_logprobs(model, PROMPTS, ANSWERS)
     return np.concatenate([logprob, final_states(model, TEXT).numpy().ravel()])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_edit_is_scored_from_kept_states_bit_for_bit(tiny_model, family):
+def test_an_edit_is_scored_from_cached_states_bit_for_bit(tiny_model, family):
     model = tiny_model(family)
-    plain = asked(model)
+    plain = outputs(model)
     with turned(model, 1).applied(model):
-        edited = asked(model)
+        edited = outputs(model)
     assert not np.allclose(plain, edited)
-    lower = LayerCache(model, 1)
-    with use_layer_cache(model, lower):
-        assert np.array_equal(asked(model), plain)
-        assert lower.skipped == 0
+    cache = LayerCache(model, 1)
+    with use_layer_cache(model, cache):
+        assert np.array_equal(outputs(model), plain)
+        assert cache.skipped == 0
         with turned(model, 1).applied(model):
-            assert np.array_equal(asked(model), edited)
-            assert lower.skipped >= 3  # a beginning, what follows it, the rest, the text
+            assert np.array_equal(outputs(model), edited)
+            assert cache.skipped >= 3  # a prefix, its suffixes, the rest, the text
             with turned(model, 2, part="in").applied(model):
-                twice = asked(model)
-        assert np.array_equal(asked(model), plain)
+                both_edits = outputs(model)
+        assert np.array_equal(outputs(model), plain)
     with turned(model, 1).applied(model), turned(model, 2, part="in").applied(model):
-        assert np.array_equal(asked(model), twice)
+        assert np.array_equal(outputs(model), both_edits)
 
 
 def test_the_lower_blocks_are_not_run(tiny_model):
@@ -75,22 +75,22 @@ def test_the_lower_blocks_are_not_run(tiny_model):
 def test_a_change_below_is_noticed(tiny_model, layer):
     model = tiny_model()
     with use_layer_cache(model, LayerCache(model, 2)):
-        plain = asked(model)
+        plain = outputs(model)
         with turned(model, layer).applied(model):
-            changed = asked(model)
-        assert np.array_equal(asked(model), plain)
+            changed = outputs(model)
+        assert np.array_equal(outputs(model), plain)
     with turned(model, layer).applied(model):
-        assert np.array_equal(asked(model), changed)
+        assert np.array_equal(outputs(model), changed)
 
 
 def test_changed_embeddings_are_noticed(tiny_model):
     model = tiny_model()
     with use_layer_cache(model, LayerCache(model, 1)):
-        plain = asked(model)
+        plain = outputs(model)
         with torch.no_grad():
             model._module.get_input_embeddings().weight.mul_(-1)
-        changed = asked(model)
-    assert np.array_equal(asked(model), changed) and not np.allclose(plain, changed)
+        changed = outputs(model)
+    assert np.array_equal(outputs(model), changed) and not np.allclose(plain, changed)
 
 
 def test_there_is_nothing_below_the_first_layer(tiny_model):

@@ -1,4 +1,4 @@
-"""The edit that SAEs decide, with a small SAE made by hand."""
+"""Units with keys from SAEs, with a small SAE made by hand."""
 
 import pytest
 import torch
@@ -6,10 +6,11 @@ import torch
 from helpers.errors import UserError
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
-from helpers.methods.fitting.latents_needed import latents_needed
+from helpers.methods.fitting.hparams import UnitEditHparams
+from helpers.methods.fitting.latents_needed import n_latents_needed
 from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
-from helpers.methods.fitting.sae_latents import (
-    SELECT,
+from helpers.methods.fitting.sae_keys import (
+    SELECTION_RULES,
     orthogonal_matching_pursuit,
     rank_encoder_rows,
 )
@@ -19,38 +20,39 @@ from helpers.plots.latents import describe_latents
 from helpers.sae import SAEConfig, build, save_sae
 from helpers.stats.auroc import auroc_by_unit
 
-HOW = {"floor": 0.02, "quantile": 0.9, "steps": (0.2,) * 12}
+SETTINGS = {"target_prob": 0.02, "max_fpr": 0.1, "step_sizes": (0.2,) * 12}
 
 
 @pytest.fixture
 def planted(grown_model, own_pair, tmp_path):
-    """A model, what its layer 1 has to tell apart, and an SAE whose latent 5 does it alone."""
+    """A model, a contrastive set of its layer 1, and an SAE whose latent 5 detects the subject."""
     model = grown_model()
-    ((_, others),) = negative_inputs(model, [own_pair], layers=[1])
-    seen = next(contrastive_sets(subject_inputs(model, [own_pair], layers=[1]), others, 1))
+    ((_, negatives),) = negative_inputs(model, [own_pair], UnitEditHparams(), layers=[1])
+    inputs = subject_inputs(model, [own_pair], layers=[1])
+    data = next(contrastive_sets(inputs, negatives, 1))
     cfg = SAEConfig(
         "topk", d_in=16, d_sae=12, k=4, site="mlp_in", layer=1, model_hash=model_hash(model)
     )
     sae = build(cfg)
     with torch.no_grad():
-        best = discriminant(seen.inside.mean(0) - seen.mean, seen.cov, shrink=0.01)
+        best = discriminant(data.mean_difference(), data.cov, shrinkage=0.01)
         sae.encoder[5] = best / best.norm()
     save_sae(sae, tmp_path / "sae")
-    return model, seen, sae, tmp_path / "sae"
+    return model, data, sae, tmp_path / "sae"
 
 
 def test_the_subjects_latent_is_found(planted):
-    _, seen, sae, _ = planted
-    how = {"n": 3, "shrink": 0.01, "seed": 0}
-    rows, latents = rank_encoder_rows(sae, seen, select="selective", **how)
+    _, data, sae, _ = planted
+    settings = {"n": 3, "shrinkage": 0.01, "seed": 0}
+    rows, latents = rank_encoder_rows(sae, data, select="selective", **settings)
     assert latents[0] == 5
-    assert auroc_by_unit(seen.inside @ rows[5:6].T, seen.outside @ rows[5:6].T)[0] > 0.99
-    drawn = rank_encoder_rows(sae, seen, select="random", **how)[1]
+    assert auroc_by_unit(data.positives @ rows[5:6].T, data.negatives @ rows[5:6].T)[0] > 0.99
+    drawn = rank_encoder_rows(sae, data, select="random", **settings)[1]
     assert len(set(drawn.tolist())) == 3
-    other, _ = rank_encoder_rows(sae, seen, select="untrained", **how)
+    other, _ = rank_encoder_rows(sae, data, select="untrained", **settings)
     assert other.shape == rows.shape and not torch.allclose(other, rows)
-    with pytest.raises(UserError, match="no rule 'best'"):
-        rank_encoder_rows(sae, seen, select="best", **how)
+    with pytest.raises(UserError, match="no selection rule 'best'"):
+        rank_encoder_rows(sae, data, select="best", **settings)
 
 
 def test_every_row_of_a_pursuit_does_best_beside_those_before():
@@ -60,25 +62,25 @@ def test_every_row_of_a_pursuit_does_best_beside_those_before():
     half = torch.randn(6, 6, generator=draw).double()
     cov = half @ half.T + torch.eye(6)
 
-    def left(chosen):  # of what a discriminant can reach, after these rows
+    def residual(chosen):  # of what a discriminant can reach, after these rows
         r = rows[chosen].double()
         w = torch.linalg.solve(r @ cov @ r.T, r @ gap.double())
         return gap.double() - cov @ r.T @ w
 
-    found = orthogonal_matching_pursuit(rows, gap, cov, n=40, shrink=0.0).tolist()
-    assert len(found) == len(set(found)) == 6
+    order = orthogonal_matching_pursuit(rows, gap, cov, n=40, shrinkage=0.0).tolist()
+    assert len(order) == len(set(order)) == 6
     for k in range(6):
-        rest = left(found[:k])
-        alike = (rows.double() @ rest).abs() / (rows.double() @ cov * rows).sum(1).sqrt()
-        alike[found[:k]] = 0
-        assert alike.argmax() == found[k]
-    assert left(found).norm() < 1e-4 * gap.norm()  # six dimensions hold it all
+        rest = residual(order[:k])
+        cosines = (rows.double() @ rest).abs() / (rows.double() @ cov * rows).sum(1).sqrt()
+        cosines[order[:k]] = 0
+        assert cosines.argmax() == order[k]
+    assert residual(order).norm() < 1e-4 * gap.norm()  # six dimensions hold it all
 
 
 def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):
     model, _, sae, folder = planted
-    how = HOW | {"n_latents": 1, "most_latents": 1}
-    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **how)
+    settings = SETTINGS | {"n_latents": 1, "max_latents": 1}
+    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **settings)
     gate = next(n for n in u.delta.changes if n.endswith("gate_proj.weight"))
     key = u.delta.changes[gate].appended[0]
     (note,) = u.delta.notes["latents"]
@@ -86,40 +88,46 @@ def test_with_one_latent_the_key_is_its_encoder_row(planted, own_pair):
     assert torch.cosine_similarity(key, row, dim=0).abs() > 0.9999
 
 
-def test_a_key_takes_latents_until_the_neuron_fires_on_its_prompts(planted, own_pair):
+def test_a_key_takes_latents_until_the_unit_detects_its_prompts(planted, own_pair):
     """Latents drawn at random need more of them than the one that was planted."""
     model, _, _, folder = planted
     used = {}
-    for select in SELECT:
-        how = HOW | {"n_latents": 1, "most_latents": 12, "select": select}
-        u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **how)
-        fires = u.delta.notes["fires"]["1"]
-        for share, note in zip(fires, u.delta.notes["latents"], strict=True):
+    for select in SELECTION_RULES:
+        settings = SETTINGS | {"n_latents": 1, "max_latents": 12, "select": select}
+        u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), **settings)
+        recall = u.delta.notes["recall"]["1"]
+        for share, note in zip(recall, u.delta.notes["latents"], strict=True):
             n = len(note["latents"])
             assert n in (1, 2, 4, 8, 12) and (share == 1 or n == 12)
             used.setdefault(select, []).append(n)
     assert used["selective"][0] == 1 < used["random"][0]
 
-    needed = latents_needed(model, [own_pair], [str(folder)], most=12, quantile=0.9)
-    for way, latents in needed.groupby("way")["latents"]:
-        assert latents.tolist() == used[way]
+    needed = n_latents_needed(
+        model,
+        [own_pair],
+        [str(folder)],
+        hparams=UnitEditHparams(max_fpr=0.1),
+        max_latents=12,
+        min_activation=0.5,
+    )
+    for select, n_latents in needed.groupby("select")["n_latents"]:
+        assert n_latents.tolist() == used[select]
 
 
 def test_the_answer_comes_down(planted, own_pair):
     model, _, _, folder = planted
-    asked = own_pair.prompts("train")
-    was = answer_probability(model, asked)
-    floor = 0.7 * float(was.min())
-    how = HOW | {"floor": floor}
-    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=12, **how)
+    prompts = own_pair.prompts("train")
+    before = answer_probability(model, prompts)
+    settings = SETTINGS | {"target_prob": 0.7 * float(before.min())}
+    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=12, **settings)
     with u.applied(model):
-        now = answer_probability(model, asked)
-    assert now.mean() < 0.9 * was.mean()
+        after = answer_probability(model, prompts)
+    assert after.mean() < 0.9 * before.mean()
 
 
 def test_its_latents_are_named_in_words(planted, own_pair, monkeypatch):
     model, _, _, folder = planted
-    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=4, **HOW)
+    u = unlearn(model, own_pair, "sae_pair", saes=(str(folder),), n_latents=4, **SETTINGS)
     words = torch.randint(4, 60, (8, 16), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("helpers.plots.latents.corpus_tokens", lambda *a, **k: words)
     table = describe_latents(model, u, [str(folder)], n=2)

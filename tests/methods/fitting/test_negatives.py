@@ -1,4 +1,6 @@
-"""What an edit must not touch: which keys are read, whose they are, and in which order."""
+"""Negatives: which positions are read, to whom they belong, and in which order."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,8 +8,8 @@ import torch
 from helpers.facts import ConceptPair
 from helpers.facts.relations import SPLITS, Template
 from helpers.forward.activations import cache_activations
-from helpers.methods.fitting import negatives as background
-from helpers.methods.fitting.negatives import Sequences, mentions, relation_sequences
+from helpers.methods.fitting import negatives
+from helpers.methods.fitting.negatives import MaskedSequences, mentions, relation_sequences
 from helpers.models import architecture_of
 
 
@@ -23,6 +25,7 @@ class Letters:
             return type("Out", (), own)
 
     tokenizer = tokenizer()
+    _module = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
 
 
 def test_mentions_end_where_the_name_ends():
@@ -30,69 +33,75 @@ def test_mentions_end_where_the_name_ends():
     assert mentions([1], (1, 2)) == []
 
 
-def test_every_distinct_beginning_counts_once_and_all_countries_are_there():
-    found = relation_sequences(Letters, "capital")
-    begun = [ids[: p + 1] for ids, at in found.where for p in at]
-    assert len(begun) == len(set(begun))
-    assert {"France", "Japan", "Chad"} <= set(found.subjects)
+def test_every_distinct_prefix_counts_once_and_all_countries_are_there():
+    sequences = relation_sequences(Letters, "capital", n_prompts_per_subject=5)
+    prefixes = [ids[: p + 1] for ids, at in sequences.positions for p in at]
+    assert len(prefixes) == len(set(prefixes))
+    assert {"France", "Japan", "Chad"} <= set(sequences.subjects)
 
 
 def test_a_pairs_own_is_its_prompts_from_the_subject_on_and_every_mention():
-    found = relation_sequences(Letters, "capital")
-    own = found.own(Letters, [ConceptPair("Germany", "Berlin")])
-    whose = dict(zip([ids for ids, _ in found.where], found.subjects, strict=True))
-    for ids, at in own:
+    sequences = relation_sequences(Letters, "capital", n_prompts_per_subject=5)
+    belonging = sequences.belonging_to(Letters, [ConceptPair("Germany", "Berlin")])
+    all_ids = [ids for ids, _ in sequences.positions]
+    subject_of = dict(zip(all_ids, sequences.subjects, strict=True))
+    for ids, at in belonging:
         text = "".join(map(chr, ids))
         start = text.rfind("Germany")
         assert start >= 0
         for p in at:
             inside = any(e - 8 <= p < e for e in mentions(ids, [ord(c) for c in "Germany"]))
-            assert inside or (whose[ids] == "Germany" and p >= start)
-    kept = {(ids, p) for ids, at in own for p in at}
-    for ids, at in found.where:  # nothing that ends in the name is left among the others
+            assert inside or (subject_of[ids] == "Germany" and p >= start)
+    excluded = {(ids, p) for ids, at in belonging for p in at}
+    for ids, at in sequences.positions:  # nothing that ends in the name is left among the others
         for end in mentions(ids, [ord(c) for c in "Germany"]):
-            assert end - 1 not in at or (ids, end - 1) in kept
+            assert end - 1 not in at or (ids, end - 1) in excluded
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_inputs_stand_in_the_order_of_their_positions(tiny_model, monkeypatch, tmp_path, family):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     model = tiny_model(family)
-    where = [((5, 9, 7, 8, 30), [1, 4]), ((6, 7), [0, 1]), ((11, 12, 13, 14), [3])]
-    sequences = Sequences(where, ("", "", ""))
-    files = background._harvested(model, sequences, [0, 2])
+    positions = [((5, 9, 7, 8, 30), [1, 4]), ((6, 7), [0, 1]), ((11, 12, 13, 14), [3])]
+    sequences = MaskedSequences(positions, ("", "", ""))
+    files = negatives._cached_inputs(model, sequences, [0, 2])
     mlp = architecture_of(model).layers[2].mlp
     module = mlp.gate_module or mlp.in_module
-    wanted = []
-    hook = module.register_forward_pre_hook(lambda m, x: seen.append(x[0].view(-1, 16)))
-    for ids, at in where:
-        seen = []
+    expected, inputs = [], []
+    hook = module.register_forward_pre_hook(lambda m, x: inputs.append(x[0].view(-1, 16)))
+    for ids, at in positions:
+        inputs.clear()
         with torch.inference_mode():
             model._module(torch.tensor([ids]))
-        wanted.append(seen[0][at])
+        expected.append(inputs[0][at])
     hook.remove()
-    found = background.read_tensors(files[2])[0]["x"].float()
-    torch.testing.assert_close(found, torch.cat(wanted), rtol=2e-3, atol=2e-3)
-    assert background._harvested(model, sequences, [2])[2] == files[2]
+    cached = negatives.read_tensors(files[2])[0]["x"].float()
+    torch.testing.assert_close(cached, torch.cat(expected), rtol=2e-3, atol=2e-3)
+    assert negatives._cached_inputs(model, sequences, [2])[2] == files[2]
 
 
 def test_a_name_that_begins_a_text_is_told_apart_by_itself(tiny_model):
-    ways = (Template("{} w9 w8"), Template("{} w7 w8"), Template("w9 {} w8"), Template("w7 w9 {}"))
+    templates = (
+        Template("{} w9 w8"),
+        Template("{} w7 w8"),
+        Template("w9 {} w8"),
+        Template("w7 w9 {}"),
+    )
 
-    def sizes(name, **how):
-        pair = ConceptPair(name, "w20", "own", templates=dict.fromkeys(SPLITS, ways))
-        [found] = background.subject_inputs(tiny_model(), [pair], layers=[1], **how)
-        return [len(group[1]) for group in found]
+    def sizes(name, **options):
+        pair = ConceptPair(name, "w20", "own", templates=dict.fromkeys(SPLITS, templates))
+        [variants] = negatives.subject_inputs(tiny_model(), [pair], layers=[1], **options)
+        return [len(group[1]) for group in variants]
 
-    assert sizes("w40 w41") == sizes("w40 w41", first=True) == [2, 2]
+    assert sizes("w40 w41") == sizes("w40 w41", include_subject_initial=True) == [2, 2]
     assert sizes("w40") == [2, 2]
-    assert sizes("w40", first=True) == [1, 1, 2]  # the tokens after it
+    assert sizes("w40", include_subject_initial=True) == [1, 1, 2]  # the tokens after it
 
 
 def test_of_a_single_first_token_the_next_one_is_read(tiny_model):
     model = tiny_model()
     pair = ConceptPair("w40", "w20", "own", templates=dict.fromkeys(SPLITS, (Template("{} w9"),)))
-    [[read]] = background.subject_inputs(model, [pair], layers=[1], first=True)
+    [[inputs]] = negatives.subject_inputs(model, [pair], layers=[1], include_subject_initial=True)
     ids = model.tokenizer("w40 w9").input_ids
     expected = cache_activations(model, [ids], sites=["mlp_in"], layers=[1], positions=[[1]])
-    torch.testing.assert_close(read[1], expected["mlp_in", 1])
+    torch.testing.assert_close(inputs[1], expected["mlp_in", 1])

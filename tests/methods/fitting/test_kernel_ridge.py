@@ -1,0 +1,59 @@
+"""Kernel ridge regression: the minimum-norm update, its ridge, and its refusals."""
+
+import pytest
+import torch
+from small_constraints import constraints_of
+
+from helpers.errors import UserError
+from helpers.methods.fitting.kernel_ridge import fit_kernel_ridge, min_norm_update
+from helpers.methods.fitting.linearization import Linearization
+
+
+def random_linearization(n=4, rows=9, d=5, width=7):
+    torch.manual_seed(1)
+    constraint_index = torch.arange(rows) % n
+    keys = {i: torch.randn(rows, width) for i in (0, 3)}
+    gradients = {i: torch.randn(rows, d) for i in (0, 3)}
+    return Linearization(torch.zeros(n), constraint_index, keys, gradients)
+
+
+def test_the_update_reaches_its_target_with_the_least_norm():
+    linearization = random_linearization()
+    constraints = constraints_of() + constraints_of()[:1]
+    factors = {i: torch.tril(torch.randn(7, 7)) + 4 * torch.eye(7) for i in (0, 3)}
+    target = torch.tensor([-1.0, 0.5, 0.0, -2.0])
+    update = min_norm_update(linearization, target, factors, ridge=0.0, constraints=constraints)
+    # the same by the minimum-norm solution of one big system, in the whitened coordinates Δ L
+    rows = []
+    for n in range(4):
+        row = []
+        for i in (0, 3):
+            own = linearization.constraint_index == n
+            keys, gradients = linearization.keys[i][own], linearization.gradients[i][own]
+            white = torch.linalg.solve_triangular(factors[i], keys.T, upper=False)
+            row.append((white @ gradients).T.flatten())
+        rows.append(torch.cat(row))
+    least = torch.linalg.pinv(torch.stack(rows)) @ target
+    whitened = torch.cat([(update[i] @ factors[i]).flatten() for i in (0, 3)])
+    torch.testing.assert_close(whitened, least, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.stack(rows) @ whitened, target, rtol=1e-3, atol=1e-4)
+
+
+def test_a_ridge_of_its_own_lets_a_constraint_miss_its_target():
+    root = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double()
+    kernel, target = root @ root.T, torch.tensor([1.0, -2.0, 0.5]).double()
+    ridge = torch.tensor([0.01, 0.5, 0.01]).double()
+    alpha = fit_kernel_ridge(kernel, target, ridge=ridge, constraints=constraints_of())
+    expected = torch.linalg.solve(kernel + torch.diag(ridge * kernel.diagonal()), target)
+    torch.testing.assert_close(alpha, expected)
+    missed = (kernel @ alpha - target).abs()
+    assert missed[1] > 5 * missed[[0, 2]].max()
+
+
+def test_coinciding_prompts_are_named():
+    kernel = torch.tensor([[1.0, 0.2, 1.0], [0.2, 1.0, 0.2], [1.0, 0.2, 1.0]]).double()
+    constraints = constraints_of()
+    with pytest.raises(UserError) as error:
+        fit_kernel_ridge(kernel, torch.ones(3).double(), ridge=0.0, constraints=constraints)
+    assert constraints[0].name in str(error.value) and constraints[2].name in str(error.value)
+    assert constraints[1].name not in str(error.value)
