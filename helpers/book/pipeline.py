@@ -24,7 +24,12 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
-from helpers.book.progress import echo, open_standard_streams, step_durations
+from helpers.book.progress import (
+    echo,
+    format_duration,
+    open_standard_streams,
+    step_durations,
+)
 from helpers.book.records import BOOK, INDEX
 from helpers.book.run_lock import pipeline_lock, wait_for_steps
 from helpers.book.run_settings import (

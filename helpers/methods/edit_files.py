@@ -18,7 +18,7 @@ from helpers.io.hashing import content_hash, json_default
 from helpers.io.manifest import versions
 from helpers.io.safe_text import visible
 from helpers.methods.change import tensors_hash
-from helpers.methods.hook_intervention import HookIntervention
+from helpers.methods.hook_intervention import HookIntervention, first_error
 from helpers.methods.weight_edit import WeightEdit
 
 FORMAT = "llm-unlearning/2"
@@ -134,7 +134,7 @@ def write_patch(
         Metadata.model_validate(metadata)
     except ValidationError as error:
         raise UserError(
-            f"This edit cannot be written as a patch ({first_told(error)}): make it by unlearn(), "
+            f"This edit cannot be written as a patch ({first_error(error)}): make it by unlearn(), "
             "or give it what is missing."
         ) from None
     write_tensors(path, tensors, metadata)
@@ -156,7 +156,7 @@ def read_patch(path: str | Path) -> tuple[WeightEdit | HookIntervention, dict[st
         metadata = Metadata.model_validate(texts)
     except ValidationError as error:
         raise UserError(
-            f"{shown} is damaged or not of this suite ({first_told(error)}): give a file that "
+            f"{shown} is damaged or not of this suite ({first_error(error)}): give a file that "
             "save() wrote."
         ) from None
     if metadata.checksum not in (

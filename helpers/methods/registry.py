@@ -56,7 +56,7 @@ class Method:
     Attributes:
         name: The name by which users choose it.
         family: `surgery`, `training`, `inference` or `control`.
-        function: (model, pair, hparams, *, seed) → WeightDelta or Intervention; with
+        function: (model, pair, hparams, *, seed) → WeightEdit or HookIntervention; with
             `supports_batch` it takes a list of pairs.
         hparams: The class of its hyperparameters.
         supports_batch: The method solves for several pairs at once.

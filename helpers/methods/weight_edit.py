@@ -77,7 +77,7 @@ class WeightEdit:
         changes: dict[str, Change],
         *,
         notes: dict[str, Any] | None = None,
-    ) -> "WeightDelta":
+    ) -> "WeightEdit":
         """Return the edit that makes `changes` to `module` as it is now.
 
         Args:
@@ -169,7 +169,7 @@ class WeightEdit:
         """Return the Frobenius norm over all tensors."""
         return sum(c.norm() ** 2 for c in self.changes.values()) ** 0.5
 
-    def compressed(self, rank: int, dtype: torch.dtype = torch.float16) -> "WeightDelta":
+    def compressed(self, rank: int, dtype: torch.dtype = torch.float16) -> "WeightEdit":
         """Return the same edit with every change cut to `rank` and stored as `dtype`.
 
         Raises:
@@ -201,7 +201,7 @@ class WeightEdit:
         tensors: dict[str, Tensor],
         edited_tensors_hash: str,
         notes: dict[str, Any] | None = None,
-    ) -> "WeightDelta":
+    ) -> "WeightEdit":
         """Return the edit whose `tensors` these are.
 
         Args:

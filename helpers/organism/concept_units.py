@@ -105,7 +105,7 @@ def best_units(train: ConceptActivations, heldout: ConceptActivations) -> pd.Dat
     )
 
 
-def concepts_per_unit(means: Float[Tensor, "concepts *units"]) -> Float[Tensor, "*units"]:
+def concepts_per_unit(means: Float[Tensor, "concepts *units"]) -> Float[Tensor, "*units"]:  # noqa: F821 (jaxtyping)
     """Count the concepts to which a unit responds: (Σ a)² / Σ a² over mean activations a ≥ 0.
 
     This is the participation ratio: 1 for a unit that only one concept drives, the number of

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts.corpus import passages
+from helpers.forward.activations import cache_activations
 from helpers.forward.prompts import Prompt, input_text, subject_span
 from helpers.models.tokenization import encode, encode_with_offsets
 

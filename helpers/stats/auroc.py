@@ -29,7 +29,8 @@ def auroc(positives: Float[np.ndarray, " n"], negatives: Float[np.ndarray, " m"]
 
 
 def auroc_by_unit(
-    positives: Float[Tensor, "n *units"], negatives: Float[Tensor, "m *units"]
+    positives: Float[Tensor, "n *units"],
+    negatives: Float[Tensor, "m *units"],  # noqa: F821 (jaxtyping)
 ) -> Float[Tensor, "*units"]:
     """Return the AUROC of every unit by itself, in float32.
 

@@ -100,8 +100,8 @@ def rank_neurons(
     negatives = [p for other in others for p in subject_prompts(other)]
     key = {
         "model": model_hash(model),
-        "own": positives,
-        "others": negatives,
+        "positives": [str(p) for p in positives],
+        "negatives": [str(p) for p in negatives],
         "code": code_hash(__file__),
     }
     return cached_table("neuron-ranks", key, lambda: _ranked(model, positives, negatives))
