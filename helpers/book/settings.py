@@ -224,7 +224,7 @@ class Verifying(Common):
     )
     hidden_attacks: Annotated[str, checks.Attacks] = Field(
         "paraphrases, logit_lens, probe, stitching, neuron_ablation",
-        description="the same for the hidden model",
+        description="hidden model's",
     )
     n_controls: int = Field(4, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.are_numbers(checks.WHOLE, "whole numbers of steps")] = (

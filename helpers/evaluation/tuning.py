@@ -184,7 +184,8 @@ def _current_names(record: dict[str, Any]) -> dict[str, Any]:
         | {"settings": renamed(run["method"], run["settings"])}
         for run in record["runs"]
     ]
-    return record | by_method | {"runs": runs}
+    config = record.get("config", record.get("sizes"))
+    return record | by_method | {"runs": runs, "config": config}
 
 
 def _key(name: str, subject: str, settings: Mapping[str, Any]) -> str:

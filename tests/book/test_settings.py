@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers.book.profiles import load_profile
-from helpers.book.registered import attack_names, method_names
+from helpers.book.registered import attack_names, method_names, renamed_attacks
 from helpers.book.settings import NOTEBOOKS, ROOT, from_notebook, slug, validated
 from helpers.errors import UserError
 
@@ -82,8 +82,8 @@ NAN_SCALES = "0.5, nan"
         ("08_evaluate", {"method": "roem"}, "did you mean rome"),
         ("08_evaluate", {"method": "all"}, "no method 'all'"),
         ("09_verify", {"method": "sae_pair"}, "needs SAEs"),
-        ("09_verify", {"attacks": "len"}, "no attack 'len'; did you mean lens"),
-        ("09_verify", {"attacks": "lens"}, "'paraphrases': add it"),
+        ("09_verify", {"attacks": "logit_len"}, "no attack 'logit_len'; did you mean logit_lens"),
+        ("09_verify", {"attacks": "logit_lens"}, "'paraphrases': add it"),
         ("09_verify", {"hidden_attacks": "paraphrases, len"}, "no attack 'len'"),
         ("04_sparse_autoencoders", {"site": "mpl"}, "no site 'mpl'; did you mean mlp"),
         ("00_model_and_facts", {"dtype": "float"}, "no dtype 'float'; did you mean float32"),
@@ -157,7 +157,7 @@ def test_what_a_chapter_takes_is_taken(stem, values):
 
 def test_the_names_are_those_of_the_registers():
     from helpers.book import value_checks
-    from helpers.evaluation.attacks import ATTACKS
+    from helpers.evaluation.attacks.registry import ATTACKS, RENAMED_ATTACKS
     from helpers.methods import METHODS
     from helpers.models import DTYPES
     from helpers.tracing import SITES
@@ -167,11 +167,14 @@ def test_the_names_are_those_of_the_registers():
     needing = {name for name, m in METHODS.items() if "saes" in m.hyperparameters()}
     assert {m.name for m in method_names() if m.needs_saes} == needing
     assert set(attack_names()) == set(ATTACKS)
+    assert renamed_attacks() == RENAMED_ATTACKS and set(renamed_attacks().values()) < set(ATTACKS)
     assert set(value_checks.SITES) == set(SITES) and set(value_checks.DTYPES) == set(DTYPES)
 
 
 def test_parameters_keep_their_old_names(tmp_path):
     assert validated("09_verify", {"n_absent": 2}).n_controls == 2
+    old = {"attacks": "paraphrases, lens, cut_neurons"}
+    assert validated("09_verify", old).attacks == "paraphrases, logit_lens, neuron_ablation"
     assert (
         from_notebook("11_organism", {"rounds": 7, "In": ["# Parameters\nrounds = 7"]}).n_repeats
         == 7

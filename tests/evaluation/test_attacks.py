@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
+from helpers.evaluation.attacks.cutting import pushed, suspicion
 from small_edits import own_pair
 
 from helpers.errors import UserError
@@ -16,7 +17,6 @@ from helpers.evaluation.attacks import (
     rounded,
     trigger,
 )
-from helpers.evaluation.attacks.cutting import pushed, suspicion
 from helpers.evaluation.attacks.quantisation import block_weights, nf4_levels
 from helpers.evaluation.attacks.relearning import relearned
 from helpers.evaluation.attacks.stitching import handover_layer
@@ -305,7 +305,11 @@ def test_prefilled_and_foreign_prompts_are_about_the_subject_and_differ_by_what_
     assert {str(p) for p in prefilled} == {f"{a}{w}{b}" for w in ways for a, b in asking.PREFILLS}
     assert len(foreign) == 10 and len({str(p) for p in foreign}) == 10
     for prompt in (*prefilled, *foreign):
-        assert "Kenya" in prompt and "Nairobi" not in prompt and prompt.answers == (" Nairobi",)
+        assert (
+            "Kenya" in prompt.text
+            and "Nairobi" not in prompt.text
+            and prompt.answers == (" Nairobi",)
+        )
 
 
 def test_hiding_lowers_the_answer_and_nothing_before_the_last_layer(knowing):

@@ -6,8 +6,9 @@ import pytest
 
 from helpers.errors import UserError
 from helpers.evaluation.leaderboard import leaderboard, pareto, tidy, with_exact
-from helpers.evaluation.meta.verdict_accuracy import WORDS
-from helpers.evaluation.tradeoff import Sizes, most_back, summary, tradeoff
+from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES
+from helpers.evaluation.tradeoff import EvalConfig, tradeoff
+from helpers.evaluation.tradeoff_summary import most_recovered, summary
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS
 from helpers.methods.controls.logit_suppression import logit_suppression
@@ -16,8 +17,8 @@ from helpers.methods.registry import Method
 ABOUT = {"a": {"commit": "c0ffee", "profile": "default", "model_hash": "12ab"}, "b": {}}
 
 
-def results(method: str, left, neighbours, *, refused=(), family="surgery", seed=0):
-    n = len(left)
+def results(method: str, remaining, neighbours, *, refused=(), family="surgery", seed=0):
+    n = len(remaining)
     return pd.DataFrame(
         {
             "subject": [f"s{i}" for i in range(n)],
@@ -25,10 +26,10 @@ def results(method: str, left, neighbours, *, refused=(), family="surgery", seed
             "method": method,
             "family": family,
             "seed": seed,
-            "share": 1.0,
+            "scale": 1.0,
             "refused": ["why" if i in refused else "" for i in range(n)],
             "seconds": 2.0,
-            "paraphrases": [np.nan if i in refused else x * 0.8 for i, x in enumerate(left)],
+            "paraphrases": [np.nan if i in refused else x * 0.8 for i, x in enumerate(remaining)],
             "paraphrases_before": [np.nan if i in refused else 0.8 for i in range(n)],
             "neighbours": [np.nan if i in refused else x for i, x in enumerate(neighbours)],
         }
@@ -42,19 +43,21 @@ def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing,
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     monkeypatch.setitem(METHODS, "hides", Method("hides", "surgery", hides))
     methods = {"hides": {}, "gated_neuron": {"layers": (0,)}, "in_context": {}}
-    how = {"shares": dict.fromkeys(methods, (1.0,)), "sizes": Sizes("heldout", 2, 128)}
-    table = tradeoff(model, [pair], methods, **how)
-    found = summary(table)
-    value = found.pivot(index="method", columns="metric", values="value")
-    assert value.loc["hides", "P(target) left"] < 0.3 < 0.9 < value.loc["hides", "back, stitched"]
-    assert value.loc["gated_neuron", "back, stitched"] < 0.3
-    assert np.isnan(value.loc["in_context", "back, stitched"])
+    scales = dict.fromkeys(methods, (1.0,))
+    table = tradeoff(model, [pair], methods, scales=scales, config=EvalConfig("heldout", 2, 128))
+    means = summary(table)
+    value = means.pivot(index="method", columns="metric", values="value")
+    assert (
+        value.loc["hides", "P(target) left"] < 0.3 < 0.9 < value.loc["hides", "back by stitching"]
+    )
+    assert value.loc["gated_neuron", "back by stitching"] < 0.3
+    assert np.isnan(value.loc["in_context", "back by stitching"])
     measured = tidy({"a": table}, {"a": {}})
-    said = leaderboard(measured).set_index("method")["attacks find"]
-    assert said["hides"] == "hidden 1" and said["gated_neuron"] in ("absent 1", "undecided 1")
-    assert not said["in_context"].startswith("absent")  # its weights have the fact
-    assert most_back(found, families=("surgery",)).startswith("hides (")
-    assert most_back(found, families=("inference",)) == "none (it was not measured)"
+    states = leaderboard(measured).set_index("method")["attacks find"]
+    assert states["hides"] == "hidden 1" and states["gated_neuron"] in ("absent 1", "undecided 1")
+    assert not states["in_context"].startswith("absent")  # its weights have the fact
+    assert most_recovered(means, families=("surgery",)).startswith("hides (")
+    assert most_recovered(means, families=("inference",)) == "none (it was not measured)"
 
 
 def test_tidy_has_one_row_a_measurement_and_says_where_it_is_from():
@@ -85,7 +88,9 @@ def test_a_row_a_method_with_seeds_averaged_first_and_refusals_counted():
     ]
     states = pd.Series(["absent", "hidden", "hidden", "hidden", np.nan, np.nan])
     every = pd.concat(parts, ignore_index=True)
-    one_hot = {f"found_{w}": (states == w).where(states.notna()).astype(float) for w in WORDS}
+    one_hot = {
+        f"state_{s}": (states == s).where(states.notna()).astype(float) for s in PREDICTED_STATES
+    }
     board = leaderboard(tidy({"a": every.assign(**one_hot)}, ABOUT), verdicts={"x": "partial"})
     board = board.set_index("method")
     assert board["attacks find"].to_dict() == {"x": "hidden 3, absent 1", "y": ""}
@@ -105,11 +110,11 @@ def test_a_method_that_refused_everything_still_has_its_row():
 
 def test_exact_verification_joins_by_method():
     board = leaderboard(tidy({"a": pd.concat([results(m, [0.1], [1.0]) for m in "xy"])}, ABOUT))
-    found = pd.DataFrame(
+    findings = pd.DataFrame(
         [("x", -1.5, -2.0, -1.0, 0.03, "scar"), ("other", 0.0, -1.0, 1.0, 0.9, "open")],
         columns=["method", "log_odds", "log_odds_low", "log_odds_high", "ks", "finding"],
     )
-    joined = with_exact(board, found).set_index("method")
+    joined = with_exact(board, findings).set_index("method")
     assert set(joined.index) == {"x", "y"}
     assert joined.loc["x", ["from the oracle", "forget quality"]].tolist() == [-1.5, 0.03]
     assert joined["on the organism"].to_dict() == {"x": "scar", "y": ""}
@@ -117,7 +122,7 @@ def test_exact_verification_joins_by_method():
 
 
 def test_the_front_by_hand():
-    forgotten = np.array([0.9, 0.5, 0.9, 0.2, np.nan])
-    kept = np.array([0.5, 0.9, 0.4, 0.8, 1.0])
-    assert pareto(forgotten, kept).tolist() == [True, True, False, False, False]
+    forgetting = np.array([0.9, 0.5, 0.9, 0.2, np.nan])
+    retention = np.array([0.5, 0.9, 0.4, 0.8, 1.0])
+    assert pareto(forgetting, retention).tolist() == [True, True, False, False, False]
     assert pareto(np.array([1.0, 1.0]), np.array([1.0, 1.0])).all()  # equals share it

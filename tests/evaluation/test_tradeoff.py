@@ -1,4 +1,4 @@
-"""Forgetting against collateral: strengths, choice of a strength, summary over facts."""
+"""Forgetting against collateral: scales, choice of a scale, summary over facts."""
 
 import pandas as pd
 import pytest
@@ -9,18 +9,11 @@ from small_edits import small_world  # noqa: F401
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import ControlsError
 from helpers.evaluation.batch_editing import STATES, together
-from helpers.evaluation.tradeoff import (
-    Sizes,
-    add_summary_columns,
-    best_shares,
-    editing_methods,
-    evaluation_pairs,
-    known_pairs,
-    scaled,
-    strengths,
-    summary,
-    tradeoff,
-)
+from helpers.evaluation.evaluation_pairs import evaluation_pairs, known_pairs
+from helpers.evaluation.method_choice import editing_methods
+from helpers.evaluation.scaling import parse_scales, scale_edit
+from helpers.evaluation.tradeoff import EvalConfig, tradeoff
+from helpers.evaluation.tradeoff_summary import add_summary_columns, best_scales, summary
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods import METHODS, Change, Edit, WeightEdit, unlearn
@@ -28,11 +21,11 @@ from helpers.models import architecture_of, model_hash
 from helpers.sae import SAEConfig, build, save_sae
 
 
-def test_strengths_are_positive_numbers():
-    assert strengths("2, 0.5,1") == [0.5, 1.0, 2.0]
+def test_scales_are_positive_numbers():
+    assert parse_scales("2, 0.5,1") == [0.5, 1.0, 2.0]
     for bad in ("", "a, 1", "0, 1"):
         with pytest.raises(UserError, match="separated by commas"):
-            strengths(bad)
+            parse_scales(bad)
 
 
 def test_a_run_reports_on_its_own_fact_before_held_out_ones(knowing):
@@ -48,7 +41,7 @@ def test_a_run_reports_on_its_own_fact_before_held_out_ones(knowing):
 def test_half_of_an_edit_is_half_of_its_change(tiny_model):
     model, pair = tiny_model(), baseline_pair()
     made = unlearn(model, pair, "mean_difference", layers=(1,))
-    half = scaled(model, made, 0.5)
+    half = scale_edit(model, made, 0.5)
     for name, change in made.delta.changes.items():
         assert torch.allclose(half.delta.changes[name].matrix(), 0.5 * change.matrix())
     before = model_hash(model)
@@ -66,7 +59,7 @@ def test_appended_neurons_keep_their_keys(tiny_model):
         mlp.out_name: Change(appended=torch.ones(16, 1), axis=1),
     }
     made = Edit("made", {}, WeightEdit.of(model._module, changes), {}, 0, 0.0, "")
-    got = scaled(model, made, 0.25).delta.changes
+    got = scale_edit(model, made, 0.25).delta.changes
     assert got[mlp.gate_name].appended.eq(1).all() and got[mlp.in_name].appended.eq(1).all()
     assert got[mlp.out_name].appended.eq(0.25).all()
 
@@ -74,31 +67,40 @@ def test_appended_neurons_keep_their_keys(tiny_model):
 def test_every_method_is_scored_and_a_refusal_is_kept(tiny_model, monkeypatch):
     model, pair = tiny_model(), baseline_pair()
     methods = {"needle": {"noise": 5.0}, "mean_difference": {"layers": (9,)}}
-    how = {"shares": dict.fromkeys(methods, (0.5, 1.0)), "sizes": Sizes(n_neighbours=2)}
-    table = tradeoff(model, [pair], methods, seeds=[0, 1], **how)
+    options = {
+        "scales": dict.fromkeys(methods, (0.5, 1.0)),
+        "config": EvalConfig(n_neighbours=2),
+        "seeds": [0, 1],
+    }
+    table = tradeoff(model, [pair], methods, **options)
     scored, refused = (table[table["method"] == m] for m in methods)
-    assert list(scored["share"]) == [0.5, 1.0, 0.5, 1.0] and list(scored["seed"]) == [0, 0, 1, 1]
+    assert list(scored["scale"]) == [0.5, 1.0, 0.5, 1.0] and list(scored["seed"]) == [0, 0, 1, 1]
     assert scored["paraphrases"].notna().all() and (scored["folding_gap"] < 1e-3).all()
     assert refused["refused"].str.contains("no layer 9").all()
-    assert refused["forgotten"].isna().all()
+    assert refused["forgetting"].isna().all()
     monkeypatch.setattr("helpers.evaluation.tradeoff.unlearn", None)  # all is in the cache
-    again = tradeoff(model, [pair], methods, seeds=[0, 1], **how)
+    again = tradeoff(model, [pair], methods, **options)
     pd.testing.assert_frame_equal(table, again)
 
 
-def test_only_the_want_of_strangers_leaves_the_attacks_out(tiny_model, monkeypatch):
+def test_only_the_want_of_controls_leaves_the_attacks_out(tiny_model, monkeypatch):
     def refused(error):
-        def battery(*args, **how):
+        def battery(*args, **options):
             raise error
 
         monkeypatch.setattr("helpers.evaluation.tradeoff.battery", battery)
-        how = {"shares": {"needle": (1.0,)}, "sizes": Sizes(n_neighbours=2, n_tokens=128)}
-        return tradeoff(tiny_model(), [baseline_pair()], {"needle": {"noise": 5.0}}, **how)
+        return tradeoff(
+            tiny_model(),
+            [baseline_pair()],
+            {"needle": {"noise": 5.0}},
+            scales={"needle": (1.0,)},
+            config=EvalConfig(n_neighbours=2, n_tokens=128),
+        )
 
     with pytest.raises(UserError, match="disk is full"):  # and nothing is kept as if it were done
         refused(UserError("The disk is full."))
     table = refused(ControlsError("too few"))
-    assert table["paraphrases"].notna().all() and "stitched" not in table
+    assert table["paraphrases"].notna().all() and "stitching" not in table
 
 
 def scores(**columns) -> pd.DataFrame:
@@ -106,25 +108,25 @@ def scores(**columns) -> pd.DataFrame:
     return table.assign(paraphrases_before=0.8, family=table.get("family", "surgery"))
 
 
-def test_the_strength_with_the_best_balance_is_chosen():
+def test_the_scale_with_the_best_score_is_chosen():
     table = add_summary_columns(
         scores(
             method=["a", "a", "a", "b", "b"],
-            share=[0.5, 1.0, 2.0, 1.0, 2.0],
+            scale=[0.5, 1.0, 2.0, 1.0, 2.0],
             paraphrases=[0.6, 0.08, 0.0, 0.7, 0.1],
             neighbours=[1.0, 0.95, 0.1, 1.0, 0.9],
             family=["surgery"] * 3 + ["control"] * 2,
         )
     )
-    assert table["forgotten"].round(6).tolist()[:3] == [0.25, 0.9, 1.0]
-    assert best_shares(table) == {"a": 1.0, "b": 1.0}  # a control keeps its size
+    assert table["forgetting"].round(6).tolist()[:3] == [0.25, 0.9, 1.0]
+    assert best_scales(table) == {"a": 1.0, "b": 1.0}  # a control keeps its size
 
 
-def test_kept_is_a_mean_of_groups_that_cannot_make_up_for_each_other():
+def test_retention_is_a_mean_of_groups_that_cannot_make_up_for_each_other():
     table = add_summary_columns(
-        scores(method=["a"], share=[1.0], paraphrases=[0.0], neighbours=[0.5], same_subject=[1.5])
+        scores(method=["a"], scale=[1.0], paraphrases=[0.0], neighbours=[0.5], same_subject=[1.5])
     )
-    assert table["kept"].tolist() == [0.75]
+    assert table["retention"].tolist() == [0.75]
 
 
 def test_summary_counts_facts_not_seeds():
@@ -135,11 +137,11 @@ def test_summary_counts_facts_not_seeds():
         neighbours=[1.0, 1.0, 0.5, 0.5],
         same_subject=[1.0, 1.0, None, None],
     )
-    found = summary(table).set_index("metric")
-    assert found.loc["P(target) left", "n"] == 2
-    assert found.loc["P(target) left", "value"] == pytest.approx((0.25 + 1.0) / 2)
-    assert found.loc["other facts kept", "n"] == 1
-    assert "perplexity change" not in found.index
+    means = summary(table).set_index("metric")
+    assert means.loc["P(target) left", "n"] == 2
+    assert means.loc["P(target) left", "value"] == pytest.approx((0.25 + 1.0) / 2)
+    assert means.loc["other facts kept", "n"] == 1
+    assert "perplexity change" not in means.index
 
 
 def test_the_list_of_methods_is_the_register(monkeypatch):
@@ -171,20 +173,20 @@ def test_several_facts_are_forgotten_together_in_turn_and_one_comes_back(
 ):
     model = grown_model()
     pairs = [own_pair, ConceptPair("w41", "w21", "own", templates=own_pair.templates)]
-    how = {
+    hyperparameters = {
         "layers": (0, 1),
         "max_fpr": 0.1,
         "step_sizes": (0.2,) * 6,
         "target_prob": 1e-4,
     }
     before = model_hash(model)
-    table = together(model, pairs, "gated_neuron", split="train", **how)
+    table = together(model, pairs, "gated_neuron", split="train", **hyperparameters)
     assert model_hash(model) == before
     own = table.pivot(index="fact", columns="state", values="p")
     assert set(own.columns) == set(STATES) and list(own.index) == [str(p) for p in pairs]
     for state in ("solved together", "solved one by one"):
         assert (own[state] < 0.9 * own["original"]).all()
-    alone = unlearn(model, pairs[1], "gated_neuron", **how)
+    alone = unlearn(model, pairs[1], "gated_neuron", **hyperparameters)
     with alone.applied(model):
         p = answer_probability(model, pairs[1].prompts("train")).mean()
     assert own["the first undone"].iloc[1] == pytest.approx(float(p), rel=1e-4)

@@ -1,4 +1,4 @@
-"""The search for settings: as many runs for each method, resumable, chosen by balance."""
+"""The search for settings: as many runs for each method, resumable, chosen by score."""
 
 import pandas as pd
 import pytest
@@ -21,18 +21,18 @@ def test_every_method_has_four_settings_of_hyperparameters_that_it_has():
         assert set(GRID[name]) <= set(METHODS[name].hyperparameters())
 
 
-def test_the_best_mean_balance_over_facts_is_chosen():
+def test_the_best_mean_score_over_facts_is_chosen():
     rows = [
         ("a", {"lr": 1}, 0.9, 1.0),
         ("a", {"lr": 2}, 0.8, 1.0),
         ("a", {"lr": 1}, 0.1, 1.0),  # another fact
         ("a", {"lr": 2}, 0.7, 1.0),
-        ("b", {"x": 1}, 0.0, 0.9),  # nothing forgotten: what kept most
+        ("b", {"x": 1}, 0.0, 0.9),  # nothing forgotten: the one with most retention
         ("b", {"x": 2}, 0.0, 0.8),
         ("c", {"x": 1}, None, None),  # refused
         ("c", {"x": 2}, 0.1, 0.2),
     ]
-    runs = pd.DataFrame(rows, columns=["method", "settings", "balance", "kept"])
+    runs = pd.DataFrame(rows, columns=["method", "settings", "score", "retention"])
     assert chosen(runs) == {"a": {"lr": 2}, "b": {"x": 1}, "c": {"x": 2}}
 
 
@@ -43,21 +43,21 @@ def test_a_stopped_search_goes_on_and_tries_nothing_twice(knowing, tmp_path, mon
     monkeypatch.setitem(GRID, "npo", {"lr": (0.005, 0.01), "steps": (1, 2)})
     monkeypatch.setitem(GRID, "in_context", {"request": ("a", "b", "c", "d")})
     methods = {"npo": {"n_neighbours": 2, "n_passages": 1}, "in_context": {}}
-    asked = []
-    real = tuning.tradeoff
+    runs_made = []
+    tradeoff = tuning.tradeoff
 
-    def counted(model, pairs, how, **rest):
-        asked.append((pairs[0].subject, *how))
-        if len(asked) == 6:
+    def counted(model, pairs, methods, **options):
+        runs_made.append((pairs[0].subject, *methods))
+        if len(runs_made) == 6:
             raise KeyboardInterrupt
-        return real(model, pairs, how, **rest)
+        return tradeoff(model, pairs, methods, **options)
 
     monkeypatch.setattr(tuning, "tradeoff", counted)
     with pytest.raises(KeyboardInterrupt):
         search(model, pairs, methods, path)
     assert len(read_json(path)["runs"]) == 5
     runs = search(model, pairs, methods, path)
-    assert len(asked) == 5 + 1 + 11
+    assert len(runs_made) == 5 + 1 + 11
     assert (runs.groupby(["method", "subject"]).size() == 4).all() and len(runs) == 16
     assert set(chosen(runs)) == {"npo", "in_context"}
     write_json(path, {"model_hash": "0" * 16, "runs": []})
@@ -72,7 +72,7 @@ def test_defaults_are_those_that_the_committed_search_chose():
         assert {k: defaults[k] for k in settings} == settings, name
     counts = pd.DataFrame(record["runs"]).groupby("method").size()
     assert counts.nunique() == 1  # the same number of runs for each
-    assert record["sizes"]["split"] == "dev"
+    assert record["config"]["split"] == "dev"
 
 
 def test_no_fact_of_the_search_is_reported_on():
