@@ -1,5 +1,6 @@
 """Negatives: which positions are read, to whom they belong, and in which order."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,10 @@ class Letters:
             return type("Out", (), own)
 
     tokenizer = tokenizer()
-    _module = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: None))
+    _module = SimpleNamespace(  # reads texts of any length
+        config=SimpleNamespace(get_text_config=lambda: None),
+        get_input_embeddings=lambda: SimpleNamespace(weight=torch.empty(sys.maxunicode + 1, 0)),
+    )
 
 
 def test_mentions_end_where_the_name_ends():
