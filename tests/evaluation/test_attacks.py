@@ -1,25 +1,27 @@
-"""Attacks: what they change comes back, budgets and controls are what they say."""
+"""Attacks: they restore the model, and budgets and controls are as documented."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
-from helpers.evaluation.attacks.cutting import pushed, suspicion
 from small_edits import own_pair
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks import (
     ATTACKS,
     AttackNotApplicableError,
-    asking,
+    attack,
+    black_box,
     control_facts,
+    gcg,
     quantised,
     rounded,
-    trigger,
 )
 from helpers.evaluation.attacks.quantisation import block_weights, nf4_levels
+from helpers.evaluation.attacks.registry import RENAMED_ATTACKS
 from helpers.evaluation.attacks.relearning import relearned
 from helpers.evaluation.attacks.stitching import handover_layer
+from helpers.evaluation.attacks.weight_ablation import direct_effect, target_constraints
 from helpers.evaluation.audit import audit_delta, statement
 from helpers.evaluation.battery import battery
 from helpers.evaluation.eval_prompts import known_neighbours
@@ -117,31 +119,29 @@ def test_an_unknown_rounding_is_told(tiny_model):
         pass
 
 
-def test_never_known_facts_are_unknown_and_share_the_target(knowing):
+def test_control_facts_are_unknown_and_share_the_target(knowing):
     model = knowing()
     pair = ConceptPair("Kenya", "Nairobi")
-    found = control_facts(model, pair, n=3)
-    assert len({s.subject for s in found}) == 3
-    for stranger in found:
-        assert (stranger.target, stranger.answers) == ("Nairobi", (" Nairobi",))
-        ways = [p for p in stranger.prompts("train") if p.format == "completion"]
-        assert answer_probability(model, ways).mean() < 0.1
-        own = next(o for o in pair.neighbours() if o.subject == stranger.subject)
-        ways = [p for p in own.prompts("train") if p.format == "completion"]
-        assert answer_probability(model, ways[:4]).mean() < 0.1
+    controls = control_facts(model, pair, n=3)
+    assert len({c.subject for c in controls}) == 3
+    for control in controls:
+        assert (control.target, control.answers) == ("Nairobi", (" Nairobi",))
+        statements = [p for p in control.prompts("train") if p.format == "completion"]
+        assert answer_probability(model, statements).mean() < 0.1
+        own = next(o for o in pair.neighbours() if o.subject == control.subject)
+        statements = [p for p in own.prompts("train") if p.format == "completion"]
+        assert answer_probability(model, statements[:4]).mean() < 0.1
     with pytest.raises(UserError, match="ask for fewer"):
-        control_facts(model, pair, n=40, tried=10)
+        control_facts(model, pair, n=40, n_candidates=10)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, a in ATTACKS.items() if a.trains or n.startswith(("cut", "trig", "quant"))]
-)
+@pytest.mark.parametrize("name", [n for n, a in ATTACKS.items() if a.fine_tunes or a.expensive])
 def test_an_attack_leaves_an_edited_model_as_it_was(knowing, name):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     edit = unlearn(model, pair, "mean_difference", layers=(1,))
-    small = {"trigger": {"rounds": 2}, "cut_neurons": {"counts": (1, 4)}}
-    small |= {"cut_directions": {"counts": (1, 4)}}
-    small |= {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.trains}
+    small = {"gcg": {"rounds": 2}, "neuron_ablation": {"counts": (1, 4)}}
+    small |= {"directional_ablation": {"counts": (1, 4)}}
+    small |= {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.fine_tunes}
     with edit.applied(model), widened_in(model):
         before = model_hash(model)
         table = ATTACKS[name].function(model, pair, seed=0, **small.get(name, {}))
@@ -163,7 +163,7 @@ def widened_in(model):
     return made.applied(model)
 
 
-def test_stitched_is_what_the_lower_layers_still_know(knowing, monkeypatch):
+def test_stitching_recovers_what_the_lower_layers_still_represent(knowing, monkeypatch):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     layer = handover_layer(model, "capital")
     assert 0 <= layer < architecture_of(model).n_layers
@@ -172,7 +172,7 @@ def test_stitched_is_what_the_lower_layers_still_know(knowing, monkeypatch):
     plain, before = answer_probability(model, prompts), model_hash(model)
 
     def attacked():
-        return ATTACKS["stitched"].function(model, pair)["score"].to_numpy()
+        return ATTACKS["stitching"].function(model, pair)["score"].to_numpy()
 
     assert np.array_equal(attacked(), plain)
     with logit_suppression(model, pair).applied(model):  # it changes the last layer alone
@@ -237,27 +237,27 @@ def test_relearning_never_sees_what_is_asked(knowing, monkeypatch):
     assert seen and not any(kenya in row for row in seen)
 
 
-def test_pushes_are_the_change_of_log_odds_when_a_neuron_is_cut(tiny_model):
+def test_direct_effects_are_the_change_of_log_odds_when_a_neuron_is_ablated(tiny_model):
     model, pair = tiny_model(), own_pair()
-    asks = suspicion(model, pair)
+    constraints = target_constraints(model, pair)
     last = architecture_of(model).n_layers - 1
-    t = linearize(model, asks, layers=[last])
+    t = linearize(model, constraints, layers=[last])
     W = architecture_of(model).layers[last].mlp.W_out().detach().clone()
-    pushes = pushed(t, last, W, torch.eye(W.shape[1]))
-    small, most = 0.1, int(pushes.abs().argmax())  # first order: a tenth of the neuron
+    effects = direct_effect(t, last, W, torch.eye(W.shape[1]))
+    small, most = 0.1, int(effects.abs().argmax())  # first order: a tenth of the neuron
     removed = torch.zeros_like(W)
     removed[:, most] = small * W[:, most]
     with subtracted(model, {last: removed}):
-        after = linearize(model, asks, layers=[last]).logodds.mean()
-    assert float(t.logodds.mean() - after) == pytest.approx(small * float(pushes[most]), rel=0.1)
+        after = linearize(model, constraints, layers=[last]).logodds.mean()
+    assert float(t.logodds.mean() - after) == pytest.approx(small * float(effects[most]), rel=0.1)
 
 
-def test_cutting_finds_a_planted_suppressor(knowing):
+def test_ablation_finds_a_planted_suppressor(knowing):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     before = answer_probability(model, pair.prompts("heldout")).mean()
     hidden = logit_suppression(model, pair)
     with hidden.applied(model):
-        table = ATTACKS["cut_directions"].function(model, pair, counts=(1, 4, 16))
+        table = ATTACKS["directional_ablation"].function(model, pair, counts=(1, 4, 16))
     means = table.groupby("budget")["score"].mean()
     assert means[0] < 0.1 * before
     assert means.max() > 0.5 * before
@@ -272,7 +272,7 @@ def test_proposed_swaps_are_those_that_raise_the_answer_most_to_first_order(know
     table = model._module.get_input_embeddings().weight.detach()
     with logit_suppression(model, pair).applied(model), torch.no_grad():
         found = allowed[torch.arange(6) * 7]
-        proposed = trigger._proposals(model, found, rows, allowed)
+        proposed = gcg._proposals(model, found, rows, allowed)
         for place in (0, 3, 5):
             raised = torch.zeros(len(allowed))
             for ids, token in rows:
@@ -293,16 +293,18 @@ def test_prefilled_and_foreign_prompts_are_about_the_subject_and_differ_by_what_
 ):
     model, pair, seen = knowing(), ConceptPair("Kenya", "Nairobi"), []
 
-    def recording(model, prompts, *, why):
+    def recording(model, prompts, *, why_none):
         seen.append(list(prompts))
         return np.zeros(len(prompts))
 
-    monkeypatch.setattr(asking, "asked", recording)
-    for name in ("prefilled", "languages"):
+    monkeypatch.setattr(black_box, "probability_of_prompts", recording)
+    for name in ("prefill", "cross_lingual"):
         ATTACKS[name].function(model, pair)
     prefilled, foreign = seen
     ways = [str(p) for p in pair.prompts("heldout") if p.format == "completion"]
-    assert {str(p) for p in prefilled} == {f"{a}{w}{b}" for w in ways for a, b in asking.PREFILLS}
+    assert {str(p) for p in prefilled} == {
+        f"{a}{w}{b}" for w in ways for a, b in black_box.PREFILLS
+    }
     assert len(foreign) == 10 and len({str(p) for p in foreign}) == 10
     for prompt in (*prefilled, *foreign):
         assert (
@@ -347,32 +349,52 @@ def test_an_attack_without_a_hold_says_so(tiny_model):
 
 def test_nothing_is_read_inside_a_text_that_a_request_makes_longer(knowing):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
-    inside = ["lens", "probe", "trigger", "cut_neurons", "cut_directions"]
+    inside = ["logit_lens", "probe", "gcg", "neuron_ablation", "directional_ablation"]
     with unlearn(model, pair, "in_context").applied(model):
-        found = battery(model, pair, attacks=["paraphrases", *inside], n_absent=2)
-    assert list(found.nothing) == inside and set(found.table["attack"]) == {"paraphrases"}
-    assert all("request" in why for why in found.nothing.values())
+        found = battery(model, pair, attacks=["paraphrases", *inside], n_controls=2)
+    assert list(found.not_applicable) == inside and set(found.table["attack"]) == {"paraphrases"}
+    assert all("request" in why for why in found.not_applicable.values())
 
 
 def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     hidden = logit_suppression(model, pair)
-    names = ["paraphrases", "lens", "relearning_forgotten"]
+    names = ["paraphrases", "logit_lens", "relearning_forgotten"]
     options = {"relearning_forgotten": {"steps": (1, 2)}}
     with hidden.applied(model):
-        found = battery(model, pair, attacks=names, options=options, n_absent=2)
+        found = battery(model, pair, attacks=names, options=options, n_controls=2)
     counts = found.table.groupby(["attack", "state"])["subject"].nunique()
-    assert counts["paraphrases"].to_dict() == {"absent": 2, "edited": 1, "present": 1}
-    assert counts["relearning_forgotten"].to_dict() == {"absent": 2, "edited": 1}
+    assert counts["paraphrases"].to_dict() == {"control": 2, "edited": 1, "original": 1}
+    assert counts["relearning_forgotten"].to_dict() == {"control": 2, "edited": 1}
     means = found.table.query("attack == 'paraphrases'").groupby("state")["score"].mean()
-    assert means["present"] > 0.3 and means["edited"] < 0.05
-    for name in ("asking.answer_probability", "lens.capture", "relearning.train"):
+    assert means["original"] > 0.3 and means["edited"] < 0.05
+    for name in (
+        "black_box.answer_probability",
+        "logit_lens.cache_activations",
+        "relearning.train",
+    ):
         monkeypatch.setattr(f"helpers.evaluation.attacks.{name}", None)
     with hidden.applied(model):
-        again = battery(model, pair, attacks=names, options=options, n_absent=2)
+        again = battery(model, pair, attacks=names, options=options, n_controls=2)
     assert again.table.equals(found.table)
     with pytest.raises(UserError, match="no attack 'nothing'"):
         battery(model, pair, attacks=["nothing"])
+
+
+def test_attacks_keep_their_old_names(knowing):
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    for old, name in RENAMED_ATTACKS.items():
+        assert ATTACKS[old] is ATTACKS[name] and old in ATTACKS and old not in list(ATTACKS)
+    options = {"n_absent": 2, "options": {"trigger": {"rounds": 1}}}
+    old = battery(model, pair, attacks=["paraphrases", "trigger"], **options)
+    new = battery(
+        model, pair, attacks=["paraphrases", "gcg"], n_controls=2, options={"gcg": {"rounds": 1}}
+    )
+    assert old.table.equals(new.table)
+    with pytest.raises(KeyError):
+        ATTACKS["nothing"]
+    with pytest.raises(ValueError, match="two attacks 'lens'"):
+        attack("lens", budget="none")(lambda model, pair, *, seed: None)
 
 
 def test_no_attack_takes_a_model_without_numbers_for_one_that_forgot(knowing, monkeypatch):
@@ -384,9 +406,9 @@ def test_no_attack_takes_a_model_without_numbers_for_one_that_forgot(knowing, mo
     monkeypatch.setattr(f"{place}.attacks.relearning.known_neighbours", lambda *_, **__: near)
     monkeypatch.setattr(f"{place}.metrics.linear_probe.known_neighbours", lambda *_, **__: near)
     monkeypatch.setattr(f"{place}.attacks.stitching.handover_layer", lambda *_, **__: layer)
-    small = {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.trains}
-    small |= {"trigger": {"rounds": 2}, "cut_neurons": {"counts": (1, 4)}}
-    small |= {"cut_directions": {"counts": (1, 4)}}
+    small = {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.fine_tunes}
+    small |= {"gcg": {"rounds": 2}, "neuron_ablation": {"counts": (1, 4)}}
+    small |= {"directional_ablation": {"counts": (1, 4)}}
     with torch.no_grad():
         architecture_of(model).layers[0].mlp.W_out()[0, 0] = torch.nan
     for name, entry in ATTACKS.items():

@@ -12,7 +12,7 @@ from helpers.evaluation.tradeoff_summary import most_recovered, summary
 from helpers.facts import ConceptPair
 from helpers.methods import METHODS
 from helpers.methods.controls.logit_suppression import logit_suppression
-from helpers.methods.registry import Method
+from helpers.methods.registry import Hyperparameters, Method
 
 ABOUT = {"a": {"commit": "c0ffee", "profile": "default", "model_hash": "12ab"}, "b": {}}
 
@@ -37,11 +37,11 @@ def results(method: str, remaining, neighbours, *, refused=(), family="surgery",
 
 
 def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing, monkeypatch):
-    def hides(model, pair, *, seed):
+    def hides(model, pair, hparams, *, seed):
         return logit_suppression(model, pair).delta
 
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
-    monkeypatch.setitem(METHODS, "hides", Method("hides", "surgery", hides))
+    monkeypatch.setitem(METHODS, "hides", Method("hides", "surgery", hides, Hyperparameters))
     methods = {"hides": {}, "gated_neuron": {"layers": (0,)}, "in_context": {}}
     scales = dict.fromkeys(methods, (1.0,))
     table = tradeoff(model, [pair], methods, scales=scales, config=EvalConfig("heldout", 2, 128))

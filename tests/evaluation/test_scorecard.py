@@ -11,11 +11,17 @@ from conftest import FAMILIES
 from scipy import stats
 
 from helpers.errors import UserError
-from helpers.evaluation import Metric, bootstrap, bootstrap_by, evaluate, known_neighbours
+from helpers.evaluation import (
+    Metric,
+    bootstrap,
+    bootstrap_by,
+    evaluate,
+    known_neighbours,
+    model_outputs,
+)
 from helpers.evaluation.metrics import perplexity as impact
 from helpers.evaluation.metrics.fluency import ngram_entropy, openings, repetition
 from helpers.evaluation.metrics.perplexity import losses_and_kl, perplexity, perplexity_change
-from helpers.evaluation.scorecard import ModelOutputs
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import chat_tokens, corpus_tokens, python_docs_tokens
 from helpers.facts.relations import Template
@@ -34,7 +40,7 @@ QUICK = {"n_neighbours": 4, "n_tokens": 512}
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """No test finds the answers that another one kept; one thread is fastest on small matrices."""
-    monkeypatch.setattr(ModelOutputs, "_kept", {})
+    monkeypatch.setattr(model_outputs, "_LAST_BASE", {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +49,7 @@ def forgotten(monkeypatch):
 
 def afresh(model, pair, **asked):
     """`evaluate` without what it kept."""
-    ModelOutputs._kept = {}
+    model_outputs._LAST_BASE.clear()
     return evaluate(model, pair, **asked)
 
 
@@ -395,8 +401,13 @@ def test_kept_answers_are_never_those_of_another_model(knowing):
 def test_the_original_is_asked_once_for_many_edits(knowing, monkeypatch):
     """What makes a sweep over edits bearable: 'kept answers' are kept."""
     model, asked = knowing(), []
-    ask = ModelOutputs._ask
-    monkeypatch.setattr(ModelOutputs, "_ask", lambda s, m: asked.append(model_hash(m)) or ask(s, m))
+    compute = model_outputs._compute
+
+    def counted(model, *options):
+        asked.append(model_hash(model))
+        return compute(model, *options)
+
+    monkeypatch.setattr(model_outputs, "_compute", counted)
     for layer in range(3):
         with turned(model, layer).applied(model):
             evaluate(model, JAPAN, **QUICK)
@@ -478,11 +489,11 @@ def test_an_edit_is_evaluated_from_what_is_kept_below_it(knowing, monkeypatch):
     for layer in (2, 1, 2, 0):
         with turned(model, layer).applied(model):
             shared[layer] = evaluate(model, JAPAN, **QUICK)
-            lower = next(iter(ModelOutputs._kept.values())).lower
+            lower = next(iter(model_outputs._LAST_BASE.values())).layer_cache
             seen.append((lower.layer, lower.skipped > 0))
     # the original shares with the first; what reaches deeper is kept anew; layer 0 shares nothing
     assert seen == [(2, True), (1, False), (1, True), (1, True)]
-    monkeypatch.setattr("helpers.evaluation.scorecard._first_changed", lambda model: 0)
+    monkeypatch.setattr("helpers.evaluation.scorecard._first_edited_layer", lambda model: 0)
     for layer, card in shared.items():
         with turned(model, layer).applied(model):
             assert afresh(model, JAPAN, **QUICK).table().equals(card.table())

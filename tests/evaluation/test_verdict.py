@@ -1,4 +1,4 @@
-"""The verdict: tests against hand-worked values, and each word from evidence that calls for it."""
+"""The verdict: tests against hand-worked values, and each label from evidence that calls for it."""
 
 import numpy as np
 import pandas as pd
@@ -7,36 +7,41 @@ import torch
 from scipy import stats
 
 from helpers.errors import UserError
-from helpers.evaluation.battery import Evidence, battery
+from helpers.evaluation.battery import Evidence, State, battery
 from helpers.evaluation.edit_under_test import (
     auroc_vs_controls,
     chosen_attacks,
     load_edit_under_test,
 )
+from helpers.evaluation.findings import Damage, Finding, Margins
+from helpers.evaluation.recovery import Recovery, over_forgetting, recovery_ratios
 from helpers.evaluation.scorecard import Scorecard
-from helpers.evaluation.verdict import Margins, Recovered, holm, recovered, scar, tost, verdict
+from helpers.evaluation.verdict import Label, verdict
 from helpers.facts import ConceptPair
 from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.models import architecture_of, model_hash
+from helpers.stats.equivalence import tost
 from helpers.stats.intervals import Metric, bootstrap
 
-PRESENT = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
-ABSENT = [0.01, 0.02, 0.01, 0.02, 0.01, 0.01]
+ORIGINAL = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
+CONTROL = [0.01, 0.02, 0.01, 0.02, 0.01, 0.01]
 
 
-def evidence(budgets: dict[str, dict[float, list[float]]], **more) -> Evidence:
+def evidence(budgets: dict[str, dict[float, list[float]]], not_applicable=None) -> Evidence:
     """Evidence with the usual comparisons: attack → budget → scores of the edited model."""
     rows = []
-    for name, found in budgets.items():
-        for budget, edited in found.items():
-            states = {"edited": edited, "absent": more.get("absent", ABSENT)}
+    for name, curve in budgets.items():
+        for budget, edited in curve.items():
+            states = {State.EDITED: edited, State.CONTROL: CONTROL}
             if not name.startswith("relearning"):
-                states["present"] = PRESENT
+                states[State.ORIGINAL] = ORIGINAL
             for state, scores in states.items():
-                rows += [(name, state, state, budget, i, s) for i, s in enumerate(scores)]
+                rows += [
+                    (name, state.value, state.value, budget, i, s) for i, s in enumerate(scores)
+                ]
     columns = ["attack", "state", "subject", "budget", "prompt", "score"]
-    return Evidence(pd.DataFrame(rows, columns=columns), more.get("nothing", {}))
+    return Evidence(pd.DataFrame(rows, columns=columns), not_applicable or {})
 
 
 def card(neighbours=(0.99, 0.97, 1.0), change=(0.001, 0.0, 0.002)) -> Scorecard:
@@ -51,201 +56,188 @@ def like(scores, plus=0.0):
     return [s + plus for s in scores]
 
 
-def test_tost_is_two_one_sided_t_tests():
-    x = np.array([0.01, 0.03, -0.02, 0.02, 0.0])
-    between, above, below = tost(x, low=-0.1, high=0.1)
-    upper = stats.ttest_1samp(x, 0.1, alternative="less").pvalue
-    lower = stats.ttest_1samp(x, -0.1, alternative="greater").pvalue
-    assert between == pytest.approx(max(upper, lower))
-    assert above == pytest.approx(1 - upper) and below == pytest.approx(1 - lower)
-    assert tost(np.array([0.2, 0.21, 0.19]), low=-0.1, high=0.1)[1] < 0.01
-    assert tost(np.array([-0.5, 0.5, 0.0]), low=-0.1, high=0.1)[0] > 0.3  # no power, no claim
-    with pytest.raises(UserError, match="at least 3"):
-        tost(np.array([0.0, 0.0]), low=-1, high=1)
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.9, 0.8]).tolist() == pytest.approx([1.0, 1.0])
-
-
-def test_share_is_between_never_known_and_original():
-    found = evidence({"paraphrases": {0: ABSENT}, "few_shot": {1: PRESENT, 3: ABSENT}})
-    (plain,) = recovered(found, "paraphrases")
-    assert plain.share == pytest.approx(np.zeros(5))  # the unknown wording is left out
-    one, three = recovered(found, "few_shot")
+def test_the_recovery_ratio_is_between_control_and_original():
+    found = evidence({"paraphrases": {0: CONTROL}, "few_shot": {1: ORIGINAL, 3: CONTROL}})
+    (plain,) = recovery_ratios(found, "paraphrases")
+    assert plain.edited == pytest.approx(np.zeros(5))  # the unknown wording is left out
+    one, three = recovery_ratios(found, "few_shot")
     assert (one.budget, three.budget) == (1, 3)
-    assert one.share.mean() == pytest.approx(1.0) and three.share.mean() == pytest.approx(0.0)
+    assert one.edited.mean() == pytest.approx(1.0) and three.edited.mean() == pytest.approx(0.0)
 
 
 def test_head_start_is_the_mean_over_the_curve_in_units_of_what_was_known():
-    half = [a + 0.5 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
-    curve = {0: ABSENT, 5: half, 10: ABSENT}
-    found = evidence({"paraphrases": {0: ABSENT}, "relearning_forgotten": curve})
-    (pooled,) = recovered(found, "relearning_forgotten")
-    assert pooled.share.mean() == pytest.approx(0.25)
+    half = [a + 0.5 * (p - a) for a, p in zip(CONTROL, ORIGINAL, strict=True)]
+    curve = {0: CONTROL, 5: half, 10: CONTROL}
+    found = evidence({"paraphrases": {0: CONTROL}, "relearning_forgotten": curve})
+    (pooled,) = recovery_ratios(found, "relearning_forgotten")
+    assert pooled.edited.mean() == pytest.approx(0.25)
     alone = Evidence(found.table.query("attack != 'paraphrases'"))
     with pytest.raises(UserError, match="run that attack as well"):
-        recovered(alone, "relearning_forgotten")
+        recovery_ratios(alone, "relearning_forgotten")
 
 
-NAMES = ["paraphrases", "few_shot", "lens"]
+NAMES = ["paraphrases", "few_shot", "logit_lens"]
 
 
 def case(**edited) -> Evidence:
-    return evidence({n: {0: edited.get(n, like(ABSENT, 0.003))} for n in NAMES})
+    return evidence({n: {0: edited.get(n, like(CONTROL, 0.003))} for n in NAMES})
 
 
 def test_gone_everywhere_and_no_damage_is_verified():
     found = verdict(case(), card(), required=NAMES)
-    assert found.word == "verified"
-    assert (found.attacks["finding"] == "gone").all()
-    assert (found.damage["finding"] == "kept").all()
+    assert found.label == Label.VERIFIED
+    assert (found.attacks["finding"] == Finding.GONE).all()
+    assert (found.damage["finding"] == Damage.KEPT).all()
 
 
 def test_an_attack_that_brings_it_back_means_hidden():
-    found = verdict(case(lens=PRESENT), card(), required=NAMES)
-    assert found.word == "hidden"
-    assert "lens (100%)" in str(found)
+    found = verdict(case(logit_lens=ORIGINAL), card(), required=NAMES)
+    assert found.label == Label.HIDDEN
+    assert "logit_lens (100%)" in str(found)
 
 
 def test_there_without_attack_is_present():
     assert (
-        verdict(case(paraphrases=PRESENT, lens=PRESENT), card(), required=NAMES).word == "present"
+        verdict(case(paraphrases=ORIGINAL, logit_lens=ORIGINAL), card(), required=NAMES).label
+        == Label.PRESENT
     )
 
 
 def test_some_that_comes_back_is_partial():
-    some = [a + 0.3 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
+    some = [a + 0.3 * (p - a) for a, p in zip(CONTROL, ORIGINAL, strict=True)]
     found = verdict(case(few_shot=some), card(), required=NAMES)
-    assert found.word == "partial"
+    assert found.label == Label.PARTIAL
     assert "few_shot" in str(found)
 
 
 def test_an_attack_that_was_not_run_forbids_verified():
-    found = verdict(case(), card(), required=[*NAMES, "trigger"])
-    assert found.word == "partial"
-    assert "Not run: trigger." in str(found)
+    found = verdict(case(), card(), required=[*NAMES, "gcg"])
+    assert found.label == Label.PARTIAL
+    assert "Not run: gcg." in str(found)
 
 
-def test_nothing_to_attack_is_not_the_same_as_not_run():
+def test_not_applicable_is_not_the_same_as_not_run():
     found = case()
     with_reason = Evidence(found.table, {"reverse": "The relation has no reverse prompts."})
     got = verdict(with_reason, card(), required=[*NAMES, "reverse"])
-    assert got.word == "verified"
+    assert got.label == Label.VERIFIED
     row = got.attacks.set_index("attack").loc["reverse"]
-    assert row["finding"] == "nothing to attack"
+    assert row["finding"] == Finding.NOT_APPLICABLE
 
 
 def test_damage_is_shown_excluded_or_open():
-    assert verdict(case(), card((0.5, 0.4, 0.6)), required=NAMES).word == "damaged"
-    assert verdict(case(), card(change=(0.2, 0.1, 0.3)), required=NAMES).word == "damaged"
+    assert verdict(case(), card((0.5, 0.4, 0.6)), required=NAMES).label == Label.DAMAGED
+    assert verdict(case(), card(change=(0.2, 0.1, 0.3)), required=NAMES).label == Label.DAMAGED
     open_ = verdict(case(), card((0.93, 0.8, 1.0)), required=NAMES)
-    assert open_.word == "partial" and "can't be excluded" in str(open_)
+    assert open_.label == Label.PARTIAL and "can't be excluded" in str(open_)
     unknown = verdict(case(), None, required=NAMES)
-    assert unknown.word == "partial" and "not measured" in str(unknown)
+    assert unknown.label == Label.PARTIAL and "not measured" in str(unknown)
 
 
 def test_one_fact_shows_nothing_of_damage():
     one = Scorecard({**card(), "same_subject": Metric(0.99, np.nan, np.nan, 1)}, {}, {})
     found = verdict(case(), one, required=NAMES)
-    assert found.word == "partial" and "can't be excluded by so few: same_subject" in str(found)
+    assert found.label == Label.PARTIAL and "can't be excluded by so few: same_subject" in str(
+        found
+    )
 
 
 def test_damage_to_what_must_stay_and_to_text_has_to_be_measured():
     for kept, told in (("neighbours", "text"), ("perplexity_change_factbook", "what has to stay")):
         part = Scorecard({kept: card()[kept]}, {}, {})
         found = verdict(case(), part, required=NAMES)
-        assert found.word == "partial" and f"Damage to {told} was not measured" in str(found)
+        assert found.label == Label.PARTIAL and f"Damage to {told} was not measured" in str(found)
 
 
 def test_a_scar_has_to_be_excluded():
-    uneven = [0.01, 1e-7, 0.01, 1e-6, 0.02, 1e-5]  # now as likely as never known, now far below
+    uneven = [0.01, 1e-7, 0.01, 1e-6, 0.02, 1e-5]  # now as likely as control facts, now far below
     found = verdict(case(paraphrases=uneven), card(), required=NAMES)
-    assert found.word == "partial" and "scar can't be excluded" in str(found)
+    assert found.label == Label.PARTIAL and "scar can't be excluded" in str(found)
 
 
 def test_a_leaky_reference_never_makes_half_of_the_knowledge_pass_as_gone():
-    most = [a + 0.55 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
-    found = case(lens=most).table
-    leaky = found[(found["attack"] == "lens") & (found["state"] == "absent")]
+    most = [a + 0.55 * (p - a) for a, p in zip(CONTROL, ORIGINAL, strict=True)]
+    found = case(logit_lens=most).table
+    leaky = found[(found["attack"] == "logit_lens") & (found["state"] == State.CONTROL)]
     leaky = leaky.assign(subject="leaky", score=leaky["score"] + 0.9)
     quiet = leaky.assign(subject="quiet", score=leaky["score"] - 1.8)
     both = Evidence(pd.concat([found, leaky, quiet], ignore_index=True))
-    row = verdict(both, card(), required=NAMES).attacks.set_index("attack").loc["lens"]
-    assert row["leak"] > 1 and row["share"] > 0.5 and row["finding"] != "gone"
+    row = verdict(both, card(), required=NAMES).attacks.set_index("attack").loc["logit_lens"]
+    assert row["max_control"] > 1 and row["recovery"] > 0.5 and row["finding"] != Finding.GONE
 
 
-def test_over_suppression_is_a_scar():
+def test_over_suppression_is_a_over_forgetting():
     buried = [1e-6] * 6
-    assert scar(case(paraphrases=buried)).mean() < -8
+    assert over_forgetting(case(paraphrases=buried)).mean() < -8
     found = verdict(case(paraphrases=buried), card(), required=NAMES)
-    assert found.word == "partial" and "scar" in str(found)
+    assert found.label == Label.PARTIAL and "scar" in str(found)
 
 
 def test_few_noisy_prompts_show_nothing():
     noisy = like([0.0, 0.0, 0.0, 0.0, 0.3, 0.0], 0.01)
     found = verdict(case(few_shot=noisy), card(), required=NAMES)
-    assert found.word == "partial"
+    assert found.label == Label.PARTIAL
     assert "Not shown to be gone under few_shot." in str(found)
 
 
 def test_gone_has_to_be_shown_at_every_budget():
     noisy = like([0.0, 0.05, 0.0, 0.0, 0.0, 0.0])  # a smaller mean, and nothing shown
     noisy[1], noisy[2] = noisy[1] + 0.18, noisy[2] - 0.16
-    found = evidence({n: {0: like(ABSENT, 0.003)} for n in ("paraphrases", "lens")})
-    curve = evidence({"few_shot": {1: like(ABSENT, 0.02), 2: noisy}})
+    found = evidence({n: {0: like(CONTROL, 0.003)} for n in ("paraphrases", "logit_lens")})
+    curve = evidence({"few_shot": {1: like(CONTROL, 0.02), 2: noisy}})
     both = Evidence(pd.concat([found.table, curve.table], ignore_index=True))
     row = verdict(both, card(), required=NAMES).attacks.set_index("attack").loc["few_shot"]
-    assert row["budget"] == 1 and row["share"] > 0  # where most comes back
-    assert row["finding"] == "open"
+    assert row["budget"] == 1 and row["recovery"] > 0  # where most comes back
+    assert row["finding"] == Finding.INCONCLUSIVE
 
 
 def test_budgets_tried_are_corrected_for():
-    some = [a + s * (p - a) for a, p, s in zip(ABSENT, PRESENT, [0.2, 0.3, 0.4] * 2, strict=True)]
+    some = [a + s * (p - a) for a, p, s in zip(CONTROL, ORIGINAL, [0.2, 0.3, 0.4] * 2, strict=True)]
     alone = evidence({"few_shot": {1: some}})
     p = verdict(alone, required=["few_shot"]).attacks["p_back"].item()
-    tried = evidence({"few_shot": {1: some, 2: ABSENT, 3: ABSENT, 4: ABSENT}})
+    tried = evidence({"few_shot": {1: some, 2: CONTROL, 3: CONTROL, 4: CONTROL}})
     row = verdict(tried, required=["few_shot"]).attacks.iloc[0]
     assert row["budget"] == 1 and 0 < p < 0.05
     assert row["p_back"] == pytest.approx(4 * p)
 
 
 def test_facts_are_compared_at_the_same_budget():
-    first = {1: PRESENT, 2: ABSENT}
-    facts = [evidence({"few_shot": first if i % 2 else {1: ABSENT, 2: PRESENT}}) for i in range(4)]
+    first = {1: ORIGINAL, 2: CONTROL}
+    facts = [
+        evidence({"few_shot": first if i % 2 else {1: CONTROL, 2: ORIGINAL}}) for i in range(4)
+    ]
     row = verdict(facts, required=["few_shot"]).attacks.iloc[0]
-    assert row["share"] == pytest.approx(0.5) and row["n"] == 4  # not each fact at its own best
+    assert row["recovery"] == pytest.approx(0.5) and row["n"] == 4  # not each fact at its own best
 
 
 def test_several_facts_are_the_units():
-    found = verdict([case(), case(), case(), case(lens=PRESENT)], card(), required=NAMES)
-    assert found.attacks.set_index("attack").loc["lens", "n"] == 4
-    assert found.word == "partial"
+    found = verdict([case(), case(), case(), case(logit_lens=ORIGINAL)], card(), required=NAMES)
+    assert found.attacks.set_index("attack").loc["logit_lens", "n"] == 4
+    assert found.label == Label.PARTIAL
     with pytest.raises(UserError, match="no evidence"):
         verdict([], card())
 
 
 def test_margins_are_stated_with_the_verdict():
-    margins = Margins(recovered=0.4)
-    some = [a + 0.3 * (p - a) for a, p in zip(ABSENT, PRESENT, strict=True)]
+    margins = Margins(max_recovery=0.4)
+    some = [a + 0.3 * (p - a) for a, p in zip(CONTROL, ORIGINAL, strict=True)]
     found = verdict(case(few_shot=some), card(), margins=margins, required=NAMES)
-    assert found.word == "verified"
-    assert found.to_dict()["margins"]["recovered"] == 0.4
+    assert found.label == Label.VERIFIED
+    assert found.to_dict()["margins"]["max_recovery"] == 0.4
 
 
 def test_present_hidden_and_absent_are_told_apart(knowing):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
-    names = ["paraphrases", "lens", "few_shot", "cut_directions"]
-    how = {"attacks": names, "n_absent": 2}
-    assert verdict(battery(model, pair, **how), required=names).word == "present"
+    names = ["paraphrases", "logit_lens", "few_shot", "directional_ablation"]
+    options = {"attacks": names, "n_controls": 2}
+    assert verdict(battery(model, pair, **options), required=names).label == Label.PRESENT
     hidden = logit_suppression(model, pair)
     with hidden.applied(model):
-        assert verdict(battery(model, pair, **how), required=names).word == "hidden"
-    stranger = ConceptPair("Mongolia", "Nairobi")
-    found = verdict(battery(model, pair, asked_as=stranger, **how), required=names)
-    assert found.word not in ("present", "hidden")
-    assert not (found.attacks["finding"] == "comes back").any()
+        assert verdict(battery(model, pair, **options), required=names).label == Label.HIDDEN
+    control = ConceptPair("Mongolia", "Nairobi")
+    conclusion = verdict(battery(model, pair, query_pair=control, **options), required=names)
+    assert conclusion.label not in (Label.PRESENT, Label.HIDDEN)
+    assert not (conclusion.attacks["finding"] == Finding.RECOVERED).any()
 
 
 def test_a_patch_must_be_of_the_pair_that_is_asked_about(knowing, tmp_path):
@@ -263,96 +255,105 @@ def test_a_patch_must_be_of_the_pair_that_is_asked_about(knowing, tmp_path):
 
 
 def test_chosen_attacks_are_known_and_begin_with_paraphrases():
-    assert chosen_attacks("lens, paraphrases") == ["lens", "paraphrases"]
-    assert "trigger" in chosen_attacks("all")
+    assert chosen_attacks("logit_lens, paraphrases") == ["logit_lens", "paraphrases"]
+    assert "gcg" in chosen_attacks("all")
     with pytest.raises(UserError, match="no attack 'x'"):
         chosen_attacks("paraphrases, x")
     with pytest.raises(UserError, match="begins with"):
-        chosen_attacks("lens")
+        chosen_attacks("logit_lens")
 
 
 def test_a_blind_attack_has_an_auc_of_one_half():
     found = auroc_vs_controls(
-        evidence({"paraphrases": {0: ABSENT}, "lens": {0: ABSENT, 5: PRESENT}})
+        evidence({"paraphrases": {0: CONTROL}, "logit_lens": {0: CONTROL, 5: ORIGINAL}})
     )
     found = found.set_index("attack")
     assert found.loc["paraphrases", "edited"] == 0.5
-    assert found.loc["paraphrases", "present"] == 1.0
-    assert found.loc["lens", "edited"] == 1.0  # the mean of absent and present is above absent
+    assert found.loc["paraphrases", "original"] == 1.0
+    assert (
+        found.loc["logit_lens", "edited"] == 1.0
+    )  # the mean of control and original is above control
 
 
 def leaking(found: Evidence, by: float) -> Evidence:
-    """The same evidence beside two never-known subjects, one above their mean by so much."""
-    absent = found.table.query("state == 'absent'")
-    both = [absent.assign(subject=n, score=absent["score"] + d) for n, d in (("a", by), ("b", -by))]
-    return Evidence(pd.concat([found.table.query("state != 'absent'"), *both], ignore_index=True))
+    """The same evidence with two control facts, one above their mean by so much."""
+    control = found.table.query("state == 'control'")
+    both = [
+        control.assign(subject=n, score=control["score"] + d) for n, d in (("a", by), ("b", -by))
+    ]
+    return Evidence(pd.concat([found.table.query("state != 'control'"), *both], ignore_index=True))
 
 
 def test_the_interval_is_that_of_a_ratio():
     rng = np.random.default_rng(0)
     known = rng.uniform(0.1, 1, 40)
     share = 0.3 * known + rng.normal(0, 0.02, 40)
-    found = Recovered(0.0, share / known.mean(), known / known.mean(), np.zeros(2))
+    ratio = Recovery(0.0, share / known.mean(), known / known.mean(), np.zeros(2))
     drawn = rng.integers(40, size=(2000, 40))
     low, high = np.percentile(share[drawn].mean(1) / known[drawn].mean(1), [2.5, 97.5])
-    m = bootstrap(found.linear())
+    m = bootstrap(ratio.linearized_ratio())
     assert m.value == pytest.approx(share.mean() / known.mean())
     assert (m.low, m.high) == pytest.approx((low, high), abs=2e-3)
     same = np.array([0.0, 0.0, 3.0])  # where a resample's denominator may be 0
-    assert Recovered(0.0, same, same, np.zeros(2)).linear().tolist() == [1, 1, 1]
+    assert Recovery(0.0, same, same, np.zeros(2)).linearized_ratio().tolist() == [1, 1, 1]
 
 
-def test_a_share_is_tested_against_the_margin_wording_by_wording():
+def test_a_ratio_is_tested_against_the_bound_prompt_by_prompt():
     known = np.array([0.2, 0.9, 0.6, 0.5, 0.3])
-    original = [*(np.array(ABSENT[:5]) + known), 0.01]  # the last wording is not known
-    edited = like(ABSENT, 0.1)
+    original = [*(np.array(CONTROL[:5]) + known), 0.01]  # the last wording is not known
+    edited = like(CONTROL, 0.1)
     rows = evidence({"paraphrases": {0: edited}}).table
-    rows.loc[rows["state"] == "present", "score"] = original
+    rows.loc[rows["state"] == State.ORIGINAL, "score"] = original
     found = leaking(Evidence(rows), 0.1)  # 0.2 of the mean of what is known, 0.5
     margin = 0.1 + 0.1 / known.mean()
     row = verdict(found, required=["paraphrases"]).attacks.iloc[0]
     by_hand = stats.ttest_1samp(0.1 - margin * known, 0, alternative="less").pvalue
     assert row["p_gone"] == pytest.approx(by_hand)
-    assert row["share"] == pytest.approx(0.2) and row["leak"] == pytest.approx(0.2)
+    assert row["recovery"] == pytest.approx(0.2) and row["max_control"] == pytest.approx(0.2)
 
 
 def test_what_differs_between_wordings_in_both_models_is_no_noise():
     known = np.array([0.2, 0.9, 0.6, 0.5, 0.3])
-    rows = evidence({"paraphrases": {0: ABSENT}}).table
-    there = rows["state"] != "absent"  # the edited model is the original
+    rows = evidence({"paraphrases": {0: CONTROL}}).table
+    there = rows["state"] != State.CONTROL  # the edited model is the original
     rows.loc[there, "score"] += [*known, 0, *known, 0] - rows.loc[there, "score"] + 0.01
     found = verdict(leaking(Evidence(rows), 0.22), required=["paraphrases"])
-    assert found.word == "present"
+    assert found.label == Label.PRESENT
     assert found.attacks[["low", "high"]].iloc[0].tolist() == pytest.approx([1.0, 1.0])
     share = known / known.mean()  # as if what there was to find were known exactly
-    assert tost(share, low=-np.inf, high=Margins().hidden)[1] > 0.05
+    assert tost(share, low=-np.inf, high=Margins().hidden_recovery)[1] > 0.05
 
 
-def test_the_margin_is_above_the_leakiest_never_known_subject():
-    found = case(lens=like(ABSENT, 0.2))
-    rows = found.table.query("attack == 'lens' and state == 'absent'")
+def test_the_bound_is_above_the_control_fact_that_is_recovered_most():
+    found = case(logit_lens=like(CONTROL, 0.2))
+    rows = found.table.query("attack == 'logit_lens' and state == 'control'")
     leaky = rows.assign(subject="leaky", score=rows["score"] + 0.4)  # their mean rises by 0.2
     both = Evidence(pd.concat([found.table, leaky]))
-    assert verdict(found, card(), required=NAMES).word == "partial"
+    assert verdict(found, card(), required=NAMES).label == Label.PARTIAL
     got = verdict(both, card(), required=NAMES)
-    row = got.attacks.set_index("attack").loc["lens"]
-    assert row["share"] == pytest.approx(0.0, abs=1e-9) and row["leak"] > 0.3
-    assert got.word == "verified"
+    row = got.attacks.set_index("attack").loc["logit_lens"]
+    assert row["recovery"] == pytest.approx(0.0, abs=1e-9) and row["max_control"] > 0.3
+    assert got.label == Label.VERIFIED
 
 
 def test_nothing_is_verified_on_too_few_prompts():
-    found = evidence({n: {0: like(ABSENT, 0.003)} for n in NAMES})
+    found = evidence({n: {0: like(CONTROL, 0.003)} for n in NAMES})
     few = Evidence(found.table.query("prompt < 2"))
     with pytest.raises(UserError, match="fewer than 3 prompts"):
-        recovered(few, "paraphrases")
+        recovery_ratios(few, "paraphrases")
     got = verdict(few, card(), required=NAMES)
-    assert got.word == "partial"
+    assert got.label == Label.PARTIAL
     assert "needs 3 that the original knows" in str(got)
 
 
 @pytest.mark.parametrize(
     ("state", "bad"),
-    [("edited", np.nan), ("edited", np.inf), ("present", np.nan), ("absent", np.nan)],
+    [
+        (State.EDITED, np.nan),
+        (State.EDITED, np.inf),
+        (State.ORIGINAL, np.nan),
+        (State.CONTROL, np.nan),
+    ],
 )
 def test_an_attack_with_a_score_that_is_not_finite_is_not_shown_to_be_gone(state, bad):
     found = case().table
@@ -362,40 +363,43 @@ def test_an_attack_with_a_score_that_is_not_finite_is_not_shown_to_be_gone(state
         table.loc[hit, "score"] = bad
         got = verdict(Evidence(table), card(), required=NAMES)
         row = got.attacks.set_index("attack").loc["few_shot"]
-        assert row["finding"] == "open" and np.isnan(row["share"])
-        assert got.word == "partial"
+        assert row["finding"] == Finding.INCONCLUSIVE and np.isnan(row["recovery"])
+        assert got.label == Label.PARTIAL
         assert "Not shown to be gone under few_shot." in str(got)
         assert "not finite (NaN), which show nothing: few_shot." in str(got)
         with pytest.raises(UserError, match="scores of few_shot are not finite"):
-            recovered(Evidence(table), "few_shot")
+            recovery_ratios(Evidence(table), "few_shot")
         apart = auroc_vs_controls(Evidence(table)).set_index("attack")
-        assert apart.loc["few_shot"].isna().all() and apart.loc["lens"].notna().all()
+        assert apart.loc["few_shot"].isna().all() and apart.loc["logit_lens"].notna().all()
         several = verdict([case(), case(), case(), Evidence(table)], card(), required=NAMES)
-        assert several.attacks.set_index("attack").loc["few_shot", "finding"] == "open"
+        assert (
+            several.attacks.set_index("attack").loc["few_shot", "finding"] == Finding.INCONCLUSIVE
+        )
 
 
-def test_paraphrases_that_are_no_numbers_are_neither_gone_nor_without_a_scar():
+def test_paraphrases_that_are_no_numbers_are_neither_gone_nor_without_a_over_forgetting():
     table = case().table
-    table.loc[(table["attack"] == "paraphrases") & (table["state"] == "edited"), "score"] = np.nan
+    table.loc[(table["attack"] == "paraphrases") & (table["state"] == State.EDITED), "score"] = (
+        np.nan
+    )
     got = verdict(Evidence(table), card(), required=NAMES)
-    assert got.word == "partial" and "scar can't be excluded" in str(got)
+    assert got.label == Label.PARTIAL and "scar can't be excluded" in str(got)
     with pytest.raises(UserError, match="scores of paraphrases are not finite"):
-        scar(Evidence(table))
-    found = evidence({"paraphrases": {0: ABSENT}, "relearning_forgotten": {0: ABSENT, 5: ABSENT}})
+        over_forgetting(Evidence(table))
+    found = evidence(
+        {"paraphrases": {0: CONTROL}, "relearning_forgotten": {0: CONTROL, 5: CONTROL}}
+    )
     table = found.table
-    table.loc[(table["attack"] == "paraphrases") & (table["state"] == "present"), "score"] = np.nan
+    table.loc[(table["attack"] == "paraphrases") & (table["state"] == State.ORIGINAL), "score"] = (
+        np.nan
+    )
     with pytest.raises(UserError, match="scores of paraphrases are not finite"):
-        recovered(Evidence(table), "relearning_forgotten")
+        recovery_ratios(Evidence(table), "relearning_forgotten")
 
 
 def test_what_is_only_reported_does_not_stand_against_verified():
-    found = evidence({n: {0: like(ABSENT, 0.003)} for n in NAMES} | {"reverse": {0: [np.nan] * 6}})
-    assert verdict(found, card(), required=NAMES).word == "verified"
-
-
-def test_a_test_needs_finite_values():
-    with pytest.raises(UserError, match="1 of 3 are not"):
-        tost(np.array([0.0, np.nan, 0.1]), low=-1, high=1)
+    found = evidence({n: {0: like(CONTROL, 0.003)} for n in NAMES} | {"reverse": {0: [np.nan] * 6}})
+    assert verdict(found, card(), required=NAMES).label == Label.VERIFIED
 
 
 def test_an_edit_whose_answers_are_no_numbers_is_not_put_to_the_test(knowing, tmp_path):

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.meta import meta_evaluation as calibration
+from helpers.evaluation.meta import meta_evaluation
 from helpers.evaluation.meta.all_metrics import METRICS, compute_metrics
-from helpers.evaluation.meta.meta_evaluation import BLIND, MISLED, SEES, auc_between, metric_aucs
+from helpers.evaluation.meta.meta_evaluation import Discrimination, auc_between, metric_aucs
 from helpers.evaluation.metrics.depth_score import unlearning_depth
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
@@ -43,9 +43,9 @@ def test_findings_say_on_which_side_of_a_coin_the_interval_lies():
             row = dict.fromkeys(METRICS, float(fact % 3)) | {"rank": fact / 8 + shift}
             rows.append({"fact": fact, "state": state, **row, "depth": np.nan})
     found = metric_aucs(pd.DataFrame(rows)).set_index(["metric", "state"])
-    assert found.loc[("rank", "present"), "finding"] == SEES
-    assert found.loc[("rank", "hidden"), "finding"] == MISLED
-    assert found.loc[("greedy", "hidden"), "finding"] == BLIND
+    assert found.loc[("rank", "present"), "finding"] == Discrimination.DISCRIMINATES
+    assert found.loc[("rank", "hidden"), "finding"] == Discrimination.INVERTED
+    assert found.loc[("greedy", "hidden"), "finding"] == Discrimination.INCONCLUSIVE
     assert found.loc[("greedy", "hidden"), "value"] == 0.5
     assert "depth" not in found.index.get_level_values("metric")  # measured nowhere
     assert (found["n"] == 8).all()
@@ -54,33 +54,37 @@ def test_findings_say_on_which_side_of_a_coin_the_interval_lies():
 def test_known_states_are_read_as_what_they_are(knowing, monkeypatch):
     model = knowing()
     start = model_hash(model)
-    chosen = calibration.cases(model, "capital", n=4)
+    chosen = meta_evaluation.matched_pairs(model, "capital", n=4)
     assert len({f.subject for f, _ in chosen} | {s.subject for _, s in chosen}) == 8
-    for fact, stranger in chosen:
-        assert (fact.target, fact.relation) == (stranger.target, stranger.relation)
+    for fact, control in chosen:
+        assert (fact.target, fact.relation) == (control.target, control.relation)
         own = [p for p in fact.prompts("train") if p.format == "completion"]
         assert answer_probability(model, own).mean() > 0.2
-    table = calibration.calibrate(model, "capital", n=4, n_depth=0)
+    table = meta_evaluation.evaluate_states(model, "capital", n=4, n_depth=0)
     assert model_hash(model) == start
     assert table.groupby("state").size().to_dict() == {"absent": 4, "hidden": 4, "present": 4}
     assert set(METRICS) < set(table.columns)
     found = metric_aucs(table).set_index(["metric", "state"])
     assert found.loc[("mean P(target)", "present"), "value"] == 1
-    assert found.loc[("lens", "present"), "value"] > 0.8
+    assert found.loc[("logit lens", "present"), "value"] > 0.8
     present, hidden = (table[table["state"] == s] for s in ("present", "hidden"))
     assert present["mean P(target)"].min() > 0.2 > hidden["mean P(target)"].max()
-    monkeypatch.setattr(calibration, "one", None)  # the second time it comes from the cache
-    again = calibration.calibrate(model, "capital", n=4, n_depth=0)
+    monkeypatch.setattr(
+        meta_evaluation, "evaluate_fact", None
+    )  # the second time it comes from the cache
+    again = meta_evaluation.evaluate_states(model, "capital", n=4, n_depth=0)
     pd.testing.assert_frame_equal(again, table, check_like=True)
 
 
 def test_a_hidden_fact_is_read_as_by_a_whole_pass(knowing, monkeypatch):
     """Readings from kept states are, bit for bit, readings without."""
     model = knowing()
-    (fact, stranger), *_ = calibration.cases(model, "capital", n=2)
-    edit = calibration.logit_suppression(model, fact)
-    monkeypatch.setattr(calibration, "logit_suppression", lambda *_: edit)
-    table = calibration.one(model, fact, stranger, deep=[]).set_index("state")
+    (fact, control), *_ = meta_evaluation.matched_pairs(model, "capital", n=2)
+    edit = meta_evaluation.logit_suppression(model, fact)
+    monkeypatch.setattr(meta_evaluation, "logit_suppression", lambda *_: edit)
+    table = meta_evaluation.evaluate_fact(model, fact, control, depth_controls=[]).set_index(
+        "state"
+    )
     with edit.applied(model):
         direct = compute_metrics(model, fact)
     assert direct == {name: table.loc["hidden", name] for name in direct}
@@ -88,16 +92,16 @@ def test_a_hidden_fact_is_read_as_by_a_whole_pass(knowing, monkeypatch):
 
 def test_depth_of_an_absent_fact_is_that_of_a_second_stranger(knowing):
     model, fact = knowing(), ConceptPair("Japan", "Tokyo")
-    strangers = [ConceptPair(s, "Tokyo") for s in ("Chad", "Togo", "Fiji")]
-    depth = unlearning_depth(model, fact, strangers, most=2)
+    controls = [ConceptPair(s, "Tokyo") for s in ("Chad", "Togo", "Fiji")]
+    depth = unlearning_depth(model, fact, controls, max_prompts=2)
     assert depth.score < 1e-5 and abs(depth.unlearned).max() < 1e-5  # nothing was changed
-    absent = unlearning_depth(model, fact, strangers, most=2, absent=True)
+    absent = unlearning_depth(model, fact, controls, max_prompts=2, of_control=True)
     assert absent.unlearned.shape[0] == 2 and absent.score > 0.5
     with pytest.raises(UserError, match="as many tokens"):
-        unlearning_depth(model, fact, strangers[:1], absent=True)
+        unlearning_depth(model, fact, controls[:1], of_control=True)
 
 
 def test_without_facts_that_are_known_nothing_is_calibrated(tiny_model, monkeypatch, tmp_path):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="at least two facts"):
-        calibration.cases(tiny_model(), "capital", n=3)
+        meta_evaluation.matched_pairs(tiny_model(), "capital", n=3)

@@ -16,13 +16,10 @@ from helpers.evaluation.metrics.memorization import (
 )
 from helpers.evaluation.metrics.mia import (
     TokenStatistics,
-    auc,
     gradient_score,
     loss_score,
     min_k_plus_score,
     min_k_score,
-    privleak,
-    reference_score,
     token_statistics,
     zlib_score,
 )
@@ -30,20 +27,15 @@ from helpers.evaluation.metrics.truth_ratio import (
     forget_quality,
     truth_ratio,
     truth_ratios,
-    truth_utility,
 )
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_logprobs, token_nll
 from helpers.methods.controls.logit_suppression import logit_suppression
 
 
-def test_truth_ratio_both_averages_by_hand():
+def test_truth_ratio_by_hand():
     wrong, right = np.log([[2.0, 8.0]]), np.log([2.0])  # p: 1/2 and 1/8 against 1/2
-    assert truth_ratio(wrong, right, average="arithmetic") == pytest.approx((1 / 2 + 1 / 8) / 2 * 2)
-    assert truth_ratio(wrong, right, average="geometric") == pytest.approx(1 / 4 * 2)
-    assert truth_utility(np.array([0.25, 1.0, 3.0])).tolist() == [0.75, 0.0, 0.0]
-    with pytest.raises(UserError, match="no average"):
-        truth_ratio(wrong, right, average="median")
+    assert truth_ratio(wrong, right) == pytest.approx(1 / 4 * 2)  # the geometric mean
     with pytest.raises(UserError, match="at least one wrong"):
         truth_ratio(np.zeros((1, 0)), right)
 
@@ -106,15 +98,12 @@ def test_membership_scores_by_hand():
     assert loss_score(logprob) == pytest.approx(-np.log(2) * (1 + 2 + 1 + 3 + 1) / 5)
     assert min_k_score(logprob, k=0.4) == pytest.approx(-np.log(2) * 2.5)
     assert min_k_score(logprob, k=0.01) == pytest.approx(-np.log(2) * 3)  # at least one token
-    assert reference_score(logprob, logprob - 1.0) == pytest.approx(1.0)
     found = TokenStatistics(
         np.array([[-1.0, -2.0, -3.0]]), np.array([[-2.0, -2.0, -2.0]]), np.array([[0.5, 0.0, 0.5]])
     )
     assert min_k_plus_score(found, k=0.34) == pytest.approx(-2.0)  # z: 2, 0 (no spread), -2
     with pytest.raises(UserError, match="share of the tokens"):
         min_k_score(logprob, k=0)
-    with pytest.raises(UserError, match="another model"):
-        reference_score(logprob, None)
 
 
 def test_zlib_divides_by_what_the_text_compresses_to():
@@ -124,22 +113,6 @@ def test_zlib_divides_by_what_the_text_compresses_to():
     texts = ["a" * 400, "the quick brown fox jumps over a lazy dog " * 2]
     sizes = [len(zlib.compress(t.encode())) for t in texts]
     assert zlib_score(logprob, texts) == pytest.approx([-2.0 / s for s in sizes])
-
-
-def test_auc_counts_ties_half():
-    assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
-    assert auc(np.array([1.0]), np.array([1.0])) == 0.5
-    assert auc(np.array([0.0, 2.0]), np.array([1.0, 1.0])) == 0.5
-    with pytest.raises(UserError, match="two groups"):
-        auc(np.array([1.0]), np.array([]))
-
-
-def test_privleak_has_its_sign():
-    assert privleak(0.5, 0.5) == 0.0
-    assert privleak(0.9, 0.5) == pytest.approx(-80.0)  # still looks like a member
-    assert privleak(0.1, 0.5) == pytest.approx(80.0)  # forgotten too much
-    with pytest.raises(UserError, match="AUC is 1"):
-        privleak(0.5, 1.0)
 
 
 def test_token_statistics_are_those_of_the_distribution(tiny_model):
@@ -195,10 +168,10 @@ def test_depth_score_by_hand():
 @pytest.mark.slow
 def test_hiding_in_the_last_layer_has_no_depth(smollm):
     pair = ConceptPair("France", "Paris")
-    strangers = control_facts(smollm, pair, n=6)
+    controls = control_facts(smollm, pair, n=6)
     hidden = logit_suppression(smollm, pair)
     with hidden.applied(smollm):
-        depth = unlearning_depth(smollm, pair, strangers)
+        depth = unlearning_depth(smollm, pair, controls)
     assert depth.reference.max() > 1  # another country's state does harm
     assert depth.score == pytest.approx(0.0, abs=0.02)
 
