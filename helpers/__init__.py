@@ -1,1 +1,1 @@
-"""What the notebooks share: facts, models, tracing, edits, scores, and the pipeline."""
+"""The library that the notebooks share: facts, models, tracing, edits, scores, and the pipeline."""

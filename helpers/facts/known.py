@@ -1,4 +1,4 @@
-"""Which facts a model knows, and how well."""
+"""Known facts: the ones that a model predicts, and with what probability."""
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,15 @@ from helpers.io.cache import cached_table
 from helpers.io.safe_text import visible
 from helpers.models import model_hash
 
-WAYS = 4  # so many of the training completions are asked
-# Least mean probabilities of the whole target, by how sure a use has to be that the fact is known.
+N_PROMPTS = 4  # training completions that decide whether a fact is known
+# Lower bounds of the target's mean probability, by how certain a use has to be of the knowledge.
 KNOWN_PROB = 0.1
-WELL_KNOWN_PROB = 0.2  # facts whose remaining probability is reported: a share of less says little
-SURELY_KNOWN_PROB = 0.3  # facts that test the verdict: of one hardly known too few prompts count
+WELL_KNOWN_PROB = 0.2  # facts whose remaining probability is reported as a share
+SURELY_KNOWN_PROB = 0.3  # facts that test the verdict, which drops prompts of low probability
 
 
 def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame:
-    """What the model knows of a relation, from the first four completions of its `train` split.
+    """Score every fact of a relation on the first four completions of its `train` split.
 
     A fact is *known* when its target is the likeliest answer to at least half of them: no other
     token is likelier than the target's first (of any alias), and the whole target has a
@@ -37,15 +37,15 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
         n_prompts, known. Cached by the model's hash and the prompts' texts.
     """
     pairs = [ConceptPair.of(fact) for fact in facts(relation)]
-    prompts = [asked(pair) for pair in pairs]
+    prompts = [knowledge_prompts(pair) for pair in pairs]
+    flat = [prompt for of_pair in prompts for prompt in of_pair]
     key = {
         "model": model_hash(model),
-        "prompts": [[str(p), p.answers] for asked in prompts for p in asked],
-        "sure": KNOWN_PROB,
+        "prompts": [[str(p), p.answers] for p in flat],
+        "known_prob": KNOWN_PROB,
     }
 
     def build() -> pd.DataFrame:
-        flat = [p for asked in prompts for p in asked]
         shape = (len(pairs), -1)
         probability, rank = (x.reshape(shape) for x in answer_scores(model, flat))
         table = pd.DataFrame(
@@ -66,38 +66,42 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
 
 
 def require_known(model: LanguageModel, pair: ConceptPair) -> None:
-    """Stop with a sentence when the model does not know the pair: nothing could be unlearned.
+    """Refuse a pair that the model does not know: there is nothing to unlearn.
 
     Raises:
         UserError: Says how likely the target is and names facts that the model knows.
     """
-    told = why_unknown(model, pair)
-    if not told:
+    reason = why_unknown(model, pair)
+    if reason is None:
         return
     known = known_facts(model, pair.factbook_relation).query("known").head(5)
     better = ", ".join(f"{r.subject} → {r.target}" for r in known.itertuples())
-    raise UserError(f"{told}; facts that it knows are {better or 'none of this relation'}.")
+    raise UserError(f"{reason}; facts that it knows are {better or 'none of this relation'}.")
 
 
-def why_unknown(model: LanguageModel, pair: ConceptPair) -> str:
-    """That the model does not know the pair, and how likely the target is; empty where it does."""
-    prompts = asked(pair)
+def why_unknown(model: LanguageModel, pair: ConceptPair) -> str | None:
+    """Explain why the fact counts as unknown, or return None if the model knows it.
+
+    A pair without completions cannot be tested and counts as known.
+    """
+    prompts = knowledge_prompts(pair)
     probability, rank = answer_scores(model, prompts)
-    if not prompts or _known(probability, rank):  # what is not asked cannot be told
-        return ""
-    (said, _), *_ = top_tokens(model, prompts[:1], 1)[0]
+    if not prompts or _known(probability, rank):
+        return None
+    (likeliest, _), *_ = top_tokens(model, prompts[:1], 1)[0]
     return (
         f"The model does not know {visible(pair)}: it gives '{visible(pair.target)}' a probability "
         f"of {probability.mean():.3f} on average (rank {int(np.median(rank)) + 1}); after "
-        f"'{visible(prompts[0])}' it says '{visible(said)}', not '{visible(prompts[0].answers[0])}'"
+        f"'{visible(prompts[0])}' it says '{visible(likeliest)}', not "
+        f"'{visible(prompts[0].answers[0])}'"
     )
 
 
 def _known(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Whether the target is the likeliest answer to half of the prompts, along the last axis."""
+    """Test whether the target is the likeliest answer to half of the prompts (the last axis)."""
     return ((rank == 0) & (probability >= KNOWN_PROB)).mean(-1) >= 0.5
 
 
-def asked(pair: ConceptPair) -> list[Prompt]:
-    """The prompts that say whether a fact is known: its first training completions."""
-    return [p for p in pair.prompts("train") if p.format == "completion"][:WAYS]
+def knowledge_prompts(pair: ConceptPair) -> list[Prompt]:
+    """Return the first training completions, which decide whether a fact is known."""
+    return [p for p in pair.prompts("train") if p.format == "completion"][:N_PROMPTS]

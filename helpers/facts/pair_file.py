@@ -1,4 +1,4 @@
-"""A user's own pair as a YAML file: what it may say, checked before anything is made of it."""
+"""A user's own pair as a YAML file, checked before a pair is made of it."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ LONGEST_TEXT = 20_000  # characters of a prompt
 
 
 def clean_name(text: object, what: str) -> str:
-    """A name without the white space around it.
+    """Strip the white space around a name and check it.
 
     Args:
         text: The name.
@@ -47,7 +47,7 @@ def clean_name(text: object, what: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """What the file has as text, stripped; anything else is told by what it is."""
+    """Return an entry's text, stripped; refuse anything but text."""
     if isinstance(value, str):
         text = value.strip()
         if len(text) > LONGEST_TEXT:
@@ -71,14 +71,14 @@ def _name(value: Any) -> str:
 
 
 def _one_or_more(value: Any) -> Any:
-    """A list, or one thing alone in a list; nothing for an empty entry."""
+    """Make a list of an entry: a single value becomes a list, an empty entry an empty list."""
     if isinstance(value, Unquoted) and not value.text:
         return []
     return value if isinstance(value, list) else [value]
 
 
 def _splits(value: Any) -> Any:
-    """Prompts by split; a plain list of at least three is dealt out in turn."""
+    """Return prompts by split; deal out a plain list of at least three in turn."""
     if isinstance(value, list) and len(value) >= len(SPLITS):
         value = {split: value[i :: len(SPLITS)] for i, split in enumerate(SPLITS)}
     if not isinstance(value, dict) or set(value) != set(SPLITS):
@@ -104,7 +104,7 @@ class MustStay(BaseModel):
 
 
 class PairFile(BaseModel):
-    """What a pair's file says; only `subject` and `target` are required."""
+    """The content of a pair's file; only `subject` and `target` are required."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -118,12 +118,12 @@ class PairFile(BaseModel):
     @field_validator("relation", "prompts", mode="before")
     @classmethod
     def _left_out(cls, value: Any) -> Any:
-        """An entry without a value is one that is not there, but a word that YAML reads so."""
+        """Treat an entry without a value as missing."""
         return None if isinstance(value, Unquoted) and not value.text else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "PairFile":
-        """Refuse what cannot be asked, tells its own answer, or is to go and to stay at once."""
+        """Refuse prompts without a slot or with the answer, and a fact to forget and to retain."""
         names = name_pattern(self.target, *self.aliases)
         for text in (t for texts in (self.prompts or {}).values() for t in texts):
             short = visible(text)[:80]
@@ -141,12 +141,12 @@ class PairFile(BaseModel):
         return self
 
     def names(self) -> set[str]:
-        """Target and aliases, whatever their case."""
+        """Return the target and its aliases, case-folded."""
         return {name.casefold() for name in (self.target, *self.aliases)}
 
 
 def read_pair_file(path: str | Path) -> PairFile:
-    """The content of a pair's file.
+    """Read and check a pair's file.
 
     Raises:
         UserError: The file is missing, is not YAML, or has something missing, misspelt or of
@@ -175,11 +175,11 @@ def _is_there(path: Path) -> bool:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, in the words of the file."""
+    """Describe the first error by the names in the file."""
     first = error.errors()[0]
     keys = [key for key in first["loc"] if isinstance(key, str)]
     where = ":".join(map(visible, keys)) + ":" if keys else ""
-    told = first["msg"].removeprefix("Value error, ").rstrip(".")
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
     if first["type"] == "extra_forbidden":
         allowed = MustStay if keys[0] == "must_stay" else PairFile
         known = ", ".join(allowed.model_fields)
@@ -188,4 +188,4 @@ def _sentence(error: ValidationError) -> str:
         return "each item of 'must_stay:' needs 'prompt:' and 'answer:'"
     if first["type"] == "too_short" or first["type"] == "string_too_short":
         return f"'{where}' is empty: give at least one text"
-    return f"'{where}' {told}" if where else told
+    return f"'{where}' {message}" if where else message

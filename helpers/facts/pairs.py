@@ -224,7 +224,7 @@ class ConceptPair:
         return [self._prompt(t, "train") for t in templates]
 
     def neighbours(self, n: int | None = None, *, seed: int = 0) -> list["ConceptPair"]:
-        """Return the relation's facts of other subjects and targets, `n` drawn by `seed`, or all."""
+        """Return the relation's other pairs with other targets, `n` drawn by `seed`, or all."""
         if self.relation not in RELATIONS:
             return []
         names = {self.target, *self.aliases}
@@ -302,10 +302,8 @@ class ConceptPair:
         """Return the first `n` facts about `subjects` that share no name with this one."""
         names = {self.subject, self.target, *self.aliases}
         by_subject = {f.subject: f for f in facts(self.relation)}
-        known = [by_subject[s] for s in subjects if s in by_subject]
-        return [ConceptPair.of(f) for f in known if not names & {f.subject, f.target, *f.aliases}][
-            :n
-        ]
+        pairs = [ConceptPair.of(by_subject[s]) for s in subjects if s in by_subject]
+        return [p for p in pairs if not names & {p.subject, p.target, *p.aliases}][:n]
 
 
 def _must_stay(item: MustStay, subject: str) -> Prompt:

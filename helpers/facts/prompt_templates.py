@@ -35,10 +35,8 @@ def render_prompt(
         assistant, assistant_span = fill_slots(template.prefix, subject_in_text, subject)
         prompt = replace(labels, format="chat", messages=(user, assistant))
         # The assistant's words end the plain form, and the user's stand earlier in it.
-        if assistant_span:
-            offset = len(prompt.text) - len(assistant)
-        else:
-            offset = prompt.text.index(user)
+        in_assistant = len(prompt.text) - len(assistant)
+        offset = in_assistant if assistant_span else prompt.text.index(user)
         return replace(prompt, slot=_shifted(assistant_span or user_span, offset))
     if template.format == "list":
         heading, line = template.text.rsplit("\n", 1)

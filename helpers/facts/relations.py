@@ -1,7 +1,7 @@
-"""Relations and the ways of asking for them, in splits that never change.
+"""Relations and their prompt templates, in splits that never change.
 
-`train` is what a method may learn from, `dev` is what settings are chosen on, `heldout` is what is
-reported. `{}` stands for the subject.
+Methods are fitted to `train`, settings are chosen on `dev`, results are reported on `heldout`. `{}`
+stands for the subject.
 """
 
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ SPLITS = ("train", "dev", "heldout")
 
 
 def check_split(split: str) -> None:
-    """Refuse what is no split.
+    """Refuse an unknown split.
 
     Raises:
-        UserError: Names them.
+        UserError: There is no such split; names them.
     """
     if split not in SPLITS:
         raise UserError(f"There is no split '{split}'; choose from {', '.join(SPLITS)}.")
@@ -23,12 +23,12 @@ def check_split(split: str) -> None:
 
 @dataclass(frozen=True)
 class Template:
-    """One way of asking.
+    """A prompt with a slot for the subject.
 
     Attributes:
         text: With `{}` for the subject; for chat, the user's turn; for lists, a heading and the
             line that is repeated for each example.
-        format: As `helpers.forward.prompts.Prompt` has it.
+        format: `completion`, `question`, `chat` or `list`.
         prefix: For chat, how the assistant's answer begins; may hold `{}`.
     """
 
@@ -37,7 +37,7 @@ class Template:
     prefix: str = ""
 
     def __post_init__(self):
-        """Refuse a template that asks about nobody.
+        """Refuse a template without a slot.
 
         Raises:
             UserError: There is no slot.

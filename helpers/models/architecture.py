@@ -1,4 +1,4 @@
-"""Where each family keeps its MLPs: one vocabulary over all of them.
+"""The parts of a model under names that hold for every family.
 
 In every block the MLP's *keys* are the rows of its first matrix (and of its gate, where it has one)
 and its *values* are the columns of its last (Geva et al. 2021, "Transformer Feed-Forward Layers Are
@@ -72,15 +72,15 @@ class MLPArchitecture:
         return module.weight.T if self.transposed else module.weight
 
     def W_in(self) -> Float[Tensor, "d_mlp d_model"]:
-        """The keys, one a row; a view of the parameter."""
+        """Return the keys, one a row; a view of the parameter."""
         return self._view(self.in_module)
 
     def W_gate(self) -> Float[Tensor, "d_mlp d_model"] | None:
-        """The gate's rows, or None; a view of the parameter."""
+        """Return the gate's rows, or None without a gate; a view of the parameter."""
         return self._view(self.gate_module) if self.gate_module is not None else None
 
     def W_out(self) -> Float[Tensor, "d_model d_mlp"]:
-        """The values, one a column; a view of the parameter."""
+        """Return the values, one a column; a view of the parameter."""
         return self._view(self.out_module)
 
     def forward(self, x: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
@@ -129,11 +129,11 @@ class Architecture:
         return len(self.layers)
 
     def relative_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """Layers of a model of `REFERENCE_DEPTH` blocks at the same relative depth here, each once."""
+        """Map layers of a model of `REFERENCE_DEPTH` blocks to this model's relative depth."""
         return tuple(dict.fromkeys(i * self.n_layers // REFERENCE_DEPTH for i in layers))
 
     def check_layer(self, layer: int) -> int:
-        """`layer` itself, counted from the end when negative.
+        """Return `layer`, counted from the end if it is negative.
 
         Raises:
             UserError: There is no such layer.
@@ -145,7 +145,7 @@ class Architecture:
         return layer % self.n_layers
 
     def check_neuron(self, neuron: int) -> int:
-        """`neuron` itself.
+        """Return `neuron` if there is one of that index.
 
         Raises:
             UserError: There is no such neuron.
@@ -167,7 +167,7 @@ _ARCHITECTURES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def architecture_of(model: LanguageModel) -> Architecture:
-    """The parts of `model`, found once and checked against the weights' shapes.
+    """Return the parts of `model`, located once and checked against the weights' shapes.
 
     Raises:
         UserError: The family keeps its parts elsewhere; says which part did not fit.
@@ -223,7 +223,7 @@ def _read_architecture(model: LanguageModel) -> Architecture:
                 ),
             )
         )
-    found = Architecture(
+    arch = Architecture(
         layers=tuple(layers),
         norm=module.get_submodule(norm),
         head=head,
@@ -234,12 +234,12 @@ def _read_architecture(model: LanguageModel) -> Architecture:
         or config.hidden_size // config.num_attention_heads,
     )
     for i, layer in enumerate(layers):
-        _check_shapes(kind, i, layer.mlp, found)
-    return found
+        _check_shapes(kind, i, layer.mlp, arch)
+    return arch
 
 
-def _check_shapes(kind: str, layer: int, mlp: MLPArchitecture, found: Architecture) -> None:
-    keys, values = (found.d_mlp, found.d_model), (found.d_model, found.d_mlp)
+def _check_shapes(kind: str, layer: int, mlp: MLPArchitecture, arch: Architecture) -> None:
+    keys, values = (arch.d_mlp, arch.d_model), (arch.d_model, arch.d_mlp)
     expected = {"W_in": (mlp.W_in(), keys), "W_out": (mlp.W_out(), values)}
     if mlp.gate_module is not None:
         expected["W_gate"] = (mlp.W_gate(), keys)
@@ -275,7 +275,7 @@ def _envoy(model: LanguageModel, path: str):
 
 
 def body_of(model: LanguageModel) -> nn.Module:
-    """What turns token ids into the states that the unembedding reads."""
+    """Return the module that turns token ids into the states that the unembedding reads."""
     base = model._module.base_model
     return getattr(base, "decoder", base)  # OPT's whole model calls this one, past its base
 
@@ -283,7 +283,7 @@ def body_of(model: LanguageModel) -> nn.Module:
 def unembed(
     model: LanguageModel, hidden: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch vocab"]:
-    """Logits of states that the final norm has already been applied to."""
+    """Compute the logits of states to which the final norm has already been applied."""
     module = model._module
     project = _attribute(module, f"{module.base_model_prefix}.decoder.project_out")  # OPT-350m
     logits = architecture_of(model).head(project(hidden) if project is not None else hidden)
@@ -294,5 +294,5 @@ def unembed(
 def final_norm(
     model: LanguageModel, residual: Float[Tensor, "*batch d_model"]
 ) -> Float[Tensor, "*batch d_model"]:
-    """The model's last normalisation, as the logit lens applies it at any layer."""
+    """Apply the model's last normalisation, as the logit lens does at any layer."""
     return architecture_of(model).norm(residual)

@@ -1,4 +1,4 @@
-"""How many tokens a model reads at once, and what it is padded with."""
+"""The context length of a model, and its padding token."""
 
 from nnsight import LanguageModel
 from torch import nn
@@ -10,40 +10,45 @@ POSITIONS = ("wpe", "embed_positions")  # tables of learned positions
 
 
 def check_length(model: LanguageModel, n: int, what: str = "A text") -> None:
-    """See that a model reads so many tokens at once.
+    """Check that a model reads `n` tokens at once.
+
+    Args:
+        model: Any causal model.
+        n: Number of tokens.
+        what: Beginning of the error sentence: what has so many tokens.
 
     Raises:
-        UserError: It does not; whatever was learnt, it was not for places so far on.
+        UserError: It reads fewer: nothing was learnt for positions so far on.
     """
     _check_length_of(model._module, n, what)
 
 
 def _check_length_of(module: nn.Module, n: int, what: str) -> None:
-    most = context_length(module)
-    if most is not None and n > most:
-        raise UserError(f"{what} has {n} tokens, and this model reads {most} at once: shorten it.")
+    limit = context_length(module)
+    if limit is not None and n > limit:
+        raise UserError(f"{what} has {n} tokens, and this model reads {limit} at once: shorten it.")
 
 
-def text_length(model: LanguageModel, wanted: int = 128) -> int:
-    """Tokens of a stretch of text: `wanted`, or as many as the model reads at once."""
-    return min(wanted, context_length(model._module) or wanted)
+def text_length(model: LanguageModel, n_tokens: int = 128) -> int:
+    """Return `n_tokens`, or the context length if that is shorter."""
+    return min(n_tokens, context_length(model._module) or n_tokens)
 
 
 def _check_pass(body: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Before every forward pass of a model with a table of positions: none that it has not got.
+    """Refuse positions that a model's table of positions does not have, before a forward pass.
 
-    Where positions are computed a longer text can be run; prompts and texts of ours are checked and
-    cut before.
+    Models that compute their positions can run a longer text. The suite checks its prompts and
+    texts earlier.
     """
-    given = args[0] if args else kwargs.get("input_ids")
-    given = kwargs.get("inputs_embeds") if given is None else given
-    past = kwargs.get("past_key_values")
-    before = 0 if past is None else past.get_seq_length()
-    _check_length_of(body, before + given.shape[1], "A text")
+    inputs = args[0] if args else kwargs.get("input_ids")
+    inputs = kwargs["inputs_embeds"] if inputs is None else inputs
+    cache = kwargs.get("past_key_values")
+    n_cached = 0 if cache is None else cache.get_seq_length()
+    _check_length_of(body, n_cached + inputs.shape[1], "A text")
 
 
 def padding(model: LanguageModel) -> int:
-    """A token to fill up with where it is masked: the tokenizer's own if it has an embedding."""
+    """Return the padding token: the tokenizer's own if it has an embedding, else 0."""
     token = model.tokenizer.pad_token_id
     rows = model._module.get_input_embeddings().weight.shape[0]
     return token if valid_id(token, rows) else 0

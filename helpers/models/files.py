@@ -1,7 +1,7 @@
-"""What a folder may hold to be loaded as a model, looked at before anything of it is believed.
+"""Checks of a folder before it is loaded as a model.
 
-A folder from elsewhere can ask for more than its own weights: code, adapters, files outside of it.
-Nothing of that is given. What `look_into` found is what is read, and no file besides.
+A foreign folder can ask for more than its own weights: code, adapters, files outside of it. None of
+that is granted. Only the files that `look_into` lists are read.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """Count of its numbers."""
         return math.prod(self.shape)
 
 
@@ -54,11 +54,11 @@ class ModelFiles:
     """A folder that was looked into.
 
     Attributes:
-        folder: Where it lies.
-        name: By which it can be loaded again: a hub name, or the folder.
-        what: What it is called where its user is told of it: "The model x".
-        config: What config.json holds.
-        tensors: Name → what the weights hold.
+        folder: Its path.
+        name: The name by which it can be loaded again: a hub name, or the folder.
+        what: Its name at the beginning of a sentence: "The model x".
+        config: Content of config.json.
+        tensors: Name → kind and shape of each tensor of the weights.
     """
 
     folder: Path
@@ -68,31 +68,35 @@ class ModelFiles:
     tensors: dict[str, Stored]
 
 
-def shown(text: object, most: int = 120) -> str:
-    """Somebody else's words for a sentence: no control characters, and not too many of them."""
-    text = visible(text)
-    return text if len(text) <= most else f"{text[:most]}…"
+def shown(text: object, max_length: int = 120) -> str:
+    """Make foreign text fit for a sentence: without control characters, cut to a length.
+
+    Args:
+        text: The text; another object is shown by its `str`.
+        max_length: Characters after which it is cut.
+    """
+    plain = visible(text)
+    return plain if len(plain) <= max_length else f"{plain[:max_length]}…"
 
 
 def innermost(error: BaseException) -> str:
-    """What the exception says that was first, of those that followed one another.
+    """Return the message of the first exception in a chain.
 
-    A look-up that failed says no more than a name: one that was raised because of it says what
-    was looked for.
+    A `LookupError` gives only a name, so an exception that it caused goes before it.
     """
     chain = [error]
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         chain.append(error := cause)
     telling = [e for e in chain if not isinstance(e, LookupError)]
     first = telling[-1] if telling else chain[-1]
-    said = " ".join(str(first).split())
+    message = " ".join(str(first).split())
     kind = type(first).__name__
-    return shown(said if telling and said else f"{kind} {said}".strip(), 200).rstrip(".")
+    return shown(message if telling and message else f"{kind} {message}".strip(), 200).rstrip(".")
 
 
 @contextlib.contextmanager
 def refusing(problem: str, advice: str) -> Iterator[None]:
-    """What another's library raises inside becomes one sentence, with its cause in brackets.
+    """Turn any exception of another library into one sentence, with its cause in brackets.
 
     Raises:
         UserError: Anything was raised.
@@ -108,12 +112,12 @@ def refusing(problem: str, advice: str) -> Iterator[None]:
 
 
 def look_into(folder: Path, where: str, *, name: str | None = None) -> ModelFiles:
-    """Look whether a folder holds a model that may be loaded, and what its weights are.
+    """Check that a folder holds a model that may be loaded, and list its weights.
 
     Args:
         folder: The folder.
-        where: What to call it, at the beginning of a sentence.
-        name: Its name on the hub, where it is from there.
+        where: Its name at the beginning of an error sentence.
+        name: Its name on the hub, if it comes from there.
 
     Raises:
         UserError: Something is missing, damaged, lies outside of the folder or is not the model's
@@ -164,7 +168,7 @@ def _check_tokenizer(folder: Path, where: str) -> None:
 
 
 def weight_files(folder: Path, where: str) -> list[str]:
-    """Names of the files that hold the weights of the model in a folder.
+    """List the names of the files with the weights of the model in a folder.
 
     Raises:
         UserError: There are none that may be read.
@@ -212,24 +216,24 @@ def _tensors(folder: Path, where: str) -> dict[str, Stored]:
             f"{where} holds the pieces of a distributed training ({shown(shard)}): save the whole "
             "model with save_pretrained."
         )
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for name in weight_files(folder, where):
         if not (folder / name).is_file():
             raise UserError(f"{where} is incomplete: the weights {shown(name)} are missing.")
         for tensor, stored in _header(folder / name, where).items():
-            if tensor in found:
+            if tensor in tensors:
                 raise UserError(f"{where} is damaged: it has the tensor '{shown(tensor)}' twice.")
-            found[tensor] = stored
-    if not found:
+            tensors[tensor] = stored
+    if not tensors:
         raise UserError(f"{where} has weights without a single tensor: save the model again.")
-    return found
+    return tensors
 
 
 def _header(file: Path, where: str) -> dict[str, Stored]:
-    """Tensors of a safetensors file; the file is as long as they say."""
+    """Read kind and shape of each tensor of a safetensors file, checking the file's length."""
     try:
         with safe_open(file, framework="pt"):
-            pass  # looks at kinds, shapes and places
+            pass  # opening checks kinds, shapes and offsets
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{where} is damaged: the weights {shown(file.name)} cannot be read "
@@ -243,7 +247,7 @@ def _header(file: Path, where: str) -> dict[str, Stored]:
 
 
 def _object(file: Path, where: str) -> dict[str, Any]:
-    """What a JSON file of the folder holds, which is one object."""
+    """Read a JSON file of the folder that holds one object."""
     if file.stat().st_size > LARGEST:
         raise UserError(f"{where} is damaged: {file.name} has more than {LARGEST} bytes.")
     return _parsed(file.read_bytes(), file.name, where)
@@ -260,8 +264,8 @@ def _parsed(raw: bytes, what: str, where: str) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"'{twice}' stands there twice")
-    return found
+    return entries

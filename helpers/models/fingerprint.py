@@ -1,4 +1,4 @@
-"""The hash by which caches and edits know a model."""
+"""The hash by which caches and edits identify a model."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +10,9 @@ from helpers.models.hooks import active_interventions
 
 
 def model_hash(model: LanguageModel) -> str:
-    """16 hexadecimal digits over every parameter: changes with any bit of the weights.
+    """Hash every parameter to 16 hexadecimal digits, which change with any bit of the weights.
 
-    An intervention that is on (`helpers.models.hooks`) counts too.
+    Active interventions (`helpers.models.hooks`) are hashed too.
     """
     parameters = [p for _, p in sorted(model._module.named_parameters())]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock

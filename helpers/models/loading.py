@@ -26,7 +26,7 @@ def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cp
         name: `smollm2-135m` (the default, from its Python package, converted once into the
             cache), a Hugging Face hub name, a local folder, or a `.gguf` file.
         dtype: float32, bfloat16 or float16.
-        device: `cpu`, `cuda`, `cuda:1`, or `auto` to spread a big model over what is there.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto` to spread a big model over all devices.
 
     Returns:
         An nnsight `LanguageModel` in evaluation mode; the torch module is `model._module`.
@@ -50,9 +50,9 @@ def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cp
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", NNsightDeprecationWarning)  # the class is ours to pin
-        spread = hasattr(module, "hf_device_map")  # then it is not to be moved
-        where = {} if spread else {"device": module.device}
-        model = LanguageModel(module, tokenizer=tokenizer, **where)
+        # A model that is spread over several devices stays where it is.
+        placement = {} if hasattr(module, "hf_device_map") else {"device": module.device}
+        model = LanguageModel(module, tokenizer=tokenizer, **placement)
         architecture_of(model)
     body = body_of(model)
     if any(_has(body, name) for name in POSITIONS):
@@ -64,9 +64,9 @@ def _check_device(device: str) -> None:
     accelerator = torch.accelerator.current_accelerator()
     kind = accelerator.type if accelerator is not None else None
     n = torch.accelerator.device_count() if kind else 0
-    there = ["cpu", "auto", *([kind] if n else []), *(f"{kind}:{i}" for i in range(n))]
-    if device in there:
+    devices = ["cpu", "auto", *([kind] if n else []), *(f"{kind}:{i}" for i in range(n))]
+    if device in devices:
         return
     if str(device).startswith("cuda") and kind != "cuda":
         raise UserError("No CUDA device is available here; use device 'cpu'.")
-    raise UserError(f"There is no device '{shown(device)}' here; choose from {', '.join(there)}.")
+    raise UserError(f"There is no device '{shown(device)}' here; choose from {', '.join(devices)}.")

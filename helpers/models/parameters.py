@@ -16,39 +16,46 @@ KINDS = ("all", "mlps", "values")
 def trainable(
     module: nn.Module, parameters: Sequence[str] | None = None
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """The named parameters with gradients and all others without, for a `with` block.
+    """Turn gradients on for the named parameters alone, within a `with` block.
+
+    Args:
+        module: A torch module.
+        parameters: Names; all parameters by default.
+
+    Yields:
+        Name → parameter of the named ones.
 
     Raises:
         UserError: There is no such parameter, or none is named.
     """
-    every = dict(module.named_parameters())
-    names = list(every) if parameters is None else list(dict.fromkeys(parameters))
+    parameters_by_name = dict(module.named_parameters())
+    names = list(parameters_by_name) if parameters is None else list(dict.fromkeys(parameters))
     for name in names:
-        if name not in every:
+        if name not in parameters_by_name:
             raise UserError(f"The model has no parameter {name} that could be trained.")
     if not names:
         raise UserError("There is no parameter to train: name at least one.")
-    before = {name: p.requires_grad for name, p in every.items()}
+    had_gradient = {name: p.requires_grad for name, p in parameters_by_name.items()}
     try:
-        for name, p in every.items():
+        for name, p in parameters_by_name.items():
             p.requires_grad_(name in set(names))
-        yield {name: every[name] for name in names}
+        yield {name: parameters_by_name[name] for name in names}
     finally:
-        for name, p in every.items():
-            p.requires_grad_(before[name])
+        for name, p in parameters_by_name.items():
+            p.requires_grad_(had_gradient[name])
             p.grad = None
 
 
 def choose_parameters(
     model: LanguageModel, which: str = "all", *, layers: Sequence[int] | None = None
 ) -> list[str]:
-    """Names of the parameters of a kind, in the given layers or in all.
+    """List the names of the parameters of a kind, in the given layers or in all.
 
     Args:
         model: Any model of a known family.
         which: `all` (every parameter), `mlps` (the matrices of the MLPs), `values` (their last
             matrices), or names of matrices inside a block separated by commas: `q_proj, v_proj`.
-        layers: Which blocks; all by default, and with `all` embeddings and final norm too.
+        layers: Layers; all by default, and then `all` includes embeddings and final norm.
 
     Raises:
         UserError: There is no such layer, or no parameter of that name.
@@ -63,23 +70,23 @@ def choose_parameters(
     if which == "mlps":
         return [n for mlp in mlps for n in (mlp.gate_name, mlp.in_name, mlp.out_name) if n]
     paths = {id(m): name for name, m in module.named_modules()}
-    found = []
+    names: list[str] = []
     for i in dict.fromkeys(chosen):
         block = arch.layers[i].block._module
         base = paths[id(block)]
         inside = {name: f"{base}.{name}" for name, _ in block.named_parameters()}
         if which == "all":
-            found += inside.values()
+            names += inside.values()
             continue
-        for wanted in (w.strip() for w in which.split(",")):
-            mine = [n for n in inside if f".{n}".endswith(f".{wanted}.weight")]
-            if not mine:
+        for path in (p.strip() for p in which.split(",")):
+            matches = [n for n in inside if f".{n}".endswith(f".{path}.weight")]
+            if not matches:
                 linear = [
                     n.removesuffix(".weight") for n, p in block.named_parameters() if p.ndim > 1
                 ]
                 raise UserError(
-                    f"The model's blocks have no matrix '{wanted}': choose {', '.join(KINDS)} or "
+                    f"The model's blocks have no matrix '{path}': choose {', '.join(KINDS)} or "
                     f"from {', '.join(linear)}."
                 )
-            found += [inside[n] for n in mine]
-    return found
+            names += [inside[n] for n in matches]
+    return names

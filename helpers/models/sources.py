@@ -50,10 +50,10 @@ SMALL_FILES = (  # of a model on the hub: all but the weights, none of which are
 
 
 def find_model(name: str) -> ModelFiles:
-    """The files of a model by its name.
+    """Find the files of a model by its name.
 
     Args:
-        name: As `helpers.models.load_model` takes it.
+        name: `smollm2-135m`, a Hugging Face hub name, a local folder, or a `.gguf` file.
 
     Raises:
         UserError: There is no such model, or it may not be loaded.
@@ -79,7 +79,7 @@ def find_model(name: str) -> ModelFiles:
 
 
 def _path(name: str) -> Path | None:
-    """The path that a name may be; None where no file system could have it."""
+    """Return the path that a name may be, or None if no file system could have it."""
     try:
         path = Path(name).expanduser()
         path.stat()
@@ -91,7 +91,7 @@ def _path(name: str) -> Path | None:
 
 
 def _from_hub(name: str) -> Path:
-    """The folder of a hub model in the hub's cache; nothing is asked if it is all there."""
+    """Return the folder of a hub model in the hub's cache, downloading what is missing."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -107,7 +107,7 @@ def _from_hub(name: str) -> Path:
         "Face hub did not give it",
         f"check the name and the connection, or use the default '{DEFAULT}', which needs neither",
     ):
-        # One question, before the many of a download.
+        # One request shows whether there is anything to download, which takes many.
         files = {file.rfilename for file in HfApi().model_info(name, timeout=20).siblings or []}
         if "adapter_config.json" not in files and not {WEIGHTS, INDEX} & files:
             raise UserError(
@@ -115,16 +115,16 @@ def _from_hub(name: str) -> Path:
                 "are never read: choose a model that has them."
             )
         folder = Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
-        wanted = [WEIGHTS] if WEIGHTS in files else []
-        if INDEX in files and not wanted:
-            wanted = weight_files(folder, f"The model {shown(name)}")
-        for file in wanted:
+        needed = [WEIGHTS] if WEIGHTS in files else []
+        if INDEX in files and not needed:
+            needed = weight_files(folder, f"The model {shown(name)}")
+        for file in needed:
             hf_hub_download(name, file, revision=folder.name)
     return folder
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a snapshot in the hub's cache has weights, all of them, and a tokenizer."""
+    """Return True if a snapshot in the hub's cache has all its weights and a tokenizer."""
     try:
         weights = weight_files(folder, "")
     except UserError:
@@ -146,7 +146,7 @@ def _default_model() -> Path:
 
 
 def _converted(gguf: Path, key: dict) -> Path:
-    """A folder with `gguf` as float32 safetensors, converted once and kept in the cache."""
+    """Convert a GGUF file to a folder of float32 safetensors, once, in the cache."""
 
     def convert(folder: Path) -> None:
         log.info("Converting %s once; this takes about half a minute.", shown(gguf.name))
@@ -155,25 +155,25 @@ def _converted(gguf: Path, key: dict) -> Path:
                 f"{shown(gguf.name)} cannot be read as a GGUF model",
                 "fetch it again, or give a folder of safetensors",
             ),
-            tempfile.TemporaryDirectory() as alone,  # what lies beside the file is none of it
+            tempfile.TemporaryDirectory() as isolated,  # without the files beside it
         ):
-            (Path(alone) / "model.gguf").symlink_to(gguf.resolve())
-            where = {
-                "pretrained_model_name_or_path": alone,
+            (Path(isolated) / "model.gguf").symlink_to(gguf.resolve())
+            source = {
+                "pretrained_model_name_or_path": isolated,
                 "gguf_file": "model.gguf",
                 "trust_remote_code": False,
             }
             with gguf.open("rb") as file:
                 tensors = int.from_bytes(file.read(16)[8:], "little")
             numbers = 8 * gguf.stat().st_size  # at one bit each
-            config = AutoConfig.from_pretrained(**where)
+            config = AutoConfig.from_pretrained(**source)
             outline(config, f"The model {shown(gguf.name)}", tensors=tensors, numbers=numbers)
             quantised, report = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=torch.float32, output_loading_info=True
+                **source, dtype=torch.float32, output_loading_info=True
             )
             if missing := report["missing_keys"]:
                 raise ValueError(f"it has no tensor for '{min(missing)}'")
-            tokenizer = AutoTokenizer.from_pretrained(**where)
+            tokenizer = AutoTokenizer.from_pretrained(**source)
             config = quantised.config
             vars(config).pop("quantization_config", None)  # the weights are plain float32 now
             plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

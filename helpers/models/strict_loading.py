@@ -1,8 +1,7 @@
-"""Files that were looked into become a model: strictly, with its own tensors and nothing besides.
+"""Strict loading: checked files become a model with exactly its own tensors.
 
-The libraries that load would draw at random what the weights lack, drop what they have no place
-for, turn integers into weights and ask whether a stranger's code may run. Here each of these is
-one sentence.
+The loading libraries would draw missing weights at random, drop superfluous ones, turn integers
+into weights and offer to run foreign code. Here each of these is an error with one sentence.
 """
 
 import contextlib
@@ -41,12 +40,12 @@ AGAIN = "save the model again with save_pretrained, or fetch it again"
 
 
 def load_files(files: ModelFiles, *, dtype: torch.dtype, device: str) -> tuple[nn.Module, object]:
-    """Model and tokenizer of a folder.
+    """Load the model and the tokenizer of a folder.
 
     Args:
         files: The folder.
-        dtype: Of the parameters.
-        device: Where to, as transformers' `device_map`.
+        dtype: Data type of the parameters.
+        device: Device of the parameters, as in transformers' `device_map`.
 
     Raises:
         UserError: Configuration, weights and tokenizer are not of one model, or one of them is
@@ -72,11 +71,11 @@ def load_files(files: ModelFiles, *, dtype: torch.dtype, device: str) -> tuple[n
         _check_report(module, report, files, what)
         # Penalties and sampling that a folder asks for are not what its model finds likeliest.
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-        told = {name: getattr(module.generation_config, name) for name in tokens}
-        module.generation_config = GenerationConfig(**told)
+        special_tokens = {name: getattr(module.generation_config, name) for name in tokens}
+        module.generation_config = GenerationConfig(**special_tokens)
         module.name_or_path = module.config.name_or_path = files.name
-    here = {n: p for n, p in module.named_parameters() if not p.is_meta}  # the rest is on the disk
-    check_finite(here, what)
+    in_memory = {n: p for n, p in module.named_parameters() if not p.is_meta}  # not on the disk
+    check_finite(in_memory, what)
     with refusing(f"{what} has a tokenizer that cannot be loaded", AGAIN), _quietly():
         tokenizer = AutoTokenizer.from_pretrained(
             files.folder, config=config, trust_remote_code=False
@@ -87,17 +86,17 @@ def load_files(files: ModelFiles, *, dtype: torch.dtype, device: str) -> tuple[n
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' warnings: what they would say is refused here in a sentence."""
-    before = transformers_logging.get_verbosity()
+    """Silence transformers' warnings: their causes are errors here."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _config(files: ModelFiles) -> PreTrainedConfig:
-    """The configuration, without what it says of how the model is run."""
+    """Read the configuration, without its settings of how the model is run."""
     config = AutoConfig.from_pretrained(
         files.folder, local_files_only=True, trust_remote_code=False
     )
@@ -110,12 +109,13 @@ def _config(files: ModelFiles) -> PreTrainedConfig:
 
 
 def outline(config: PreTrainedConfig, what: str, *, tensors: int, numbers: int) -> nn.Module:
-    """The model that a configuration describes, without memory for its parameters.
+    """Build the model that a configuration describes, without memory for its parameters.
 
     Args:
-        config: From elsewhere: it may ask for any size.
-        what: What is loaded.
-        tensors, numbers: How many the weights have, the latter at most.
+        config: An untrusted configuration, which may ask for any size.
+        what: Beginning of the error sentence: what is loaded.
+        tensors: Number of tensors in the weights.
+        numbers: Upper bound on the numbers in the weights.
 
     Raises:
         UserError: The configuration is of another, far larger model.
@@ -150,7 +150,7 @@ def _check_numbers(plan: nn.Module, files: ModelFiles) -> None:
 
 
 def _entries(config: dict) -> Iterator[tuple[str, object]]:
-    """All entries of nested objects."""
+    """Yield the entries of an object and of the objects nested in it."""
     for key, value in config.items():
         yield key, value
         if isinstance(value, dict):
@@ -158,10 +158,9 @@ def _entries(config: dict) -> Iterator[tuple[str, object]]:
 
 
 def _check_report(module: nn.Module, report: dict, files: ModelFiles, what: str) -> None:
-    """Refuse weights that are not exactly the model's, by the first tensor of those that are not.
+    """Refuse weights that are not exactly the model's, and name the first tensor that differs.
 
-    What belongs together (tied weights) and what transformers makes anew (buffers) is not in the
-    report.
+    Tied weights and buffers, which transformers makes anew, are not in the report.
     """
     order = {name: i for i, name in enumerate(module.state_dict())}
 
@@ -186,17 +185,17 @@ def _check_report(module: nn.Module, report: dict, files: ModelFiles, what: str)
             f"{what} cannot be loaded: its weights lack '{shown(first(missing))}', which its "
             f"config.json asks for ({len(missing)} such): {AGAIN}."
         )
-    if left := report["unexpected_keys"]:
+    if unexpected := report["unexpected_keys"]:
         raise UserError(
-            f"{what} cannot be loaded: its weights have '{shown(first(left))}', for which its "
-            f"config.json has no place ({len(left)} such): {AGAIN}."
+            f"{what} cannot be loaded: its weights have '{shown(first(unexpected))}', for which "
+            f"its config.json has no place ({len(unexpected)} such): {AGAIN}."
         )
     if report["error_msgs"]:
         raise ValueError(report["error_msgs"][0])
 
 
 def _fit_tokenizer(tokenizer, module: nn.Module) -> None:
-    """See that the tokenizer is this model's, and set what it says of padding and length.
+    """Check that the tokenizer fits the model, and set its padding token and length.
 
     Padding is masked, so any token that has an embedding serves for it.
     """
@@ -218,11 +217,11 @@ def _fit_tokenizer(tokenizer, module: nn.Module) -> None:
 
 
 def valid_id(token: int | None, rows: int) -> bool:
-    """Whether a token has a row in an embedding of so many."""
+    """Return True if a token has one of the embedding's `rows` rows."""
     return token is not None and 0 <= token < rows
 
 
 def context_length(module: nn.Module) -> int | None:
-    """How many tokens a model reads at once; None where its family sets no limit."""
+    """Return how many tokens a model reads at once, or None if its family sets no limit."""
     length = getattr(module.config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None

@@ -87,7 +87,7 @@ class SAEConfig:
 
     @property
     def transcoder(self) -> bool:
-        """Whether it predicts another site than its input."""
+        """True if it predicts another site than its input."""
         return bool(self.target) and self.target != self.site
 
     @classmethod

@@ -45,7 +45,7 @@ class _Line(BaseModel):
 
 @dataclass
 class Progress:
-    """How far a training has come.
+    """Progress of a training.
 
     Attributes:
         step: Number of steps that are done.

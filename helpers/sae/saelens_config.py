@@ -172,7 +172,7 @@ class SAELensConfig(TrainedOn):
 
     @property
     def before_6(self) -> bool:
-        """Whether a version before 6 wrote it: those had activation functions by name."""
+        """True if a version before 6 wrote it, which names the activation function."""
         version = self.sae_lens_version or self.trained_on.sae_lens_version or ""
         return not re.match(r"[6-9]|[1-9]\d", version)
 
@@ -196,14 +196,14 @@ class SAELensConfig(TrainedOn):
 
     @property
     def subtracts_bias(self) -> bool:
-        """Whether x − b_dec is encoded; SAELens does so where the file does not say."""
+        """True if x − b_dec is encoded, which is SAELens's default."""
         if self.kind.endswith("transcoder"):
             return False  # b_dec is of another width there
         return self.apply_b_dec_to_input is not False
 
     @property
     def selects_by_norm(self) -> bool:
-        """Whether TopK selects by the norms of the latents' contributions."""
+        """True if TopK selects by the norms of the latents' contributions."""
         return self.rescale_acts_by_decoder_norm and self.kind == "topk"
 
     def config(self) -> SAEConfig:

@@ -222,6 +222,6 @@ def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def _starts(index: Tensor, size: int) -> Tensor:
-    """Index of the first entry of each of `size` values in `index`, were it sorted."""
+    """Return where each of `size` values would begin in the sorted `index`."""
     counts = torch.bincount(index, minlength=size)
     return (counts.cumsum(0) - counts).int()
