@@ -18,7 +18,7 @@ from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.forward.prompts import encode_pair, first_token, token_ids
 from helpers.methods.fitting.hparams import PreservationHparams
-from helpers.methods.fitting.linearization import EditConstraint
+from helpers.methods.fitting.linearization import EditConstraint, TargetTokens
 
 # Prompts that fit any country: the model's own most likely next tokens are preserved there.
 GENERIC_TEMPLATES = (
@@ -123,8 +123,11 @@ def retain_prompts(
 
     facts, must_stay, generic = [], [], []
     for pair in pairs:
-        related = (*pair.same_subject(), *pair.same_target())
-        related = [p for p in related if not is_forgotten(p.subject, p.answers)]
+        related = [
+            p
+            for p in (*pair.same_subject(), *pair.same_target())
+            if not is_forgotten(p.subject, p.answers)
+        ]
         prompts = [p for other in related for p in other.prompts("train")]
         if include_subject_initial:
             prompts += [p for other in related for p in other.subject_initial_prompts()]
@@ -195,7 +198,7 @@ def preservation_constraints(
         ids = token_ids(model, prompt)
         best = logprobs.topk(retained.top_k)
         probs = best.values.exp().tolist()
-        prob_by_tokens = {
+        prob_by_tokens: dict[TargetTokens, float] = {
             ((len(ids) - 1, (token,)),): prob
             for token, prob in zip(best.indices.tolist(), probs, strict=True)
         }
@@ -244,7 +247,8 @@ def target_change(
         logodds: Their log-odds with the edit so far, in nats.
         initial_logodds: Their log-odds without the edit, in nats.
     """
-    targets = [np.nan if c.target_logodds is None else c.target_logodds for c in constraints]
-    targets = torch.tensor(targets)
+    targets = torch.tensor(
+        [np.nan if c.target_logodds is None else c.target_logodds for c in constraints]
+    )
     to_target = (targets - logodds).clamp_max(0)
     return torch.where(targets.isnan(), initial_logodds - logodds, to_target)

@@ -18,7 +18,7 @@ from helpers.methods.fitting.constraints import (
     retain_prompts,
 )
 from helpers.methods.fitting.hparams import UnitEditHparams
-from helpers.methods.fitting.key_directions import fit_key_directions
+from helpers.methods.fitting.key_directions import Keys, fit_key_directions
 from helpers.methods.fitting.levenberg_marquardt import fit_values_lm
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
@@ -66,14 +66,14 @@ def fit_edit(
         seed=seed,
         include_subject_initial=appends,
     )
+    keys: Keys = units
+    prefix_cache: PrefixCache | None = None
     if appends:
-        keys = units
         prefix_cache = prefix_cache_for(model, units, active_eps=hparams.active_eps)
         # One pass gives the unedited model's predictions and the prefixes of these prompts.
         predictions = [prefix_cache.prefill_prompts(group.prompts) for group in retained]
     else:
         keys = fit_key_directions(model, pairs, units, hparams, seed=seed)
-        prefix_cache = None
         predictions = [next_token_and_answer(model, group.prompts) for group in retained]
     for group, predicted in zip(retained, predictions, strict=True):
         constraints += preservation_constraints(model, group, predicted, hparams)

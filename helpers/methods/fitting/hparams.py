@@ -142,7 +142,7 @@ class UnitEditHparams(PreservationHparams):
 
     @property
     def appends(self) -> bool:
-        """Whether the units become new neurons."""
+        """True if the units become new neurons."""
         return self.parametrization == "append"
 
     @property

@@ -51,7 +51,8 @@ class KeyDirections:
         return torch.linalg.solve(self.gram, f)
 
 
-Keys = Mapping[int, GatedUnits] | Mapping[int, KeyDirections]
+Keys = Mapping[int, GatedUnits | KeyDirections]
+"""Layer → its units or key directions."""
 
 
 def fit_key_directions(

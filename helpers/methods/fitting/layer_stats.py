@@ -1,11 +1,11 @@
-"""Second moments of what the MLPs read: how ordinary text weighs every direction of a key.
+"""Second moments of the MLPs' inputs in ordinary text (ROME's and MEMIT's `mom2`).
 
-A closed-form edit ΔW disturbs a text by ‖ΔW k‖² summed over its keys k, that is by tr(ΔW C ΔWᵀ)
-with C = E[k kᵀ]. Some hundred thousand tokens are enough (arXiv 2506.04226), so C is computed once
-for a model, layer by layer, and kept in the cache.
+A closed-form edit ΔW disturbs a text by ‖ΔW k‖² summed over its keys k, which is proportional to
+tr(ΔW C ΔWᵀ) with C = E[k kᵀ]. A hundred thousand tokens are enough (arXiv 2506.04226), so C is
+computed once for a model, layer by layer, and kept in the cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxtyping import Float
 from nnsight import LanguageModel
@@ -17,7 +17,7 @@ from helpers.io.cache import cached_layers
 from helpers.io.files import read_tensors
 from helpers.models import architecture_of, model_hash, text_length
 
-SEQ_LEN = 128
+SEQ_LEN = 128  # tokens of a passage of text
 
 
 def key_covariance(
@@ -28,16 +28,17 @@ def key_covariance(
     seed: int = 0,
     site: str = "neurons",
 ) -> dict[int, Float[Tensor, "width width"]]:
-    """E[k kᵀ] over Factbook passages (`train`), uncentred, in float64 on the CPU.
+    """Estimate E[k kᵀ] over Factbook passages (`train`), uncentred, in float64 on the CPU.
 
-    Every position counts, the first of a sequence too (a state of its own in most models).
+    Every position counts, including the first of a sequence, which has a state of its own in most
+    models.
 
     Args:
         model: Any model of a known family.
-        layers: Which layers; those that the cache lacks are read in one pass.
-        n_tokens: About how many tokens of text.
-        seed: Draws the passages.
-        site: `neurons` (width d_mlp, what W_out reads) or `mlp_in` (d_model, what W_in reads).
+        layers: Layers to read; those that the cache lacks are read in one pass.
+        n_tokens: Approximate number of tokens of text.
+        seed: Seed that draws the passages.
+        site: `neurons` (input of W_out, width d_mlp) or `mlp_in` (input of W_in, width d_model).
 
     Raises:
         UserError: There is no such site or layer.
@@ -54,7 +55,7 @@ def key_covariance(
         "version": 1,
     }
 
-    def build(missing):
+    def build(missing: Sequence[int]) -> Iterable[tuple[int, dict[str, Tensor]]]:
         tokens = corpus_tokens(model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed)
         sequences = [(row, None) for row in tokens.tolist()]
         sums, count = second_moments(model, sequences, layers=missing, site=site)

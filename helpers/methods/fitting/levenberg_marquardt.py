@@ -74,15 +74,17 @@ def fit_values_lm(
     )
     weights = torch.tensor([c.weight for c in constraints])
     values = edit.zero_values()
-    best_values, best_residual, best_cost = values, None, math.inf
-    initial_logodds, initial_cost = None, None
+    best_values, best_residual, best_cost = values, torch.zeros(len(constraints)), math.inf
+    initial_logodds: Float[Tensor, " n"] | None = None
+    costs: list[float] = []
     damping, n_accepted, reuse_jacobian = hparams.damping, 0, False
     for _ in range(hparams.max_iterations):
         logodds, linearization = edit.evaluate(values, include_gradients=not reuse_jacobian)
-        initial_logodds = logodds if initial_logodds is None else initial_logodds
+        if initial_logodds is None:
+            initial_logodds = logodds
         residual = target_change(constraints, logodds, initial_logodds)  # (n_constraints,), nats
         cost = float((weights * residual.square()).sum())
-        initial_cost = cost if initial_cost is None else initial_cost
+        costs.append(cost)
 
         if reuse_jacobian and cost > hparams.jacobian_reuse_ratio * best_cost:
             # The Jacobian is stale: compute it at the better of the two points.
@@ -109,16 +111,16 @@ def fit_values_lm(
             best_values, step_size * best_residual, constraints, damping=damping / weights
         )
         n_accepted += 1
-        if best_cost <= hparams.rtol * initial_cost and n_accepted >= len(schedule):
-            return values, best_cost / initial_cost if initial_cost else 0.0
+        if best_cost <= hparams.rtol * costs[0] and n_accepted >= len(schedule):
+            return values, best_cost / costs[0] if costs[0] else 0.0
         if damping > hparams.max_damping:
             break
-    if best_cost >= initial_cost:
+    if best_cost >= costs[0]:
         raise UserError(
             "No values in these layers bring the answers nearer to their targets: take other "
             "layers."
         )
-    return best_values, best_cost / initial_cost
+    return best_values, best_cost / costs[0]
 
 
 def _reachable(
@@ -173,8 +175,17 @@ class _TrialEdit:
             return activations @ values[layer].to(x)
 
         with use_layer_cache(self.model, self.layer_cache):
-            compute = linearize if include_gradients else answer_logodds
-            result = compute(
+            if not include_gradients:
+                logodds = answer_logodds(
+                    self.model,
+                    self.constraints,
+                    layers=list(self.keys),
+                    edit_output=edit_output,
+                    site=input_site,
+                    prefix_cache=self.prefix_cache,
+                )
+                return logodds, None
+            linearization = linearize(
                 self.model,
                 self.constraints,
                 layers=list(self.keys),
@@ -182,7 +193,7 @@ class _TrialEdit:
                 site=input_site,
                 prefix_cache=self.prefix_cache,
             )
-        return (result.logodds, result) if include_gradients else (result, None)
+            return linearization.logodds, linearization
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from helpers.models import architecture_of, final_norm, torch_module, unembed
 
 EditHook = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, input of W_in, input of W_out) → what the trial edit adds to W_out's output."""
+TargetTokens = tuple[tuple[int, tuple[int, ...]], ...]
+"""(position, tokens) pairs: the tokens that may follow each position."""
 BATCH_TOKENS = 512  # tokens of one forward pass whose graph is kept
 
 
@@ -41,7 +43,7 @@ class EditConstraint:
     """
 
     ids: tuple[int, ...]
-    target_tokens: tuple[tuple[int, tuple[int, ...]], ...]
+    target_tokens: TargetTokens
     edit_positions: tuple[int, ...]
     target_logodds: float | None = None
     name: str = ""

@@ -159,7 +159,8 @@ def fit_unit(
     recall = (margins > 0).float().mean()
     distance = (data.positives @ e).mean() - scores.mean()
     if recall < hparams.min_recall or scale < hparams.min_margin * distance:
-        e, threshold, scale, recall = torch.zeros_like(e), torch.ones(()), 1.0, torch.zeros(())
+        one, zero = torch.ones(()), torch.zeros(())
+        e, threshold, scale, recall = torch.zeros_like(e), one, one, zero
     return GatedUnits(
         e[None] / scale,
         threshold[None] / scale,

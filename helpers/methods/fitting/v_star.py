@@ -1,4 +1,4 @@
-"""The value `v*`: what an MLP should write at the subject so that the target becomes unlikely.
+"""The value `v*`: the MLP output at the subject with which the target becomes unlikely.
 
 Meng et al. 2022 (ROME) optimise a vector that is added to one MLP's output at the subject's last
 token. For unlearning nothing else need become likely: it is enough that the target becomes no
@@ -184,7 +184,7 @@ def _search(
 
 
 class UpperLayers:
-    """The layers from `layer` on, which run again and again on the same prompts.
+    """The layers from `layer` on, which run repeatedly on the same prompts.
 
     Attributes:
         mlp_output: Output of the MLP of `layer` at each prompt's subject, (n, d_model).
@@ -196,7 +196,7 @@ class UpperLayers:
         Args:
             model: Any model of a known family.
             prompts: Prompts with a subject.
-            layer: The lowest layer that runs again.
+            layer: The lowest layer that runs repeatedly.
         """
         self.model, self.arch, self.layer = model, architecture_of(model), layer
         ids = [tuple(token_ids(model, p)) for p in prompts]
