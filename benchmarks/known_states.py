@@ -18,7 +18,7 @@ from helpers.evaluation.meta.verdict_accuracy import MINI_SUITE, accuracies, cla
 from helpers.facts.known import SURELY_KNOWN_PROB
 from helpers.facts.relations import RELATIONS
 from helpers.models import load_model
-from helpers.stats.intervals import quoted
+from helpers.stats.intervals import format_interval
 
 
 def classify(relation, fact, control) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def rows_of(table: pd.DataFrame) -> list[dict]:
                     "wordings": len(RELATIONS[relation].templates["heldout"]),
                     "the truth": state,
                     "facts": n,
-                    "right": quoted(accuracy, low, high),
+                    "right": format_interval(accuracy, low, high),
                     "otherwise": ", ".join(f"{predicted} {k}" for predicted, k in wrong.items())
                     or "–",
                 }

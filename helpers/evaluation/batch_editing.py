@@ -67,8 +67,8 @@ def together(
         rows = rows.assign(p=p).groupby(["group", "fact"], sort=False)["p"].mean().reset_index()
         tables.append(rows.assign(state=state, seconds=sum(e.seconds for e in state_edits)))
     table = pd.concat(tables, ignore_index=True)
-    before = np.tile(tables[0]["p"].to_numpy(), len(tables))
-    return table.assign(known=before >= KNOWN_PROB, retention=table["p"] / before)
+    original_p = np.tile(tables[0]["p"].to_numpy(), len(tables))
+    return table.assign(known=original_p >= KNOWN_PROB, retention=table["p"] / original_p)
 
 
 @contextlib.contextmanager
@@ -97,8 +97,8 @@ def _prompts(
         group: [f for f in facts if not any(p.states(f.subject, f.answers) for p in pairs)]
         for group, facts in groups.items()
     }
-    own = [("own", str(p), q) for p in pairs for q in p.prompts(split)]
-    return own + [
+    forget = [("own", str(p), q) for p in pairs for q in p.prompts(split)]
+    return forget + [
         (group, f"{f.relation}: {f}", q)
         for group, facts in groups.items()
         for f in facts

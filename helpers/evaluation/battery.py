@@ -144,8 +144,8 @@ def battery(
     with base_model(model):
         base_hash = model_hash(model)
         n_drawn = n_controls + (query_pair is not None)
-        drawn = control_facts(model, pair, n=n_drawn, seed=seed)
-    controls = [c for c in drawn if query_pair is None or c.subject != query_pair.subject]
+        candidates = control_facts(model, pair, n=n_drawn, seed=seed)
+    controls = [c for c in candidates if query_pair is None or c.subject != query_pair.subject]
     hashes = dict.fromkeys(State, base_hash) | {State.EDITED: model_hash(model)}
     tables, not_applicable, seconds = [], {}, {}
     for name in names:

@@ -45,11 +45,11 @@ def known_pairs(
     ]
     if not names:
         raise UserError(f"The model knows no {split} fact of the relation '{relation}' well.")
-    drawn = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    subjects = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     if besides is not None:
-        drawn = [s for s in drawn if s != besides.subject]
+        subjects = [s for s in subjects if s != besides.subject]
     targets = known.set_index("subject")["target"]
-    return [ConceptPair(s, targets[s], relation) for s in drawn[:n]]
+    return [ConceptPair(s, targets[s], relation) for s in subjects[:n]]
 
 
 def evaluation_pairs(

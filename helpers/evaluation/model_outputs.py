@@ -27,7 +27,7 @@ N_TEXTS, TEXT_TOKENS = 8, 32  # generated texts for the metrics of fluency, and 
 
 @dataclass(frozen=True)
 class OutputsConfig:
-    """What an evaluation measures, and how much of it.
+    """Content and size of an evaluation.
 
     Attributes:
         pair: The fact that was to be forgotten.
@@ -51,7 +51,7 @@ class ModelOutputs:
     """Outputs of one state of the model.
 
     Attributes:
-        config: What is measured.
+        config: Content and size of the evaluation.
         prompts: The evaluation prompts.
         corpora: Name → tokens of ordinary text, sequences by tokens.
         openings: Beginnings of texts that the model continues.
@@ -103,7 +103,7 @@ def outputs_of_base(model: LanguageModel, config: OutputsConfig, first_layer: in
 
     Args:
         model: The original model.
-        config: What is measured.
+        config: Content and size of the evaluation.
         first_layer: The lowest layer that the edit changes. Activations below it are kept for the
             edited model; 0 keeps none.
     """

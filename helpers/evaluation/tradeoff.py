@@ -34,7 +34,7 @@ N_CONTROLS = 2  # control facts that these are compared with
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How much every edit is evaluated.
+    """Size of the evaluation of every edit.
 
     Attributes:
         split: The split whose templates are used: `dev` or `heldout`.
@@ -67,7 +67,7 @@ def tradeoff(
         pairs: Facts to forget, one after another.
         methods: Method → hyperparameters.
         scales: Method → scales of its edit.
-        config: How much every edit is evaluated.
+        config: Size of the evaluation of every edit.
         seeds: Seeds of everything random.
 
     Returns:

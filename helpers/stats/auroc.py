@@ -29,7 +29,7 @@ def auroc(positives: Float[np.ndarray, " n"], negatives: Float[np.ndarray, " m"]
 
 
 def auroc_by_unit(
-    positives: Float[Tensor, "n *units"],
+    positives: Float[Tensor, "n *units"],  # noqa: F821 (jaxtyping)
     negatives: Float[Tensor, "m *units"],  # noqa: F821 (jaxtyping)
 ) -> Float[Tensor, "*units"]:
     """Return the AUROC of every unit by itself, in float32.

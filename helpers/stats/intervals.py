@@ -1,4 +1,4 @@
-"""A number with its interval: percentile bootstrap over independent units."""
+"""Estimates with their interval: percentile bootstrap over independent units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from helpers.errors import UserError
 
-REPETITIONS = 2000
+REPETITIONS = 2000  # resamples
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Metric:
     Attributes:
         value: The mean.
         low: Lower end; NaN where one unit alone gives no interval.
-        high: Upper end; NaN likewise.
-        n: Independent units: facts, prompts or passages, as the caller says.
+        high: Upper end; NaN where one unit alone gives no interval.
+        n: Number of independent units: facts, prompts or passages.
     """
 
     value: float
@@ -29,21 +29,21 @@ class Metric:
     n: int
 
     def __str__(self) -> str:
-        """`0.93 [0.85, 0.97], n = 24`; below 0.1 with two digits that say something, up to four."""
+        """Format as `0.93 [0.85, 0.97], n = 24`; below 0.1 with two significant digits."""
         digits = 2 if abs(self.value) < 10 else 1
         if 0 < abs(self.value) < 0.1:
             digits = min(4, 1 - int(np.floor(np.log10(abs(self.value)))))
-        return f"{_quoted(self.value, self.low, self.high, digits)}, n = {self.n}"
+        return f"{_format(self.value, self.low, self.high, digits)}, n = {self.n}"
 
 
-def quoted(value: float, low: float, high: float) -> str:
-    """`0.930 [0.850, 0.970]`; the value alone where there is no interval, a dash for no value."""
+def format_interval(value: float, low: float, high: float) -> str:
+    """Format as `0.930 [0.850, 0.970]`; without an interval the value alone, NaN as a dash."""
     if np.isnan(value):
         return "–"
-    return _quoted(value, low, high, 3)
+    return _format(value, low, high, 3)
 
 
-def _quoted(value: float, low: float, high: float, digits: int) -> str:
+def _format(value: float, low: float, high: float, digits: int) -> str:
     mean, *ends = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (value, low, high))  # no -0.00
     return mean if np.isnan(low) else f"{mean} [{', '.join(ends)}]"
 
@@ -51,12 +51,12 @@ def _quoted(value: float, low: float, high: float, digits: int) -> str:
 def bootstrap(
     values: Float[np.ndarray, " n"], *, seed: int = 0, repetitions: int = REPETITIONS
 ) -> Metric:
-    """Mean and 95 % percentile interval (Efron & Tibshirani 1993, chapter 13).
+    """Compute the mean and its 95 % percentile interval (Efron & Tibshirani 1993, chapter 13).
 
     Args:
         values: One number per independent unit; average prompts of one fact first.
         seed: Draws the resamples.
-        repetitions: How many.
+        repetitions: Number of resamples.
 
     Raises:
         UserError: There is no value, or one is not finite.
@@ -71,13 +71,13 @@ def bootstrap(
     if len(values) == 1:
         return Metric(mean, float("nan"), float("nan"), 1)
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(values), size=(repetitions, len(values)))
-    low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5])
+    index = rng.integers(len(values), size=(repetitions, len(values)))
+    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
     return Metric(mean, float(low), float(high), len(values))
 
 
 def metrics_by(table: pd.DataFrame, column: str, *, by: str, seed: int = 0) -> dict[str, Metric]:
-    """`bootstrap` of one column for each value of another, in the order of the table."""
+    """Bootstrap one column for each value of another, in the order of the table."""
     return {
         str(group): bootstrap(part[column].to_numpy(float), seed=seed)
         for group, part in table.groupby(by, sort=False)
@@ -87,9 +87,13 @@ def metrics_by(table: pd.DataFrame, column: str, *, by: str, seed: int = 0) -> d
 def bootstrap_by(
     table: pd.DataFrame, column: str, *, by: Sequence[str], seed: int = 0
 ) -> pd.DataFrame:
-    """`bootstrap` of one column for each group: the groups with value, low, high and n."""
+    """Bootstrap one column for each group.
+
+    Returns:
+        One row a group: the columns of `by`, value, low, high, n.
+    """
     rows = []
     for group, part in table.groupby(list(by), sort=False):
-        m = bootstrap(part[column].to_numpy(), seed=seed)
-        rows.append((*group, m.value, m.low, m.high, m.n))
+        mean = bootstrap(part[column].to_numpy(), seed=seed)
+        rows.append((*group, mean.value, mean.low, mean.high, mean.n))
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n"])

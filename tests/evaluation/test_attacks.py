@@ -17,11 +17,11 @@ from helpers.evaluation.attacks import (
     quantised,
     rounded,
 )
+from helpers.evaluation.attacks.component_ablation import direct_effect, target_constraints
 from helpers.evaluation.attacks.quantisation import block_weights, nf4_levels
 from helpers.evaluation.attacks.registry import RENAMED_ATTACKS
 from helpers.evaluation.attacks.relearning import relearned
 from helpers.evaluation.attacks.stitching import handover_layer
-from helpers.evaluation.attacks.weight_ablation import direct_effect, target_constraints
 from helpers.evaluation.audit import audit_delta, statement
 from helpers.evaluation.battery import battery
 from helpers.evaluation.eval_prompts import known_neighbours

@@ -31,7 +31,7 @@ from helpers.forward.scoring import answer_probability, answer_rank
 from helpers.methods import Change, Edit, WeightEdit, base_model, unlearn
 from helpers.methods.surgery.neurons import deletion
 from helpers.models import architecture_of, model_hash
-from helpers.stats.intervals import quoted
+from helpers.stats.intervals import format_interval
 
 JAPAN = ConceptPair("Japan", "Tokyo")
 QUICK = {"n_neighbours": 4, "n_tokens": 512}
@@ -108,8 +108,8 @@ def test_one_value_has_no_interval():
     assert str(Metric(0.00231, 0.0011, 0.0037, 11)) == "0.0023 [0.0011, 0.0037], n = 11"
     assert str(Metric(-0.042, -0.1, 0, 8)) == "-0.042 [-0.100, 0.000], n = 8"
     assert str(Metric(0, -0.0004, 0, 3)) == "0.00 [0.00, 0.00], n = 3"
-    assert quoted(-0.0001, -0.0007, 0.0004) == "0.000 [-0.001, 0.000]"
-    assert quoted(0.5, np.nan, np.nan) == "0.500" and quoted(np.nan, 0, 0) == "–"
+    assert format_interval(-0.0001, -0.0007, 0.0004) == "0.000 [-0.001, 0.000]"
+    assert format_interval(0.5, np.nan, np.nan) == "0.500" and format_interval(np.nan, 0, 0) == "–"
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
@@ -324,7 +324,7 @@ def test_inside_an_edit_it_is_scored_against_the_unedited_weights(knowing):
     model, plain = knowing(), knowing()
     unedited = evaluate(plain, JAPAN, **QUICK)
     start = model_hash(model)
-    with unlearn(model, JAPAN, n=40, n_subjects=6).applied(model):
+    with unlearn(model, JAPAN, "mean_difference", layers=(1,)).applied(model):
         first = model_hash(model)
         one = afresh(model, JAPAN, **QUICK)
         assert model_hash(model) == first

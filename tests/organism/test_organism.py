@@ -11,7 +11,6 @@ import torch
 from helpers.book.settings import validated
 from helpers.errors import UserError
 from helpers.evaluation.meta.all_metrics import METRICS
-from helpers.evaluation.verdict import tost
 from helpers.facts import RELATIONS, ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
@@ -32,9 +31,9 @@ from helpers.organism.tokens import MAX_TOKENS, TokenizedText, tokenizer
 from helpers.organism.verification import (
     SEED_CONTROL,
     findings,
-    t_interval,
     weight_editing_methods,
 )
+from helpers.stats.equivalence import t_interval, tost
 
 SMALL = Recipe(
     n_countries=6,

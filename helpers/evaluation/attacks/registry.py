@@ -197,8 +197,8 @@ def control_facts(
     p_own, p_target = means[: len(others)], means[len(others) :]
     controls = [
         candidate
-        for candidate, own, target in zip(candidates, p_own, p_target, strict=True)
-        if max(own, target) < KNOWN_PROB
+        for candidate, *p in zip(candidates, p_own, p_target, strict=True)
+        if max(p) < KNOWN_PROB
     ]
     if len(controls) < n:
         raise ControlsError(

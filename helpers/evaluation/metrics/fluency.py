@@ -17,8 +17,8 @@ OPENING = 12  # words of a passage that the model continues
 def openings(n: int, *, seed: int = 0) -> list[str]:
     """Draw `n` held-out Factbook passages and return the first `OPENING` words of each."""
     texts = [p.text for p in passages("heldout")]
-    drawn = np.random.default_rng(seed).permutation(len(texts))[:n]
-    return [" ".join(texts[i].split()[:OPENING]) for i in drawn]
+    order = np.random.default_rng(seed).permutation(len(texts))[:n]
+    return [" ".join(texts[i].split()[:OPENING]) for i in order]
 
 
 def repetition(words: Sequence[Hashable], *, n: int = 4) -> float:

@@ -69,9 +69,9 @@ def factbook_items(pair: ConceptPair, *, n: int = 100, seed: int = 0) -> dict[st
     statements = _statements(pair)
     if not statements:
         raise UserError(f"{pair} has no statement that could be continued by choices.")
-    drawn = [ConceptPair.of(others[i]) for i in rng.permutation(len(others))[:n]]
+    retain_pairs = [ConceptPair.of(others[i]) for i in rng.permutation(len(others))[:n]]
     items = {FORGET: [_item(pair, statement, rng) for statement in statements], RETAIN: []}
-    for other in drawn:
+    for other in retain_pairs:
         statements = _statements(other)
         items[RETAIN].append(_item(other, statements[rng.integers(len(statements))], rng))
     return items

@@ -1,4 +1,4 @@
-"""Ablate what suppresses the answer: the attacker has the weights of the edited model alone.
+"""Ablate components that suppress the answer: the attacker has the edited weights alone.
 
 He suspects a pair, and computes the direct effect of every neuron (or of every layer along one
 direction) on the answer's log-odds: activation times the gradient along its output direction. He
