@@ -90,7 +90,7 @@ def test_a_hidden_fact_is_read_as_by_a_whole_pass(knowing, monkeypatch):
     assert direct == {name: table.loc["hidden", name] for name in direct}
 
 
-def test_depth_of_an_absent_fact_is_that_of_a_second_stranger(knowing):
+def test_depth_of_an_absent_fact_is_that_of_a_second_control(knowing):
     model, fact = knowing(), ConceptPair("Japan", "Tokyo")
     controls = [ConceptPair(s, "Tokyo") for s in ("Chad", "Togo", "Fiji")]
     depth = unlearning_depth(model, fact, controls, max_prompts=2)
