@@ -17,7 +17,7 @@ from helpers.errors import UserError
 from helpers.evaluation.meta.all_metrics import METRICS, compute_metrics
 from helpers.evaluation.metrics.depth_score import unlearning_depth
 from helpers.facts import ConceptPair, facts, known_facts
-from helpers.facts.known import KNOWN_PROB, asked
+from helpers.facts.known import KNOWN_PROB, knowledge_prompts
 from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
@@ -75,7 +75,7 @@ def matched_pairs(
         control = ConceptPair(str(other), fact.target, relation, fact.aliases)
         candidates.append((fact, control))
     # A control's subject is unknown with its own target; its new target has to be unknown as well.
-    prompts = [asked(control) for _, control in candidates]
+    prompts = [knowledge_prompts(control) for _, control in candidates]
     p = iter(answer_probability(model, [q for queries in prompts for q in queries]))
     means = [np.mean([next(p) for _ in queries]) for queries in prompts]
     pairs = [pair for pair, mean in zip(candidates, means, strict=True) if mean < KNOWN_PROB]
