@@ -1,4 +1,4 @@
-"""Formatting and lint are tests like the others, so that CI is one command."""
+"""Formatting, lint and types are tests like the others, so that CI is one command."""
 
 import json
 import subprocess
@@ -16,6 +16,12 @@ def test_ruff_has_nothing_to_say(arguments):
     command = [sys.executable, "-m", "ruff", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"run 'make format', or look at:\n{done.stdout}{done.stderr}"
+
+
+def test_mypy_has_nothing_to_say(tmp_path):
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -77,7 +77,7 @@ def _pair(profile: Profile, overrides: dict[str, str]) -> dict[str, str] | None:
     Raises:
         UserError: There are several files, the file is malformed, or a parameter contradicts it.
     """
-    from helpers.facts import ConceptPair
+    from helpers.facts import ConceptPair  # on use: --help and wrong settings need no torch
 
     files = {values["pair_file"] for values in profile.notebooks.values()}
     if len(files) > 1:
@@ -227,7 +227,7 @@ def check_model(values: dict[str, Any]) -> None:
     Raises:
         UserError: It doesn't; the sentence gives the target's probability and known facts.
     """
-    from helpers.facts import ConceptPair, require_known
+    from helpers.facts import ConceptPair, require_known  # on use: it imports torch
 
     file, relation = values["pair_file"], values["relation"]
     pair = (

@@ -68,6 +68,7 @@ def execute(folder: Path, stem: str, parameters: dict[str, Any], hashes: dict[st
 
 def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path) -> dict[str, Any]:
     """Run a notebook through papermill, write it to `executed` and return its times."""
+    # Imported on use: papermill takes a second, which only a run needs.
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
     from papermill.exceptions import PapermillExecutionError

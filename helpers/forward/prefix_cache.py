@@ -19,9 +19,9 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from helpers.facts import Prompt
 from helpers.forward.batching import right_padded, run_batched
 from helpers.forward.layer_cache import KeysAndValues, expand_kv_cache, skip_blocks
+from helpers.forward.prompts import Prompt
 from helpers.forward.scoring import next_token_and_answer
 from helpers.models import architecture_of, final_norm, torch_module
 

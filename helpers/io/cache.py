@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from filelock import FileLock
 
 from helpers.errors import UserError
 from helpers.io.safe_text import visible
@@ -137,8 +138,6 @@ def file_lock(path: Path) -> Iterator[None]:
     files are written whole. The lock's file is never deleted: a process that waits would hold the
     deleted file while a third one locks a new file of the same name.
     """
-    from filelock import FileLock
-
     lock = FileLock(path.parent / f".{path.name}.lock")
     with contextlib.suppress(OSError, NotImplementedError):
         path.parent.mkdir(parents=True, exist_ok=True)

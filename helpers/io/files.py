@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from helpers.errors import UserError
 from helpers.io.safe_text import visible
@@ -179,6 +179,7 @@ def write_tensors(
     path: str | Path, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors with string metadata, atomically."""
+    # Imported on use: it imports torch, and the pipeline's own commands start without it.
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
@@ -208,8 +209,6 @@ def read_tensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, 
     Raises:
         UserError: The file is missing or damaged, or holds numbers that are not finite.
     """
-    from safetensors import safe_open
-
     with (
         readable(path, (SafetensorError,)) as path,
         safe_open(path, framework="pt") as file,

@@ -11,6 +11,7 @@ def bar(unit: str, total: int):
         unit: Name of the things that are counted.
         total: Their number.
     """
+    # Imported on use: in notebooks it starts the widgets.
     from tqdm.auto import tqdm
 
     lab = "JPY_SESSION_NAME" in os.environ and "UNLEARNING_PLAN" not in os.environ

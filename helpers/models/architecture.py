@@ -8,6 +8,7 @@ Key-Value Memories"). `architecture_of` finds them, checks their shapes, and nam
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -62,9 +63,9 @@ class MLPArchitecture:
     in_module: nn.Module
     out_module: nn.Module
     gate_module: nn.Module | None
-    in_envoy: object
-    out_envoy: object
-    gate_envoy: object | None
+    in_envoy: Any
+    out_envoy: Any
+    gate_envoy: Any
     activation: nn.Module
     transposed: bool
 
@@ -104,10 +105,10 @@ class LayerArchitecture:
         mlp: The MLP's parts.
     """
 
-    block: object
-    attention: object
-    attention_write: object
-    mlp_write: object
+    block: Any
+    attention: Any
+    attention_write: Any
+    mlp_write: Any
     mlp: MLPArchitecture
 
 

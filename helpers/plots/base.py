@@ -43,8 +43,8 @@ def use_style() -> None:
         }
     )
     try:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-    except ImportError:  # outside Jupyter
+        from matplotlib_inline.backend_inline import set_matplotlib_formats  # only in Jupyter
+    except ImportError:
         return
     set_matplotlib_formats("svg", metadata={"Date": None})
 
