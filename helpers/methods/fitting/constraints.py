@@ -106,7 +106,7 @@ def retain_prompts(
     They come in up to three groups: the pairs' `must_stay`; other facts of the subjects and of the
     targets, and known neighbours; and prompts that fit any country (`GENERIC_TEMPLATES`). Facts
     that another of the pairs is to forget are left out. Each prompt is also added behind a context
-    prefix, since constraints on a few wordings do not generalise to others.
+    prefix, since constraints on a few phrasings do not generalise to others.
 
     Args:
         model: Any model of a known family.
