@@ -1,4 +1,4 @@
-"""The proposed edit of one pair and of many, and what it leaves of them.
+"""The proposed edit of one pair and of many: its time, and the remaining P(target).
 
 Facts that the model knows are forgotten together by `gated_neuron`. The model is loaded and what
 all pairs of a relation share (the keys of other subjects and of text) is in the cache, as it is

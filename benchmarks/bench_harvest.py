@@ -26,7 +26,7 @@ class FarEnoughError(Exception):
 
 
 def raw(model, tokens, layer: int) -> None:
-    """A plain forward pass up to a layer's MLP output, in batches like ours."""
+    """Run a plain forward pass up to a layer's MLP output, in batches like ours."""
 
     def hook(*_):
         raise FarEnoughError

@@ -1,4 +1,4 @@
-"""What a method costs: seconds and memory of one edit of one pair, each in a process of its own.
+"""Cost of a method: seconds and memory of one edit of one pair, each in a process of its own.
 
 A process of its own is what keeps the peaks apart. What methods share (statistics of text and of
 other subjects) is in the cache, as it is after the first pair.
@@ -19,13 +19,13 @@ from helpers.methods import METHODS, unlearn
 FAMILIES = ("surgery", "training", "inference", "control")
 
 
-def cost(name: str, how: dict) -> dict:
-    """One method, in a process of its own."""
+def cost(name: str, hyperparameters: dict) -> dict:
+    """Measure one method, in a process of its own."""
     first, second = known_pairs(model(), "capital", "dev", n=2)
     row = {"method": name, "family": METHODS[name].family}
     try:
-        unlearn(model(), first, name, **how)  # fills the cache
-        made = unlearn(model(), second, name, **how)
+        unlearn(model(), first, name, **hyperparameters)  # fills the cache
+        made = unlearn(model(), second, name, **hyperparameters)
     except UserError as error:
         return row | {"seconds": "–", "peak MB": "–", "edit kB": str(error)}
     return row | {
@@ -59,13 +59,13 @@ def main() -> None:
 
 
 def nothing() -> dict:
-    """What the model alone takes."""
+    """Measure the model alone."""
     known_pairs(model(), "capital", "dev", n=1)
     return {"seconds": 0.0, "peak MB": _peak(), "edit kB": 0.0}
 
 
 def apart(work: Callable[..., dict], *arguments) -> dict:
-    """`work` in a process of its own."""
+    """Run `work` in a process of its own."""
     with workers(1, "cpu") as pool:
         return pool.submit(work, *arguments).result()
 

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def pool(n: int) -> ProcessPoolExecutor:
-    """Processes of one thread each that have their text ready."""
+    """Start processes of one thread each that have their text ready."""
     made = ProcessPoolExecutor(
         n, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
@@ -83,7 +83,7 @@ def optimiser(parameters) -> torch.optim.Optimizer:
 
 
 def alone(seed: int) -> None:
-    """One model, step by step."""
+    """Train one model, step by step."""
     text_of(0)
     module = initial_model(RECIPE.replace(seed=seed))
     adam = optimiser(module.parameters())
@@ -94,7 +94,7 @@ def alone(seed: int) -> None:
 
 
 def stacked() -> float:
-    """All models at once on this process's threads."""
+    """Train all models at once on this process's threads."""
     text_of(0)
     modules = [initial_model(RECIPE.replace(seed=s)) for s in range(MODELS)]
     parameters, buffers = stack_module_state(modules)
@@ -106,8 +106,8 @@ def stacked() -> float:
         nll = torch.nn.functional.cross_entropy(
             out[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
         )
-        wanted = learned[:, 1:].flatten()
-        return (nll * wanted).sum() / wanted.sum()
+        weights_of_tokens = learned[:, 1:].flatten()
+        return (nll * weights_of_tokens).sum() / weights_of_tokens.sum()
 
     buffers_one = {k: v[0] for k, v in buffers.items()}
     adam = optimiser(parameters.values())

@@ -45,7 +45,7 @@ RATES, PEER_SECONDS, OUR_SECONDS = (1e-3, 2e-3, 4e-3), 60, 30
 
 
 class Worker:
-    """One library, ready to be asked."""
+    """One library in a process of its own, which answers requests."""
 
     def __init__(self, name: str, data: Path, d_sae: int, *, tuned: bool = False):
         environment = dict(os.environ) | (ALLOCATOR if tuned else {})
@@ -73,7 +73,7 @@ class Worker:
 
 
 def python_of(name: str) -> str:
-    """The Python of a peer's environment, which sees our torch through a .pth file."""
+    """Build the Python of a peer's environment, which sees our torch through a .pth file."""
     if name not in PACKAGES:
         return sys.executable
     home = cache_dir() / "peers" / name
@@ -92,20 +92,20 @@ def python_of(name: str) -> str:
 
 
 def data_folder() -> Path:
-    """Normalised activations as plain files, which every library reads."""
+    """Write normalised activations as plain files, which every library reads."""
     folder = cache_dir() / "benchmarks" / f"mlp-{LAYER}-{TOKENS}"
     if not (folder / "heldout.npy").exists():
         model = load_model()
-        found = {
+        harvests = {
             split: harvest(
                 model, corpus_tokens(model.tokenizer, split=split, n_tokens=n), layers=[LAYER]
             )
             for split, n in (("train", TOKENS), ("heldout", 20_000))
         }
         key = ("mlp", LAYER)
-        buffer = ActivationBuffer(found["train"], [key], batch=1)
+        buffer = ActivationBuffer(harvests["train"], [key], batch=1)
         folder.mkdir(parents=True, exist_ok=True)
-        for split, shards in found.items():
+        for split, shards in harvests.items():
             x = np.array(shards[key][: 8192 if split == "heldout" else None], np.float32)
             x = (x - buffer.center[key].numpy()) * buffer.scale[key]
             np.save(folder / f"{split}.npy", x.astype(np.float16))
@@ -148,7 +148,7 @@ def speed(data: Path, d_sae: int) -> dict:
 
 
 def peers() -> dict[str, str]:
-    """Names and versions of what we compare with."""
+    """List names and versions of the libraries that are compared."""
     return dict(package[0].split("==") for package in PACKAGES.values())
 
 

@@ -92,7 +92,7 @@ def seconds(work) -> float:
 
 
 def padded(model, texts: list[str], answers: list[str]):
-    """The sequences in the batches that suit the machine, with their masks."""
+    """Arrange the sequences in batches that suit the machine, with their masks."""
     ids = [encode_pair(model, t, a)[1] for t, a in zip(texts, answers, strict=True)]
     for batch in bucket_by_length([len(i) for i in ids]):
         rows = [torch.tensor(ids[n]) for n in batch]
@@ -103,20 +103,20 @@ def padded(model, texts: list[str], answers: list[str]):
 
 @torch.inference_mode()
 def forward(model, batches) -> None:
-    """What any way of scoring needs at least, with transformers."""
+    """Run the forward passes that any scoring needs at least, with transformers."""
     for inputs, mask in batches:
         model._module(input_ids=inputs, attention_mask=mask, logits_to_keep=1, use_cache=False)
 
 
 def alone(model, text: str, answer: str) -> None:
-    """What a user writes first: one sequence, all logits."""
+    """Score as a first script would: one sequence at a time, all logits."""
     ids = model.tokenizer(text + answer, return_tensors="pt").input_ids
     with torch.inference_mode():
         model._module(ids).logits.log_softmax(-1)
 
 
 def best_rate(arch) -> float:
-    """FLOP/s of the MLP's own product on a batch of tokens, the best of several."""
+    """Measure FLOP/s of the MLP's own product on a batch of tokens, the best of several."""
     weight = arch.layers[0].mlp.W_in()
     x = torch.randn(scoring.BATCH_TOKENS, weight.shape[1])
     best = 0.0

@@ -1,4 +1,4 @@
-"""How long it takes to measure an edit and to attack it, on the default model.
+"""Time to evaluate an edit and to attack it, on the default model.
 
 A scorecard of a first edit scores the original as well; that of a second one only what it changed.
 The battery has all attacks at their own budgets, and its comparisons are not in the cache.

@@ -1,4 +1,4 @@
-"""Every method on many held-out facts and seeds: what the full profile measures, by many processes.
+"""Every method on many held-out facts and seeds, as in the full profile, by many processes.
 
     python benchmarks/heldout.py --workers 8 --device cuda --saes FOLDER ...
 
@@ -52,14 +52,17 @@ def measure(pair, label, hyperparameters, scales, config, seed) -> pd.DataFrame:
     return rows.assign(method=label)
 
 
-def in_each_form(chosen: dict[str, dict], wanted: list[str]) -> dict[str, dict]:
-    """Label → hyperparameters: a method that has forms once in each that is wanted."""
-    found = {}
-    for name, how in chosen.items():
-        forms = wanted if "parametrization" in METHODS[name].hyperparameters() else ()
-        each = {f"{name}, {form}": {**how, "parametrization": form} for form in forms}
-        found |= each or {name: how}
-    return found
+def in_each_form(chosen: dict[str, dict], forms: list[str]) -> dict[str, dict]:
+    """Label methods; one with parametrizations gets a label and hyperparameters for each form."""
+    labelled = {}
+    for name, hyperparameters in chosen.items():
+        by_form = {}
+        if "parametrization" in METHODS[name].hyperparameters():
+            by_form = {
+                f"{name}, {form}": {**hyperparameters, "parametrization": form} for form in forms
+            }
+        labelled |= by_form or {name: hyperparameters}
+    return labelled
 
 
 def measured(pool, curved, fixed, dev, heldout, *, seeds: int, until: float) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Where a benchmark's result goes: a file that the book reads, and the terminal."""
+"""Report a benchmark's result: to a file that the book reads, and to the terminal."""
 
 import json
 from pathlib import Path
@@ -23,6 +23,6 @@ def report(name: str, result: dict[str, Any]) -> None:
 
 
 def reported(name: str) -> list[dict[str, Any]]:
-    """The rows that `report` wrote last; none before the first."""
+    """Read the rows that `report` wrote last; none before the first."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text())["rows"] if path.exists() else []

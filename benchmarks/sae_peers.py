@@ -136,24 +136,24 @@ def main() -> None:
 
     step, model = fresh(1e-3)
     for line in sys.stdin:
-        asked = json.loads(line)
-        if asked["do"] == "time":
-            took = []
-            for _ in range(asked["steps"]):
+        request = json.loads(line)
+        if request["do"] == "time":
+            times = []
+            for _ in range(request["steps"]):
                 x = batch()
                 began = time.perf_counter()
                 step(x, 1e-4)
-                took.append(time.perf_counter() - began)
-            answer = took
+                times.append(time.perf_counter() - began)
+            answer = times
         else:
             began = time.perf_counter()
-            step, model = fresh(asked["lr"])
-            spent, steps, answer, total = time.perf_counter() - began, 0, [], asked["seconds"]
+            step, model = fresh(request["lr"])
+            spent, steps, answer, total = time.perf_counter() - began, 0, [], request["seconds"]
             while spent < total:
                 began = time.perf_counter()
                 # Warm-up over the first steps, and a fall to 0 over the last of the time given.
-                left = (total - spent) / (asked["decay"] * total)
-                step(batch(), asked["lr"] * max(0.02, min(1.0, (steps + 1) / 5, left)))
+                remaining = (total - spent) / (request["decay"] * total)
+                step(batch(), request["lr"] * max(0.02, min(1.0, (steps + 1) / 5, remaining)))
                 spent += time.perf_counter() - began
                 steps += 1
                 if spent >= total or steps in (10, 25, 50, 100):

@@ -42,13 +42,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e4, help="stop and report after so long")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
-    before = reported(NAME) if args.add else []
+    older = reported(NAME) if args.add else []
     folder = str(organism(RECIPE))
     lm = load_model(folder)
     dev = known_pairs(lm, "capital", "dev", n=args.dev_facts)
     heldout = known_pairs(lm, "capital", "heldout", n=args.facts)
     site = select_layers(lm, heldout, UnitEditHparams(parametrization="low_rank"))
-    wanted = [
+    configs = [
         (
             SAEConfig(
                 "topk", RECIPE.d_model, LATENTS * RECIPE.d_model, k=K, site="mlp_in", layer=i
@@ -57,7 +57,7 @@ def main() -> None:
         )
         for i in site.layers
     ]
-    trained = trained_saes(lm, training_tokens(RECIPE, SENTENCES), wanted)
+    trained = trained_saes(lm, training_tokens(RECIPE, SENTENCES), configs)
     saes = [str(stored_folder(sae.key)) for sae in trained]
     chosen = in_each_form(
         editing_methods(args.methods, saes, families=FAMILIES), list(PARAMETRIZATIONS)
@@ -76,7 +76,7 @@ def main() -> None:
             f"tokens carry {means['subject', last]:.2f} of its answer up to layer {last}, the last "
             f"of them alone {means['end', last]:.2f}: what writes there alone cannot reach the "
             "rest. Columns as on held-out facts.",
-            "rows": with_older(rows_of(results), before),
+            "rows": with_older(rows_of(results), older),
         },
     )
 

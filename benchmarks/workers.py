@@ -20,7 +20,7 @@ _MODEL = {}  # of this process
 
 
 def workers(n: int, device: str, name: str = DEFAULT) -> ProcessPoolExecutor:
-    """`n` processes with the model `name`; together they use as many threads as one would."""
+    """Start `n` processes with the model `name`; together they use as many threads as one would."""
     threads = max(1, torch.get_num_threads() // n)
     return ProcessPoolExecutor(
         n, get_context("spawn"), initializer=_load, initargs=(name, device, threads)
@@ -33,7 +33,7 @@ def _load(name: str, device: str, threads: int) -> None:
 
 
 def model() -> LanguageModel:
-    """In a worker: its model."""
+    """Return the model of this worker."""
     return _MODEL["lm"]
 
 
@@ -43,7 +43,7 @@ def gather(
     jobs: Sequence[tuple],
     until: float,
 ) -> pd.DataFrame:
-    """The rows of all jobs that end in time; one that fails is named, the others are given up.
+    """Gather the rows of all jobs that end in time; a failed job is printed and left out.
 
     Args:
         pool: From `workers`.
