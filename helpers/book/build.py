@@ -117,9 +117,9 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
     for name, mark in MARKS.items():
         files[name] = files[name].decode().replace(mark, tables[name]).encode()
     words = page_words(pages[0]) if pages else {}
-    for name, page in files.items():
+    for name, content in files.items():
         if name.startswith("book/") and name.endswith(".md"):
-            files[name] = _with_words(page.decode(), words).encode()
+            files[name] = _with_words(content.decode(), words).encode()
     for path in _tree(ROOT / "helpers", suffix=".py"):
         files[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     return files | _mathjax()

@@ -65,7 +65,9 @@ class Chapter:
             if isinstance(value, float):
                 if not math.isfinite(value):
                     raise ValueError(f"{name} is {value}: nothing to quote")
-                plain = float(value)  # a NumPy float has a repr that MyST cannot format
+                plain: float | int | str = float(
+                    value
+                )  # a NumPy float has a repr that MyST cannot format
             else:
                 plain = value if isinstance(value, int | str) else str(value)
             self._numbers[name] = plain

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 HELPERS = Path(__file__).resolve().parents[1]
 METHOD_FOLDERS = ("surgery", "training", "inference", "controls")
@@ -36,7 +37,7 @@ def method_names() -> tuple[MethodName, ...]:
     for folder in METHOD_FOLDERS:
         for path in sorted((HELPERS / "methods" / folder).glob("*.py")):
             for call, function in _registrations(path, ("method", "training_method")):
-                options = {k.arg: k.value for k in call.keywords}
+                options: dict[Any, Any] = {k.arg: k.value for k in call.keywords}
                 family = options["family"].value if "family" in options else "training"
                 name = _text(call.args[0], path)
                 needs_saes = "saes" in _hyperparameters(function, path)
@@ -56,14 +57,12 @@ def renamed_attacks() -> dict[str, str]:
     """Read the names that attacks had before: old name → name."""
     path = HELPERS / "evaluation" / "attacks" / "registry.py"
     for statement in _parsed(path).body:
-        if isinstance(statement, ast.Assign) and statement.targets[0].id == "RENAMED_ATTACKS":
+        if isinstance(statement, ast.Assign) and _name(statement) == "RENAMED_ATTACKS":
             return ast.literal_eval(statement.value)
     return {}
 
 
-def _registrations(
-    path: Path, decorators: tuple[str, ...]
-) -> Iterator[tuple[ast.Call, ast.FunctionDef | None]]:
+def _registrations(path: Path, decorators: tuple[str, ...]) -> Iterator[tuple[ast.Call, Any]]:
     """Yield calls of the decorators at a module's top level, each with its function."""
     for statement in _parsed(path).body:
         function = statement if isinstance(statement, ast.FunctionDef) else None
@@ -73,26 +72,31 @@ def _registrations(
                 yield node, function
 
 
-def _hyperparameters(function: ast.FunctionDef, path: Path) -> set[str]:
+def _hyperparameters(function: Any, path: Path) -> set[str]:
     """Return the fields of the class that annotates a method's parameter `hparams`."""
     (annotation,) = (a.annotation for a in function.args.args if a.arg == "hparams")
     for statement in _parsed(path).body:
         if isinstance(statement, ast.ClassDef) and statement.name == annotation.id:
-            fields = (s for s in statement.body if isinstance(s, ast.AnnAssign))
+            fields: Iterator[Any] = (s for s in statement.body if isinstance(s, ast.AnnAssign))
             return {field.target.id for field in fields}
     return set()
 
 
-def _text(node: ast.expr, path: Path) -> str:
+def _name(assignment: ast.Assign) -> str:
+    """Return the name that an assignment binds, or an empty text."""
+    return getattr(assignment.targets[0], "id", "")
+
+
+def _text(node: Any, path: Path) -> str:
     """Return a text given in the code, directly or as a constant of the module."""
     if isinstance(node, ast.Constant):
-        return node.value
+        return str(node.value)
     for statement in _parsed(path).body:
-        if isinstance(statement, ast.Assign) and statement.targets[0].id == node.id:
-            return statement.value.value
+        if isinstance(statement, ast.Assign) and _name(statement) == node.id:
+            return ast.literal_eval(statement.value)
     raise ValueError(f"{path}: the name of what is registered is no constant")
 
 
 @cache
-def _parsed(path: Path) -> ast.Module:
+def _parsed(path: Path) -> Any:
     return ast.parse(path.read_text(encoding="utf-8"))

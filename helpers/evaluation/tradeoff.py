@@ -6,6 +6,7 @@ change. All methods have this one knob, so that none is tuned more than another.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from helpers.evaluation.scaling import scale_edit
 from helpers.evaluation.scorecard import evaluate
 from helpers.evaluation.tradeoff_summary import add_summary_columns
 from helpers.evaluation.verdict import verdict
-from helpers.facts import ConceptPair
+from helpers.facts import ConceptPair, Prompt
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.io.hashing import folder_hash
@@ -94,7 +95,7 @@ def tradeoff(
                     "seed": seed,
                 }
                 run = (pair, name, hyperparameters, seed, scales[name], config)
-                tables.append(cached_table("tradeoff", key, lambda run=run: _rows(model, *run)))
+                tables.append(cached_table("tradeoff", key, partial(_rows, model, *run)))
     return add_summary_columns(pd.concat(tables, ignore_index=True))
 
 
@@ -168,7 +169,9 @@ def _attack_columns(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[
     }
 
 
-def _weight_columns(model: LanguageModel, edit: Edit, prompts: Sequence[str]) -> dict[str, float]:
+def _weight_columns(
+    model: LanguageModel, edit: Edit, prompts: Sequence[Prompt]
+) -> dict[str, float]:
     """Measure the change of the weights; NaN for an intervention."""
     if not edit.changes_weights:
         return dict.fromkeys(("norm", "delta_rank", "folding_gap"), np.nan)

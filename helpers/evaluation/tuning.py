@@ -96,7 +96,7 @@ def search(
         UserError: The record is of another model.
     """
     path, stamp = Path(record), model_hash(model)
-    content = (
+    content: dict[str, Any] = (
         _current_names(read_json(path)) if path.exists() else {"model_hash": stamp, "runs": []}
     )
     if content["model_hash"] != stamp:
@@ -171,7 +171,7 @@ def tuned(record: str | Path = RECORD) -> dict[str, Any]:
 def _current_names(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record with today's names of hyperparameters and numbers."""
 
-    def renamed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def renamed(name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return METHODS[name].hparams.current_names(settings) if name in METHODS else settings
 
     by_method = {

@@ -223,7 +223,9 @@ def facts(relation: str) -> tuple[Fact, ...]:
         "nationality": _nationality,
     }.get(relation)
     selected = []
-    for code, name in sovereign().items() if extract else ():
+    if extract is None:
+        return ()
+    for code, name in sovereign().items():
         names = [t for t in extract(code, countries()[code]) if t and t != name]
         targets = tuple(dict.fromkeys([*names, *map(_unaccented, names)]))
         is_revealed = any(re.search(rf"\b{re.escape(t)}\b", name) for t in targets)

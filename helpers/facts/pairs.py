@@ -108,9 +108,12 @@ class ConceptPair:
             UserError: The file is missing, is not YAML, or has something missing or misspelt.
         """
         content = read_pair_file(path)
-        templates = content.prompts and {
-            split: tuple(map(Template, texts)) for split, texts in content.prompts.items()
-        }
+        templates = None
+        if content.prompts:
+            templates = {
+                split: tuple(Template(text) for text in texts)
+                for split, texts in content.prompts.items()
+            }
         return cls(
             content.subject,
             content.target,

@@ -129,7 +129,7 @@ def trace_activations(
     """
     layers = architecture_of(model).layers
     with model.trace(tokens, use_cache=False) as tracer:
-        activations = {}.save()
+        activations = {}.save()  # type: ignore[attr-defined]  # nnsight adds it to objects
         for site, layer in keys:
             value = site_value(layers[layer], site, len(tokens))
             activations[site, layer] = select(value, layer) if select else value.clone()
@@ -161,7 +161,10 @@ def _selections(
     if not isinstance(positions, str):
         return list(map(select_positions, ids, positions))
     if positions == "subject":
-        return [(i, [position_of(model, p, "subject")]) for i, p in zip(ids, prompts, strict=True)]
+        subjects = [position_of(model, p, "subject") for p in prompts if isinstance(p, Prompt)]
+        if len(subjects) < len(ids):
+            raise UserError("Only a prompt knows its subject: give positions of other sequences.")
+        return [(i, [position]) for i, position in zip(ids, subjects, strict=True)]
     if positions == "last":
         return [(i, [len(i) - 1]) for i in ids]
     if positions == "all":

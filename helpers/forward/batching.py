@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -110,15 +110,15 @@ def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class PrefixState(Protocol):
-    """A prefix that was run, with whatever its runner needs to continue it.
+    """A prefix that was run, with whatever its runner needs to continue it."""
 
-    Attributes:
-        ids: The prefix's tokens.
-        states: Its states after the final norm.
-    """
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The prefix's tokens."""
 
-    ids: tuple[int, ...]
-    states: Float[Tensor, "t d_model"]
+    @property
+    def states(self) -> Float[Tensor, "t d_model"]:
+        """Its states after the final norm."""
 
 
 class ForwardRunner(Protocol):
@@ -128,9 +128,14 @@ class ForwardRunner(Protocol):
         """Run the common prefix of several sequences."""
 
     def run_suffixes(
-        self, suffixes: Sequence[tuple[int, ...]], prefix: PrefixState | None
+        self, suffixes: Sequence[tuple[int, ...]], prefix: Any
     ) -> Float[Tensor, "b t d_model"]:
-        """Run suffixes, padded on the right, after a prefix or from the start."""
+        """Run suffixes, padded on the right, after a prefix or from the start (None).
+
+        Args:
+            suffixes: Token ids.
+            prefix: The result of this runner's `run_prefix`, or None.
+        """
 
 
 def run_batched(

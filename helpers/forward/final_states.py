@@ -61,8 +61,8 @@ def states_at(
     states: dict[tuple[int, int], Tensor] = {}
     # An intervention may read all tokens before a position, so it needs whole sequences.
     split_prefixes = not active_interventions(torch_module(model))
-    runner = runner or DirectRunner(model)
-    for members, prefix, suffix_states in run_batched(runs, runner, split_prefixes=split_prefixes):
+    batches = run_batched(runs, runner or DirectRunner(model), split_prefixes=split_prefixes)
+    for members, prefix, suffix_states in batches:
         offset = len(prefix.ids) if prefix else 0
         for row, i in enumerate(members):
             for p in sorted(positions_of[i]):

@@ -6,12 +6,14 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.forward.batching import bucket_by_length
-from helpers.forward.prompts import token_ids
+from helpers.forward.prompts import Prompt, token_ids
 from helpers.models import context_length, padding, torch_module
 from helpers.models.hooks import active_interventions
 
 
-def greedy(model: LanguageModel, prompts: Sequence[str], *, max_new_tokens: int = 8) -> list[str]:
+def greedy(
+    model: LanguageModel, prompts: Sequence[Prompt | str], *, max_new_tokens: int = 8
+) -> list[str]:
     """Return the most likely continuation of each prompt, token by token.
 
     A continuation ends after `max_new_tokens`, before an end token, or where the model's context

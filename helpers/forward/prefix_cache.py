@@ -212,7 +212,7 @@ def _forward(
     tokens = right_padded(rows)
     cache = expand_kv_cache(prefix.kv_cache if prefix else [], n)
     with model.trace(tokens, past_key_values=cache, use_cache=True) as tracer:
-        active_by_layer, below = {}.save(), [].save()
+        active_by_layer, below = {}.save(), [].save()  # type: ignore[attr-defined]
         if lowest:
             below.append(arch.layers[lowest - 1].block.output)
         for i in layers:

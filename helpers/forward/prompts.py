@@ -198,7 +198,7 @@ def _locate_in_input(prompt: Prompt, text: str) -> CharSpan:
     """Find the subject in the prompt's input text."""
     start, end = prompt.locate_subject()
     plain = prompt.text
-    if text == plain:
+    if text == plain or prompt.messages is None:
         return start, end
     user, assistant_prefix = prompt.messages  # a chat template stands around and between the two
     if start >= len(plain) - len(assistant_prefix):

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from filelock import FileLock
@@ -109,7 +109,11 @@ def cached_layers(
         with file_lock(cache_dir() / kind / content_hash(key)):
             if missing := [i for i, folder in folders.items() if not _whole(folder)]:
                 for i, tensors in build(missing):
-                    cached_folder(kind, keys[i], lambda f, x=tensors: write_tensors(f / name, x))
+
+                    def write(folder: Path, tensors: dict[str, Any] = tensors) -> None:
+                        write_tensors(folder / name, tensors)
+
+                    cached_folder(kind, keys[i], write)
     return {i: folder / name for i, folder in folders.items()}
 
 

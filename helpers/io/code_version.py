@@ -81,8 +81,8 @@ def direct_imports(tree: ast.Module, path: Path) -> list[Path]:
             names |= {alias.name for alias in node.names}
             at_run_time |= any(alias.name == "pkgutil" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*base, *([node.module] if node.module else [])])
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         at_run_time |= getattr(node, "attr", getattr(node, "id", "")) == "import_module"
     files = [file for name in names if name.split(".")[0] == "helpers" for file in _files(name)]

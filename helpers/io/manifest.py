@@ -65,7 +65,7 @@ def git_commit() -> str:
     """Return the working tree's commit, with `+changes` if files differ from it, or `unknown`."""
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
-        quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], **quiet)
         changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], **quiet)
     except (OSError, subprocess.CalledProcessError):

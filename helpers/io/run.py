@@ -77,12 +77,14 @@ class Run:
         Returns:
             The file's path.
         """
-        table = isinstance(value, pd.DataFrame)
-        path = self.path(f"{name}.parquet" if table else f"{name}.json")
-        if table:
-            value = value.copy(deep=False)
-            value.attrs = {}  # such as the seconds that a cached table took
-        (write_table if table else write_json)(path, value)
+        if isinstance(value, pd.DataFrame):
+            path = self.path(f"{name}.parquet")
+            table = value.copy(deep=False)
+            table.attrs = {}  # such as the seconds that a cached table took
+            write_table(path, table)
+        else:
+            path = self.path(f"{name}.json")
+            write_json(path, value)
         return path
 
     def load(self, name: str, *, step: str) -> Any:

@@ -48,7 +48,7 @@ KINDS = {
 }
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """The safe loader, with an error for a key that is given twice."""
 
     def construct_mapping(self, node, deep=False):

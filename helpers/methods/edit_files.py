@@ -168,12 +168,14 @@ def read_patch(path: str | Path) -> tuple[WeightEdit | HookIntervention, dict[st
         raise UserError(f"{shown} is damaged (its numbers are not those written): save it again.")
     try:
         if metadata.intervention is not None:
-            delta = HookIntervention(
-                metadata.intervention, metadata.settings, tensors, metadata.notes
+            settings = metadata.settings or {}
+            delta: WeightEdit | HookIntervention = HookIntervention(
+                metadata.intervention, settings, tensors, metadata.notes
             )
         else:
             notes = _current_notes(metadata.notes)
-            delta = WeightEdit.from_tensors(tensors, metadata.edited_tensors_hash, notes)
+            edited_hash = metadata.edited_tensors_hash or ""  # there, or the metadata are refused
+            delta = WeightEdit.from_tensors(tensors, edited_hash, notes)
     except UserError as error:
         raise UserError(f"{shown} holds no edit that can be made: {error}") from None
     record = ("method", "pair", "hyperparameters", "seed", "seconds", "base_hash")

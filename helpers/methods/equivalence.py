@@ -7,6 +7,7 @@ which is no neuron of the model's own kind, such as an SAE that clamps a latent 
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -14,14 +15,14 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.prompts import token_ids
+from helpers.forward.prompts import Prompt, token_ids
 from helpers.methods.appended_neurons import bias_name
 from helpers.methods.edit import Edit
 from helpers.methods.weight_edit import WeightEdit
 from helpers.models import MLPArchitecture, architecture_of, final_norm, unembed
 
 
-def max_logit_diff(model: LanguageModel, edit: Edit, prompts: Sequence[str]) -> float:
+def max_logit_diff(model: LanguageModel, edit: Edit, prompts: Sequence[Prompt | str]) -> float:
     """Return the largest difference of any logit between the edit as weights and as intervention.
 
     Args:
@@ -35,7 +36,7 @@ def max_logit_diff(model: LanguageModel, edit: Edit, prompts: Sequence[str]) -> 
     largest = 0.0
     for prompt in prompts:
         ids = token_ids(model, prompt)
-        intervened = intervened_logits(model, edit.delta, ids)
+        intervened = intervened_logits(model, cast(WeightEdit, edit.delta), ids)
         with edit.applied(model), torch.inference_mode():
             folded = model._module(torch.tensor([ids]).to(model._module.device)).logits[0]
         largest = max(largest, float((intervened - folded.float()).abs().max()))

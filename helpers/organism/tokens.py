@@ -141,7 +141,9 @@ class TokenizedText:
             all_ids.append(ids)
         return cls(all_ids, labels, encoder.pad_token_id)
 
-    def batch(self, index: Sequence[int]) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    def batch(
+        self, index: Sequence[int] | np.ndarray
+    ) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
         """Pad sentences on the right.
 
         Args:

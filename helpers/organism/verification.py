@@ -268,7 +268,9 @@ def _finding(row: Mapping[str, Any], margins: Margins) -> Finding:
         return Finding.TOO_FEW
     still_known = row["probability"] > row["chance"]
     above = Finding.STILL_KNOWN if still_known else Finding.ABOVE_ORACLE
-    bounds = {  # low, high, finding below, finding above; damage has no lower bound
+    bounds: dict[
+        str, tuple[float, float, Any, Finding]
+    ] = {  # low, high, finding below, finding above; damage has no lower bound
         "log_odds": (-margins.log_odds, margins.log_odds, Finding.OVER_FORGETTING, above),
         "damage": (-np.inf, margins.damage, None, Finding.DAMAGED),
         "learning": (

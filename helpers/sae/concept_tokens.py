@@ -93,11 +93,11 @@ def concept_tokens(
         text_ids, spans = map(np.array, encode_with_offsets(tokenizer, text))
         not_empty = spans[:, 1] > spans[:, 0]
         is_named = np.zeros(len(spans), bool)
-        for concept, start, end in mentions:
+        for mentioned, start, end in mentions:
             in_name = (spans[:, 0] < end) & (spans[:, 1] > start) & not_empty
             is_named |= in_name
-            if concept is not None:
-                rows.append((len(ids), int(in_name.nonzero()[0][-1]), concept, "passage"))
+            if mentioned is not None:
+                rows.append((len(ids), int(in_name.nonzero()[0][-1]), mentioned, "passage"))
         # The first token is an attention sink, unlike all others: it is not ordinary.
         ordinary = np.flatnonzero(~is_named & not_empty & (np.arange(len(spans)) > 0))
         for position in rng.permutation(ordinary)[:N_ORDINARY]:

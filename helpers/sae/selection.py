@@ -5,6 +5,7 @@ largest entries are selected, so no (batch, dictionary) tensor is ever stored.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -129,7 +130,7 @@ def select_batch_topk(
         The active set, and the smallest selected pre-activation.
     """
     n_wanted = k * len(x)
-    active = select_above(x, encoder, bias, guess) if guess > 0 else None
+    active: Any = select_above(x, encoder, bias, guess) if guess > 0 else None
     if active is None or active.dense or len(active.hidden_pre) < n_wanted:
         # Each row's few largest hold k · n that are close to the batch's; what exceeds the least
         # of these holds the batch's.

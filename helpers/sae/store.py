@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Int
 from nnsight import LanguageModel
@@ -94,7 +94,7 @@ def trained_saes(
                     shards = _harvest(model, tokens, [c for c, _ in jobs])
                 _train(shards, key, config, settings, watch)
                 stored = _stored(key, config, settings)
-            saes.append(stored)
+            saes.append(cast(StoredSAE, stored))
     if shards is not None and shards.reading:
         shards.reading.release()
     return saes
@@ -133,9 +133,9 @@ def sae_folders(run: Run, folders: str, *, step: str) -> list[str]:
     Raises:
         UserError: An SAE is no longer in the cache.
     """
-    folders = [f.strip() for f in folders.split(",") if f.strip()]
-    if folders or not run.path("saes.json", step=step).exists():
-        return folders
+    given = [f.strip() for f in folders.split(",") if f.strip()]
+    if given or not run.path("saes.json", step=step).exists():
+        return given
     rows = reversed(run.load("saes", step=step))
     first = {(row["site"], row["layer"]): row["key"] for row in rows}
     return [str(stored_folder(key)) for key in first.values()]
@@ -222,6 +222,6 @@ def _key(cfg: SAEConfig, settings: TrainSettings, tokens: Tensor) -> str:
     """Hash all that an SAE depends on; the code without comments, docstrings and layout."""
     modules = [Path(__file__).with_name(f"{name}.py") for name in CODE]
     classes = [c for c in architecture(cfg).__mro__ if c.__module__.startswith("helpers.")]
-    modules += [Path(inspect.getsourcefile(c)) for c in classes]
+    modules += [Path(inspect.getfile(c)) for c in classes]
     code = [module_hash(module) for module in modules]
     return content_hash(cfg.to_dict(), asdict(settings), tokens, code)

@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.forward.activations import cache_activations
+from helpers.forward.activations import Position, cache_activations
 from helpers.forward.batching import BATCH_TOKENS
 from helpers.forward.prompts import Prompt, first_token, position_of, token_ids
 from helpers.forward.sites import SITES, check_sites, site_value
@@ -251,7 +251,7 @@ def ablation(
     *,
     sites: Sequence[str] = ("attention", "mlp"),
     layers: Sequence[int] | None = None,
-    position: str = "subject",
+    position: Position = "subject",
     reference: Sequence[Prompt] | None = None,
 ) -> pd.DataFrame:
     """Measure how much log-probability the answer loses when one write is removed at one token.

@@ -1,7 +1,8 @@
 """The registry of attacks, the table that every attack returns, and the control facts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -121,7 +122,7 @@ def checked_names(names: Sequence[str]) -> list[str]:
     return [ATTACKS[name].name for name in names]
 
 
-def score_table(scores: dict[float, Sequence[float]]) -> pd.DataFrame:
+def score_table(scores: Mapping[Any, Iterable[float]]) -> pd.DataFrame:
     """Build a table of `COLUMNS` from budget → the scores of all prompts."""
     rows = [(b, i, float(s)) for b, values in scores.items() for i, s in enumerate(values)]
     return pd.DataFrame(rows, columns=COLUMNS)

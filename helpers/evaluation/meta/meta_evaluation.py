@@ -7,6 +7,7 @@ metric that is to certify forgetting has to separate hidden from absent.
 """
 
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -116,9 +117,7 @@ def evaluate_states(
         table = cached_table(
             "meta-evaluation",
             key,
-            lambda fact=fact, control=control, controls=controls: evaluate_fact(
-                model, fact, control, depth_controls=controls, seed=seed
-            ),
+            partial(evaluate_fact, model, fact, control, depth_controls=controls, seed=seed),
         )
         tables.append(table.assign(fact=k))
     return pd.concat(tables, ignore_index=True)

@@ -7,6 +7,7 @@ from jaxtyping import Bool
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
+from helpers.forward.prompts import Prompt
 from helpers.forward.scoring import token_ranks
 
 
@@ -50,7 +51,7 @@ def _tokens(matches: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 
 
 def likeliest_matches(
-    model: LanguageModel, prompts: Sequence[str], texts: Sequence[str]
+    model: LanguageModel, prompts: Sequence[Prompt | str], texts: Sequence[str]
 ) -> list[Bool[np.ndarray, " n"]]:
     """Compare each token of a text with the model's likeliest after the true ones before it.
 

@@ -54,7 +54,8 @@ def losses_and_kl(
 def perplexity(losses: Float[np.ndarray, " n"], *, seed: int = 0) -> Metric:
     """Compute exp of the mean loss, with the interval of the mean over sequences."""
     mean = bootstrap(losses, seed=seed)
-    return Metric(*(float(np.exp(x)) for x in (mean.value, mean.low, mean.high)), mean.n)
+    value, low, high = (float(np.exp(x)) for x in (mean.value, mean.low, mean.high))
+    return Metric(value, low, high, mean.n)
 
 
 def perplexity_change(
@@ -62,4 +63,5 @@ def perplexity_change(
 ) -> Metric:
     """Compute perplexity after / before − 1, paired over sequences: 0 if nothing changed."""
     mean = bootstrap(after - before, seed=seed)
-    return Metric(*(float(np.expm1(x)) for x in (mean.value, mean.low, mean.high)), mean.n)
+    value, low, high = (float(np.expm1(x)) for x in (mean.value, mean.low, mean.high))
+    return Metric(value, low, high, mean.n)

@@ -61,7 +61,7 @@ def forget_quality(unlearned: Float[np.ndarray, " n"], reference: Float[np.ndarr
 
 
 def answer_losses(
-    model: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str]
+    model: LanguageModel, prompts: Sequence[Prompt | str], answers: Sequence[str]
 ) -> Float[np.ndarray, " n"]:
     """Compute the mean NLL of each answer's tokens, in nats a token."""
     lengths = []

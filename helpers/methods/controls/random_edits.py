@@ -5,7 +5,7 @@ than the control's is what a change of that size costs anywhere.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from nnsight import LanguageModel
@@ -101,7 +101,7 @@ def random_rows(
         generator = torch.Generator().manual_seed(seed * 10_007 + i)
         order = torch.randperm(arch.d_mlp, generator=generator)
         names = (layer.mlp.in_name, layer.mlp.gate_name, layer.mlp.out_name)
-        orders |= dict.fromkeys(names, order)
+        orders |= dict.fromkeys(filter(None, names), order)
     changes = {}
     reference = _reference_edit(model, pair, hparams.reference_method, seed)
     for name, change in reference.changes.items():
@@ -123,4 +123,4 @@ def _reference_edit(model: LanguageModel, pair: ConceptPair, name: str, seed: in
     if name not in METHODS or METHODS[name].family == "control":
         known = ", ".join(n for n, m in METHODS.items() if m.family != "control")
         raise UserError(f"There is no method '{name}' to take the size from; there are {known}.")
-    return METHODS[name].make(model, [pair], seed=seed)
+    return cast(WeightEdit, METHODS[name].make(model, [pair], seed=seed))

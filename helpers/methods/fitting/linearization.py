@@ -10,6 +10,7 @@ weights stay untouched.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -213,7 +214,7 @@ def _forward_passes(
             width = tokens.shape[1]
             if prefix_cache:
                 kwargs = prefix_cache.forward_kwargs(sequences, width)
-                shortened = prefix_cache.resume_above(sequences, width)
+                shortened: Any = prefix_cache.resume_above(sequences, width)
             else:
                 kwargs = {}
                 shortened = cached_forward(torch_module(model), (tokens.shape, tuple(sequences)))
@@ -240,7 +241,7 @@ def _forward(
     """Return inputs and outputs of the edited MLPs and the last residual stream, with the graph."""
     arch = architecture_of(model)
     with model.trace(tokens, **kwargs) as tracer:
-        inputs, outputs = {}.save(), {}.save()
+        inputs, outputs = {}.save(), {}.save()  # type: ignore[attr-defined]
         for i in layers:
             mlp = arch.layers[i].mlp
             mlp_in = mlp.in_envoy.input

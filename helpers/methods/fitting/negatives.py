@@ -294,10 +294,10 @@ def subject_inputs(
                 variant = (from_end, ids[token], ids[position], start == 0)
                 group.setdefault(variant, []).append(len(requests))
                 requests.append((ids, [position]))
-    ids, positions = zip(*requests, strict=True)
+    sequences, positions = [i for i, _ in requests], [p for _, p in requests]
     activations = cache_activations(
         model,
-        ids,
+        sequences,
         sites=["mlp_in"],
         layers=layers,
         positions=positions,

@@ -205,7 +205,7 @@ class UpperLayers:
         self.subject = torch.tensor([position_of(model, p, "subject") for p in prompts])
         self.last = torch.tensor([len(i) - 1 for i in ids])
         with torch.no_grad(), model.trace(self.tokens) as tracer:
-            saved = {}.save()
+            saved = {}.save()  # type: ignore[attr-defined]
             if layer:
                 saved["below"] = self.arch.layers[layer - 1].block.output.clone()
             output = self.arch.layers[layer].mlp.out_envoy.output

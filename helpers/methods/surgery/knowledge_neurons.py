@@ -184,7 +184,7 @@ def integrated_gradients(
     ids, at = token_ids(model, prompt), position_of(model, prompt, position)
     answer = first_token(model, prompt, prompt.answers[0])
     with torch.no_grad(), model.trace(torch.tensor([ids])) as tracer:
-        saved = {}.save()
+        saved = {}.save()  # type: ignore[attr-defined]
         for i in range(arch.n_layers):
             hidden = arch.layers[i].mlp.out_envoy.input
             saved["hidden", i] = hidden.view(1, len(ids), -1)[0, at].clone()

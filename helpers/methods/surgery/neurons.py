@@ -174,7 +174,7 @@ def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightE
         index = sorted({neuron for chosen_layer, neuron in chosen if chosen_layer == layer})
         one_hot = torch.eye(arch.d_mlp)[index]  # (n, d_mlp)
         for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
-            if name:  # one_hotᵀ times minus the rows themselves
+            if name and keys is not None:  # one_hotᵀ times minus the rows themselves
                 changes[name] = low_rank_change(mlp, one_hot.T, -keys[index])
         changes[mlp.out_name] = low_rank_change(mlp, -mlp.W_out()[:, index], one_hot)
     return WeightEdit.of(torch_module(model), changes)

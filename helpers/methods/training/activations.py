@@ -26,7 +26,7 @@ def activations_with_grad(
     """
     arch = architecture_of(model)
     with model.trace(batch.ids) as tracer:
-        activations = {}.save()
+        activations = {}.save()  # type: ignore[attr-defined]  # nnsight adds it to objects
         for layer, site in sites:
             value = site_value(arch.layers[layer], site, len(batch.ids))
             activations[layer, site] = value.clone()

@@ -1,6 +1,7 @@
 """DPO toward a refusal: the refusal is preferred to the answer."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from helpers.methods.training.task import (
 )
 from helpers.training.examples import Batch, collate, label_logits, sum_per_sequence, token_losses
 
-PerSequence = Float[Tensor, " b"]
+PerSequence: TypeAlias = Float[Tensor, " b"]
 
 
 def dpo_loss(
