@@ -57,7 +57,9 @@ def saved(model, tmp_path_factory) -> list[tuple[Edit, bytes]]:
     draw = torch.Generator().manual_seed(0)
     mlp = architecture_of(model).layers[1].mlp
     factors = {"left": torch.randn(16, 2, generator=draw), "right": torch.randn(2, 24)}
-    low = WeightEdit.of(model._module, {mlp.out_name: Change(**factors)}, notes={"relative_cost": 0.5})
+    low = WeightEdit.of(
+        model._module, {mlp.out_name: Change(**factors)}, notes={"relative_cost": 0.5}
+    )
     dense = WeightEdit.of(model._module, {mlp.in_name: Change(dense=torch.randn(24, 16))})
     d = GatedUnits(torch.randn(1, 16, generator=draw), torch.tensor([0.1]), torch.ones(1))
     neurons = append_units(model, {1: d}, {1: torch.randn(1, 16, generator=draw)})

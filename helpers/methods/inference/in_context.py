@@ -65,8 +65,8 @@ def in_context(
     fields = re.findall(r"\{[^{}]*\}", hparams.request)
     if unknown := [field for field in fields if field not in names]:
         raise UserError(
-            f"The request '{visible(hparams.request)}' may name {{subject}} and {{target}} only, not "
-            f"{visible(unknown[0])}."
+            f"The request '{visible(hparams.request)}' may name {{subject}} and {{target}} only, "
+            f"not {visible(unknown[0])}."
         )
     # Replaced literally and all at once: `format` would read attributes that a request names, and a
     # subject may hold braces itself.
