@@ -32,7 +32,7 @@ from helpers.methods.snapshots import (
     uninterrupted,
 )
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import architecture_of, model_hash
+from helpers.models import architecture_of, model_hash, torch_module
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Edit:
             UserError: The edit is not applied, or a later edit was made for a model that this one
                 widened.
         """
-        module, stack = model._module, applied_edits(model)
+        module, stack = torch_module(model), applied_edits(model)
         place = self._place(stack)
         if place is None:
             raise UserError(f"This edit ({self._shown}) is not applied to this model.")
@@ -131,7 +131,7 @@ class Edit:
 
     def _check_weights(self, model: LanguageModel, stack: Sequence[AppliedEdit]) -> None:
         """Refuse a model with other weights than those that the edit was made for."""
-        module, changes = model._module, self.delta.changes
+        module, changes = torch_module(model), self.delta.changes
         only_appends = not any(change.is_additive for change in changes.values())
         # Neurons of other edits don't matter to appended ones: compare with the weights before.
         fits_below = bool(stack and only_appends) and (
@@ -153,7 +153,7 @@ class Edit:
             before: The parameters that they change, as they were before this edit.
             later_edits: The weight edits that were applied after this one.
         """
-        sizes = parameter_shapes(model._module, before) | {
+        sizes = parameter_shapes(torch_module(model), before) | {
             name: None if snapshot.parameter is None else tuple(snapshot.parameter.shape)
             for name, snapshot in before.items()
         }
@@ -181,7 +181,7 @@ class Edit:
     def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
         """Apply the edit for a `with` block; afterwards revert it, and check the weights' hash."""
         edits_before = active_edits(model)
-        hash_before = edited_tensors_hash(model._module, self.delta.parameter_names())
+        hash_before = edited_tensors_hash(torch_module(model), self.delta.parameter_names())
         try:
             self.apply(model)
             yield model
@@ -190,7 +190,7 @@ class Edit:
                 with uninterrupted():
                     self.revert(model)
             if active_edits(model) == edits_before:
-                hash_after = edited_tensors_hash(model._module, self.delta.parameter_names())
+                hash_after = edited_tensors_hash(torch_module(model), self.delta.parameter_names())
                 if hash_after != hash_before:
                     raise RuntimeError("the weights did not come back")
 
@@ -247,5 +247,5 @@ class Edit:
             "notes": self.delta.notes,
             "bytes": self.delta.size(),
             "changes_weights": weights,
-            "tensors": self.delta.measures(model._module) if weights else [],
+            "tensors": self.delta.measures(torch_module(model)) if weights else [],
         }

@@ -18,6 +18,7 @@ from helpers.methods.snapshots import (
     snapshot_parameters,
     uninterrupted,
 )
+from helpers.models import torch_module
 
 HookFactory = Callable[[], Callable[[], None]]  # registers hooks; returns a call that removes them
 
@@ -54,7 +55,7 @@ _STACKS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 def applied_edits(model: LanguageModel) -> list[AppliedEdit]:
     """Return the model's stack of edits, the first applied edit first; callers may change it."""
-    return _STACKS.setdefault(model._module, [])
+    return _STACKS.setdefault(torch_module(model), [])
 
 
 def earliest_snapshots(stack: Sequence[AppliedEdit]) -> dict[str, ParameterSnapshot]:
@@ -69,7 +70,7 @@ def push(model: LanguageModel, entry: AppliedEdit) -> None:
     """Apply an entry's edit and put it on top of the stack."""
     applied_edits(model).append(entry)
     if entry.edit.changes_weights:
-        entry.edit.delta.add_to(model._module)
+        entry.edit.delta.add_to(torch_module(model))
     entry.add_hooks()
 
 
@@ -85,14 +86,14 @@ def all_or_nothing(
         names: The parameters that `change` changes.
         change: Is called with their snapshots. Ctrl-C waits until it is done, and then undoes it.
     """
-    stack, before = applied_edits(model), snapshot_parameters(model._module, names)
+    stack, before = applied_edits(model), snapshot_parameters(torch_module(model), names)
     entries = list(stack)
     try:
         with uninterrupted():
             change(before)
     except BaseException:  # out of memory, or interrupted, too
         with uninterrupted():
-            restore_parameters(model._module, before)
+            restore_parameters(torch_module(model), before)
             for entry in stack:
                 entry.remove_hooks()
             stack[:] = entries
@@ -114,7 +115,7 @@ def base_model(model: LanguageModel) -> Iterator[LanguageModel]:
 
     Edits that are applied inside the block and not reverted come off at its end.
     """
-    module, stack = model._module, applied_edits(model)
+    module, stack = torch_module(model), applied_edits(model)
     before = earliest_snapshots(stack)
     edited = snapshot_parameters(module, before)
     try:
@@ -138,4 +139,4 @@ def base_model(model: LanguageModel) -> Iterator[LanguageModel]:
 
 def active_edits(model: LanguageModel) -> list[Any]:
     """Return the edits that the model carries (`Edit`), in the order in which they were applied."""
-    return [entry.edit for entry in _STACKS.get(model._module, [])]
+    return [entry.edit for entry in _STACKS.get(torch_module(model), [])]

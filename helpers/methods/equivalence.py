@@ -19,7 +19,7 @@ from helpers.forward.prompts import Prompt, token_ids
 from helpers.methods.appended_neurons import bias_name
 from helpers.methods.edit import Edit
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import MLPArchitecture, architecture_of, final_norm, unembed
+from helpers.models import MLPArchitecture, architecture_of, final_norm, torch_module, unembed
 
 
 def max_logit_diff(model: LanguageModel, edit: Edit, prompts: Sequence[Prompt | str]) -> float:
@@ -33,12 +33,14 @@ def max_logit_diff(model: LanguageModel, edit: Edit, prompts: Sequence[Prompt | 
     Raises:
         UserError: The edit changes a tensor that is not of an MLP.
     """
-    largest = 0.0
+    largest, module = 0.0, torch_module(model)
     for prompt in prompts:
         ids = token_ids(model, prompt)
         intervened = intervened_logits(model, cast(WeightEdit, edit.delta), ids)
         with edit.applied(model), torch.inference_mode():
-            folded = model._module(torch.tensor([ids]).to(model._module.device)).logits[0]
+            folded = torch_module(model)(torch.tensor([ids]).to(torch_module(model).device)).logits[
+                0
+            ]
         largest = max(largest, float((intervened - folded.float()).abs().max()))
     return largest
 

@@ -19,7 +19,7 @@ from helpers.errors import UserError
 from helpers.io.files import atomic_path
 from helpers.methods.appended_neurons import bias_name
 from helpers.methods.change import Change
-from helpers.models import MLPArchitecture, architecture_of
+from helpers.models import MLPArchitecture, architecture_of, torch_module
 from helpers.models.hooks import active_interventions
 from helpers.models.tokenization import save_tokenizer
 
@@ -45,7 +45,7 @@ def save_peft_adapter(
     tensors, ranks, transposed = {}, {}, set()
     for name, change in changes.items():
         owner = name.removesuffix(".weight")
-        layer = model._module.get_submodule(owner)
+        layer = torch_module(model).get_submodule(owner)
         if not isinstance(layer, Conv1D | torch.nn.Linear) or not name.endswith(".weight"):
             raise UserError(f"{name} is no linear layer's weight: peft has no adapter for it.")
         left, right = change.factors()
@@ -86,7 +86,7 @@ def save_pretrained_widened(model: LanguageModel, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} is there already: name a folder that is not.")
-    module, arch = model._module, architecture_of(model)
+    module, arch = torch_module(model), architecture_of(model)
     if active_interventions(module):
         raise UserError(
             "The model carries an intervention, which is no weights and would be lost: revert it, "

@@ -20,6 +20,7 @@ from helpers.io.files import check_finite
 from helpers.io.hashing import content_hash, json_default
 from helpers.io.safe_text import visible
 from helpers.methods.change import check_floats
+from helpers.models import torch_module
 from helpers.models.hooks import Hook, register_intervention
 
 
@@ -144,7 +145,7 @@ class HookIntervention:
             UserError: The model has other sizes.
         """
         hooks, fingerprint = self.checked().hooks(model, self.parts), self.fingerprint
-        return lambda: register_intervention(model._module, fingerprint, hooks)
+        return lambda: register_intervention(torch_module(model), fingerprint, hooks)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies of its tensors for a file."""

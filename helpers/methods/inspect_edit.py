@@ -5,7 +5,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.methods.edit import Edit
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 
 
 def change_by_layer(model: LanguageModel, edit: Edit) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def change_by_layer(model: LanguageModel, edit: Edit) -> pd.DataFrame:
     """
     if not edit.changes_weights:
         return pd.DataFrame(columns=["layer", "matrix", "norm", "relative", "share"])
-    module = model._module
+    module = torch_module(model)
     paths = {id(m): f"{name}." for name, m in module.named_modules()}
     blocks = [paths[id(layer.block._module)] for layer in architecture_of(model).layers]
     rows = []

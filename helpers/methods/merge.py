@@ -12,7 +12,7 @@ from helpers.methods.edit import Edit
 from helpers.methods.edit_stack import base_model
 from helpers.methods.snapshots import edited_tensors_hash
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import model_hash
+from helpers.models import model_hash, torch_module
 
 
 def merge_edits(model: LanguageModel, edits: Sequence[Edit]) -> Edit:
@@ -41,14 +41,14 @@ def merge_edits(model: LanguageModel, edits: Sequence[Edit]) -> Edit:
                     f"{visible(edit.method)} is an intervention: only edits of weights add up."
                 )
             if (
-                edited_tensors_hash(model._module, edit.delta.changes)
+                edited_tensors_hash(torch_module(model), edit.delta.changes)
                 != edit.delta.edited_tensors_hash
             ):
                 raise UserError(f"The edit by {visible(edit.method)} was made on another model.")
             for name, change in edit.delta.changes.items():
                 changes.setdefault(name, []).append(change)
         base = model_hash(model)
-        delta = WeightEdit.of(model._module, {n: _sum(c) for n, c in changes.items()})
+        delta = WeightEdit.of(torch_module(model), {n: _sum(c) for n, c in changes.items()})
     pairs = [p for e in edits for p in (e.pair if isinstance(e.pair, list) else [e.pair])]
     hyperparameters = {"edits": [e.method for e in edits]}
     seconds = sum(e.seconds for e in edits)

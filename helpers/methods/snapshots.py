@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.errors import UserError
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def subtracted(
         parts: Layer → matrix that is subtracted from its W_out.
     """
     mlps = {i: architecture_of(model).layers[i].mlp for i in parts}
-    with preserved_parameters(model._module, [mlp.out_name for mlp in mlps.values()]):
+    with preserved_parameters(torch_module(model), [mlp.out_name for mlp in mlps.values()]):
         with torch.no_grad():
             for i, part in parts.items():
                 weight = mlps[i].W_out()

@@ -19,7 +19,7 @@ from helpers.io.files import check_finite
 from helpers.methods.edit import Edit
 from helpers.methods.edit_files import read_patch
 from helpers.methods.registry import METHODS, Method
-from helpers.models import model_hash
+from helpers.models import model_hash, torch_module
 
 DEFAULT_METHOD = "gated_neuron"
 MAX_UNSOLVED = 0.05  # share of the residual's sum of squares that an edit may leave unmentioned
@@ -58,7 +58,7 @@ def unlearn(
     pairs = [pair] if isinstance(pair, ConceptPair) else list(pair)
     hyperparameters = _checked_hyperparameters(entry, hyperparameters)
     _check_pairs(entry, pairs)
-    check_finite(dict(model._module.named_parameters()), "The model")
+    check_finite(dict(torch_module(model).named_parameters()), "The model")
     for single_pair in pairs:
         if reason := why_unknown(model, single_pair):
             warnings.warn(f"{reason}, so there is little to forget.", stacklevel=2)
@@ -70,7 +70,7 @@ def unlearn(
     fact = facts[0] if len(facts) == 1 else facts
     all_hyperparameters = entry.hyperparameters() | hyperparameters
     edit = Edit(method, fact, delta, all_hyperparameters, seed, seconds, base)
-    if model._module.dtype == torch.float16:  # products may pass its largest number, 65,504
+    if torch_module(model).dtype == torch.float16:  # products may pass its largest number, 65,504
         require_finite_answers(model, edit, pairs)
     if (unsolved := delta.notes.get("relative_cost", 0.0)) > MAX_UNSOLVED:
         warnings.warn(
@@ -129,7 +129,7 @@ def require_finite_answers(model: LanguageModel, edit: Edit, pairs: Sequence[Con
         prompts = [p for pair in pairs for p in pair.prompts("train")]
         probabilities = answer_probability(model, prompts)
     if not np.isfinite(probabilities).all():
-        dtype = str(model._module.dtype).removeprefix("torch.")
+        dtype = str(torch_module(model).dtype).removeprefix("torch.")
         raise UserError(
             f"With this edit ({edit._shown}) the model's answers are not finite: it writes more "
             f"than {dtype} has numbers for. Load the model as float32, or make another edit."

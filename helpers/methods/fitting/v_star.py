@@ -23,7 +23,7 @@ from helpers.forward.prompts import first_token, position_of, token_ids
 from helpers.forward.scoring import answer_probability
 from helpers.methods.fitting.contrast import check_number, other_subjects, subject_prompts
 from helpers.methods.registry import Hyperparameters
-from helpers.models import architecture_of, final_norm, model_hash, unembed
+from helpers.models import architecture_of, final_norm, model_hash, torch_module, unembed
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +136,9 @@ def compute_v_star(
     hparams = hparams or VStarHparams()
     prompts = map(str, pair.prompts("train"))
     key = (model_hash(model), pair, *prompts, layer, hparams.v_star_settings())
-    last = _LAST_RESULT.get(model._module)
+    last = _LAST_RESULT.get(torch_module(model))
     if last is None or last[0] != key:
-        last = _LAST_RESULT[model._module] = (key, _search(model, pair, layer, hparams))
+        last = _LAST_RESULT[torch_module(model)] = (key, _search(model, pair, layer, hparams))
     return last[1].clone()
 
 
@@ -147,7 +147,9 @@ def _search(
 ) -> Float[Tensor, " d_model"]:
     """Minimise the loss of `compute_v_star` by Adam."""
     prompts = subject_prompts(pair)
-    baseline = baseline_target_prob(model, pair, prompts, hparams).log().to(model._module.device)
+    baseline = (
+        baseline_target_prob(model, pair, prompts, hparams).log().to(torch_module(model).device)
+    )
     essence = Prompt(f"{pair.subject} is a", subject=pair.subject)
     upper = UpperLayers(model, [*prompts, essence], layer)
     answers = torch.tensor([first_token(model, p, p.answers[0]) for p in prompts])

@@ -13,7 +13,7 @@ from helpers.forward.activations import cache_activations
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.snapshots import preserved_parameters
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 
 Keys = Float[Tensor, "n d_mlp"]  # one key a row
 
@@ -76,7 +76,7 @@ def distribute_over_layers(
 
     changes = {}
     target = None  # residual stream after the last layer that the edit should reach
-    with preserved_parameters(model._module, [arch.layers[i].mlp.out_name for i in layers]):
+    with preserved_parameters(torch_module(model), [arch.layers[i].mlp.out_name for i in layers]):
         for n_done, i in enumerate(layers):
             mlp = arch.layers[i].mlp
             residual_stream = at_subject("residual", layers[-1]).double()
@@ -88,4 +88,4 @@ def distribute_over_layers(
             weight = mlp.out_module.weight
             with torch.no_grad():
                 weight += change.matrix().to(weight)
-    return WeightEdit.of(model._module, changes)
+    return WeightEdit.of(torch_module(model), changes)

@@ -17,7 +17,7 @@ from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import solve_regularised
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def rome(
     C = key_covariance(model, layers=[layer], n_tokens=hparams.n_tokens, seed=seed)[layer]
     u = solve_regularised(C, k[:, None], ridge=hparams.covariance_ridge)[:, 0]  # C⁻¹k, (d_mlp,)
     change = low_rank_change(mlp, delta.double()[:, None], (u / (k.double() @ u))[None])
-    return WeightEdit.of(model._module, {mlp.out_name: change})
+    return WeightEdit.of(torch_module(model), {mlp.out_name: change})
 
 
 def written_shares(
