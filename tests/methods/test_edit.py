@@ -35,7 +35,7 @@ from helpers.methods import (
     unlearn,
 )
 from helpers.methods.change import tensors_hash
-from helpers.methods.registry import Method
+from helpers.methods.registry import Hyperparameters, Method
 from helpers.methods.surgery.neurons import deletion, random_like, rank_neurons
 from helpers.models import architecture_of, model_hash
 from helpers.sae import SAEConfig, save_sae
@@ -57,7 +57,7 @@ def small(tmp_path_factory):
         numbers = SMALL | (BRIEF if METHODS[method].family in ("training", "inference") else {})
         found = {k: v for k, v in numbers.items() if k in METHODS[method].hyperparameters()}
         if "saes" in METHODS[method].hyperparameters():
-            site = getattr(METHODS[method].function, "reads", ("mlp_in",))[0]
+            site = (METHODS[method].sae_sites or ("mlp_in",))[0]
             folder = tmp_path_factory.mktemp(site)
             d, stamp = architecture_of(model).d_model, model_hash(model)
             cfg = SAEConfig("topk", d, 4 * d, k=8, site=site, layer=1, model_hash=stamp)
@@ -431,11 +431,11 @@ def test_a_model_or_an_edit_that_is_not_finite_is_refused_with_the_tensors_name(
     model = knowing()
     name = architecture_of(model).layers[1].mlp.out_name
 
-    def broken(model, pair, *, seed=0):
+    def broken(model, pair, hparams, *, seed=0):
         like = model._module.get_parameter(name)
         return WeightEdit.of(model._module, {name: Change(dense=torch.full_like(like, torch.nan))})
 
-    monkeypatch.setitem(METHODS, "broken", Method("broken", "surgery", broken))
+    monkeypatch.setitem(METHODS, "broken", Method("broken", "surgery", broken, Hyperparameters))
     with pytest.raises(UserError, match=f"The edit: '{name}.dense' holds numbers that are not"):
         unlearn(model, FRANCE, "broken")
     with torch.no_grad():
@@ -451,11 +451,11 @@ def test_an_edit_that_writes_more_than_float16_has_numbers_for_is_refused(
     model = knowing(dtype)
     name = architecture_of(model).layers[1].mlp.out_name
 
-    def large(model, pair, *, seed=0):
+    def large(model, pair, hparams, *, seed=0):
         like = model._module.get_parameter(name)  # the weights fit, their sums do not
         return WeightEdit.of(model._module, {name: Change(dense=torch.full_like(like, 6e4))})
 
-    monkeypatch.setitem(METHODS, "large", Method("large", "surgery", large))
+    monkeypatch.setitem(METHODS, "large", Method("large", "surgery", large, Hyperparameters))
     before = model_hash(model)
     if refused:
         with pytest.raises(UserError, match=r"\(large\) the model's answers are not finite"):
@@ -506,8 +506,14 @@ def test_files_that_hold_no_edit_are_told_in_one_sentence(tiny_model, tmp_path):
     [
         (lambda m: unlearn(m, FRANCE, "neuron"), "no method 'neuron'; did you mean neurons"),
         (lambda m: unlearn(m, FRANCE, "zzz"), "no method 'zzz'; there are .*neurons"),
-        (lambda m: unlearn(m, FRANCE, n_subject=3), "no hyperparameter 'n_subject'; did you mean"),
-        (lambda m: unlearn(m, FRANCE, n=0, n_subjects=2), "n is 0: delete between 1 and 144"),
+        (
+            lambda m: unlearn(m, FRANCE, "neurons", n_subject=3),
+            "no hyperparameter 'n_subject'; did you mean",
+        ),
+        (
+            lambda m: unlearn(m, FRANCE, "neurons", n=0, n_subjects=2),
+            "n is 0: delete between 1 and 144",
+        ),
         (lambda m: deletion(m, [(0, 48)]), "no neuron 48: this MLP has 0 to 47"),
         (lambda m: WeightEdit.of(m._module, {}), "changes no weight"),
         (
