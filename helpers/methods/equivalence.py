@@ -38,9 +38,7 @@ def max_logit_diff(model: LanguageModel, edit: Edit, prompts: Sequence[Prompt | 
         ids = token_ids(model, prompt)
         intervened = intervened_logits(model, cast(WeightEdit, edit.delta), ids)
         with edit.applied(model), torch.inference_mode():
-            folded = torch_module(model)(torch.tensor([ids]).to(torch_module(model).device)).logits[
-                0
-            ]
+            folded = module(torch.tensor([ids]).to(module.device)).logits[0]
         largest = max(largest, float((intervened - folded.float()).abs().max()))
     return largest
 
