@@ -1,1 +1,1 @@
-""""""
+"""Forward passes: prompts and tokens, batches, caches, scores and activations."""

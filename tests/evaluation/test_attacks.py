@@ -1,11 +1,15 @@
 """Attacks: they restore the model, and budgets and controls are as documented."""
 
+import importlib
+import re
+
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
 from small_edits import own_pair
 
+from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.evaluation.attacks import (
     ATTACKS,
@@ -150,6 +154,26 @@ def test_an_attack_leaves_an_edited_model_as_it_was(knowing, name):
     assert table["score"].between(0, 1).all()
     assert table.groupby("budget")["prompt"].nunique().nunique() == 1
     assert not any(p.requires_grad or p.grad is not None for p in model._module.parameters())
+
+
+def test_a_new_attack_is_one_file(knowing, monkeypatch, tmp_path):
+    """The attack of CONTRIBUTING.md, run by the battery."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    source = re.search(r"```python\n([^`]*?@attack\(.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "shouting.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ATTACKS, "shouting", None)  # restored afterwards
+    del ATTACKS["shouting"]
+    importlib.import_module("shouting")
+    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    evidence = battery(model, pair, attacks=["shouting"], n_controls=2, seed=0)
+    n_statements = sum(p.format == "completion" for p in pair.prompts("heldout"))
+    edited = evidence.table.query("state == 'edited'")
+    assert edited.groupby("budget")["prompt"].nunique().to_dict() == {
+        1: n_statements,
+        4: n_statements,
+    }
+    assert edited["score"].between(0, 1).all()
 
 
 def widened_in(model):
