@@ -13,6 +13,18 @@ from helpers.io.run import Run
 from helpers.models import load_model, model_hash
 from helpers.plots.base import use_style
 
+NOT_MEASURED = "–"  # stands in prose for a number that a run did not measure
+
+
+def format_number(value: float | None, spec: str = ".3f") -> str:
+    """Format a number for prose that also has to read well in a run without it.
+
+    Args:
+        value: The number; None or NaN if it was not measured.
+        spec: Its format.
+    """
+    return NOT_MEASURED if value is None or math.isnan(value) else format(value, spec)
+
 
 class Chapter:
     """The run of one notebook.

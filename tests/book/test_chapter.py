@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.book import chapter
-from helpers.book.chapter import Chapter
+from helpers.book.chapter import NOT_MEASURED, Chapter, format_number
 from helpers.errors import UserError
 from helpers.evaluation import Metric
 from helpers.io.files import read_json
@@ -56,6 +56,12 @@ def test_what_the_clock_decided_stands_in_the_manifest_alone(opened, tmp_path, c
     assert "seconds" not in (folder / "numbers.json").read_text()
     assert read_json(folder / "manifest.json")["times"] == {"step_seconds": 1.25, "slowest": "rome"}
     assert "step_seconds" not in capsys.readouterr().out
+
+
+def test_prose_has_a_dash_for_what_was_not_measured():
+    assert format_number(0.12345) == "0.123"
+    assert format_number(0.5, ".0%") == "50%"
+    assert format_number(None) == format_number(math.nan) == NOT_MEASURED
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
