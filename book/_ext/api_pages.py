@@ -19,12 +19,12 @@ READ = {"helpers", *sys.stdlib_module_names}
 
 
 def as_literals(line: str) -> str:
-    """Code spans of Markdown as literals of reStructuredText; bars and lone stars escaped."""
+    """Turn code spans of Markdown into reStructuredText literals; escape bars and lone stars."""
     done, text = 0, []
-    for found in SPAN.finditer(line):
-        text += [_plain(line[done : found.start()]), f"``{found[2].strip()}``"]
-        text += ["\\ "] if found[3] else []
-        done = found.end()
+    for span in SPAN.finditer(line):
+        text += [_plain(line[done : span.start()]), f"``{span[2].strip()}``"]
+        text += ["\\ "] if span[3] else []
+        done = span.end()
     return "".join(text) + _plain(line[done:])
 
 
