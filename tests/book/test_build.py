@@ -237,9 +237,9 @@ def test_status_page_lists_every_notebook(built):
 @pytest.mark.slow
 def test_unchanged_book_is_not_built_again(built):
     index = built / "index.html"
-    before = index.stat().st_mtime_ns
+    old_mtime = index.stat().st_mtime_ns
     assert book.build(built.parents[2]) == index
-    assert index.stat().st_mtime_ns == before
+    assert index.stat().st_mtime_ns == old_mtime
 
 
 @pytest.mark.slow
@@ -259,11 +259,11 @@ def test_a_warning_fails_the_build_and_keeps_the_last_book(run, tmp_path, monkey
 def test_pages_name_no_folder_of_the_machine(run, tmp_path):
     path = run / "notebooks" / "01_keys_and_values.ipynb"
     notebook = nbformat.read(path, 4)
-    here = ROOT / "runs" / "mine" / "edit.safetensors"
+    edit_file = ROOT / "runs" / "mine" / "edit.safetensors"
     notebook.metadata["papermill"]["parameters"] = {
         "pair_file": "/home/somebody/facts/mine.yaml",
-        "patch": str(here),
-        "saes": f"/data/a,{here}",
+        "patch": str(edit_file),
+        "saes": f"/data/a,{edit_file}",
         "model": "org/model",
     }
     nbformat.write(notebook, path)

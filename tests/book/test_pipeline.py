@@ -222,11 +222,11 @@ def test_another_patch_under_the_same_name_is_verified_again(project):
         executed(project, "mine", VERIFY),
         step_folder(project.run("mine"), VERIFY) / "numbers.json",
     ]
-    before = [path.read_bytes() for path in made]
+    first_bytes = [path.read_bytes() for path in made]
     patch.write_text("another edit")
     project(*only)
     assert project.executions(VERIFY, "mine") == 2
-    assert [path.read_bytes() for path in made] == before  # times stand in the manifest alone
+    assert [path.read_bytes() for path in made] == first_bytes  # times stand in the manifest alone
 
 
 @pytest.mark.slow
@@ -251,30 +251,30 @@ def test_resumes_after_a_kill_without_repeating_finished_steps(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_pipeline_leaves_nothing_computing(project, how):
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_pipeline_leaves_nothing_computing(project, stop_signal):
     project.notebook(FIRST, "import time\nwhile True: time.sleep(1)")
     process = project.started(FIRST)
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) > 2  # Snakemake, the step, its kernel
-    process.send_signal(how)  # to the pipeline alone, as `kill` does
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "the same command goes on" in told
+    process.send_signal(stop_signal)  # to the pipeline alone, as `kill` does
+    messages = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command goes on" in messages
     assert not psutil.wait_procs(started, timeout=5)[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("killed", "told"), [("snakemake", "Snakemake"), ("helpers.book.steps", FIRST)]
+    ("killed", "name"), [("snakemake", "Snakemake"), ("helpers.book.steps", FIRST)]
 )
-def test_what_is_killed_is_told_and_takes_with_it_what_it_started(project, killed, told):
+def test_what_is_killed_is_told_and_takes_with_it_what_it_started(project, killed, name):
     project.notebook(FIRST, "import time\nwhile True: time.sleep(1)")
     process = project.started(FIRST)
     started = psutil.Process(process.pid).children(recursive=True)
     next(p for p in started if killed in p.cmdline()).kill()
     text = process.communicate(timeout=60)[1].strip()
     assert process.returncode == 1 and "\n" not in text
-    assert text.startswith(f"{told} was killed (SIGKILL)") and "the same command goes on" in text
+    assert text.startswith(f"{name} was killed (SIGKILL)") and "the same command goes on" in text
     assert not psutil.wait_procs(started, timeout=10)[1]
 
 
@@ -314,11 +314,11 @@ def test_other_settings_in_the_same_folder_are_refused(project):
     (project.folder / "cache").write_text("a file: no duration can be noted")
     project("--only", FIRST, "--name", "mine")
     settings = project.run("mine") / "settings.yaml"
-    before = settings.read_text()
+    old_content = settings.read_text()
     other = ("--only", FIRST, "--name", "mine", "--set", "seed=3")
     text = one_sentence(project(*other, code=1))
     assert "other settings" in text and "seed 0, now 3" in text and "NAME=" in text
-    assert settings.read_text() == before and project.executions(FIRST, "mine") == 1
+    assert settings.read_text() == old_content and project.executions(FIRST, "mine") == 1
 
     shutil.rmtree(project.run("mine") / ".snakemake")  # a copy without hidden files
     project(*other, "--update")
@@ -327,10 +327,12 @@ def test_other_settings_in_the_same_folder_are_refused(project):
     assert json.loads((folder / "numbers.json").read_text()) == {"seed": 3}
 
     project.notebook(FIRST, "1 / (settings.seed - 4)")
-    before = {p: p.read_bytes() for p in (*folder.iterdir(), executed(project, "mine"))}
+    old_content = {p: p.read_bytes() for p in (*folder.iterdir(), executed(project, "mine"))}
     third = ("--only", FIRST, "--name", "mine", "--set", "seed=4", "--update")
     assert "ZeroDivisionError" in project(*third, code=1).stderr
-    assert {p: p.read_bytes() for p in (*folder.iterdir(), executed(project, "mine"))} == before
+    assert {
+        p: p.read_bytes() for p in (*folder.iterdir(), executed(project, "mine"))
+    } == old_content
 
 
 def executed(project: Project, name: str = "default", stem: str = FIRST) -> Path:
@@ -395,14 +397,14 @@ def test_one_process_at_a_time_works_in_a_run_folder(project):
 def refused(capsys, *arguments: str) -> str:
     """The sentence that the front door answers with."""
     assert main(["notebooks", "--no-check", *arguments]) == 1
-    told, text = capsys.readouterr()
-    assert not told and text.startswith("\n") and text.endswith(".\n")
+    printed, text = capsys.readouterr()
+    assert not printed and text.startswith("\n") and text.endswith(".\n")
     assert text.strip().isprintable() and len(text) < 1000
     return text.strip()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message_part"),
     [
         (["--profile", "smoek"], "no profile 'smoek'"),
         (["--set", "subjct=Japan"], "did you mean subject"),
@@ -418,7 +420,7 @@ def refused(capsys, *arguments: str) -> str:
         (["--set", "saes=/no/such"], "no folder /no/such"),
         (["--cores", "-3"], "-3 is not between 1 and"),
         (["--jobs", "0"], "0 is not between 1 and"),
-        (["--set", "attacks=len"], "did you mean lens"),
+        (["--set", "attacks=logit_len"], "did you mean logit_lens"),
         (["--set", "n_facts=1000000000000"], "at most 100,000,000"),
         (["--set", "model="], "parameter 'model' is ''"),
         (["--set", "model=../no/such"], "There is no file or folder"),
@@ -434,8 +436,8 @@ def refused(capsys, *arguments: str) -> str:
         (["--runs", "/dev/null/x"], "Not a directory"),
     ],
 )
-def test_refused_input_is_one_printable_sentence(capsys, tmp_path, arguments, told):
-    assert told in refused(capsys, "--runs", str(tmp_path / "runs"), *arguments)
+def test_refused_input_is_one_printable_sentence(capsys, tmp_path, arguments, message_part):
+    assert message_part in refused(capsys, "--runs", str(tmp_path / "runs"), *arguments)
     assert not (tmp_path / "runs").exists()
 
 
@@ -454,13 +456,16 @@ def test_what_is_in_the_way_of_a_run_folder_is_named(capsys, tmp_path, name):
 
 
 def test_a_run_that_cannot_be_written_is_told(capsys, tmp_path, monkeypatch):
-    for number, told in ((errno.EDQUOT, "disk is full"), (errno.EACCES, "Permission denied")):
+    for number, message_part in (
+        (errno.EDQUOT, "disk is full"),
+        (errno.EACCES, "Permission denied"),
+    ):
 
         def fails(*_, number=number):
             raise OSError(number, os.strerror(number), "somewhere")
 
         monkeypatch.setattr("helpers.book.pipeline.write_settings", fails)
-        assert told in refused(capsys, "--runs", str(tmp_path), "--name", "mine")
+        assert message_part in refused(capsys, "--runs", str(tmp_path), "--name", "mine")
 
 
 def test_long_settings_get_a_name_that_a_folder_can_have():
@@ -484,26 +489,26 @@ def test_a_profiles_pair_file_is_the_runs_fact(tmp_path):
     (tmp_path / "pair.yaml").write_text(PAIR)
     profile = tmp_path / "mine.yaml"
     profile.write_text("common: {pair_file: pair.yaml}\n")
-    asked = ["--profile", str(profile)]
-    found = resolve(_options(asked))
-    assert found["name"].startswith("mine-hermione-granger")
-    for values in found["notebooks"].values():
+    arguments = ["--profile", str(profile)]
+    resolved = resolve(_options(arguments))
+    assert resolved["name"].startswith("mine-hermione-granger")
+    for values in resolved["notebooks"].values():
         assert values["pair_file"] == str(tmp_path / "pair.yaml")
         assert (values["subject"], values["target"]) == ("Hermione", "Granger")
-    assert (found["pair"]["subject"], found["pair"]["target"]) == ("Hermione", "Granger")
+    assert (resolved["pair"]["subject"], resolved["pair"]["target"]) == ("Hermione", "Granger")
 
     (tmp_path / "pair.yaml").write_text(PAIR + "must_stay: [{prompt: Harry is at, answer: home}]\n")
-    assert changed_settings(found, resolve(_options(asked))) == ["the pair's file"]
+    assert changed_settings(resolved, resolve(_options(arguments))) == ["the pair's file"]
     same = resolve(_options(["--set", f"pair_file={tmp_path}/pair.yaml"]))
-    assert same["pair"] == resolve(_options(asked))["pair"]
+    assert same["pair"] == resolve(_options(arguments))["pair"]
 
     for more in ("subject: Japan", "target: Tokyo"):
         profile.write_text(f"common: {{pair_file: pair.yaml, {more}}}\n")
         with pytest.raises(UserError, match=rf"says what {more.split(':')[0]} is"):
-            resolve(_options(asked))
+            resolve(_options(arguments))
     profile.write_text(f"{FIRST}: {{pair_file: pair.yaml}}\n")
     with pytest.raises(UserError, match="under 'common:'"):
-        resolve(_options(asked))
+        resolve(_options(arguments))
 
 
 @pytest.mark.parametrize(
@@ -675,8 +680,8 @@ def test_the_book_is_made_again_when_a_chapter_or_an_address_changes(made, monke
 def test_a_step_that_outlived_its_pipeline_keeps_the_folder(tmp_path):
     with pipeline_lock(tmp_path):
         pass
-    told = rf"process {os.getpid()}\) works in"
-    with step_lock(tmp_path), pytest.raises(UserError, match=told), pipeline_lock(tmp_path):
+    message = rf"process {os.getpid()}\) works in"
+    with step_lock(tmp_path), pytest.raises(UserError, match=message), pipeline_lock(tmp_path):
         pass
     with pipeline_lock(tmp_path) as lock:
         os.ftruncate(lock, 0)
@@ -751,14 +756,14 @@ def test_temporary_files_of_a_killed_run_go_with_the_next(tmp_path):
     with temporary_files(tmp_path) as place:
         (Path(place) / "kernel.json").touch()
     assert not Path(place).exists() and os.listdir(tmp_path) == []
-    left = Path(tempfile.mkdtemp(prefix="unlearning-"))
+    leftover = Path(tempfile.mkdtemp(prefix="unlearning-"))
     other = tmp_path / "others" / "unlearning-x"
     other.mkdir(parents=True)
-    for target in (left, other):  # the second is named by a run folder that came from elsewhere
+    for target in (leftover, other):  # the second is named by a run folder that came from elsewhere
         (tmp_path / ".tmp").symlink_to(target)
         with temporary_files(tmp_path):
             pass
-    assert not left.exists() and other.exists()
+    assert not leftover.exists() and other.exists()
 
 
 def test_sources_follow_imports(tmp_path):
@@ -770,18 +775,18 @@ def test_sources_follow_imports(tmp_path):
     assert "helpers/book/settings.py" not in used and "helpers/book/pipeline.py" not in used
     assert upstream_notebooks(path, STEMS) == [FIRST]
     assert upstream_notebooks(path, [SECOND, FIRST]) == [FIRST]  # wherever they stand in the book
-    before = notebook_hash(path)
+    old_hash = notebook_hash(path)
     write_notebook(folder, SECOND, "other = 1")
-    assert notebook_hash(path) != before
+    assert notebook_hash(path) != old_hash
 
 
 def test_a_changed_local_model_is_another_model(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1")
-    before = model_fingerprint(str(tmp_path))
-    assert before == model_fingerprint(str(tmp_path))
+    old_hash = model_fingerprint(str(tmp_path))
+    assert old_hash == model_fingerprint(str(tmp_path))
     weights.write_bytes(b"22")
-    assert model_fingerprint(str(tmp_path)) != before
+    assert model_fingerprint(str(tmp_path)) != old_hash
     assert model_fingerprint("smollm2-135m") and not model_fingerprint("gpt2")
 
 

@@ -76,8 +76,8 @@ def hostile_run(folder: Path) -> Path:
             "pair_file": f"/home/somebody/secret/{stem}.yaml",
         }
         if stem == FIRST:
-            told = {"subject": NAME, "target": NAME}
-            notebook.cells.append(code("glue", [glue(*x, hidden=True) for x in told.items()]))
+            glued = {"subject": NAME, "target": NAME}
+            notebook.cells.append(code("glue", [glue(*x, hidden=True) for x in glued.items()]))
         notebook.cells.insert(-1, code("show()", outputs()))
         nbformat.write(notebook, path)
         path = run / "artifacts" / stem / "manifest.json"
@@ -142,15 +142,15 @@ def test_in_a_browser_no_script_of_a_name_runs_and_the_words_are_readable(hostil
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("Chromium is not installed")
-    told, asked = [], []
+    messages, requested = [], []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-background-networking"]
         )
         page = browser.new_page()
-        page.on("dialog", lambda d: (told.append(f"dialog {d.message}"), d.dismiss()))
-        page.on("pageerror", lambda e: told.append(f"error {e}"))
-        page.on("request", lambda r: asked.append(r.url))
+        page.on("dialog", lambda d: (messages.append(f"dialog {d.message}"), d.dismiss()))
+        page.on("pageerror", lambda e: messages.append(f"error {e}"))
+        page.on("request", lambda r: requested.append(r.url))
         for name in ("book/intro.html", "book/status.html", f"notebooks/{FIRST}.html"):
             page.goto((hostile.html / name).as_uri())
             page.wait_for_load_state("networkidle")
@@ -161,8 +161,8 @@ def test_in_a_browser_no_script_of_a_name_runs_and_the_words_are_readable(hostil
         assert SHOWN in cells  # letter by letter
         assert page.locator("mjx-container").count() == page.locator(".math").count()
         browser.close()
-    assert told == []
-    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert messages == []
+    assert not [url for url in requested if not url.startswith(("file:", "data:"))]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_check_finds_what_would_run(tmp_path, page, problem):
     (tmp_path / "a.html").write_text(page)
     problems = check(tmp_path)
     assert bool(problems) == bool(problem)
-    assert not problem or any(problem in told for told in problems)
+    assert not problem or any(problem in message for message in problems)
 
 
 @pytest.mark.parametrize("name", ["Ke$$ha", "A$AP and $b$", "x_{1}^2", "\\frac{a}{b}"])

@@ -26,16 +26,16 @@ def test_a_parameters_cell_lists_the_models_fields(stem):
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
     lines = [line for line in "".join(tagged[0]["source"]).splitlines() if line.strip()]
-    found = {}
+    listed = {}
     for line in lines:
         if line.startswith("#"):
             continue
         match = re.fullmatch(r"(\w+): (\w+) = ([^#]+?)  # (\S.*)", line)
         assert match, f"not 'name: type = default  # help': {line}"
-        found[match[1]] = match[2], match[3]
+        listed[match[1]] = match[2], match[3]
     fields = NOTEBOOKS[stem].model_fields
-    assert list(found) == list(fields)
-    for name, (kind, default) in found.items():
+    assert list(listed) == list(fields)
+    for name, (kind, default) in listed.items():
         assert kind == fields[name].annotation.__name__, name
         assert yaml.safe_load(default) == fields[name].default, name
 
@@ -48,7 +48,7 @@ def test_every_field_says_what_it_is_in_a_type_that_papermill_understands(stem):
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message_part"),
     [
         ({"n_subjcts": 5}, "did you mean n_subjects"),
         ({"n_subjects": "many"}, "'n_subjects' is 'many'"),
@@ -59,18 +59,18 @@ def test_every_field_says_what_it_is_in_a_type_that_papermill_understands(stem):
         ({"subject": None}, "subject"),
     ],
 )
-def test_a_wrong_parameter_is_one_sentence(values, told):
+def test_a_wrong_parameter_is_one_sentence(values, message_part):
     with pytest.raises(UserError) as error:
         validated(STEM, values)
     text = str(error.value)
-    assert told in text and STEM in text and text.endswith(".") and "\n" not in text
+    assert message_part in text and STEM in text and text.endswith(".") and "\n" not in text
 
 
 NAN_SCALES = "0.5, nan"
 
 
 @pytest.mark.parametrize(
-    ("stem", "values", "told"),
+    ("stem", "values", "message_part"),
     [
         ("06_edit_mlps", {"methods": "roem"}, "no method 'roem'; did you mean rome"),
         ("06_edit_mlps", {"methods": "rome,"}, "no method ''"),
@@ -120,12 +120,12 @@ NAN_SCALES = "0.5, nan"
         (STEM, {3: 1}, "no parameter '3'"),
     ],
 )
-def test_what_a_chapter_would_refuse_later_is_refused_at_once(stem, values, told):
+def test_what_a_chapter_would_refuse_later_is_refused_at_once(stem, values, message_part):
     for check in (validated, from_papermill):
         with pytest.raises(UserError) as error:
             check(stem, values)
         text = str(error.value)
-        assert told in text and stem in text and text.endswith(".") and len(text) < 1500
+        assert message_part in text and stem in text and text.endswith(".") and len(text) < 1500
         assert text.isprintable()
 
 
@@ -227,7 +227,7 @@ def test_the_users_values_go_over_the_profiles(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message_part"),
     [
         ("common: [", "not valid YAML"),
         ("- a\n- b\n", "mapping"),
@@ -252,12 +252,12 @@ def test_the_users_values_go_over_the_profiles(tmp_path):
         ("06_edit_mlps:\n  saes: missing\n", "There is no folder"),
     ],
 )
-def test_a_malformed_profile_is_one_sentence(tmp_path, content, told):
+def test_a_malformed_profile_is_one_sentence(tmp_path, content, message_part):
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     with pytest.raises(UserError) as error:
         load_profile(str(path))
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message_part in str(error.value) and "\n" not in str(error.value)
 
 
 def test_paths_in_a_profile_count_from_its_folder(tmp_path):
