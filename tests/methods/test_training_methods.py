@@ -16,11 +16,11 @@ from helpers.methods.fitting.sae_latents import sae_states, specific_latents
 from helpers.methods.training.crisp import suppression
 from helpers.methods.training.data import BatchSchedule, forget_retain_data
 from helpers.methods.training.elm import EXPERT, NOVICE, _after_context, cross_entropy, guided
-from helpers.methods.training.idk import refusals
 from helpers.methods.training.idk_dpo import dpo_loss
 from helpers.methods.training.kl_minimisation import kl_to_reference
 from helpers.methods.training.npo import npo_loss
 from helpers.methods.training.recipe import ForgetRetainBatch, TrainingConfig, UnlearningTask
+from helpers.methods.training.refusals import refusal_examples
 from helpers.methods.training.rmu import steering_loss
 from helpers.methods.training.simnpo import simnpo_loss
 from helpers.methods.training.undial import undial_loss
@@ -317,7 +317,7 @@ def test_a_whole_objective_is_its_formula(knowing, method):
     model = knowing()
     given, formula = WHOLE[method]
     task, objective = task_of(model, method, QUICK | given | {"layers": (1,)}, INDIA)
-    data, told = task.data, refusals(task)
+    data, told = task.data, refusal_examples(task)
     assert {len(e.ids) - e.start for e in data.forget} == {2}
     context = [Plain(model, _after_context(task, c)) for c in (NOVICE, EXPERT)]
     parts = (data.forget, data.retain, told)
