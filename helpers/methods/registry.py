@@ -11,10 +11,8 @@ from helpers.facts import ConceptPair
 from helpers.methods.hook_intervention import HookIntervention
 from helpers.methods.weight_edit import WeightEdit
 
-# Names that hyperparameters had until 2026-11, with the values that were named otherwise: saved
-# edits and tuned settings have them, and calls may. A name that only one method renamed is in the
-# `RENAMED` of its own class, which goes before these.
-RENAMED: dict[str, str] = {}
+# Values of hyperparameters that were named otherwise until 2026-11: saved edits and tuned settings
+# have them, and calls may. Old names of the hyperparameters are in the `RENAMED` of each class.
 RENAMED_VALUES: dict[tuple[str, Any], Any] = {
     ("parametrization", "neurons"): "append",
     ("parametrization", "weights"): "low_rank",
@@ -38,7 +36,7 @@ class Hyperparameters:
             The same with today's names; names that are none of the class's stay as they are.
         """
         names = {field.name for field in fields(cls)}
-        old_names = RENAMED | dict(cls.RENAMED)
+        old_names = cls.RENAMED
         renamed = {}
         for name, value in given.items():
             new_name = old_names.get(name)

@@ -87,7 +87,7 @@ def test_every_helper_sees_it_and_nothing_is_left(knowing, tmp_path, method):
     scores = answer_logprobs(model, prompts, answers)
     said = greedy(model, prompts[:3], max_new_tokens=3)
     made = unlearn(model, FRANCE, method, **given(method, model, tmp_path))
-    assert not made.removes and made.report(model)["removes"] is False
+    assert not made.changes_weights and made.report(model)["changes_weights"] is False
     with made.applied(model):
         assert model_hash(model) != before
         changed = answer_logprobs(model, prompts, answers)
@@ -180,7 +180,7 @@ def test_a_clamped_latent_is_what_it_is_set_to(tiny_model, family, site):
         expected.append(rows)
     assert any(not torch.equal(a, b) for a, b in zip(expected, x, strict=True))
     clamp = Clamp(sae, [latent], [-3.0], 0.0)
-    clamp._batch = 2
+    clamp._batch_size = 2
     assert torch.allclose(clamp.clamped(x), torch.stack(expected), atol=1e-5)
     plain = logits(model)
     settings = {"share": 0.0, "saes": [{"cfg": sae.cfg.to_dict(), "latents": [latent]}]}
@@ -329,7 +329,7 @@ CLAMP = "no intervention of the kind 'clamp' "
             lambda m: HookIntervention("clamp", {"share": 0.0, "saes": [{}]}),
             CLAMP + ".*cfg' is missing",
         ),
-        (lambda m: HookIntervention("clamp", {}), CLAMP + ".*its 'share' is missing"),
+        (lambda m: HookIntervention("clamp", {}), CLAMP + ".*its 'min_active_fraction' is missing"),
         (lambda m: HookIntervention("clamp", []), CLAMP),
         (lambda m: HookIntervention("in_context", {"text": 3}), "'in_context' .*its 'text'"),
         (lambda m: HookIntervention("in_context", {"text": ""}), "'in_context' .*its 'text'"),
@@ -423,7 +423,7 @@ def test_hooks_that_were_put_come_off_when_the_next_fails(tiny_model):
     module = tiny_model()._module
 
     class Broken(Hook):
-        def put(self):
+        def register(self):
             raise MemoryError
 
     fine = Hook(module, lambda m, args, out: None)

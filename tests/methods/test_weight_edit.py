@@ -306,7 +306,7 @@ def test_apply_and_revert_that_fail_at_any_call_leave_everything_as_it_was(
         "clone": torch.Tensor,
         "cat": torch,
         "set_parameter": deltas,
-        "put_mark": interventions,
+        "register_intervention": interventions,
         "register_forward_hook": torch.nn.Module,
     }
 
@@ -339,7 +339,7 @@ def test_apply_and_revert_that_fail_at_any_call_leave_everything_as_it_was(
                 else:
                     one.revert(model)
         one.apply(model)
-    assert {(0, "copy_"), (1, "cat"), (1, "set_parameter"), (2, "put_mark")} <= failed
+    assert {(0, "copy_"), (1, "cat"), (1, "set_parameter"), (2, "register_intervention")} <= failed
     assert (2, "register_forward_hook") in failed
     on, failed = active_edits(model), set()
     for place in (0, 1, 2):  # the later ones stay, or come back
@@ -453,7 +453,7 @@ def test_a_file_that_is_read_twice_is_one_edit(tiny_model, tmp_path, family):
         with base_model(model):
             two.apply(model)  # on the original it is not
         assert state(model) == before
-        if made.removes:
+        if made.changes_weights:
             with pytest.raises(UserError, match="given twice"):
                 merge_edits(model, [one, two])
         two.revert(model)  # the same edit comes off, whichever copy asks
