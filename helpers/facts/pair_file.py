@@ -114,6 +114,7 @@ class PairFile(BaseModel):
     aliases: Annotated[list[Name], BeforeValidator(_one_or_more)] = []
     prompts: Annotated[dict[str, Texts], BeforeValidator(_splits)] | None = None
     must_stay: Annotated[list[MustStay], BeforeValidator(_one_or_more)] = []
+    associated: Annotated[list[Name], BeforeValidator(_one_or_more)] = []
 
     @field_validator("relation", "prompts", mode="before")
     @classmethod
@@ -131,6 +132,12 @@ class PairFile(BaseModel):
                 raise ValueError(f"prompt '{short}' has no slot: write {{}} for the subject")
             if names.search(text):
                 raise ValueError(f"prompt '{short}' tells the answer: ask without naming it")
+        for name in self.associated:
+            if name.casefold() in {*self.names(), self.subject.casefold()}:
+                raise ValueError(
+                    f"'associated:' holds '{visible(name)}', which is the subject or an answer: "
+                    "name what goes with the subject and is no answer"
+                )
         for item in self.must_stay:
             of_subject = name_pattern(self.subject).search(item.prompt)
             if of_subject and item.answer.casefold() in self.names():

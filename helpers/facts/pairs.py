@@ -33,6 +33,7 @@ class ConceptPair:
         aliases: Other names of the target; taken from the Factbook when it has the fact.
         templates: Split → templates, instead of the relation's.
         must_stay: Prompts whose answers have to stay, beside the Factbook's.
+        associated: Non-answers that the subject is associated with, instead of the Factbook's.
     """
 
     subject: str
@@ -41,6 +42,7 @@ class ConceptPair:
     aliases: tuple[str, ...] = ()
     templates: dict[str, tuple[Template, ...]] | None = field(default=None, compare=False)
     must_stay: tuple[Prompt, ...] = field(default=(), compare=False)
+    associated: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
         """Check the names and fill in the aliases.
@@ -121,6 +123,7 @@ class ConceptPair:
             tuple(content.aliases),
             templates,
             tuple(_must_stay(item, content.subject) for item in content.must_stay),
+            tuple(content.associated),
         )
 
     def states(self, subject: str, names: Iterable[str]) -> bool:

@@ -15,10 +15,18 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.evaluation.attacks.registry import attack, require_own_tokens, score_table
+from helpers.errors import UserError
+from helpers.evaluation.attacks.registry import (
+    AttackKind,
+    AttackNotApplicableError,
+    attack,
+    require_own_tokens,
+    score_table,
+)
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods.fitting.constraints import forget_constraints
+from helpers.methods.fitting.contrast import contrast
 from helpers.methods.fitting.linearization import (
     EditConstraint,
     Linearization,
@@ -32,7 +40,7 @@ NEURONS = (1, 4, 16, 64)
 LAYERS = (1, 2, 4, 8)
 
 
-@attack("neuron_ablation", budget="neurons ablated", expensive=True)
+@attack("neuron_ablation", budget="neurons ablated", expensive=True, kind=AttackKind.WEIGHTS)
 def neuron_ablation(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
 ) -> pd.DataFrame:
@@ -42,10 +50,36 @@ def neuron_ablation(
     identity = functools.cache(torch.eye)  # layers of the same width share it
     keys = {i: identity(v.shape[1]) for i, v in values.items()}
     linearization = linearize(model, target_constraints(model, pair), layers=list(values))
-    return _ablate(model, pair, linearization, values, keys, counts)
+    effects = {i: direct_effect(linearization, i, values[i], keys[i]) for i in values}
+    return _ablate(model, pair, effects, values, keys, counts)
 
 
-@attack("directional_ablation", budget="layers ablated", expensive=True)
+@attack(
+    "subject_neuron_ablation", budget="neurons ablated", expensive=True, kind=AttackKind.WEIGHTS
+)
+def subject_neuron_ablation(
+    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
+) -> pd.DataFrame:
+    """Ablate the neurons that are most specific to the subject, over all layers.
+
+    A neuron is as specific as its mean activation at the subject's last token differs from that at
+    other subjects, times the norm of its value. The attacker needs no answer for it: a filter that
+    recognises a name is such a neuron.
+    """
+    require_own_tokens(model)
+    arch = architecture_of(model)
+    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(arch.layers)}
+    identity = functools.cache(torch.eye)
+    keys = {i: identity(v.shape[1]) for i, v in values.items()}
+    try:
+        contrasts = contrast(model, pair, layers=range(arch.n_layers), site="neurons", seed=seed)
+    except UserError as error:
+        raise AttackNotApplicableError(str(error)) from error
+    specificity = {i: c.difference().abs() * values[i].norm(dim=0) for i, c in contrasts.items()}
+    return _ablate(model, pair, {i: -s for i, s in specificity.items()}, values, keys, counts)
+
+
+@attack("directional_ablation", budget="layers ablated", expensive=True, kind=AttackKind.WEIGHTS)
 def directional_ablation(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = LAYERS
 ) -> pd.DataFrame:
@@ -67,19 +101,19 @@ def directional_ablation(
         direction = torch.nn.functional.normalize(direction, dim=0)
         values[i] = direction[:, None]
         keys[i] = (direction @ layer.mlp.W_out().detach().float().cpu())[None]
-    return _ablate(model, pair, linearization, values, keys, counts)
+    effects = {i: direct_effect(linearization, i, values[i], keys[i]) for i in values}
+    return _ablate(model, pair, effects, values, keys, counts)
 
 
 def _ablate(
     model: LanguageModel,
     pair: ConceptPair,
-    linearization: Linearization,
+    effects: dict[int, Float[Tensor, " n"]],
     values: dict[int, Float[Tensor, "d_model n"]],
     keys: dict[int, Float[Tensor, "n d_mlp"]],
     counts: Sequence[int],
 ) -> pd.DataFrame:
-    """Subtract those components `values[:, k] keys[k]` of W_out that lower the answer most."""
-    effects = {i: direct_effect(linearization, i, values[i], keys[i]) for i in values}
+    """Subtract the components `values[:, k] keys[k]` of W_out with the most negative effects."""
     layers = torch.cat([torch.full((len(effect),), i) for i, effect in effects.items()])
     index = torch.cat([torch.arange(len(effect)) for effect in effects.values()])
     order = torch.cat(list(effects.values())).argsort()  # the most negative effect first

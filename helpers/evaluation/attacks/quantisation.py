@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import attack, score_table
+from helpers.evaluation.attacks.registry import AttackKind, attack, score_table
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods.snapshots import preserved_parameters
@@ -145,6 +145,12 @@ def _quantisation(scheme: str) -> Callable[..., pd.DataFrame]:
     return quantise_and_score
 
 
-attack("quantisation_int8", budget="bits", expensive=True)(_quantisation("int8"))
-attack("quantisation_int4", budget="bits", expensive=True)(_quantisation("int4"))
-attack("quantisation_nf4", budget="bits", expensive=True)(_quantisation("nf4"))
+attack("quantisation_int8", budget="bits", expensive=True, kind=AttackKind.WEIGHTS)(
+    _quantisation("int8")
+)
+attack("quantisation_int4", budget="bits", expensive=True, kind=AttackKind.WEIGHTS)(
+    _quantisation("int4")
+)
+attack("quantisation_nf4", budget="bits", expensive=True, kind=AttackKind.WEIGHTS)(
+    _quantisation("nf4")
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,14 @@ RENAMED_ATTACKS = {
 }
 
 
+class AttackKind(StrEnum):
+    """What an attacker does: another prompt, reading activations, or changing weights."""
+
+    PROMPTS = "other prompts"
+    ACTIVATIONS = "reading inside"
+    WEIGHTS = "changing weights"
+
+
 class AttackNotApplicableError(UserError):
     """The attack cannot be run on this pair: it has no fitting prompts, or no known fact to use.
 
@@ -59,6 +68,9 @@ class Attack:
         aggregate_budgets: Its recovery ratio is over the whole curve instead of one a budget.
         expensive: It is compared with a few control facts only.
         counts_for_verdict: The verdict rests on it; otherwise it is only reported.
+        by_rank: Its score is a rank among answers, in which all that the subject is associated with
+            stands high: its zero are associated controls.
+        kind: What the attacker does.
     """
 
     name: str
@@ -68,6 +80,8 @@ class Attack:
     aggregate_budgets: bool = False
     expensive: bool = False
     counts_for_verdict: bool = True
+    by_rank: bool = False
+    kind: AttackKind = AttackKind.PROMPTS
 
 
 class AttackRegistry(dict[str, Attack]):
@@ -93,6 +107,8 @@ def attack(
     aggregate_budgets: bool = False,
     expensive: bool = False,
     counts_for_verdict: bool = True,
+    by_rank: bool = False,
+    kind: AttackKind = AttackKind.PROMPTS,
 ) -> Callable:
     """Register a function as the attack `name`; see `Attack` for the arguments.
 
@@ -104,7 +120,15 @@ def attack(
         if name in ATTACKS:
             raise ValueError(f"There are two attacks '{name}': name one of them otherwise.")
         ATTACKS[name] = Attack(
-            name, budget, function, fine_tunes, aggregate_budgets, expensive, counts_for_verdict
+            name,
+            budget,
+            function,
+            fine_tunes=fine_tunes,
+            aggregate_budgets=aggregate_budgets,
+            expensive=expensive,
+            counts_for_verdict=counts_for_verdict,
+            by_rank=by_rank,
+            kind=kind,
         )
         return function
 

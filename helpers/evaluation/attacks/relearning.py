@@ -14,7 +14,12 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, score_table
+from helpers.evaluation.attacks.registry import (
+    AttackKind,
+    AttackNotApplicableError,
+    attack,
+    score_table,
+)
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import python_docs_tokens
@@ -32,7 +37,13 @@ N_FORGOTTEN = 2  # prompts of the forgotten fact in every batch of `relearning_f
 TEXT_LENGTH = 24  # tokens of an unrelated text
 
 
-@attack("relearning_unrelated", budget="steps", fine_tunes=True, aggregate_budgets=True)
+@attack(
+    "relearning_unrelated",
+    budget="steps",
+    fine_tunes=True,
+    aggregate_budgets=True,
+    kind=AttackKind.WEIGHTS,
+)
 def relearning_unrelated(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
@@ -45,7 +56,13 @@ def relearning_unrelated(
     return relearned(model, pair, batch, steps=steps)
 
 
-@attack("relearning_neighbours", budget="steps", fine_tunes=True, aggregate_budgets=True)
+@attack(
+    "relearning_neighbours",
+    budget="steps",
+    fine_tunes=True,
+    aggregate_budgets=True,
+    kind=AttackKind.WEIGHTS,
+)
 def relearning_neighbours(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:
@@ -54,7 +71,13 @@ def relearning_neighbours(
     return relearned(model, pair, _batches(model, neighbours, [], seed), steps=steps)
 
 
-@attack("relearning_forgotten", budget="steps", fine_tunes=True, aggregate_budgets=True)
+@attack(
+    "relearning_forgotten",
+    budget="steps",
+    fine_tunes=True,
+    aggregate_budgets=True,
+    kind=AttackKind.WEIGHTS,
+)
 def relearning_forgotten(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
 ) -> pd.DataFrame:

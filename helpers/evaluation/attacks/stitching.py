@@ -12,7 +12,12 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import AttackNotApplicableError, attack, score_table
+from helpers.evaluation.attacks.registry import (
+    AttackKind,
+    AttackNotApplicableError,
+    attack,
+    score_table,
+)
 from helpers.facts import ConceptPair, known_facts
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
@@ -24,7 +29,7 @@ from helpers.tracing import clean_corrupted_pairs, patching_over_facts
 N_FACTS = 6  # known facts over which the hand-over layer is averaged
 
 
-@attack("stitching", budget="layer")
+@attack("stitching", budget="layer", kind=AttackKind.ACTIVATIONS)
 def stitching(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
     """Score held-out prompts with the original's layers from the relation's hand-over on.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, Prompt
-from helpers.forward.activations import cache_activations, stack_layers
+from helpers.forward.activations import Position, cache_activations, stack_layers
 from helpers.forward.prompts import first_token
 from helpers.methods import base_model
 from helpers.models import architecture_of, model_hash
@@ -65,13 +65,19 @@ def rank_score(
 
 
 def linear_probe(
-    model: LanguageModel, pair: ConceptPair, *, n_subjects: int = 40, seed: int = 0
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    position: Position = "last",
+    n_subjects: int = 40,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Compute `rank_score` of the target after every layer, on held-out statements.
 
     Args:
         model: The model with its edits.
         pair: The fact whose target is ranked.
+        position: The token that is read: the statement's last one, or the subject's.
         n_subjects: Known neighbours that the probe is trained on.
         seed: Draws the neighbours, and the permutation of the control probe.
 
@@ -96,7 +102,9 @@ def linear_probe(
     n_each = len(train) // len(neighbours)
     train = [p for i, p in enumerate(train) if i % n_each < N_STATEMENTS]
     test = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    activations = torch.cat([_train_activations(model, train), _residual(model, test)])
+    activations = torch.cat(
+        [_train_activations(model, train, position), _residual(model, test, position)]
+    )
     ids = torch.tensor([first_token(model, p, p.answers[0]) for p in [*train, *test]])
     tokens, answer = ids.unique(return_inverse=True)
     head = architecture_of(model).head.weight.detach().float().cpu()[tokens]
@@ -119,15 +127,18 @@ _LAST_ACTIVATIONS: dict[tuple, Tensor] = {}  # of the last model and training pr
 
 
 def _train_activations(
-    model: LanguageModel, prompts: Sequence[Prompt]
+    model: LanguageModel, prompts: Sequence[Prompt], position: Position
 ) -> Float[Tensor, "n layers d_model"]:
     """Compute the activations on training prompts, or return those of the last call."""
-    key = (model_hash(model), *map(str, prompts))
+    key = (model_hash(model), position, *map(str, prompts))
     if key not in _LAST_ACTIVATIONS:
         _LAST_ACTIVATIONS.clear()
-        _LAST_ACTIVATIONS[key] = _residual(model, prompts)
+        _LAST_ACTIVATIONS[key] = _residual(model, prompts, position)
     return _LAST_ACTIVATIONS[key]
 
 
-def _residual(model: LanguageModel, prompts: Sequence[Prompt]) -> Float[Tensor, "n layers d_model"]:
-    return stack_layers(cache_activations(model, prompts, sites=["residual"]), "residual")
+def _residual(
+    model: LanguageModel, prompts: Sequence[Prompt], position: Position
+) -> Float[Tensor, "n layers d_model"]:
+    activations = cache_activations(model, prompts, sites=["residual"], positions=position)
+    return stack_layers(activations, "residual")
