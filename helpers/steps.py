@@ -137,9 +137,7 @@ def _take_times(notebook: NotebookNode) -> dict[str, Any]:
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"  # papermill draws one
-        if (
-            "outputs" in cell
-        ):  # bars and warnings of a cold cache: the log has them
+        if "outputs" in cell:  # bars and warnings of a cold cache: the log has them
             cell.outputs = [
                 o
                 for o in cell.outputs
