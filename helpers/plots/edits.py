@@ -54,7 +54,7 @@ def before_and_after(
         axis.barh(y + 0.2, [new[t] for t in names], 0.38, color=ORANGE, label="after")
         axis.set_yticks(y, [visible(t) for t in names])
         axis.invert_yaxis()
-        axis.set(title=wrapped(title, 25), xlabel="probability", xlim=(0, 1))
+        axis.set(title=wrapped(str(title), 25), xlabel="probability", xlim=(0, 1))
         axis.grid(axis="y", visible=False)
     axes[0][-1].legend(loc="lower right")
     return figure

@@ -1,5 +1,6 @@
 """Training methods: their losses against formulas worked out apart, their data, their result."""
 
+import importlib
 import math
 
 import pytest
@@ -19,10 +20,10 @@ from helpers.methods.training.elm import EXPERT, NOVICE, _after_context, cross_e
 from helpers.methods.training.idk_dpo import dpo_loss
 from helpers.methods.training.kl_minimisation import kl_to_reference
 from helpers.methods.training.npo import npo_loss
-from helpers.methods.training.recipe import ForgetRetainBatch, TrainingConfig, UnlearningTask
 from helpers.methods.training.refusals import refusal_examples
 from helpers.methods.training.rmu import steering_loss
 from helpers.methods.training.simnpo import simnpo_loss
+from helpers.methods.training.task import ForgetRetainBatch, UnlearningTask
 from helpers.methods.training.undial import undial_loss
 from helpers.methods.training.weighted_ascent import weighted
 from helpers.models import architecture_of, model_hash
@@ -34,7 +35,7 @@ from helpers.training.lora import lora_adapters
 
 FRANCE, INDIA = ConceptPair("France", "Paris"), ConceptPair("India", "New Delhi")
 TRAINED = [name for name, m in METHODS.items() if m.family == "training"]
-QUICK = {"steps": 12, "lr": 0.01, "n_neighbours": 6, "n_passages": 3, "stop_at": 0.0}
+QUICK = {"steps": 12, "lr": 0.01, "n_neighbours": 6, "n_passages": 3, "early_stop_ratio": 0.0}
 
 
 def logsigmoid(x: float) -> float:
@@ -43,8 +44,8 @@ def logsigmoid(x: float) -> float:
 
 def numbers(method: str, model, folder) -> dict:
     found = QUICK | ({"lr": 0.002} if method == "rmu" else {})
-    if "retain" in METHODS[method].hyperparameters():
-        found["retain"] = 1.0
+    if "retain_weight" in METHODS[method].hyperparameters():
+        found["retain_weight"] = 1.0
     if "saes" in METHODS[method].hyperparameters():
         d = architecture_of(model).d_model
         torch.manual_seed(0)
@@ -157,23 +158,22 @@ def test_the_loss_of_examples_is_the_mean_over_answer_tokens(knowing):
     for e in examples:
         with torch.no_grad():
             logp = model._module(torch.tensor([e.ids])).logits[0].log_softmax(-1)
-        tokens = range(e.start, len(e.ids))
+        tokens = range(e.labels_start, len(e.ids))
         expected.append(-sum(logp[i - 1, e.ids[i]].item() for i in tokens) / len(tokens))
     with torch.no_grad():
         found = mean_loss(model, collate(examples))
-    assert len(examples[2].ids) - examples[2].start > 1
+    assert len(examples[2].ids) - examples[2].labels_start > 1
     assert found.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
 def task_of(model, method: str, given: dict, pair: ConceptPair = FRANCE):
-    """A method's task and objective, as `fit` makes them."""
-    defaults = METHODS[method].hyperparameters() | given
-    recipe = TrainingConfig(**{k: defaults[k] for k in TrainingConfig.__dataclass_fields__})
-    own = {k: v for k, v in given.items() if k not in TrainingConfig.__dataclass_fields__}
-    n, passages = recipe.n_neighbours, recipe.n_passages
+    """A method's task and objective, as `train_edit` makes them."""
+    config = METHODS[method].hparams(**given)
+    n, passages = config.n_neighbours, config.n_passages
     data = forget_retain_data(model, pair, n_neighbours=n, n_passages=passages, seed=0)
-    task = UnlearningTask(model, pair, data, recipe, 0)
-    return task, METHODS[method].function.__wrapped__(task, **own)
+    task = UnlearningTask(model, pair, data, config, 0)
+    prepare = getattr(importlib.import_module(f"helpers.methods.training.{method}"), method)
+    return task, prepare(task, config)
 
 
 class Plain:
@@ -184,13 +184,13 @@ class Plain:
         for e in examples:
             with torch.no_grad():
                 out = model._module(torch.tensor([e.ids]), output_hidden_states=True)
-            self.logp.append(out.logits[0, e.start - 1 : -1].double().log_softmax(-1))
+            self.logp.append(out.logits[0, e.labels_start - 1 : -1].double().log_softmax(-1))
             self.states.append(out.hidden_states[layer + 1][0].double())
 
     def tokens(self) -> list[torch.Tensor]:
         """NLL of each example's answer tokens."""
         rows = zip(self.examples, self.logp, strict=True)
-        return [-x[range(len(x)), list(e.ids[e.start :])] for e, x in rows]
+        return [-x[range(len(x)), list(e.ids[e.labels_start :])] for e, x in rows]
 
     def mean(self) -> float:
         """Mean over examples of the mean over tokens."""
@@ -219,7 +219,7 @@ def distilled(now, was, beta: float) -> float:
     found = []
     for e, p, q in zip(now.examples, now.logp, was.logp, strict=True):
         lowered = q.clone()
-        lowered[range(len(q)), list(e.ids[e.start :])] -= beta
+        lowered[range(len(q)), list(e.ids[e.labels_start :])] -= beta
         found.append(-(lowered.softmax(-1) * p).sum(-1).mean().item())
     return mean(found)
 
@@ -230,10 +230,10 @@ def ascended(now, beta: float) -> float:
 
 def steered(now, was, c: float) -> float:
     """Mean square from c mean lengths along what seed 0 draws, of tokens from the subject on."""
-    own = [x[max(1, e.since) :] for e, x in zip(was.examples, was.states, strict=True)]
+    own = [x[max(1, e.subject_start) :] for e, x in zip(was.examples, was.states, strict=True)]
     u = torch.rand(own[0].shape[-1], generator=torch.Generator().manual_seed(0)).double()
     goal = c * torch.cat(own).norm(dim=-1).mean() * u / u.norm()
-    here = [x[max(1, e.since) :] for e, x in zip(now.examples, now.states, strict=True)]
+    here = [x[max(1, e.subject_start) :] for e, x in zip(now.examples, now.states, strict=True)]
     return (torch.cat(here) - goal).square().mean().item()
 
 
@@ -254,26 +254,29 @@ WHOLE = {
     "gradient_ascent": ({}, lambda f, r, told, _: -f[1].mean()),
     "task_vector": ({}, lambda f, r, told, _: f[1].mean()),
     "gradient_difference": (
-        {"retain": 1.7},
+        {"retain_weight": 1.7},
         lambda f, r, told, _: -f[1].mean() + 1.7 * r[1].mean(),
     ),
-    "kl_minimisation": ({"retain": 1.7}, lambda f, r, told, _: -f[1].mean() + 1.7 * kl(r[1], r[0])),
+    "kl_minimisation": (
+        {"retain_weight": 1.7},
+        lambda f, r, told, _: -f[1].mean() + 1.7 * kl(r[1], r[0]),
+    ),
     "npo": (
-        {"beta": 0.2, "retain": 1.7},
+        {"beta": 0.2, "retain_weight": 1.7},
         lambda f, r, told, _: (
             soft([a - b for a, b in zip(f[1].sums(), f[0].sums(), strict=True)], 0.2)
             + 1.7 * r[1].mean()
         ),
     ),
     "simnpo": (
-        {"beta": 2.5, "delta": 0.3, "forget": 0.6, "retain": 1.7},
+        {"beta": 2.5, "delta": 0.3, "forget_weight": 0.6, "retain_weight": 1.7},
         lambda f, r, told, _: (
             0.6 * soft([x.mean().item() - 0.3 for x in f[1].tokens()], 2.5) + 1.7 * r[1].mean()
         ),
     ),
-    "idk": ({"retain": 1.7}, lambda f, r, told, _: told[1].mean() + 1.7 * r[1].mean()),
+    "idk": ({"retain_weight": 1.7}, lambda f, r, told, _: told[1].mean() + 1.7 * r[1].mean()),
     "idk_dpo": (
-        {"beta": 0.2, "retain": 1.7},
+        {"beta": 0.2, "retain_weight": 1.7},
         lambda f, r, told, _: (
             soft(
                 [
@@ -288,19 +291,19 @@ WHOLE = {
         ),
     ),
     "undial": (
-        {"beta": 3.0, "retain": 1.7},
+        {"beta": 3.0, "retain_weight": 1.7},
         lambda f, r, told, _: distilled(f[1], f[0], 3.0) + 1.7 * r[1].mean(),
     ),
     "weighted_ascent": (
-        {"beta": 0.7, "retain": 1.7},
+        {"beta": 0.7, "retain_weight": 1.7},
         lambda f, r, told, _: -ascended(f[1], 0.7) + 1.7 * r[1].mean(),
     ),
     "rmu": (
-        {"c": 2.0, "alpha": 1.7},
+        {"steering_coeff": 2.0, "retain_weight": 1.7},
         lambda f, r, told, _: steered(f[1], f[0], 2.0) + 1.7 * drift(r[1], r[0]),
     ),
     "elm": (
-        {"eta": 0.5, "retain": 1.7, "fluency": 0.0},
+        {"eta": 0.5, "retain_weight": 1.7, "fluency_weight": 0.0},
         lambda f, r, told, context: (
             guided_away(f[1], f[0], *context, 0.5)
             + 1.7 * (kl(r[1], r[0]) + mean(-(q.exp() * q).sum(-1).mean().item() for q in r[0].logp))
@@ -318,7 +321,7 @@ def test_a_whole_objective_is_its_formula(knowing, method):
     given, formula = WHOLE[method]
     task, objective = task_of(model, method, QUICK | given | {"layers": (1,)}, INDIA)
     data, told = task.data, refusal_examples(task)
-    assert {len(e.ids) - e.start for e in data.forget} == {2}
+    assert {len(e.ids) - e.labels_start for e in data.forget} == {2}
     context = [Plain(model, _after_context(task, c)) for c in (NOVICE, EXPERT)]
     parts = (data.forget, data.retain, told)
     was = [Plain(model, x, layer=1) for x in parts]
@@ -370,7 +373,10 @@ def test_the_whole_objective_of_crisp_is_its_formula(knowing, tmp_path):
     def formula(forget, now, was) -> float:
         fire = [
             torch.cat(
-                [x[i][max(1, e.since) :] @ W + b for e, x in zip(data.forget, forget, strict=True)]
+                [
+                    x[i][max(1, e.subject_start) :] @ W + b
+                    for e, x in zip(data.forget, forget, strict=True)
+                ]
             ).relu()
             for i, (_, W, b) in enumerate(features)
         ]
@@ -421,7 +427,11 @@ def test_a_method_lowers_its_own_objective(knowing, tmp_path, method):
 @pytest.mark.parametrize("method", TRAINED)
 def test_no_method_trains_on_a_prompt_of_another_split(knowing, tmp_path, method):
     model = knowing()
-    given = numbers(method, model, tmp_path) | {"steps": 6, "n_neighbours": 20, "stop_at": 0.02}
+    given = numbers(method, model, tmp_path) | {
+        "steps": 6,
+        "n_neighbours": 20,
+        "early_stop_ratio": 0.02,
+    }
     seen: set[tuple[int, ...]] = set()
 
     def record(body, args, kwargs):
@@ -459,12 +469,12 @@ def test_data_is_of_the_train_split_and_says_its_sizes(knowing):
 def test_each_round_has_every_example_once():
     class Fake:
         def __init__(self, n):
-            self.ids, self.start, self.since = (1,) * n, 1, 0
+            self.ids, self.labels_start, self.subject_start = (1,) * n, 1, 0
 
     stream = BatchSchedule([Fake(n) for n in (3, 9, 4, 8, 2, 7, 5)], 3, seed=1)
     n = len(stream.batches)
     for turn in range(2):
-        batches = [stream.at(i) for i in range(turn * n, (turn + 1) * n)]
+        batches = [stream.batch(i) for i in range(turn * n, (turn + 1) * n)]
         assert sorted(i for b in batches for i in b.index.tolist()) == list(range(7))
     assert all(b.ids.shape[1] == b.length.max() for b in stream.batches)
 
@@ -479,9 +489,9 @@ def test_adapters_are_a_change_of_the_weight_and_leave_the_layer_as_it_was(tiny_
         with lora_adapters(module, [mlp.out_name], rank=2, seed=0) as factors:
             assert torch.equal(module(tokens).logits, plain)  # the left factor is zero
             factor = factors[mlp.out_name]
-            factor.left.normal_()
+            factor.lora_B.normal_()
             changed = module(tokens).logits
-            merged = weight + factor.left @ factor.right
+            merged = weight + factor.lora_B @ factor.lora_A
         assert not torch.allclose(changed, plain, atol=1e-3)
         assert mlp.out_module.weight is weight and model_hash(model) == hash_
         kept = weight.clone()
@@ -492,7 +502,7 @@ def test_adapters_are_a_change_of_the_weight_and_leave_the_layer_as_it_was(tiny_
 
 def test_lora_gives_factors_of_its_rank_and_forgets_too(knowing):
     model = knowing()
-    edit = unlearn(model, FRANCE, "gradient_difference", **QUICK | {"rank": 2})
+    edit = unlearn(model, FRANCE, "gradient_difference", **QUICK | {"lora_rank": 2})
     assert {c.rank for c in edit.delta.changes.values()} == {2}
     prompts = FRANCE.prompts("train")
     before = answer_logprobs(model, prompts, [" Paris"] * len(prompts)).mean()
@@ -509,7 +519,9 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, mon
         return answer_probability(model, prompts)
 
     monkeypatch.setattr("helpers.methods.training.recipe.answer_probability", recording)
-    edit = unlearn(model, FRANCE, "gradient_ascent", **QUICK | {"steps": 60, "stop_at": 0.5})
+    edit = unlearn(
+        model, FRANCE, "gradient_ascent", **QUICK | {"steps": 60, "early_stop_ratio": 0.5}
+    )
     assert edit.delta.notes["stopped_early"]
     assert edit.delta.notes["steps"] < 60
     assert set(looked) == {"dev"}
@@ -530,7 +542,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_edit(knowing, monkeypatc
 
         return stop
 
-    monkeypatch.setattr("helpers.methods.training.recipe.forgotten", watched)
+    monkeypatch.setattr("helpers.methods.training.recipe._early_stop", watched)
     before = model_hash(model)
     with pytest.raises(KeyboardInterrupt):
         unlearn(model, FRANCE, method, **QUICK)
@@ -549,8 +561,10 @@ def test_a_step_may_be_made_of_several_passes(knowing, monkeypatch):
         seen.append(i)
         return self.batches[i % len(self.batches)]
 
-    monkeypatch.setattr(BatchSchedule, "at", watching)
-    edit = unlearn(model, FRANCE, "gradient_ascent", **QUICK | {"steps": 3, "accumulate": 2})
+    monkeypatch.setattr(BatchSchedule, "batch", watching)
+    edit = unlearn(
+        model, FRANCE, "gradient_ascent", **QUICK | {"steps": 3, "gradient_accumulation_steps": 2}
+    )
     assert sorted(set(seen)) == list(range(6)) and edit.delta.notes["steps"] == 3
 
 
@@ -558,12 +572,12 @@ def test_a_step_may_be_made_of_several_passes(knowing, monkeypatch):
     ("method", "given", "sentence"),
     [
         ("npo", {"betta": 1}, "has no hyperparameter 'betta'; did you mean beta"),
-        ("npo", {"zzz": 1}, "there are beta, retain, steps, lr, batch"),
+        ("npo", {"zzz": 1}, "there are steps, lr, batch_size, gradient_accumulation_steps"),
         ("npo", {"parameters": "q_prj"}, "no matrix 'q_prj': choose all, mlps, values or from"),
         ("npo", {"layers": (7,)}, "There is no layer 7"),
         ("npo", {"steps": 0}, "steps is 0"),
         ("npo", {"lr": 0}, "lr is 0"),
-        ("npo", {"accumulate": 0}, "accumulate is 0"),
+        ("npo", {"accumulate": 0}, "gradient_accumulation_steps is 0"),
         (
             "gradient_ascent",
             {"lr": 1e35, "steps": 9},
