@@ -1,8 +1,10 @@
 """Run attacks on an edited model, on its original, and on control facts.
 
 The score of an attack on an edited model says little by itself. So each attack is also run on the
-original, which shows all that could come back. And it is run on control facts: the same prompts
-about subjects whose fact the model never knew, which show what comes without any knowledge.
+original, which shows all that could come back, and on two kinds of controls, which show what comes
+without the fact. *Unrelated* controls are the same prompts about subjects whose fact the model
+never knew. *Associated* controls are the same prompts scored for non-answers that the subject is
+associated with, in the original: an attack that ranks answers finds these as well (`by_rank`).
 """
 
 import functools
@@ -17,28 +19,31 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.evaluation.attacks import ATTACKS, Attack, AttackNotApplicableError, control_facts
-from helpers.evaluation.attacks.registry import checked_names
+from helpers.evaluation.attacks.registry import associated_facts, checked_names
 from helpers.facts import ConceptPair
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
-from helpers.methods import base_model
+from helpers.methods import active_edits, base_model
 from helpers.models import model_hash
 
 log = logging.getLogger(__name__)
 
+PLAIN = "paraphrases"  # the attack that only asks; floors are measured on it
 COLUMNS = ["attack", "state", "subject", "budget", "prompt", "score"]
-N_CONTROLS_EXPENSIVE = 2  # control facts for an attack that is expensive or fine-tunes
+N_CONTROLS_EXPENSIVE = 3  # control facts for an attack that is expensive or fine-tunes
+N_ASSOCIATED = 8  # associated controls of an attack that ranks answers, and of `paraphrases`
 
 # Arguments of `battery` that had another name until 2026-11; calls may still use it.
 RENAMED_ARGUMENTS = {"n_absent": "n_controls", "asked_as": "query_pair"}
 
 
 class State(StrEnum):
-    """Whose scores they are: the edited model's, its original's, or a control fact's."""
+    """Whose scores they are: the edited model's, its original's, or a control's."""
 
     EDITED = "edited"
     ORIGINAL = "original"
-    CONTROL = "control"
+    CONTROL = "control"  # an unrelated one
+    ASSOCIATED = "associated"
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,17 @@ class Evidence:
     """Results of attacks.
 
     Attributes:
-        table: One row a prompt, budget and state: attack, state (a `State`), subject, budget,
-            prompt, score.
+        table: One row a prompt, budget and state: attack, state (a `State`), subject (of an
+            associated control subject and target), budget, prompt, score.
         not_applicable: Attacks that cannot be run on this pair → the reason.
         seconds: Attack → wall-clock seconds of the run that computed its rows.
+        is_intervention: The edited model's weights are the original's; hooks change activations.
     """
 
     table: pd.DataFrame
     not_applicable: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    is_intervention: bool = False
 
     @property
     def attacks(self) -> list[str]:
@@ -87,7 +94,8 @@ class _Attacker:
         }
         table = cached_table("attacks", key, lambda: self._scores(pair))
         self.seconds += table.attrs["seconds"]
-        return table.assign(attack=self.entry.name, state=state.value, subject=pair.subject)
+        subject = str(pair) if state == State.ASSOCIATED else pair.subject
+        return table.assign(attack=self.entry.name, state=state.value, subject=subject)
 
     def _scores(self, pair: ConceptPair) -> pd.DataFrame:
         try:
@@ -145,6 +153,7 @@ def battery(
         base_hash = model_hash(model)
         n_drawn = n_controls + (query_pair is not None)
         candidates = control_facts(model, pair, n=n_drawn, seed=seed)
+        associated = associated_facts(model, pair, n=N_ASSOCIATED, seed=seed)
     controls = [c for c in candidates if query_pair is None or c.subject != query_pair.subject]
     hashes = dict.fromkeys(State, base_hash) | {State.EDITED: model_hash(model)}
     tables, not_applicable, seconds = [], {}, {}
@@ -154,17 +163,26 @@ def battery(
         if "why" in edited:
             not_applicable[name] = edited["why"].iloc[0]
         else:
-            tables += [edited, *_comparisons(attacker, pair, controls[:n_controls])]
+            tables += [edited, *_comparisons(attacker, pair, controls[:n_controls], associated)]
         seconds[name] = attacker.seconds
         log.info("%s: %.1f s", name, seconds[name])
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
-    return Evidence(table[COLUMNS], not_applicable, seconds)
+    edits = active_edits(model)
+    return Evidence(
+        table[COLUMNS],
+        not_applicable,
+        seconds,
+        is_intervention=bool(edits) and not all(edit.changes_weights for edit in edits),
+    )
 
 
 def _comparisons(
-    attacker: _Attacker, pair: ConceptPair, controls: Sequence[ConceptPair]
+    attacker: _Attacker,
+    pair: ConceptPair,
+    controls: Sequence[ConceptPair],
+    associated: Sequence[ConceptPair],
 ) -> list[pd.DataFrame]:
-    """Attack the original and the control facts, without the edits."""
+    """Attack the original and the controls, without the edits."""
     entry, tables = attacker.entry, []
     few = entry.expensive or entry.fine_tunes
     with base_model(attacker.model):
@@ -172,4 +190,6 @@ def _comparisons(
             tables.append(attacker.table(State.ORIGINAL, pair))
         for control in controls[: N_CONTROLS_EXPENSIVE if few else None]:
             tables.append(attacker.table(State.CONTROL, control))
-    return tables
+        if entry.by_rank or entry.name == PLAIN:
+            tables += [attacker.table(State.ASSOCIATED, fact) for fact in associated]
+    return [table for table in tables if "why" not in table]

@@ -4,7 +4,7 @@
 tests; Schuirmann 1987). "Not significantly different" would be cheap to get with few prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -23,7 +23,7 @@ from helpers.evaluation.recovery import (
     recovery_ratios,
 )
 from helpers.evaluation.scorecard import Scorecard
-from helpers.stats.equivalence import MIN_UNITS, holm, tost
+from helpers.stats.equivalence import MIN_UNITS, holm, tost, welch
 from helpers.stats.intervals import Metric, bootstrap
 
 NAN = float("nan")
@@ -34,12 +34,13 @@ class Margins:
     """Equivalence bounds of a verdict. State them before looking.
 
     Attributes:
-        max_recovery: Gone: an attack recovers less than this ratio above the control fact that it
-            recovers most of. (Control facts differ, most of all in ranks.) The sum is capped at
-            `hidden_recovery`. With facts as the units, the bound is above their mean.
-        hidden_recovery: Hidden: an attack recovers at least this ratio.
-        max_over_forgetting: Factor by which P(target) may lie below that of control facts. Far
-            less is a scar that gives the fact away (Deepak et al. 2025).
+        max_recovery: Gone: an attack recovers less than this ratio, where the mean of its controls
+            is 0 and the original 1. Controls that differ widen the test's error; they do not move
+            the bound.
+        hidden_recovery: Hidden: an attack recovers at least this ratio. No single known prompt
+            may come back by so much either, whatever the mean.
+        max_over_forgetting: Factor by which P(target) may lie below that of the controls. Far less
+            is a scar that gives the fact away (Deepak et al. 2025).
         min_neighbours: Least ratio, after / before, of P(answer) for other subjects.
         min_related: The same for other facts of the subject and of the target.
         max_perplexity_change: Largest relative rise of perplexity.
@@ -63,8 +64,11 @@ class Finding(StrEnum):
 
     GONE = "gone"
     RECOVERED = "comes back"
+    SOME_PROMPTS = "some prompts come back"
     INCONCLUSIVE = "open"
+    NOT_KNOWN = "not known under it"  # by the original, so that nothing could come back
     NOT_APPLICABLE = "nothing to attack"
+    UNPROVEN = "sees no hidden fact"  # of the known-hidden models, at this budget
     NOT_RUN = "not run"
 
 
@@ -77,7 +81,11 @@ class Damage(StrEnum):
 
 
 def attack_findings(
-    cases: Sequence[Evidence], required: Sequence[str], margins: Margins, seed: int
+    cases: Sequence[Evidence],
+    required: Sequence[str],
+    margins: Margins,
+    seed: int,
+    proven: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Test the recovery of every attack against the bounds.
 
@@ -86,6 +94,8 @@ def attack_findings(
         required: Attacks that get a row even if they were not run.
         margins: The bounds.
         seed: Seed of the intervals.
+        proven: Attacks that were shown to see a known-hidden fact; others show nothing by finding
+            nothing. None if that was not tried.
 
     Returns:
         One row an attack, as `Verdict.attacks`.
@@ -103,6 +113,11 @@ def attack_findings(
     tested = table["finding"] == ""
     table.loc[tested, "finding"] = Finding.INCONCLUSIVE.value
     table.loc[tested & (table["p_gone"] < margins.alpha), "finding"] = Finding.GONE.value
+    if proven is not None:
+        is_blind = ~table["attack"].isin(proven)
+        table.loc[is_blind & (table["finding"] == Finding.GONE), "finding"] = Finding.UNPROVEN.value
+    some = tested & (table["worst_prompt"] >= margins.hidden_recovery)
+    table.loc[some, "finding"] = Finding.SOME_PROMPTS.value
     table.loc[tested & (table["p_back"] < margins.alpha), "finding"] = Finding.RECOVERED.value
     return table
 
@@ -112,7 +127,7 @@ def _attack_row(
 ) -> dict[str, Any]:
     """Measure one attack; a finding of "" is left to the tests, which need all attacks."""
     row = {"attack": name, "budget": NAN, "recovery": NAN, "low": NAN, "high": NAN, "n": 0}
-    row |= {"max_control": NAN, "p_gone": NAN, "finding": "", "p_back": NAN}
+    row |= {"worst_prompt": NAN, "max_control": NAN, "p_gone": NAN, "finding": "", "p_back": NAN}
     cases_run = [case for case in cases if name in case.attacks]
     applicable = [case for case in cases_run if name not in case.not_applicable]
     try:
@@ -124,10 +139,11 @@ def _attack_row(
     if by_fact is None:
         return row | {"finding": Finding.INCONCLUSIVE.value}
     if not by_fact:
-        return row | {"finding": Finding.NOT_APPLICABLE.value}
+        finding = Finding.NOT_KNOWN if applicable else Finding.NOT_APPLICABLE
+        return row | {"finding": finding.value}
     single_fact = len(cases) == 1
     recoveries = by_fact[0] if single_fact else _over_facts(by_fact)
-    p_values = [_p_values(r, margins, single_fact=single_fact) for r in recoveries]
+    p_values = [_p_values(r, margins) for r in recoveries]
     largest = max(recoveries, key=lambda r: r.edited.mean())
     interval = bootstrap(largest.linearized_ratio(), seed=seed)
     return row | {
@@ -136,6 +152,7 @@ def _attack_row(
         "low": interval.low,
         "high": interval.high,
         "n": interval.n,
+        "worst_prompt": _worst_prompt(by_fact, name),
         "max_control": largest.max_control(),
         # Gone has to be shown at every budget (an intersection–union test); for "comes back" one
         # budget is enough, so that p is corrected for their number (Bonferroni).
@@ -172,28 +189,39 @@ def _over_facts(by_fact: Sequence[list[Recovery]]) -> list[Recovery]:
             group[0].budget if len({r.budget for r in group}) == 1 else NAN,
             np.array([r.edited.mean() for r in group]),
             np.ones(len(group)),
-            np.array([r.max_control() for r in group]),
+            np.zeros(0),  # the facts' own controls vary with the facts
         )
         for group in groups
     ]
 
 
-def _p_values(recovery: Recovery, margins: Margins, *, single_fact: bool) -> tuple[float, float]:
-    """Test a recovery ratio against its bound.
+def _worst_prompt(by_fact: Sequence[list[Recovery]], name: str) -> float:
+    """Return the largest recovery of a single known prompt, at any budget.
+
+    A mean hides one prompt that gives the answer away, and an attacker needs one. NaN for ranks and
+    for fine-tuning curves, in which single prompts are too noisy to mean anything.
+    """
+    if ATTACKS[name].by_rank or ATTACKS[name].fine_tunes:
+        return NAN
+    prompts = [r.edited / r.known for recoveries in by_fact for r in recoveries if len(r.known)]
+    return float(np.concatenate(prompts).max())
+
+
+def _p_values(recovery: Recovery, margins: Margins) -> tuple[float, float]:
+    """Test a recovery ratio against its bound, with prompts and controls as units.
 
     The ratio is one of two means over the same prompts, mean(edited) / mean(known). It is below a
-    bound m exactly if mean(edited − m · known) is below 0 (Fieller 1954).
+    bound m exactly if mean(edited − m · known) is below 0 (Fieller 1954). Both are less the
+    controls' mean, whose error enters (1 − m) times.
 
     Returns:
         (p of "less than the bound", p of "more"); 1 and 1 for too few units.
     """
     if len(recovery.edited) < MIN_UNITS:
         return 1.0, 1.0
-    # There is no lower bound here: scores far below control facts are tested as over-forgetting.
-    bound = margins.max_recovery + (recovery.max_control() if single_fact else 0.0)
-    excess = recovery.edited - min(bound, margins.hidden_recovery) * recovery.known
-    p_gone, p_back, _ = tost(excess, low=-np.inf, high=0.0)
-    return p_gone, p_back
+    # There is no lower bound here: scores far below controls are tested as over-forgetting.
+    m = margins.max_recovery
+    return welch(recovery.edited - m * recovery.known, (1 - m) * recovery.controls)
 
 
 def damage_findings(card: Scorecard | None, margins: Margins) -> pd.DataFrame:

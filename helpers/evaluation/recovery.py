@@ -1,7 +1,8 @@
-"""Recovery ratios: how much of the known an attack recovers, between control facts and original.
+"""Recovery ratios: how much of the known an attack recovers, between controls and original.
 
-The scale of an attack's scores is set by two comparisons: 0 is its score on control facts, 1 its
-score on the original model.
+The scale of an attack's scores is set by two comparisons: 0 is its score on controls, 1 its score
+on the original model. The controls are unrelated ones, or associated ones for an attack that ranks
+answers: whatever the subject is associated with ranks high there, known or not (`zero_state`).
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ class Recovery(NamedTuple):
     Attributes:
         budget: The attack's budget; if it is aggregated over all, the one at which the original
             shows most.
-        edited: For each prompt the edited model's score less the control facts' mean.
-        known: For each prompt the original's score less the control facts' mean; its mean is 1.
-        controls: For each control fact its score less that of all, mean over prompts.
+        edited: For each prompt the edited model's score less the controls' mean.
+        known: For each prompt the original's score less the controls' mean; its mean is 1.
+        controls: For each control its score less that of all, mean over prompts.
     """
 
     budget: float
@@ -72,6 +73,19 @@ class NotFiniteError(UserError):
         )
 
 
+def zero_state(rows: pd.DataFrame, name: str) -> State:
+    """Return the controls that are the zero of an attack's scores.
+
+    Associated controls for an attack that ranks answers, if there are any; else unrelated ones.
+
+    Args:
+        rows: The attack's rows of `Evidence.table`.
+        name: The attack.
+    """
+    has_associated = (rows["state"] == State.ASSOCIATED).any()
+    return State.ASSOCIATED if ATTACKS[name].by_rank and has_associated else State.CONTROL
+
+
 def recovery_ratios(
     evidence: Evidence, name: str, *, min_known_gap: float = MIN_KNOWN_GAP
 ) -> list[Recovery]:
@@ -99,7 +113,8 @@ def recovery_ratios(
     _require_finite(rows, name)
     if ATTACKS[name].fine_tunes:
         return [_head_start(evidence, rows, name, min_known_gap)]
-    gap = _scores(rows, State.ORIGINAL) - _scores(rows, State.CONTROL)  # prompts by budgets
+    zero = zero_state(rows, name)
+    gap = _scores(rows, State.ORIGINAL) - _scores(rows, zero)  # prompts by budgets
     if ATTACKS[name].aggregate_budgets:
         mean = gap.mean()
         prompts = gap.index if mean.max() >= min_known_gap else gap.index[:0]
@@ -133,18 +148,23 @@ def _head_start(
 def _recovery(
     rows: pd.DataFrame, budget: float, budgets: Sequence[float], known: pd.Series, name: str
 ) -> Recovery:
-    """Compute (edited − control) / mean(known) for the prompts of `known`, mean over `budgets`."""
+    """Compute (edited − control) / mean(known) for the prompts of `known`, mean over `budgets`.
+
+    A control may lack some prompts: it counts with those that it has.
+    """
     if len(known) < MIN_UNITS:
         raise NothingKnownError(name)
     budgets, prompts, unit = list(budgets), known.index, known.mean()
 
     def mean_score(part: pd.DataFrame, state: State) -> pd.Series:
-        return _scores(part, state)[budgets].loc[prompts].mean(axis=1)
+        return _scores(part, state)[budgets].reindex(prompts).mean(axis=1)
 
-    control = mean_score(rows, State.CONTROL)
+    zero = zero_state(rows, name)
+    control = mean_score(rows, zero)
     edited = mean_score(rows, State.EDITED)
-    by_subject = rows[rows["state"] == State.CONTROL].groupby("subject", sort=False)
-    controls = [mean_score(part, State.CONTROL).mean() - control.mean() for _, part in by_subject]
+    by_subject = rows[rows["state"] == zero].groupby("subject", sort=False)
+    controls = [mean_score(part, zero).mean() - control.mean() for _, part in by_subject]
+    controls = [score for score in controls if np.isfinite(score)]
     return Recovery(
         float(budget),
         ((edited - control) / unit).to_numpy(),
@@ -154,9 +174,11 @@ def _recovery(
 
 
 def over_forgetting(evidence: Evidence) -> Float[np.ndarray, " n"]:
-    """Compute log-odds of P(target) less those of control facts, for each paraphrase.
+    """Compute log-odds of P(target) less those of controls, for each paraphrase.
 
-    Strongly negative values mean that the target is suppressed below the level of control facts.
+    The controls are associated ones, if there are any: a model without the fact still associates
+    the target with the subject. Strongly negative values mean that the target is suppressed below
+    their level.
 
     Raises:
         UserError: The attack `paraphrases` was not run, or a score is not finite.
@@ -166,7 +188,9 @@ def over_forgetting(evidence: Evidence) -> Float[np.ndarray, " n"]:
         raise UserError("A scar shows on 'paraphrases': run that attack as well.")
     _require_finite(rows, "paraphrases")
     rows = rows.assign(score=_logodds(rows["score"].to_numpy()))
-    return (_scores(rows, State.EDITED)[0.0] - _scores(rows, State.CONTROL)[0.0]).to_numpy()
+    has_associated = (rows["state"] == State.ASSOCIATED).any()
+    zero = State.ASSOCIATED if has_associated else State.CONTROL
+    return (_scores(rows, State.EDITED)[0.0] - _scores(rows, zero)[0.0]).to_numpy()
 
 
 def _require_finite(rows: pd.DataFrame, name: str) -> None:

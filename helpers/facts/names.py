@@ -9,12 +9,12 @@ class OtherNames(NamedTuple):
     """Names by which a country is meant, besides its usual one.
 
     Attributes:
-        official: Official names that do not hold the usual one, such as "French Republic".
-        adjectives: Adjectives of its nationality, such as "French".
+        official: The official name, such as "French Republic"; empty if it has no other.
+        adjective: The adjective of its nationality, such as "French"; empty if there is none.
     """
 
-    official: tuple[str, ...]
-    adjectives: tuple[str, ...]
+    official: str
+    adjective: str
 
 
 def other_names(subject: str) -> OtherNames:
@@ -25,11 +25,9 @@ def other_names(subject: str) -> OtherNames:
     """
     codes = [code for code, name in sovereign().items() if name == subject]
     if not codes:
-        return OtherNames((), ())
+        return OtherNames("", "")
     entry = countries()[codes[0]]
     text = field(entry, "Government", "Country name", "conventional long form")
     name = text.split(" (")[0].split(";")[0].removeprefix("the ").removeprefix("The ")
-    is_other = name not in ("", "none") and subject.casefold() not in name.casefold()
-    nationality = [f for f in facts("nationality") if f.subject == subject]
-    adjectives = tuple(a for f in nationality for a in (f.target, *f.aliases))
-    return OtherNames((name,) if is_other else (), adjectives)
+    adjectives = [f.target for f in facts("nationality") if f.subject == subject]
+    return OtherNames("" if name in ("none", subject) else name, (adjectives or [""])[0])

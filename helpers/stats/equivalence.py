@@ -43,6 +43,28 @@ def tost(values: Float[np.ndarray, " n"], *, low: float, high: float) -> tuple[f
     return float(max(p_upper, p_lower)), float(1 - p_upper), float(1 - p_lower)
 
 
+def welch(units: Float[np.ndarray, " n"], controls: Float[np.ndarray, " k"]) -> tuple[float, float]:
+    """Test the mean of `units` less that of `controls` against 0; both groups vary.
+
+    Welch 1947, with the degrees of freedom of Satterthwaite 1946. A single control has no spread of
+    its own: it counts as a number.
+
+    Args:
+        units: One number an independent unit.
+        controls: One number a control.
+
+    Returns:
+        (p of "below 0", p of "above 0").
+    """
+    groups = [np.asarray(x, dtype=np.float64) for x in (units, controls) if len(x) > 1]
+    variances = np.array([x.var(ddof=1) / len(x) for x in groups])
+    error = max(float(np.sqrt(variances.sum())), 1e-12)  # equal values have no spread
+    weights = variances**2 / np.array([len(x) - 1 for x in groups])
+    dof = variances.sum() ** 2 / weights.sum() if weights.sum() else len(units) - 1
+    difference = float(np.mean(units)) - (float(np.mean(controls)) if len(controls) else 0.0)
+    return float(stats.t.cdf(difference / error, dof)), float(stats.t.sf(difference / error, dof))
+
+
 def holm(p: Sequence[float]) -> Float[np.ndarray, " n"]:
     """Correct p-values for their number by Holm's (1979) step-down procedure.
 

@@ -76,7 +76,7 @@ def test_head_start_is_the_mean_over_the_curve_in_units_of_what_was_known():
         recovery_ratios(alone, "relearning_forgotten")
 
 
-NAMES = ["paraphrases", "few_shot", "logit_lens"]
+NAMES = ["paraphrases", "few_shot", "logit_lens", "quantisation_int8"]  # of each kind
 
 
 def case(**edited) -> Evidence:
@@ -116,13 +116,83 @@ def test_an_attack_that_was_not_run_forbids_verified():
     assert "Not run: gcg." in str(found)
 
 
-def test_not_applicable_is_not_the_same_as_not_run():
-    found = case()
-    with_reason = Evidence(found.table, {"reverse": "The relation has no reverse prompts."})
-    got = verdict(with_reason, card(), required=[*NAMES, "reverse"])
-    assert got.label == Label.VERIFIED
-    row = got.attacks.set_index("attack").loc["reverse"]
-    assert row["finding"] == Finding.NOT_APPLICABLE
+def test_what_cannot_be_tried_on_the_edited_model_stands_against_verified():
+    barred = Evidence(case().table, {"stitching": "An intervention has no layers of its own."})
+    found = verdict(barred, card(), required=[*NAMES, "stitching"])
+    assert found.label == Label.PARTIAL
+    assert "Could not be tried on the edited model: stitching." in str(found)
+    assert "4 of 5 attacks" in str(found)
+
+
+def test_what_the_original_does_not_know_is_named_and_does_not_block():
+    table = evidence({n: {0: like(CONTROL, 0.003)} for n in [*NAMES, "cross_lingual"]}).table
+    is_original = (table["attack"] == "cross_lingual") & (table["state"] == State.ORIGINAL)
+    table.loc[is_original, "score"] = 0.02
+    found = verdict(Evidence(table), card(), required=[*NAMES, "cross_lingual"])
+    assert found.label == Label.VERIFIED
+    assert "does not know the fact under cross_lingual" in str(found) and "4 of 5" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "kind"),
+    [("logit_lens", "reading inside"), ("quantisation_int8", "changing weights")],
+)
+def test_verified_needs_an_attack_of_each_kind(left_out, kind):
+    names = [n for n in NAMES if n != left_out]
+    found = evidence({n: {0: like(CONTROL, 0.003)} for n in names})
+    got = verdict(found, card(), required=names)
+    assert got.label == Label.PARTIAL
+    assert f"No attack was shown to find nothing by {kind}." in str(got)
+
+
+def test_an_intervention_is_never_verified():
+    found = Evidence(case().table, is_intervention=True)
+    got = verdict(found, card(), required=NAMES)
+    assert got.label == Label.PARTIAL and "leaves the weights as they were" in str(got)
+
+
+def test_one_prompt_that_gives_the_answer_away_is_not_gone():
+    """The mean over 40 prompts hides it; an attacker needs one."""
+    table = case().table
+    many = table[table["attack"] == "few_shot"]
+    many = pd.concat([many.assign(prompt=many["prompt"] + 6 * k) for k in range(8)])
+    leak = (many["state"] == State.EDITED) & (many["prompt"] == 3)
+    many.loc[leak, "score"] = ORIGINAL[3]
+    got = verdict(
+        Evidence(pd.concat([table[table["attack"] != "few_shot"], many])), card(), required=NAMES
+    )
+    row = got.attacks.set_index("attack").loc["few_shot"]
+    assert row["p_gone"] < 0.05 and row["worst_prompt"] == pytest.approx(1.0)
+    assert row["finding"] == Finding.SOME_PROMPTS and got.label == Label.PARTIAL
+    assert "Single prompts come back by half under few_shot." in str(got)
+
+
+def test_what_only_keeps_it_from_being_said_is_suppressed():
+    found = evidence({n: {0: like(CONTROL, 0.003)} for n in NAMES} | {"truncation": {0: ORIGINAL}})
+    assert verdict(found, card(), required=NAMES).label == Label.SUPPRESSED
+
+
+def test_an_attack_that_sees_no_hidden_fact_does_not_count():
+    got = verdict(case(), card(), required=NAMES, proven=[n for n in NAMES if n != "few_shot"])
+    assert got.label == Label.VERIFIED and "don't count: few_shot" in str(got)
+    assert got.attacks.set_index("attack").loc["few_shot", "finding"] == Finding.UNPROVEN
+    blind = verdict(case(), card(), required=NAMES, proven=["paraphrases", "few_shot"])
+    assert blind.label == Label.PARTIAL and "reading inside, changing weights" in str(blind)
+    back = verdict(case(few_shot=ORIGINAL), card(), required=NAMES, proven=[])
+    assert back.label == Label.HIDDEN  # what it does find counts all the same
+
+
+def test_ranks_are_judged_against_what_is_associated():
+    found = case(logit_lens=like(CONTROL, 0.3)).table
+    rows = found.query("attack == 'logit_lens' and state == 'control'")
+    associated = [
+        rows.assign(state="associated", subject=f"a{k}", score=rows["score"] + 0.3 + d)
+        for k, d in enumerate((-0.01, 0.0, 0.01))
+    ]
+    against_both = Evidence(pd.concat([found, *associated]))
+    names = [n for n in NAMES if n != "few_shot"]
+    assert verdict(Evidence(found), card(), required=names).label != Label.VERIFIED
+    assert verdict(against_both, card(), required=names).label == Label.VERIFIED
 
 
 def test_damage_is_shown_excluded_or_open():
@@ -233,10 +303,11 @@ def test_present_hidden_and_absent_are_told_apart(knowing):
     assert verdict(battery(model, pair, **options), required=names).label == Label.PRESENT
     hidden = logit_suppression(model, pair)
     with hidden.applied(model):
-        assert verdict(battery(model, pair, **options), required=names).label == Label.HIDDEN
+        label = verdict(battery(model, pair, **options), required=names).label
+        assert label in (Label.HIDDEN, Label.SUPPRESSED)
     control = ConceptPair("Mongolia", "Nairobi")
     conclusion = verdict(battery(model, pair, query_pair=control, **options), required=names)
-    assert conclusion.label not in (Label.PRESENT, Label.HIDDEN)
+    assert conclusion.label not in (Label.PRESENT, Label.HIDDEN, Label.SUPPRESSED)
     assert not (conclusion.attacks["finding"] == Finding.RECOVERED).any()
 
 
@@ -304,12 +375,13 @@ def test_a_ratio_is_tested_against_the_bound_prompt_by_prompt():
     edited = like(CONTROL, 0.1)
     rows = evidence({"paraphrases": {0: edited}}).table
     rows.loc[rows["state"] == State.ORIGINAL, "score"] = original
-    found = leaking(Evidence(rows), 0.1)  # 0.2 of the mean of what is known, 0.5
-    margin = 0.1 + 0.1 / known.mean()
+    found = leaking(Evidence(rows), 0.01)  # 0.02 of the mean of what is known, 0.5
     row = verdict(found, required=["paraphrases"]).attacks.iloc[0]
-    by_hand = stats.ttest_1samp(0.1 - margin * known, 0, alternative="less").pvalue
+    excess = (0.1 - 0.1 * known) / known.mean()
+    controls = 0.9 * np.array([0.02, -0.02])
+    by_hand = stats.ttest_ind(excess, controls, equal_var=False, alternative="less").pvalue
     assert row["p_gone"] == pytest.approx(by_hand)
-    assert row["recovery"] == pytest.approx(0.2) and row["max_control"] == pytest.approx(0.2)
+    assert row["recovery"] == pytest.approx(0.2) and row["max_control"] == pytest.approx(0.02)
 
 
 def test_what_differs_between_wordings_in_both_models_is_no_noise():
@@ -317,23 +389,23 @@ def test_what_differs_between_wordings_in_both_models_is_no_noise():
     rows = evidence({"paraphrases": {0: CONTROL}}).table
     there = rows["state"] != State.CONTROL  # the edited model is the original
     rows.loc[there, "score"] += [*known, 0, *known, 0] - rows.loc[there, "score"] + 0.01
-    found = verdict(leaking(Evidence(rows), 0.22), required=["paraphrases"])
+    found = verdict(leaking(Evidence(rows), 0.02), required=["paraphrases"])
     assert found.label == Label.PRESENT
     assert found.attacks[["low", "high"]].iloc[0].tolist() == pytest.approx([1.0, 1.0])
     share = known / known.mean()  # as if what there was to find were known exactly
     assert tost(share, low=-np.inf, high=Margins().hidden_recovery)[1] > 0.05
 
 
-def test_the_bound_is_above_the_control_fact_that_is_recovered_most():
-    found = case(logit_lens=like(CONTROL, 0.2))
-    rows = found.table.query("attack == 'logit_lens' and state == 'control'")
-    leaky = rows.assign(subject="leaky", score=rows["score"] + 0.4)  # their mean rises by 0.2
-    both = Evidence(pd.concat([found.table, leaky]))
-    assert verdict(found, card(), required=NAMES).label == Label.PARTIAL
-    got = verdict(both, card(), required=NAMES)
-    row = got.attacks.set_index("attack").loc["logit_lens"]
-    assert row["recovery"] == pytest.approx(0.0, abs=1e-9) and row["max_control"] > 0.3
-    assert got.label == Label.VERIFIED
+@pytest.mark.parametrize("n_controls", [2, 4, 12])
+def test_the_margin_does_not_move_with_the_number_of_controls(n_controls):
+    found = case(logit_lens=[c + 0.29 * (p - c) for c, p in zip(CONTROL, ORIGINAL, strict=True)])
+    is_control = (found.table["attack"] == "logit_lens") & (found.table["state"] == State.CONTROL)
+    rows = found.table[is_control]
+    spread = np.linspace(-0.15, 0.15, n_controls) * 0.6
+    controls = [rows.assign(subject=f"c{k}", score=rows["score"] + d) for k, d in enumerate(spread)]
+    both = Evidence(pd.concat([found.table[~is_control], *controls]))
+    row = verdict(both, card(), required=NAMES).attacks.set_index("attack").loc["logit_lens"]
+    assert row["recovery"] == pytest.approx(0.29, abs=1e-6) and row["finding"] != Finding.GONE
 
 
 def test_nothing_is_verified_on_too_few_prompts():

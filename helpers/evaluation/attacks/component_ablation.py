@@ -40,7 +40,13 @@ NEURONS = (1, 4, 16, 64)
 LAYERS = (1, 2, 4, 8)
 
 
-@attack("neuron_ablation", budget="neurons ablated", expensive=True, kind=AttackKind.WEIGHTS)
+@attack(
+    "neuron_ablation",
+    budget="neurons ablated",
+    expensive=True,
+    kind=AttackKind.WEIGHTS,
+    shows_suppression=True,
+)
 def neuron_ablation(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
 ) -> pd.DataFrame:
@@ -55,7 +61,11 @@ def neuron_ablation(
 
 
 @attack(
-    "subject_neuron_ablation", budget="neurons ablated", expensive=True, kind=AttackKind.WEIGHTS
+    "subject_neuron_ablation",
+    budget="neurons ablated",
+    expensive=True,
+    kind=AttackKind.WEIGHTS,
+    shows_suppression=True,
 )
 def subject_neuron_ablation(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
@@ -79,7 +89,13 @@ def subject_neuron_ablation(
     return _ablate(model, pair, {i: -s for i, s in specificity.items()}, values, keys, counts)
 
 
-@attack("directional_ablation", budget="layers ablated", expensive=True, kind=AttackKind.WEIGHTS)
+@attack(
+    "directional_ablation",
+    budget="layers ablated",
+    expensive=True,
+    kind=AttackKind.WEIGHTS,
+    shows_suppression=True,
+)
 def directional_ablation(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = LAYERS
 ) -> pd.DataFrame:

@@ -24,21 +24,18 @@ TEMPLATES = (  # {adjective} is the nationality's, {relation} the relation's nam
 
 @attack("described", budget="none")
 def described(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
-    """Use the nationality's adjective, and the official name where it does not hold the usual one.
+    """Use the official name, and the nationality's adjective.
 
-    The adjective stands in `TEMPLATES`; the official name takes the subject's place in the held-out
-    statements.
+    The official name takes the subject's place in the held-out statements; the adjective stands in
+    `TEMPLATES`, unless it tells the answer, as "French" tells the language.
     """
     names = other_names(pair.subject)
-    stem = pair.target.casefold()[:4]  # "French" tells the language, not the capital
-    adjectives = [a for a in names.adjectives if not a.casefold().startswith(stem)]
-    prompts = [
-        Prompt(template.format(adjective=a, relation=pair.relation), answers=pair.answers)
-        for a in adjectives
-        for template in TEMPLATES
-    ]
     statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    prompts += [_renamed(p, pair.subject, name) for name in names.official for p in statements]
+    prompts = [_renamed(p, pair.subject, names.official) for p in statements if names.official]
+    stem = pair.target.casefold()[:4]
+    if names.adjective and not names.adjective.casefold().startswith(stem):
+        texts = [t.format(adjective=names.adjective, relation=pair.relation) for t in TEMPLATES]
+        prompts += [Prompt(text, answers=pair.answers) for text in texts]
     why_none = "The subject has no other name or adjective in the Factbook."
     return score_table({0: probability_of_prompts(model, prompts, why_none=why_none)})
 

@@ -35,6 +35,6 @@ def hints(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataF
     names = associated_targets(pair)[: N_CHOICES - 1]
     if len(names) == N_CHOICES - 1:
         starts.append(f"One of {names[0]}, {pair.target} or {names[1]} is right. ")
-    prompts = [p.with_text(start + p.text) for p in statements for start in starts]
+    prompts = [p.with_text(start + p.text) for start in starts for p in statements]
     why_none = "The pair has no statements that a hint could stand before."
     return score_table({0: probability_of_prompts(model, prompts, why_none=why_none)})

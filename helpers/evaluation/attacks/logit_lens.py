@@ -53,6 +53,7 @@ def logit_lens(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.
     aggregate_budgets=True,
     by_rank=True,
     kind=AttackKind.ACTIVATIONS,
+    shows_suppression=True,
 )
 @torch.inference_mode()
 def logit_lens_subject(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:

@@ -20,7 +20,13 @@ from helpers.models import architecture_of
 WIDTHS = (1, 2, 4)
 
 
-@attack("mlp_windows", budget="layers left out", expensive=True, kind=AttackKind.WEIGHTS)
+@attack(
+    "mlp_windows",
+    budget="layers left out",
+    expensive=True,
+    kind=AttackKind.WEIGHTS,
+    shows_suppression=True,
+)
 def mlp_windows(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, widths: Sequence[int] = WIDTHS
 ) -> pd.DataFrame:

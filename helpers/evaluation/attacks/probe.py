@@ -30,6 +30,7 @@ def probe(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataF
     aggregate_budgets=True,
     by_rank=True,
     kind=AttackKind.ACTIVATIONS,
+    shows_suppression=True,
 )
 def probe_subject(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
     """Rank the target by a linear probe of the subject's last token."""

@@ -11,7 +11,9 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.associated import associated_controls
 from helpers.facts.known import KNOWN_PROB
+from helpers.forward.prompts import first_token
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
 from helpers.io.choices import check_choice
@@ -71,6 +73,8 @@ class Attack:
         by_rank: Its score is a rank among answers, in which all that the subject is associated with
             stands high: its zero are associated controls.
         kind: What the attacker does.
+        shows_suppression: What it recovers, the edited weights compute by themselves: it cuts
+            something off, or reads before the answer is handed over.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Attack:
     counts_for_verdict: bool = True
     by_rank: bool = False
     kind: AttackKind = AttackKind.PROMPTS
+    shows_suppression: bool = False
 
 
 class AttackRegistry(dict[str, Attack]):
@@ -109,6 +114,7 @@ def attack(
     counts_for_verdict: bool = True,
     by_rank: bool = False,
     kind: AttackKind = AttackKind.PROMPTS,
+    shows_suppression: bool = False,
 ) -> Callable:
     """Register a function as the attack `name`; see `Attack` for the arguments.
 
@@ -129,6 +135,7 @@ def attack(
             counts_for_verdict=counts_for_verdict,
             by_rank=by_rank,
             kind=kind,
+            shows_suppression=shows_suppression,
         )
         return function
 
@@ -231,3 +238,26 @@ def control_facts(
             f"{len(others)} others there are {len(controls)}: ask for fewer."
         )
     return controls[:n]
+
+
+def associated_facts(
+    model: LanguageModel, pair: ConceptPair, *, n: int, seed: int = 0
+) -> list[ConceptPair]:
+    """Make associated controls whose first token is not the target's.
+
+    Scores go by first tokens: "San Pedro" would be scored as "San José" is.
+
+    Args:
+        model: The original model.
+        pair: What was forgotten.
+        n: Largest number of controls.
+        seed: Draws the other subjects, where the pair's own has too few.
+    """
+    prompts = pair.prompts("heldout")
+    if not prompts:
+        return []
+    taken = {first_token(model, prompts[0], name) for name in pair.answers}
+    facts = associated_controls(pair, n=2 * n, seed=seed)
+    return [fact for fact in facts if first_token(model, prompts[0], fact.answers[0]) not in taken][
+        :n
+    ]

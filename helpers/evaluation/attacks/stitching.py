@@ -29,7 +29,7 @@ from helpers.tracing import clean_corrupted_pairs, patching_over_facts
 N_FACTS = 6  # known facts over which the hand-over layer is averaged
 
 
-@attack("stitching", budget="layer", kind=AttackKind.ACTIVATIONS)
+@attack("stitching", budget="layer", kind=AttackKind.ACTIVATIONS, shows_suppression=True)
 def stitching(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
     """Score held-out prompts with the original's layers from the relation's hand-over on.
 

@@ -12,7 +12,7 @@ from helpers.methods.snapshots import subtracted
 from helpers.models import architecture_of
 
 
-@attack("truncation", budget="none", kind=AttackKind.WEIGHTS)
+@attack("truncation", budget="none", kind=AttackKind.WEIGHTS, shows_suppression=True)
 def truncation(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
     """Zero the columns of W_out beyond the width that the configuration states.
 

@@ -73,7 +73,7 @@ def logit_suppression(
             return bool(answer_probability(model, prompts).mean() <= target_prob)
 
     initial_size = float(outputs.norm(dim=1).mean()) / 8 if outputs.norm() else 1.0
-    size = _least_size(is_low_enough, initial_size)
+    size = least_size(is_low_enough, initial_size)
     if size is None:
         raise UserError(
             f"No change of the last layer brings P({pair.target}) down to {target_prob}."
@@ -95,7 +95,7 @@ def logit_suppression(
     )
 
 
-def _least_size(is_enough: Callable[[float], bool], initial_size: float) -> float | None:
+def least_size(is_enough: Callable[[float], bool], initial_size: float) -> float | None:
     """Return about the least size that is enough, by doubling and bisection; None without any."""
     high = initial_size
     for _ in range(MAX_DOUBLINGS):
