@@ -161,7 +161,7 @@ def test_the_readmes_pair_file_runs_and_a_request_is_verified(tmp_path):
     for stem in only:
         numbers = read_json(folder / stem / "numbers.json")
         assert (numbers["subject"], numbers["target"]) == ("Hermione", "Granger")
-    assert read_json(folder / "09_verify" / "numbers.json")["suspect"] == "in_context"
+    assert read_json(folder / "09_verify" / "numbers.json")["edit_under_test"] == "in_context"
 
 
 @pytest.mark.parametrize("stem", READERS)

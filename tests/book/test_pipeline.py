@@ -69,7 +69,7 @@ def write_notebook(folder: Path, stem: str, code: str = "") -> Path:
         ("parameters", parameters_cell(stem)),
         (
             "",
-            "from helpers.io.files import Run\nfrom helpers.book.settings import from_notebook\n"
+            "from helpers.io.run import Run\nfrom helpers.book.settings import from_notebook\n"
             f"settings = from_notebook('{stem}', globals())\n"
             f"run = Run(settings.run_folder(), '{stem}', settings)\n"
             f"print(1, file=open(run.folder / '{stem}.count', 'a'))\n{read}",
