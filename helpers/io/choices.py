@@ -41,4 +41,4 @@ def suggestion(name: str, choices: Collection[str]) -> str:
     similar = difflib.get_close_matches(str(name)[:MAX_SHOWN], known, n=3, cutoff=0.5)
     if similar:
         return f"; did you mean {' or '.join(similar)}"
-    return f"; known: {', '.join(known)}"
+    return f"; there are {', '.join(known)}" if known else "; there are none"
