@@ -22,7 +22,7 @@ class MethodName:
     Attributes:
         name: The method's name.
         family: `surgery`, `training`, `inference` or `control`.
-        needs_saes: Whether it has a hyperparameter `saes`.
+        needs_saes: Whether it reads SAEs.
     """
 
     name: str
@@ -36,12 +36,11 @@ def method_names() -> tuple[MethodName, ...]:
     names = []
     for folder in METHOD_FOLDERS:
         for path in sorted((HELPERS / "methods" / folder).glob("*.py")):
-            for call, function in _registrations(path, ("method", "training_method")):
+            for call in _registrations(path, ("method", "training_method")):
                 options: dict[Any, Any] = {k.arg: k.value for k in call.keywords}
                 family = options["family"].value if "family" in options else "training"
                 name = _text(call.args[0], path)
-                needs_saes = "saes" in _hyperparameters(function, path)
-                names.append(MethodName(name, family, needs_saes))
+                names.append(MethodName(name, family, needs_saes="sae_sites" in options))
     return tuple(names)
 
 
@@ -49,7 +48,7 @@ def method_names() -> tuple[MethodName, ...]:
 def attack_names() -> tuple[str, ...]:
     """List all attacks, sorted by file."""
     paths = sorted((HELPERS / "evaluation" / "attacks").glob("*.py"))
-    return tuple(_text(c.args[0], p) for p in paths for c, _ in _registrations(p, ("attack",)))
+    return tuple(_text(c.args[0], p) for p in paths for c in _registrations(p, ("attack",)))
 
 
 @cache
@@ -62,24 +61,13 @@ def renamed_attacks() -> dict[str, str]:
     return {}
 
 
-def _registrations(path: Path, decorators: tuple[str, ...]) -> Iterator[tuple[ast.Call, Any]]:
-    """Yield calls of the decorators at a module's top level, each with its function."""
+def _registrations(path: Path, decorators: tuple[str, ...]) -> Iterator[ast.Call]:
+    """Yield calls of the decorators at a module's top level."""
     for statement in _parsed(path).body:
-        function = statement if isinstance(statement, ast.FunctionDef) else None
-        calls = function.decorator_list if function else ast.walk(statement)
-        for node in calls:
+        is_function = isinstance(statement, ast.FunctionDef)
+        for node in statement.decorator_list if is_function else ast.walk(statement):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in decorators:
-                yield node, function
-
-
-def _hyperparameters(function: Any, path: Path) -> set[str]:
-    """Return the fields of the class that annotates a method's parameter `hparams`."""
-    (annotation,) = (a.annotation for a in function.args.args if a.arg == "hparams")
-    for statement in _parsed(path).body:
-        if isinstance(statement, ast.ClassDef) and statement.name == annotation.id:
-            fields: Iterator[Any] = (s for s in statement.body if isinstance(s, ast.AnnAssign))
-            return {field.target.id for field in fields}
-    return set()
+                yield node
 
 
 def _name(assignment: ast.Assign) -> str:

@@ -15,7 +15,7 @@ def editing_methods(
 ) -> dict[str, dict[str, Any]]:
     """List methods of some families with the hyperparameters to call them with.
 
-    A method with the hyperparameter `saes` is given the SAEs of one site, the first of its sites
+    A method that reads SAEs is given the SAEs of one site, the first of its sites
     of which there is an SAE. It is left out if there is none.
 
     Args:
@@ -35,11 +35,10 @@ def editing_methods(
         entry = METHODS[name]
         if entry.family not in families:
             continue
-        if "saes" not in entry.hyperparameters():
+        if not entry.sae_sites:
             hyperparameters[name] = {}
             continue
-        method_sites = entry.sae_sites or ("mlp_in",)
-        by_site = [tuple(f for f, site in sites.items() if site == s) for s in method_sites]
+        by_site = [tuple(f for f, site in sites.items() if site == s) for s in entry.sae_sites]
         if folders := next(filter(None, by_site), ()):
             hyperparameters[name] = {"saes": folders}
     return hyperparameters

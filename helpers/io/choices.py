@@ -1,4 +1,4 @@
-"""Checks that a name is one of several, with a suggestion where it is misspelt."""
+"""Checks of what a user chooses: a name among several, a number within its range."""
 
 import difflib
 from collections.abc import Collection
@@ -25,10 +25,20 @@ def check_choice(kind: str, name: str, choices: Collection[str]) -> None:
         raise UserError(f"There is no {kind} '{visible(name)[:MAX_SHOWN]}'; choose from {known}.")
 
 
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a hyperparameter outside [low, high].
+
+    Raises:
+        UserError: It is outside; the sentence names the range.
+    """
+    if not low <= value <= high:
+        raise UserError(f"{name} is {value}: choose a value from {low:g} to {high:g}.")
+
+
 def suggestion(name: str, choices: Collection[str]) -> str:
     """Return the end of a sentence about an unknown name: similar choices, or all of them."""
     known = [str(choice) for choice in choices]
     similar = difflib.get_close_matches(str(name)[:MAX_SHOWN], known, n=3, cutoff=0.5)
     if similar:
         return f"; did you mean {' or '.join(similar)}"
-    return f"; known: {', '.join(known)}"
+    return f"; there are {', '.join(known)}" if known else "; there are none"

@@ -20,6 +20,7 @@ from helpers.io.files import check_finite
 from helpers.io.hashing import content_hash, json_default
 from helpers.io.safe_text import visible
 from helpers.methods.change import check_floats
+from helpers.methods.model_change import ModelChange
 from helpers.models import torch_module
 from helpers.models.hooks import Hook, register_intervention
 
@@ -71,7 +72,7 @@ def intervention_kind(name: str) -> Callable[[type[Settings]], type[Settings]]:
 
 
 @dataclass(frozen=True, eq=False)
-class HookIntervention:
+class HookIntervention(ModelChange):
     """An edit that hooks activations at inference time.
 
     Attributes:

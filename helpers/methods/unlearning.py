@@ -1,6 +1,5 @@
 """Make an edit, check the call and the result, and load edits that were saved."""
 
-import difflib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.facts.known import why_unknown
 from helpers.forward.scoring import answer_probability
+from helpers.io.choices import suggestion
 from helpers.io.files import check_finite
 from helpers.methods.edit import Edit
 from helpers.methods.edit_files import read_patch
@@ -53,7 +53,7 @@ def unlearn(
             is fitted left more than `MAX_UNSOLVED` of the targets unreached.
     """
     if method not in METHODS:
-        raise UserError(f"There is no method '{method}'{_hint(method, list(METHODS))}.")
+        raise UserError(f"There is no method '{method}'{suggestion(method, METHODS)}.")
     entry = METHODS[method]
     pairs = [pair] if isinstance(pair, ConceptPair) else list(pair)
     hyperparameters = _checked_hyperparameters(entry, hyperparameters)
@@ -92,9 +92,8 @@ def _checked_hyperparameters(entry: Method, given: Mapping[str, Any]) -> dict[st
     renamed = entry.hparams.current_names(given)
     for name in renamed:
         if name not in known:
-            raise UserError(
-                f"The method '{entry.name}' has no hyperparameter '{name}'{_hint(name, known)}."
-            )
+            hint = suggestion(name, known)
+            raise UserError(f"The method '{entry.name}' has no hyperparameter '{name}'{hint}.")
     return renamed
 
 
@@ -147,11 +146,3 @@ def load_unlearning(path: str | Path) -> Edit:
         hparams = METHODS[record["method"]].hparams
         record["hyperparameters"] = hparams.current_names(record["hyperparameters"])
     return Edit(delta=delta, **record)
-
-
-def _hint(name: str, known: list[str]) -> str:
-    """Return the end of a sentence that names what is close to a wrong name, or all that is."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; there are {', '.join(known)}" if known else "; it has none"

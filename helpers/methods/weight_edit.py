@@ -21,11 +21,12 @@ from helpers.methods.appended_neurons import (
     shapes_after,
 )
 from helpers.methods.change import Change, changes_of, dtype_name, tensors_hash
+from helpers.methods.model_change import ModelChange
 from helpers.methods.snapshots import edited_tensors_hash, owner_of, parameter, set_parameter
 from helpers.models import Architecture, MLPArchitecture
 
 
-class WeightEdit:
+class WeightEdit(ModelChange):
     """Changes of some of a model's tensors, by their names in its `state_dict`.
 
     Attributes:

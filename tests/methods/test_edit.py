@@ -56,8 +56,8 @@ def small(tmp_path_factory):
     def make(method: str, model) -> dict:
         numbers = SMALL | (BRIEF if METHODS[method].family in ("training", "inference") else {})
         found = {k: v for k, v in numbers.items() if k in METHODS[method].hyperparameters()}
-        if "saes" in METHODS[method].hyperparameters():
-            site = (METHODS[method].sae_sites or ("mlp_in",))[0]
+        if METHODS[method].sae_sites:
+            site = METHODS[method].sae_sites[0]
             folder = tmp_path_factory.mktemp(site)
             d, stamp = architecture_of(model).d_model, model_hash(model)
             cfg = SAEConfig("topk", d, 4 * d, k=8, site=site, layer=1, model_hash=stamp)

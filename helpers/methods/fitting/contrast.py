@@ -106,13 +106,3 @@ def input_matrices(mlp: MLPArchitecture) -> list[tuple[str, Float[Tensor, "d_mlp
     """Return name and weight of every matrix that reads the MLP's input: W_in, and the gate."""
     matrices = [(mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())]
     return [(name, weight.detach().float().cpu()) for name, weight in matrices if name]
-
-
-def check_number(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a hyperparameter outside [low, high].
-
-    Raises:
-        UserError: It is outside; the sentence names the range.
-    """
-    if not low <= value <= high:
-        raise UserError(f"{name} is {value}: choose a value from {low:g} to {high:g}.")

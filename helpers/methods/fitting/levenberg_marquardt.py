@@ -175,17 +175,8 @@ class _TrialEdit:
             return activations @ values[layer].to(x)
 
         with use_layer_cache(self.model, self.layer_cache):
-            if not include_gradients:
-                logodds = answer_logodds(
-                    self.model,
-                    self.constraints,
-                    layers=list(self.keys),
-                    edit_output=edit_output,
-                    site=input_site,
-                    prefix_cache=self.prefix_cache,
-                )
-                return logodds, None
-            linearization = linearize(
+            compute = linearize if include_gradients else answer_logodds
+            result = compute(
                 self.model,
                 self.constraints,
                 layers=list(self.keys),
@@ -193,7 +184,7 @@ class _TrialEdit:
                 site=input_site,
                 prefix_cache=self.prefix_cache,
             )
-            return linearization.logodds, linearization
+        return (result.logodds, result) if isinstance(result, Linearization) else (result, None)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.contrast import check_number, contrast
+from helpers.io.choices import check_number
+from helpers.methods.fitting.contrast import contrast
 from helpers.models import architecture_of, model_hash
 from helpers.sae import SAE, load_sae
 from helpers.stats.auroc import auroc_by_unit

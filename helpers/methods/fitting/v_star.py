@@ -21,7 +21,8 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.batching import right_padded
 from helpers.forward.prompts import first_token, position_of, token_ids
 from helpers.forward.scoring import answer_probability
-from helpers.methods.fitting.contrast import check_number, other_subjects, subject_prompts
+from helpers.io.choices import check_number
+from helpers.methods.fitting.contrast import other_subjects, subject_prompts
 from helpers.methods.registry import Hyperparameters
 from helpers.models import architecture_of, final_norm, model_hash, torch_module, unembed
 

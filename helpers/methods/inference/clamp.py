@@ -1,6 +1,7 @@
 """The intervention of `sae_clamp` and `dynamic_clamp`: SAE latents set to fixed values."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.io.choices import check_number
 from helpers.io.safe_text import visible
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
+from helpers.methods.registry import Hyperparameters
 from helpers.models import architecture_of, torch_module
 from helpers.models.hooks import Hook
 from helpers.sae import SAE, SAEConfig, build
@@ -21,16 +24,31 @@ from helpers.sae import SAE, SAEConfig, build
 KIND = "clamp"
 
 
+@dataclass(frozen=True)
+class ClampHparams(Hyperparameters):
+    """Hyperparameters of `sae_clamp`, which `dynamic_clamp` has too.
+
+    Attributes:
+        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
+        n_latents: Latents of each SAE.
+        strength: Latents are set to minus this many of their mean activations; 0 is ablation to
+            zero.
+        n_subjects: Other subjects with which the subject is compared.
+    """
+
+    saes: tuple[str, ...] = ()
+    n_latents: int = 3
+    strength: float = 4.0
+    n_subjects: int = 24
+
+
 def clamping(
     model: LanguageModel,
     pair: ConceptPair,
     name: str,
+    hparams: ClampHparams,
     *,
-    saes: Sequence[str],
-    n_latents: int,
-    strength: float,
     min_active_fraction: float,
-    n_subjects: int,
     seed: int,
 ) -> HookIntervention:
     """Build the intervention of `sae_clamp` and `dynamic_clamp`.
@@ -39,20 +57,19 @@ def clamping(
         model: Any model of a known family.
         pair: What to forget.
         name: Name of the method, for error sentences.
-        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
-        n_latents: Latents of each SAE.
-        strength: Latents are set to minus this many of their mean activations.
+        hparams: What both methods have.
         min_active_fraction: Latents are set once more than this fraction of a text's tokens so far
             had an active one.
-        n_subjects: Other subjects with which the subject is compared.
-        seed: Draws them.
+        seed: Draws the subjects to compare with.
 
     Raises:
-        UserError: No SAE is given, one is of another model or site, or it has too few latents.
+        UserError: No SAE is given, one is of another model or site, or a number is out of range.
     """
+    check_number("strength", hparams.strength, 0, 1e4)
+    n_latents, n_subjects = hparams.n_latents, hparams.n_subjects
     entries: list[dict[str, Any]] = []
     parts: dict[str, Tensor] = {}
-    for number, sae in enumerate(load_saes_for(model, saes, SITES, name)):
+    for number, sae in enumerate(load_saes_for(model, hparams.saes, SITES, name)):
         positives, negatives = sae_states(model, pair, sae, n_subjects=n_subjects, seed=seed)
         latents = specific_latents(sae, positives, negatives, n=n_latents)
         with torch.no_grad():
@@ -61,7 +78,7 @@ def clamping(
             {
                 "cfg": sae.cfg.to_dict(),
                 "latents": latents.tolist(),
-                "values": (-strength * mean_activation).tolist(),
+                "values": (-hparams.strength * mean_activation).tolist(),
             }
         )
         parts |= {f"{number}.{k}": v.detach().cpu() for k, v in sae.tensors().items()}

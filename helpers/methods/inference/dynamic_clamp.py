@@ -6,34 +6,27 @@ from typing import ClassVar
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.contrast import check_number
+from helpers.io.choices import check_number
 from helpers.methods.fitting.sae_latents import SITES
 from helpers.methods.hook_intervention import HookIntervention
-from helpers.methods.inference.clamp import clamping
-from helpers.methods.registry import Hyperparameters, method
+from helpers.methods.inference.clamp import ClampHparams, clamping
+from helpers.methods.registry import method
 
 
 @dataclass(frozen=True)
-class DynamicClampHparams(Hyperparameters):
-    """Hyperparameters of `dynamic_clamp`.
+class DynamicClampHparams(ClampHparams):
+    """Hyperparameters of `dynamic_clamp`, with those of `sae_clamp`.
 
     Attributes:
-        saes: Folders of SAEs of the sites `mlp_in` or `mlp`.
         n_latents: Latents of each SAE.
-        strength: Latents are set to minus this many of their mean activations; 0 is ablation to
-            zero.
         min_active_fraction: Latents are set once more than this fraction of a text's tokens so far
             had an active one; between 0 and 1.
-        n_subjects: Other subjects with which the subject is compared.
     """
 
     RENAMED: ClassVar = {"share": "min_active_fraction"}
 
-    saes: tuple[str, ...] = ()
     n_latents: int = 1
-    strength: float = 4.0
     min_active_fraction: float = 0.05
-    n_subjects: int = 24
 
 
 @method("dynamic_clamp", family="inference", sae_sites=SITES)
@@ -55,16 +48,6 @@ def dynamic_clamp(
     Raises:
         UserError: No SAE is given, one is of another model or site, or a number is out of range.
     """
-    check_number("strength", hparams.strength, 0, 1e4)
     check_number("min_active_fraction", hparams.min_active_fraction, 0, 1)
-    return clamping(
-        model,
-        pair,
-        "dynamic_clamp",
-        saes=hparams.saes,
-        n_latents=hparams.n_latents,
-        strength=hparams.strength,
-        min_active_fraction=hparams.min_active_fraction,
-        n_subjects=hparams.n_subjects,
-        seed=seed,
-    )
+    fraction = hparams.min_active_fraction
+    return clamping(model, pair, "dynamic_clamp", hparams, min_active_fraction=fraction, seed=seed)

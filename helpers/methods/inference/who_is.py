@@ -13,10 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.io.choices import check_number
 from helpers.io.code_version import code_hash
 from helpers.io.safe_text import visible
 from helpers.methods.change import changes_of
-from helpers.methods.fitting.contrast import check_number
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.training.recipe import LAYERS, train_edit

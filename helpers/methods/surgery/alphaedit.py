@@ -10,7 +10,7 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.contrast import check_number
+from helpers.io.choices import check_number
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import Keys, distribute_over_layers

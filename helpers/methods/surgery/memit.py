@@ -9,7 +9,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts import ConceptPair
-from helpers.methods.fitting.contrast import check_number
+from helpers.io.choices import check_number
 from helpers.methods.fitting.layer_stats import key_covariance
 from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
 from helpers.methods.fitting.value_updates import (

@@ -12,7 +12,8 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.activations import cache_activations
 from helpers.forward.prompts import first_token
 from helpers.forward.scoring import answer_logprobs
-from helpers.methods.fitting.contrast import check_number, subject_prompts
+from helpers.io.choices import check_number
+from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, final_norm, torch_module

@@ -26,7 +26,7 @@ from helpers.stats.auroc import auroc_by_unit
 
 @dataclass(frozen=True)
 class NeuronsHparams(Hyperparameters):
-    """Hyperparameters of `neurons`.
+    """Hyperparameters of `neurons`, and of its control `random_neurons`.
 
     Attributes:
         n: Number of deleted neurons, over all layers.
@@ -53,22 +53,9 @@ def neurons(
     return deletion(model, _top(ranked, hparams.n))
 
 
-@dataclass(frozen=True)
-class RandomNeuronsHparams(Hyperparameters):
-    """Hyperparameters of `random_neurons`.
-
-    Attributes:
-        n: Number of deleted neurons, over all layers.
-        n_subjects: Other subjects with which the subject is compared.
-    """
-
-    n: int = 64
-    n_subjects: int = 60
-
-
 @method("random_neurons", family="control")
 def random_neurons(
-    model: LanguageModel, pair: ConceptPair, hparams: RandomNeuronsHparams, *, seed: int = 0
+    model: LanguageModel, pair: ConceptPair, hparams: NeuronsHparams, *, seed: int = 0
 ) -> WeightEdit:
     """Delete as many neurons of the same layers, drawn at random: the control of `neurons`."""
     ranked = rank_neurons(model, pair, n_subjects=hparams.n_subjects, seed=seed)

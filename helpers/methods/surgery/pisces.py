@@ -9,8 +9,8 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.io.choices import check_number
 from helpers.methods.change import Change
-from helpers.methods.fitting.contrast import check_number
 from helpers.methods.fitting.sae_latents import load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change

@@ -21,7 +21,7 @@ from helpers.sae import SAE
 
 @dataclass(frozen=True)
 class SAEDirectionHparams(Hyperparameters):
-    """Hyperparameters of `sae_direction`.
+    """Hyperparameters of `sae_direction`, and of its control `random_latents`.
 
     Attributes:
         saes: Folders of SAEs of the sites `mlp_in` or `mlp`; several of one layer and site add up.
@@ -32,19 +32,6 @@ class SAEDirectionHparams(Hyperparameters):
     saes: tuple[str, ...] = ()
     n_latents: int = 1
     n_subjects: int = 24
-
-
-@dataclass(frozen=True)
-class RandomLatentsHparams(SAEDirectionHparams):
-    """Hyperparameters of `random_latents`: those of `sae_direction`.
-
-    Attributes:
-        saes: Folders of SAEs of the sites `mlp_in` or `mlp`; several of one layer and site add up.
-        n_latents: Latents of each SAE.
-        n_subjects: Other subjects with which the subject is compared.
-    """
-
-    saes: tuple[str, ...] = ()  # repeated: `helpers.book.registered` reads it from this class
 
 
 @method("sae_direction", family="surgery", sae_sites=SITES)
@@ -78,7 +65,7 @@ def sae_direction(
 
 @method("random_latents", family="control", sae_sites=SITES)
 def random_latents(
-    model: LanguageModel, pair: ConceptPair, hparams: RandomLatentsHparams, *, seed: int = 0
+    model: LanguageModel, pair: ConceptPair, hparams: SAEDirectionHparams, *, seed: int = 0
 ) -> WeightEdit:
     """Erase as many latents as `sae_direction`, drawn among those active on any subject.
 

@@ -20,7 +20,7 @@ from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.methods.fitting.layer_selection import select_layers
 from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
 from helpers.methods.fitting.sae_keys import SAEKey, doubling_sizes, fit_key
-from helpers.methods.fitting.sae_latents import load_saes_by_layer
+from helpers.methods.fitting.sae_latents import INPUT_SITE, load_saes_by_layer
 from helpers.methods.fitting.units import (
     ContrastiveSet,
     check_detected,
@@ -57,7 +57,7 @@ class SAEPairHparams(UnitEditHparams):
     select: str = "selective"
 
 
-@method("sae_pair", family="surgery", supports_batch=True)
+@method("sae_pair", family="surgery", supports_batch=True, sae_sites=(INPUT_SITE,))
 def sae_pair(
     model: LanguageModel, pairs: Sequence[ConceptPair], hparams: SAEPairHparams, *, seed: int = 0
 ) -> WeightEdit:

@@ -1,4 +1,4 @@
-"""Activations with gradients, from a forward pass that ends after the last one needed."""
+"""Tokens whose activations a loss compares, and the activations of the model before training."""
 
 from collections.abc import Sequence
 
@@ -7,31 +7,8 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.forward.sites import site_value
-from helpers.models import architecture_of
+from helpers.forward.activations import Key, trace_activations
 from helpers.training.examples import Batch, Example, in_batches
-
-LayerSite = tuple[int, str]
-
-
-def activations_with_grad(
-    model: LanguageModel, batch: Batch, sites: Sequence[LayerSite]
-) -> dict[LayerSite, Float[Tensor, "b t width"]]:
-    """Read activations, differentiable where gradients are enabled.
-
-    Args:
-        model: Any model of a known family.
-        batch: Sequences.
-        sites: (layer, site) pairs, in the order in which they are computed.
-    """
-    arch = architecture_of(model)
-    with model.trace(batch.ids) as tracer:
-        activations = {}.save()  # type: ignore[attr-defined]  # nnsight adds it to objects
-        for layer, site in sites:
-            value = site_value(arch.layers[layer], site, len(batch.ids))
-            activations[layer, site] = value.clone()
-        tracer.stop()
-    return activations
 
 
 def token_positions(batch: Batch, *, from_subject: bool) -> tuple[Tensor, Tensor]:
@@ -54,22 +31,22 @@ def token_positions(batch: Batch, *, from_subject: bool) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def reference_activations(
-    model: LanguageModel, examples: Sequence[Example], sites: Sequence[LayerSite]
+    model: LanguageModel, examples: Sequence[Example], keys: Sequence[Key]
 ) -> list[list[Float[Tensor, "t width"]]]:
     """Read the activations of each example at each site, of all tokens but the first.
 
     Args:
         model: The model as it is now, which later activations are compared with.
         examples: Sequences.
-        sites: (layer, site) pairs, in the order in which they are computed.
+        keys: (site, layer) in order of computation.
 
     Returns:
-        For each example a list with one tensor a site.
+        For each example a list with one tensor a key.
     """
     by_example: list = [None] * len(examples)
     for batch in in_batches(examples):
-        activations = activations_with_grad(model, batch, sites)
+        activations = trace_activations(model, batch.ids, keys)
         for row, i in enumerate(batch.index.tolist()):
             n_tokens = len(examples[i].ids)
-            by_example[i] = [activations[key][row, 1:n_tokens].float() for key in sites]
+            by_example[i] = [activations[key][row, 1:n_tokens].float() for key in keys]
     return by_example

@@ -6,14 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from helpers.errors import UserError
+from helpers.forward.activations import Key, trace_activations
+from helpers.io.choices import check_number
 from helpers.methods.fitting.sae_latents import SITES, load_saes_for, sae_states, specific_latents
-from helpers.methods.training.activations import (
-    LayerSite,
-    activations_with_grad,
-    reference_activations,
-    token_positions,
-)
+from helpers.methods.training.activations import reference_activations, token_positions
 from helpers.methods.training.recipe import training_method
 from helpers.methods.training.task import (
     ForgetRetainBatch,
@@ -72,18 +68,17 @@ def crisp(task: UnlearningTask, hparams: CRISPHparams) -> UnlearningLoss:
     Raises:
         UserError: No SAE is given, one is of another model or site, or beta is out of range.
     """
-    if not 0 <= hparams.beta <= 1:
-        raise UserError(f"beta is {hparams.beta}: choose a value from 0 to 1.")
+    check_number("beta", hparams.beta, 0, 1)
     model, data = task.model, task.data
     encoders = _encoders(task, hparams)
-    sites = list(dict.fromkeys(site for site, _, _ in encoders))
+    keys = list(dict.fromkeys(key for key, _, _ in encoders))
 
     def read(batch: Batch, *, from_subject: bool) -> list[Float[Tensor, "m width"]]:
-        activations = activations_with_grad(model, batch, sites)
+        activations = trace_activations(model, batch.ids, keys)
         positions = token_positions(batch, from_subject=from_subject)
-        return [activations[site][positions].float() for site in sites]
+        return [activations[key][positions].float() for key in keys]
 
-    references = reference_activations(model, data.retain, sites)
+    references = reference_activations(model, data.retain, keys)
     # Errors are relative to the mean squared length, which differs by orders between layers.
     scales = [torch.cat(x).square().sum(-1).mean() for x in zip(*references, strict=True)]
 
@@ -103,22 +98,22 @@ def crisp(task: UnlearningTask, hparams: CRISPHparams) -> UnlearningLoss:
         )
 
     def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
-        states = dict(zip(sites, read(batch.forget, from_subject=True), strict=True))
-        features = sum(suppression(states[site] @ W + b) for site, W, b in encoders)
+        states = dict(zip(keys, read(batch.forget, from_subject=True), strict=True))
+        features = sum(suppression(states[key] @ W + b) for key, W, b in encoders)
         total = (1 - hparams.beta) * (features / len(encoders))
         if batch.retain is not None:
             facts, text = retain_errors(batch.retain)
             total = total + hparams.beta * facts + hparams.beta * hparams.gamma * text
         return total
 
-    last = max(layer for layer, _ in sites)
+    last = max(layer for _, layer in keys)
     return UnlearningLoss(loss, layers=task.config.layers or range(last + 1))
 
 
 def _encoders(
     task: UnlearningTask, hparams: CRISPHparams
-) -> list[tuple[LayerSite, Float[Tensor, "width features"], Float[Tensor, " features"]]]:
-    """Return each SAE's site with encoder weights and biases of its features, in model order."""
+) -> list[tuple[Key, Float[Tensor, "width features"], Float[Tensor, " features"]]]:
+    """Return each SAE's key with encoder weights and biases of its features, in model order."""
     saes = load_saes_for(task.model, hparams.saes, SITES, "crisp")
     saes.sort(key=lambda sae: (sae.cfg.layer, SITES_IN_ORDER.index(sae.cfg.site)))
     device = torch_module(task.model).device
@@ -131,7 +126,7 @@ def _encoders(
         latents = specific_latents(sae, positives, negatives, n=n)
         encoders.append(
             (
-                (sae.cfg.layer, sae.cfg.site),
+                (sae.cfg.site, sae.cfg.layer),
                 sae.W_enc.detach()[:, latents].float().to(device),
                 sae.b_enc.detach()[latents].float().to(device),
             )

@@ -7,11 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from helpers.methods.training.activations import (
-    activations_with_grad,
-    reference_activations,
-    token_positions,
-)
+from helpers.forward.activations import trace_activations
+from helpers.methods.training.activations import reference_activations, token_positions
 from helpers.methods.training.recipe import training_method
 from helpers.methods.training.task import (
     ForgetRetainBatch,
@@ -62,16 +59,16 @@ def rmu(task: UnlearningTask, hparams: RMUHparams) -> UnlearningLoss:
         hparams: Its hyperparameters.
     """
     layers = task.layers(LAYERS)
-    site = (max(layers), "residual")
+    key = ("residual", max(layers))
     generator = torch.Generator().manual_seed(task.seed)
 
     def states(batch: Batch, *, from_subject: bool) -> Float[Tensor, "m d_model"]:
-        activations = activations_with_grad(task.model, batch, [site])
-        return activations[site][token_positions(batch, from_subject=from_subject)]
+        activations = trace_activations(task.model, batch.ids, [key])
+        return activations[key][token_positions(batch, from_subject=from_subject)]
 
     with torch.no_grad():
         before = states(collate(task.data.forget), from_subject=True).float()
-    references = [x for (x,) in reference_activations(task.model, task.data.retain, [site])]
+    references = [x for (x,) in reference_activations(task.model, task.data.retain, [key])]
     u = torch.rand(before.shape[-1], generator=generator).to(before.device)
     goal = hparams.steering_coeff * before.norm(dim=-1).mean() * u / u.norm()
 
