@@ -27,7 +27,7 @@ from helpers.evaluation.attacks.registry import RENAMED_ATTACKS
 from helpers.evaluation.attacks.relearning import relearned
 from helpers.evaluation.attacks.stitching import handover_layer
 from helpers.evaluation.audit import audit_delta, statement
-from helpers.evaluation.battery import battery
+from helpers.evaluation.battery import N_ASSOCIATED, battery
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.facts import ConceptPair, facts
 from helpers.forward.activations import cache_activations
@@ -388,7 +388,12 @@ def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):
     with hidden.applied(model):
         found = battery(model, pair, attacks=names, options=options, n_controls=2)
     counts = found.table.groupby(["attack", "state"])["subject"].nunique()
-    assert counts["paraphrases"].to_dict() == {"control": 2, "edited": 1, "original": 1}
+    assert counts["paraphrases"].to_dict() == {
+        "associated": N_ASSOCIATED,
+        "control": 2,
+        "edited": 1,
+        "original": 1,
+    }
     assert counts["relearning_forgotten"].to_dict() == {"control": 2, "edited": 1}
     means = found.table.query("attack == 'paraphrases'").groupby("state")["score"].mean()
     assert means["original"] > 0.3 and means["edited"] < 0.05

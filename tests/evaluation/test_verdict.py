@@ -187,7 +187,7 @@ def test_ranks_are_judged_against_what_is_associated():
     rows = found.query("attack == 'logit_lens' and state == 'control'")
     associated = [
         rows.assign(state="associated", subject=f"a{k}", score=rows["score"] + 0.3 + d)
-        for k, d in enumerate((-0.01, 0.0, 0.01))
+        for k, d in enumerate((-0.01, -0.005, 0.0, 0.005, 0.01))
     ]
     against_both = Evidence(pd.concat([found, *associated]))
     names = [n for n in NAMES if n != "few_shot"]
@@ -244,7 +244,7 @@ def test_over_suppression_is_a_over_forgetting():
 
 
 def test_few_noisy_prompts_show_nothing():
-    noisy = like([0.0, 0.0, 0.0, 0.0, 0.3, 0.0], 0.01)
+    noisy = like([0.0, 0.0, 0.0, 0.0, 0.25, 0.0], 0.01)
     found = verdict(case(few_shot=noisy), card(), required=NAMES)
     assert found.label == Label.PARTIAL
     assert "Not shown to be gone under few_shot." in str(found)

@@ -37,7 +37,7 @@ RENAMED_ATTACKS = {
 
 
 class AttackKind(StrEnum):
-    """What an attacker does: another prompt, reading activations, or changing weights."""
+    """Means of an attacker: another prompt, reading activations, or changing weights."""
 
     PROMPTS = "other prompts"
     ACTIVATIONS = "reading inside"

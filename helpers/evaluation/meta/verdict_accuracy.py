@@ -1,10 +1,13 @@
 """Accuracy of the verdict on facts whose state is known: present, hidden or absent.
 
 The facts and their control facts come from `matched_pairs`. A battery attacks each fact as it is,
-under `logit_suppression`, and with its control fact in its place.
+hidden in several ways (`Hiding`), and with two kinds of absent facts in its place: its control
+fact, another subject that the model knows nothing of, and a non-answer that its own subject is
+associated with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -12,18 +15,28 @@ from nnsight import LanguageModel
 from scipy.stats import binomtest
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import checked_names
-from helpers.evaluation.battery import Evidence, battery
+from helpers.evaluation.attacks.registry import associated_facts, checked_names
+from helpers.evaluation.battery import battery
 from helpers.evaluation.findings import Finding
+from helpers.evaluation.meta.hidden_models import Hiding, hide
 from helpers.evaluation.meta.meta_evaluation import KnownState, matched_pairs
-from helpers.evaluation.verdict import Verdict, verdict
+from helpers.evaluation.verdict import Label, Verdict, verdict
 from helpers.facts import ConceptPair
 from helpers.facts.known import SURELY_KNOWN_PROB
-from helpers.methods.controls.logit_suppression import logit_suppression
+from helpers.forward.scoring import answer_probability
+from helpers.methods import Edit
 
 UNDECIDED = "undecided"
-PREDICTED_STATES = (*(state.value for state in KnownState), UNDECIDED)
-MINI_SUITE = ("paraphrases", "stitching")  # the smallest battery that separates the three states
+FOUND = (Label.PRESENT, Label.SUPPRESSED, Label.HIDDEN)  # labels that say that the model knows it
+PREDICTED_STATES = (*(label.value for label in FOUND), KnownState.ABSENT.value, UNDECIDED)
+RIGHT = {
+    KnownState.PRESENT: {Label.PRESENT},
+    KnownState.HIDDEN: {Label.HIDDEN, Label.SUPPRESSED},
+    KnownState.ABSENT: {KnownState.ABSENT},
+}
+"""State → the predictions that are right."""
+UNRELATED, ASSOCIATED = "unrelated", "associated"  # kinds of absent facts
+HIDDEN_SHARE = 0.5  # of P(target): a model that says more of it does not hide the fact
 
 
 def classify_facts(
@@ -33,10 +46,11 @@ def classify_facts(
     n: int,
     attacks: Sequence[str],
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    n_hidings: int = 1,
     n_controls: int = 2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Predict the state of facts that the model surely knows, in the three known states.
+    """Predict the state of facts that the model surely knows, in every known state.
 
     Args:
         model: The original model.
@@ -44,12 +58,13 @@ def classify_facts(
         n: Largest number of facts.
         attacks: Attacks of a small battery, `paraphrases` among them.
         options: Attack → options of its own.
+        n_hidings: Ways in which each fact is hidden; the facts take turns through `Hiding`.
         n_controls: Control facts that each attack is compared with.
         seed: Draws facts and control subjects.
 
     Returns:
-        One row a fact and state: fact, state, predicted (see `predicted_state`), correct (whether
-        they are equal), by (attacks that recover something).
+        One row a fact, state and kind: fact, state (a `KnownState`), kind (a `Hiding`, or of what
+        is absent), predicted (see `predicted_state`), correct, by (attacks that recover something).
 
     Raises:
         UserError: `paraphrases` is missing, there is no such attack, or there are fewer than two
@@ -58,6 +73,7 @@ def classify_facts(
     if "paraphrases" not in attacks:
         raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
     pairs = matched_pairs(model, relation, n=n, seed=seed, min_prob=SURELY_KNOWN_PROB)
+    ways = list(Hiding)
     tables = [
         classify_states(
             model,
@@ -65,10 +81,11 @@ def classify_facts(
             control,
             attacks=attacks,
             options=options,
+            hidings=[ways[(k + j) % len(ways)] for j in range(n_hidings)],
             n_controls=n_controls,
             seed=seed,
         )
-        for fact, control in pairs
+        for k, (fact, control) in enumerate(pairs)
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -80,10 +97,13 @@ def classify_states(
     *,
     attacks: Sequence[str],
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    hidings: Sequence[Hiding] = tuple(Hiding),
     n_controls: int = 2,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Predict the state of one fact in the three known states.
+    """Predict the state of one fact in every known state.
+
+    A way of hiding that fails, because the model still says the fact, is left out.
 
     Args:
         model: The original model.
@@ -91,70 +111,93 @@ def classify_states(
         control: A control fact with the same answer.
         attacks: Attacks of a small battery.
         options: Attack → options of its own.
+        hidings: Ways in which the fact is hidden.
         n_controls: Control facts that each attack is compared with.
         seed: Seed of everything random.
 
     Returns:
-        One row a state: fact, state, predicted, correct, by.
+        One row a state and kind: fact, state, kind, predicted, correct, by.
     """
-    attacks = checked_names(attacks)
-
-    def evidence(query_pair: ConceptPair | None = None) -> Evidence:
-        return battery(
-            model,
-            fact,
-            attacks=attacks,
-            options=options,
-            n_controls=n_controls,
-            seed=seed,
-            query_pair=query_pair,
-        )
-
-    by_state = {KnownState.PRESENT: evidence(), KnownState.ABSENT: evidence(control)}
-    with logit_suppression(model, fact).applied(model):
-        by_state[KnownState.HIDDEN] = evidence()
-    rows = []
-    for state in KnownState:
-        conclusion = verdict(by_state[state], required=attacks, seed=seed)
+    attacks, rows = checked_names(attacks), []
+    for state, kind, edit, query_pair in _known_states(model, fact, control, hidings, seed):
+        with edit.applied(model) if edit else nullcontext():
+            evidence = battery(
+                model,
+                fact,
+                attacks=attacks,
+                options=options,
+                n_controls=n_controls,
+                seed=seed,
+                query_pair=query_pair,
+            )
+        conclusion = verdict(evidence, required=attacks, seed=seed)
         recovered = conclusion.attacks["finding"] == Finding.RECOVERED
         recovering = ", ".join(conclusion.attacks[recovered]["attack"])
-        predicted = predicted_state(conclusion, by_state[state])
-        rows.append((str(fact), state.value, predicted, predicted == state, recovering))
-    return pd.DataFrame(rows, columns=["fact", "state", "predicted", "correct", "by"])
+        predicted = predicted_state(conclusion)
+        rows.append((str(fact), state.value, kind, predicted, predicted in RIGHT[state], recovering))
+    return pd.DataFrame(rows, columns=["fact", "state", "kind", "predicted", "correct", "by"])
 
 
-def predicted_state(conclusion: Verdict, evidence: Evidence) -> str:
+def _known_states(
+    model: LanguageModel,
+    fact: ConceptPair,
+    control: ConceptPair,
+    hidings: Sequence[Hiding],
+    seed: int,
+) -> Iterator[tuple[KnownState, str, Edit | None, ConceptPair | None]]:
+    """Iterate over (state, kind, the edit that makes it, the pair to query instead)."""
+    yield KnownState.PRESENT, "", None, None
+    yield KnownState.ABSENT, UNRELATED, None, control
+    for associated in associated_facts(model, fact, n=1, seed=seed):
+        yield KnownState.ABSENT, ASSOCIATED, None, associated
+    prompts = fact.prompts("heldout")
+    p_known = answer_probability(model, prompts).mean()
+    for hiding in hidings:
+        try:
+            edit = hide(model, fact, hiding, seed=seed)
+        except UserError:  # it can't be hidden in this way
+            continue
+        with edit.applied(model):
+            is_hidden = answer_probability(model, prompts).mean() < HIDDEN_SHARE * p_known
+        if is_hidden:
+            yield KnownState.HIDDEN, hiding.value, edit, None
+
+
+def predicted_state(conclusion: Verdict) -> str:
     """Predict the state of a fact from the attacks of a verdict, whatever the damage.
 
-    It is the verdict's label if that is `present` or `hidden`. It is `absent` if every attack that
+    It is the verdict's label if that is one of `FOUND`. It is `absent` if every attack that
     recovers the fact from the original is shown to recover nothing; an attack that recovers nothing
-    from the original shows nothing. An attack that is not applicable to this model, though it is to
-    others, leaves the state `undecided`.
+    from the original shows nothing. An attack that cannot be tried on this model, though it can on
+    the original, leaves the state `undecided`.
 
     Returns:
         One of `PREDICTED_STATES`.
     """
-    if conclusion.label in (KnownState.PRESENT, KnownState.HIDDEN):
+    if conclusion.label in FOUND:
         return str(conclusion.label)
     findings = set(conclusion.attacks["finding"])
-    gone = Finding.GONE in findings and findings <= {Finding.GONE, Finding.NOT_APPLICABLE}
-    return KnownState.ABSENT.value if gone and not evidence.not_applicable else UNDECIDED
+    gone = Finding.GONE in findings and findings <= {Finding.GONE, Finding.NOT_KNOWN}
+    return KnownState.ABSENT.value if gone else UNDECIDED
 
 
-def accuracies(table: pd.DataFrame) -> pd.DataFrame:
+def accuracies(table: pd.DataFrame, *, by: Sequence[str] = ("state",)) -> pd.DataFrame:
     """Compute the accuracy of the predicted state, for each true state.
 
     Args:
         table: From `classify_facts`.
+        by: Columns whose values are told apart: `state`, or `state` and `kind`.
 
     Returns:
-        One row a state: state, correct (number), n, accuracy, low, high; the exact 95 % interval of
-        Clopper and Pearson (1934), over facts.
+        One row a group: the columns of `by`, correct (number), n, accuracy, low, high (the exact
+        95 % interval of Clopper and Pearson 1934, over facts), falsely_absent (facts that the model
+        has and that are called absent).
     """
     rows = []
-    for state in KnownState:
-        correct = table.loc[table["state"] == state, "correct"]
-        k, n = int(correct.sum()), len(correct)
+    for group, part in table.groupby(list(by), sort=False):
+        k, n = int(part["correct"].sum()), len(part)
         interval = binomtest(k, n).proportion_ci()
-        rows.append((state.value, k, n, k / n, interval.low, interval.high))
-    return pd.DataFrame(rows, columns=["state", "correct", "n", "accuracy", "low", "high"])
+        is_false = ~part["correct"] & (part["predicted"] == KnownState.ABSENT)
+        rows.append((*group, k, n, k / n, interval.low, interval.high, int(is_false.sum())))
+    columns = ["correct", "n", "accuracy", "low", "high", "falsely_absent"]
+    return pd.DataFrame(rows, columns=[*by, *columns])
