@@ -1,22 +1,16 @@
-"""The edit that is verified, its audit, and how well attacks separate it from control facts."""
+"""The edit that is verified, its audit, and the attacks that were chosen for it."""
 
-from collections.abc import Sequence
-
-import numpy as np
-import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS
 from helpers.evaluation.attacks.registry import checked_names
 from helpers.evaluation.audit import Audit, NoChangeError, audit_delta
-from helpers.evaluation.battery import Evidence, State
 from helpers.facts import ConceptPair, facts
 from helpers.io.choices import check_choice
 from helpers.io.safe_text import visible
 from helpers.methods import METHODS, Edit, load_unlearning, unlearn
 from helpers.methods.unlearning import require_finite_answers
-from helpers.stats.auroc import auroc
 
 
 def load_edit_under_test(
@@ -99,50 +93,3 @@ def chosen_attacks(names: str) -> list[str]:
     if "paraphrases" not in attacks:
         raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
     return attacks
-
-
-def auroc_vs_controls(evidence: Evidence, names: Sequence[str] | None = None) -> pd.DataFrame:
-    """Compute how well each attack's score separates the edited model from control facts.
-
-    The area under the ROC curve is over prompts: 0.5 is chance, 1 separates every prompt. The score
-    of a prompt is its mean over the budgets at which the original shows at least half of its
-    maximum (for attacks that fine-tune, over all steps). An attack with a score that is not finite
-    shows nothing: NaN.
-
-    Args:
-        evidence: Results of attacks on a model that is known to hide the fact, or on any other.
-        names: Attacks, all by default.
-
-    Returns:
-        One row an attack: attack, edited, original (the original's AUROC, NaN where it isn't run).
-    """
-    rows = []
-    for name in names or list(dict.fromkeys(evidence.table["attack"])):
-        part = evidence.table[evidence.table["attack"] == name]
-        row = {"attack": name, "edited": np.nan, "original": np.nan}
-        if np.isfinite(part["score"]).all():
-            row |= _aurocs(part)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _aurocs(rows: pd.DataFrame) -> dict[str, float]:
-    """Compute the AUROC of one attack's scores for the edited model, and for the original."""
-    by_state = {
-        state: rows[rows["state"] == state].pivot_table(
-            index=["subject", "prompt"], columns="budget", values="score"
-        )
-        for state in State
-    }
-    budgets = _informative_budgets(by_state)
-    means = {s: x[budgets].mean(axis=1).to_numpy() for s, x in by_state.items() if len(x)}
-    controls = means.pop(State.CONTROL)
-    return {state.value: auroc(values, controls) for state, values in means.items()}
-
-
-def _informative_budgets(scores: dict[State, pd.DataFrame]) -> list[float]:
-    """List the budgets at which the original shows at least half of its maximum."""
-    if not len(scores[State.ORIGINAL]):
-        return [b for b in scores[State.EDITED] if b > 0]
-    gap = scores[State.ORIGINAL].mean() - scores[State.CONTROL].mean()
-    return list(gap.index[gap >= max(gap.max() / 2, 0)]) or list(gap.index)

@@ -7,13 +7,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
 from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 
-COLOURS = {"original": GREY, "control": GREEN, "edited": ORANGE, "hidden": BLUE}
+COLOURS = {
+    "original": GREY,
+    "control": GREEN,
+    "associated": PINK,
+    "edited": ORANGE,
+    "hidden": BLUE,
+}
 MIN_REMAINING = 1e-4  # of P(target): smaller values are drawn here
-MARKERS = {"original": "D", "control": "s", "edited": "o", "hidden": "^"}
+MARKERS = {"original": "D", "control": "s", "associated": "v", "edited": "o", "hidden": "^"}
 
 
 def scores(table: pd.DataFrame, *, xlabel: str) -> Figure:
@@ -97,22 +104,34 @@ def recovery_ratios(tables: Mapping[str, pd.DataFrame], *, gone: float, hidden: 
     return figure
 
 
-def auroc_vs_controls(table: pd.DataFrame) -> Figure:
-    """Draw each attack's AUROC between a known-hidden model and control facts.
+def who_sees_what(table: pd.DataFrame) -> Figure:
+    """Draw how much each attack recovers from each known-hidden model, as a table of colours.
+
+    A frame marks what an attack is shown to see.
 
     Args:
-        table: attack, edited, original.
+        table: attack, hiding, recovery (NaN where nothing could be tried), seen; one fact or the
+            mean over several.
     """
-    table = table.sort_values("edited")
-    y = np.arange(len(table))
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.7 + 0.26 * len(table)))
-    axis.axvline(0.5, color="black", lw=0.6)
-    axis.barh(y, table["edited"] - 0.5, left=0.5, color=BLUE, height=0.6, label="hidden")
-    axis.plot(table["original"], y, "D", color=GREY, ms=5, label="original")
-    axis.set_yticks(y, [n.replace("_", " ") for n in table["attack"]])
-    axis.set(xlabel="AUROC against control facts (0.5: blind)", xlim=(-0.02, 1.04))
-    axis.grid(axis="y", visible=False)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    wide = table.pivot_table(index="attack", columns="hiding", values="recovery", dropna=False)
+    seen = table.pivot_table(index="attack", columns="hiding", values="seen")
+    order = wide.fillna(0).max(axis=1).sort_values(ascending=False, kind="stable").index
+    names = list(dict.fromkeys(table["hiding"]))
+    wide, seen = wide.reindex(order, columns=names), seen.reindex(order, columns=names)
+    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.27 * len(order)))
+    image = axis.imshow(wide.clip(0, 1), aspect="auto", cmap="Blues", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(wide.to_numpy()):
+        text = "–" if np.isnan(value) else f"{value:.0%}"
+        colour = "white" if value > 0.6 else "black"
+        axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+        if seen.iat[row, column] >= 0.5:
+            frame = Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, ec=ORANGE, lw=1.5)
+            axis.add_patch(frame)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(order)), [n.replace("_", " ") for n in order])
+    axis.xaxis.tick_top()
+    axis.grid(visible=False)
+    figure.colorbar(image, ax=axis, label="recovery ratio", shrink=0.5)
     return figure
 
 

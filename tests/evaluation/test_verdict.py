@@ -9,7 +9,6 @@ from scipy import stats
 from helpers.errors import UserError
 from helpers.evaluation.battery import Evidence, State, battery
 from helpers.evaluation.edit_under_test import (
-    auroc_vs_controls,
     chosen_attacks,
     load_edit_under_test,
 )
@@ -334,18 +333,6 @@ def test_chosen_attacks_are_known_and_begin_with_paraphrases():
         chosen_attacks("logit_lens")
 
 
-def test_a_blind_attack_has_an_auc_of_one_half():
-    found = auroc_vs_controls(
-        evidence({"paraphrases": {0: CONTROL}, "logit_lens": {0: CONTROL, 5: ORIGINAL}})
-    )
-    found = found.set_index("attack")
-    assert found.loc["paraphrases", "edited"] == 0.5
-    assert found.loc["paraphrases", "original"] == 1.0
-    assert (
-        found.loc["logit_lens", "edited"] == 1.0
-    )  # the mean of control and original is above control
-
-
 def leaking(found: Evidence, by: float) -> Evidence:
     """The same evidence with two control facts, one above their mean by so much."""
     control = found.table.query("state == 'control'")
@@ -441,8 +428,6 @@ def test_an_attack_with_a_score_that_is_not_finite_is_not_shown_to_be_gone(state
         assert "not finite (NaN), which show nothing: few_shot." in str(got)
         with pytest.raises(UserError, match="scores of few_shot are not finite"):
             recovery_ratios(Evidence(table), "few_shot")
-        apart = auroc_vs_controls(Evidence(table)).set_index("attack")
-        assert apart.loc["few_shot"].isna().all() and apart.loc["logit_lens"].notna().all()
         several = verdict([case(), case(), case(), Evidence(table)], card(), required=NAMES)
         assert (
             several.attacks.set_index("attack").loc["few_shot", "finding"] == Finding.INCONCLUSIVE
