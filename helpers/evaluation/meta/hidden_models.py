@@ -96,7 +96,7 @@ def attack_sensitivity(
                 evidence = battery(
                     model, pair, attacks=names, options=options, n_controls=n_controls, seed=seed
                 )
-            conclusion = verdict(evidence, required=names, seed=seed)
+            conclusion = verdict(evidence, required=names)
             table = conclusion.attacks[["attack", "recovery", "finding"]]
             recovered = table["finding"] == Finding.RECOVERED
             tables.append(

@@ -115,7 +115,7 @@ def classify_states(
         by_state[KnownState.HIDDEN] = evidence()
     rows = []
     for state in KnownState:
-        conclusion = verdict(by_state[state], required=attacks, seed=seed)
+        conclusion = verdict(by_state[state], required=attacks)
         recovered = conclusion.attacks["finding"] == Finding.RECOVERED
         recovering = ", ".join(conclusion.attacks[recovered]["attack"])
         predicted = predicted_state(conclusion, by_state[state])
