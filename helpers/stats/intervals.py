@@ -52,9 +52,10 @@ def _format(value: float, low: float, high: float, digits: int) -> str:
 def mean_interval(values: Float[np.ndarray, " n"]) -> Metric:
     """Compute the mean and its 95 % interval by Student's t (Student 1908).
 
-    It covers 95 % of normal values at any n, and about 93 % of moderately skewed ones; percentile
-    and BCa bootstraps cover about 83 % at n = 5 (`tests/stats/test_intervals.py`). It may reach
-    past the values that are possible, such as a probability of 1. Equal values give no width.
+    At n = 5 it covers the mean of normal values in 95 % of cases, of moderately skewed ones in
+    93 %, of strongly skewed ones in 89 %; percentile and BCa bootstraps cover about 83 %
+    (`tests/stats/test_intervals.py`). It may reach past the values that are possible, such as a
+    probability of 1. Equal values give no width.
 
     Args:
         values: One number per independent unit; average prompts of one fact first.
