@@ -12,6 +12,7 @@ methods' rows stay in the report as they were measured before.
 import argparse
 import time
 
+import numpy as np
 import pandas as pd
 from report import report, reported
 from workers import gather, model, workers
@@ -25,7 +26,7 @@ from helpers.io.parquet import write_table
 from helpers.methods import METHODS
 from helpers.methods.fitting.hparams import PARAMETRIZATIONS
 from helpers.models import load_model
-from helpers.stats.intervals import bootstrap
+from helpers.stats.intervals import mean_interval
 
 NAME, PROPOSED = "heldout", "sae_pair"
 SCALES = (0.5, 1.0, 2.0)
@@ -129,13 +130,14 @@ def rows_of(results: pd.DataFrame) -> list[dict]:
 
 
 def over_facts(values: pd.Series, column: str) -> str:
-    """Format the mean over facts with its interval; empty without facts."""
+    """Format the mean over facts, with its interval where they are enough; empty without facts."""
     if not len(values):
         return ""
-    estimate, factor = bootstrap(values.to_numpy()), 100 if column in PERCENT else 1
+    estimate, factor = mean_interval(values.to_numpy()), 100 if column in PERCENT else 1
     ends = (estimate.value, estimate.low, estimate.high)
     mean, low, high = (f"{factor * x:.3g}" for x in ends)
-    return f"{mean} [{low}, {high}]" + " %" * (column in PERCENT)
+    interval = "" if np.isnan(estimate.low) else f" [{low}, {high}]"
+    return mean + interval + " %" * (column in PERCENT)
 
 
 def added_by_saes(results: pd.DataFrame) -> list[dict]:

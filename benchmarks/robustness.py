@@ -25,7 +25,7 @@ from helpers.evaluation.method_choice import editing_methods
 from helpers.facts.corpus import corpus_tokens
 from helpers.methods import unlearn
 from helpers.models import load_model
-from helpers.stats.intervals import bootstrap, format_interval
+from helpers.stats.intervals import format_interval, mean_interval
 
 PLAIN = "paraphrases"
 ASKED = ("few_shot", "described", "sampling", "quantisation_int4")
@@ -80,7 +80,7 @@ def rows_of(table: pd.DataFrame, attacks: list[str]) -> list[dict]:
             "scale": f"{cards['scale'].median():.2g}",
         }
         for column in ("left", "neighbours", "same_subject"):
-            mean = bootstrap(cards[column].dropna().to_numpy())
+            mean = mean_interval(cards[column].dropna().to_numpy())
             row[column.replace("_", " ")] = format_interval(mean.value, mean.low, mean.high)
         attacked = part[part["attack"] != ""]
         if len(attacked):
@@ -95,7 +95,7 @@ def recoveries(attacked: pd.DataFrame, attacks: list[str]) -> dict[str, str]:
     for _, part in attacked.groupby("fact", sort=False):
         missing = set(attacks) - set(part["attack"])
         cases.append(Evidence(part, dict.fromkeys(missing, "not applicable")))
-    findings = attack_findings(cases, attacks, Margins(), seed=0).set_index("attack")
+    findings = attack_findings(cases, attacks, Margins()).set_index("attack")
     return {
         name.replace("_", " "): f"{format_interval(row.recovery, row.low, row.high)} (n = {row.n})"
         for name, row in findings.iterrows()

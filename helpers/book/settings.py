@@ -172,7 +172,7 @@ class EditingMLPs(Common):
     n_facts: int = Field(3, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
+    n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
     n_batch_facts: int = Field(
         3, description="held-out facts forgotten at once; 0 leaves it out", ge=0
     )
@@ -196,7 +196,7 @@ class TrainingMethods(Common):
     n_facts: int = Field(3, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(256, description="tokens of each text for perplexity", ge=128)
+    n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
 
 
 class Evaluating(Common):
@@ -236,7 +236,7 @@ class Verifying(Common):
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(512, description="tokens of each text for perplexity", ge=128)
+    n_tokens: int = Field(4096, description="tokens of each text for perplexity", ge=128)
     n_known: int = Field(
         4, description="facts of known state on which a short battery is tested", ge=1
     )

@@ -2,6 +2,13 @@
 
 from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.evaluation.scorecard import Scorecard, evaluate
-from helpers.stats.intervals import Metric, bootstrap, bootstrap_by
+from helpers.stats.intervals import Metric, mean_interval, mean_interval_by
 
-__all__ = ["Metric", "Scorecard", "bootstrap", "bootstrap_by", "evaluate", "known_neighbours"]
+__all__ = [
+    "Metric",
+    "Scorecard",
+    "evaluate",
+    "known_neighbours",
+    "mean_interval",
+    "mean_interval_by",
+]

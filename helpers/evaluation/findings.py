@@ -1,7 +1,8 @@
 """Findings: each attack's recovery and each metric's damage, tested against its bound.
 
-*Gone* is a claim of equivalence, and needs a test that can fail to make it (TOST, two one-sided
-tests; Schuirmann 1987). "Not significantly different" would be cheap to get with few prompts.
+*Gone* and *kept* are claims of equivalence, and need a test that can fail to make them (TOST, two
+one-sided tests; Schuirmann 1987). "Not significantly different" would be cheap to get with few
+prompts.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from helpers.evaluation.attacks import ATTACKS
 from helpers.evaluation.battery import Evidence
@@ -24,7 +26,7 @@ from helpers.evaluation.recovery import (
 )
 from helpers.evaluation.scorecard import Scorecard
 from helpers.stats.equivalence import MIN_UNITS, holm, tost, welch
-from helpers.stats.intervals import Metric, bootstrap
+from helpers.stats.intervals import linearized_ratio, mean_interval
 
 NAN = float("nan")
 
@@ -84,7 +86,6 @@ def attack_findings(
     cases: Sequence[Evidence],
     required: Sequence[str],
     margins: Margins,
-    seed: int,
     proven: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Test the recovery of every attack against the bounds.
@@ -93,7 +94,6 @@ def attack_findings(
         cases: Evidence of one fact, with prompts as the units, or of several, with facts as units.
         required: Attacks that get a row even if they were not run.
         margins: The bounds.
-        seed: Seed of the intervals.
         proven: Attacks that were shown to see a known-hidden fact; others show nothing by finding
             nothing. None if that was not tried.
 
@@ -101,7 +101,7 @@ def attack_findings(
         One row an attack, as `Verdict.attacks`.
     """
     names = list(dict.fromkeys([*required, *(n for case in cases for n in case.attacks)]))
-    rows = [_attack_row(cases, name, margins, seed) for name in names]
+    rows = [_attack_row(cases, name, margins) for name in names]
     p_back = np.array([row.pop("p_back") for row in rows], dtype=np.float64)
     table = pd.DataFrame(rows)
     table["p_back"] = np.nan
@@ -122,9 +122,7 @@ def attack_findings(
     return table
 
 
-def _attack_row(
-    cases: Sequence[Evidence], name: str, margins: Margins, seed: int
-) -> dict[str, Any]:
+def _attack_row(cases: Sequence[Evidence], name: str, margins: Margins) -> dict[str, Any]:
     """Measure one attack; a finding of "" is left to the tests, which need all attacks."""
     row = {"attack": name, "budget": NAN, "recovery": NAN, "low": NAN, "high": NAN, "n": 0}
     row |= {"worst_prompt": NAN, "max_control": NAN, "p_gone": NAN, "finding": "", "p_back": NAN}
@@ -145,7 +143,7 @@ def _attack_row(
     recoveries = by_fact[0] if single_fact else _over_facts(by_fact)
     p_values = [_p_values(r, margins) for r in recoveries]
     largest = max(recoveries, key=lambda r: r.edited.mean())
-    interval = bootstrap(largest.linearized_ratio(), seed=seed)
+    interval = mean_interval(linearized_ratio(largest.edited, largest.known))
     return row | {
         "budget": largest.budget,
         "recovery": interval.value,
@@ -225,11 +223,17 @@ def _p_values(recovery: Recovery, margins: Margins) -> tuple[float, float]:
 
 
 def damage_findings(card: Scorecard | None, margins: Margins) -> pd.DataFrame:
-    """Compare every metric of what must stay with its bound.
+    """Test every metric of what must stay against its bound, by one-sided t-tests.
+
+    The units are facts for retention, and sequences, paired before and after, for perplexity.
+    *Kept* is shown to be within the bound at level alpha for this metric, since all have to be
+    shown (an intersection–union test). *Damaged* is shown to be outside after Holm's correction for
+    the number of metrics, since one is enough. Anything else is open, as are metrics with fewer
+    than `MIN_UNITS` units.
 
     Args:
         card: From `evaluate`; None leaves the table empty.
-        margins: The bounds.
+        margins: The bounds and the level.
 
     Returns:
         One row a metric, as `Verdict.damage`.
@@ -243,23 +247,40 @@ def damage_findings(card: Scorecard | None, margins: Margins) -> pd.DataFrame:
         "perplexity_change_other": margins.max_perplexity_change,
         "perplexity_change_chat": margins.max_perplexity_change,
     }
+    columns = ["metric", "value", "low", "high", "n", "margin", "finding"]
+    if card is None:
+        return pd.DataFrame(columns=columns)
+    names = [name for name in bounds if name in card]
+    p_values = [_damage_p_values(name, card.units[name], bounds[name]) for name in names]
+    p_outside = holm([outside for _, outside in p_values])
     rows = []
-    for name, bound in bounds.items():
-        if card is not None and name in card:
-            finding = _damage(card[name], bound, is_upper=name.startswith("perplexity"))
-            rows.append(
-                {"metric": name, **vars(card[name]), "margin": bound, "finding": finding.value}
-            )
-    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "margin", "finding"])
+    for name, (p_inside, _), outside in zip(names, p_values, p_outside, strict=True):
+        finding = Damage.INCONCLUSIVE
+        if p_inside < margins.alpha:
+            finding = Damage.KEPT
+        elif outside < margins.alpha:
+            finding = Damage.DAMAGED
+        row = {"metric": name, **vars(card[name]), "margin": bounds[name]}
+        rows.append(row | {"finding": finding.value})
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _damage(estimate: Metric, bound: float, *, is_upper: bool) -> Damage:
-    """Compare an interval with its bound: inside, outside or inconclusive (also for one unit)."""
-    if np.isnan(estimate.low):
-        return Damage.INCONCLUSIVE
-    low, high = (-estimate.high, -estimate.low) if is_upper else (estimate.low, estimate.high)
-    bound = -bound if is_upper else bound
-    return Damage.KEPT if low >= bound else Damage.DAMAGED if high < bound else Damage.INCONCLUSIVE
+def _damage_p_values(
+    name: str, units: Float[np.ndarray, " n"], bound: float
+) -> tuple[float, float]:
+    """Test a metric's units against its bound: ratios from below, changes of the loss from above.
+
+    Returns:
+        (p of "within the bound", p of "outside"); 1 and 1 for too few units.
+    """
+    if len(units) < MIN_UNITS:
+        return 1.0, 1.0
+    if name.startswith("perplexity_change"):
+        # Units are differences of log perplexity, so the relative bound becomes log(1 + bound).
+        p_inside, p_outside, _ = tost(units, low=-np.inf, high=float(np.log1p(bound)))
+    else:
+        p_inside, _, p_outside = tost(units, low=bound, high=np.inf)
+    return p_inside, p_outside
 
 
 def over_forgetting_objection(cases: Sequence[Evidence], margins: Margins) -> str:

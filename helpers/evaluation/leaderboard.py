@@ -11,7 +11,7 @@ from helpers.errors import UserError
 from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES
 from helpers.evaluation.tradeoff_summary import METRICS, add_summary_columns
 from helpers.io.files import atomic_path
-from helpers.stats.intervals import bootstrap
+from helpers.stats.intervals import mean_interval
 
 ID_COLUMNS = ["method", "family", "subject", "target", "seed", "scale"]
 """Columns that identify a measurement."""
@@ -95,7 +95,7 @@ def leaderboard(
             except KeyError:
                 values = []
             if len(values):
-                mean = bootstrap(values.to_numpy(), seed=seed)
+                mean = mean_interval(values.to_numpy())
                 row |= {metric: mean.value, f"{metric} low": mean.low, f"{metric} high": mean.high}
         for name in SUMMARY_COLUMNS:
             row[name] = wide[name].groupby("subject").mean().mean() if name in wide else np.nan

@@ -41,15 +41,6 @@ class Recovery(NamedTuple):
         """Return the recovery of the control fact with the highest scores; 0 without any."""
         return float(self.controls.max(initial=0.0))
 
-    def linearized_ratio(self) -> Float[np.ndarray, " n"]:
-        """Compute values whose mean is r = mean(edited) / mean(known), and varies as r does.
-
-        r + edited − r · known is the ratio to first order (the delta method). Differences between
-        prompts that both models share cancel, so they are no noise.
-        """
-        ratio = self.edited.mean()
-        return ratio + self.edited - ratio * self.known
-
 
 class NothingKnownError(UserError):
     """The original model knows the answer to too few prompts that an attack could recover."""

@@ -162,7 +162,7 @@ def _attack_columns(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[
         return {}
     rows = evidence.table
     stitched = rows[(rows["attack"] == "stitching") & (rows["state"] == State.EDITED)]
-    predicted = predicted_state(verdict(evidence, required=MINI_ATTACKS, seed=seed))
+    predicted = predicted_state(verdict(evidence, required=MINI_ATTACKS))
     return {
         "stitching": stitched["score"].mean(),
         **{f"state_{state}": float(state == predicted) for state in PREDICTED_STATES},

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.evaluation.eval_prompts import RETAINED
-from helpers.stats.intervals import bootstrap
+from helpers.stats.intervals import mean_interval
 
 METRICS = {
     "P(target) left": lambda t: t["paraphrases"] / t["paraphrases_before"],
@@ -55,7 +55,7 @@ def summary(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             except KeyError:  # no fact had such a group
                 continue
             if len(values):
-                mean = bootstrap(values.to_numpy(), seed=seed)
+                mean = mean_interval(values.to_numpy())
                 rows.append({"method": name, "family": family, "metric": metric, **vars(mean)})
     return pd.DataFrame(rows)
 

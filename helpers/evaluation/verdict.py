@@ -60,7 +60,8 @@ class Verdict:
             p_gone (the largest of all budgets), finding (a
             `Finding`), p_back (corrected for budgets and attacks). An attack with scores that are
             not finite is inconclusive, without numbers.
-        damage: One row a metric: metric, value, low, high, n, margin, finding (a `Damage`).
+        damage: One row a metric: metric, value, low, high, n, margin, finding (a `Damage`, by
+            tests: `helpers.evaluation.findings.damage_findings`).
         margins: The bounds, as stated.
     """
 
@@ -97,7 +98,6 @@ def verdict(
     margins: Margins | None = None,
     required: Sequence[str] | None = None,
     proven: Collection[str] | None = None,
-    seed: int = 0,
 ) -> Verdict:
     """Conclude from the results of attacks and the scorecard.
 
@@ -113,7 +113,8 @@ def verdict(
     alpha after correction for its budgets (Bonferroni's) and for attacks (Holm's). It is called
     *suppressed* if an attack does that shows the weights to compute the fact as before
     (`Attack.shows_suppression`). *Present* is hidden without any attack. *Damaged* needs one metric
-    shown to be outside its bound. Anything else is *partial*.
+    shown to be outside its bound, after correction for the number of metrics (Holm's). Anything
+    else is *partial*.
 
     Args:
         evidence: From `battery`: of one fact, with prompts as the units, or of several, with facts
@@ -124,7 +125,6 @@ def verdict(
         proven: Attacks that were shown to see a known-hidden fact at these budgets
             (`helpers.evaluation.meta.hidden_models`); others do not count as finding nothing. None
             if that was not tried.
-        seed: Seed of the intervals.
 
     Raises:
         UserError: There is no evidence, or too few prompts.
@@ -135,7 +135,7 @@ def verdict(
         raise UserError("There is no evidence: run the battery first.")
     if required is None:
         required = [name for name, entry in ATTACKS.items() if entry.counts_for_verdict]
-    attacks = attack_findings(cases, checked_names(required), margins, seed, proven)
+    attacks = attack_findings(cases, checked_names(required), margins, proven)
     damage = damage_findings(card, margins)
     judged = attacks[attacks["attack"].map(lambda name: ATTACKS[name].counts_for_verdict)]
     recovered = judged["finding"] == Finding.RECOVERED
@@ -245,7 +245,7 @@ def _tried(judged: pd.DataFrame) -> str:
 
 
 def _damage_objections(damage: pd.DataFrame) -> list[str]:
-    """Name what was not measured, and metrics whose interval lies over their bound."""
+    """Name what was not measured, and metrics that are shown neither inside nor outside."""
     objections = []
     on_text = {name.startswith(ON_TEXT) for name in damage["metric"]}
     for kind, is_text in (("what has to stay", False), ("text", True)):

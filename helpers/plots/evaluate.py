@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from helpers.evaluation.eval_prompts import RETAINED
 from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, WIDTH, log_scale
 
 COLOURS = {"present": GREY, "hidden": BLUE, "absent": GREEN}
@@ -20,7 +21,8 @@ def scorecard(table: pd.DataFrame) -> Figure:
     """
     table = table.set_index("metric")
     forget = table.loc[[m for m in FORGET_METRICS if m in table.index]]
-    retained = [m for m in table.index if "neighbours" in m or "same_" in m or "must_stay" in m]
+    names = [name for group in RETAINED for name in (group, f"worst_{group}")]
+    retained = [name for name in names if name in table.index]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.26 * max(len(forget), len(retained))))
     for axis, part in zip(axes, (forget, table.loc[retained]), strict=True):
         y = np.arange(len(part))

@@ -18,7 +18,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.sae.base import ENCODE_BATCH, SAE
 from helpers.sae.splice import patched_ce_loss
-from helpers.stats.intervals import REPETITIONS, Metric
+from helpers.stats.intervals import Metric, linearized_ratio, mean_interval
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ def reconstruction(
     *,
     target: Float[Tensor, "n d_out"] | None = None,
     groups: Int[np.ndarray, " n"] | None = None,
-    seed: int = 0,
 ) -> Reconstruction:
     """Measure an SAE's reconstruction of held-out vectors.
 
@@ -60,7 +59,6 @@ def reconstruction(
         target: Targets; `x` by default.
         groups: Index of the independent unit (a sequence of text) of each vector; intervals are
             over these. By default every vector is a unit.
-        seed: Draws the resamples.
 
     Raises:
         UserError: There are no vectors, or they are not as wide as the SAE.
@@ -81,8 +79,8 @@ def reconstruction(
     sums = [_sum_by_group(torch.cat(v), groups) for v in (errors, deviations, n_active)]
     sizes = np.bincount(np.unique(groups, return_inverse=True)[1]).astype(float)
     return Reconstruction(
-        fvu=ratio(sums[0], sums[1], seed=seed),
-        l0=ratio(sums[2], sizes, seed=seed),
+        fvu=ratio(sums[0], sums[1]),
+        l0=ratio(sums[2], sizes),
         feature_density=(n_fired / len(x)).numpy(),
         n=len(x),
     )
@@ -95,7 +93,6 @@ def loss_recovered(
     *,
     mean: Float[Tensor, " d_out"],
     first: int = 1,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Compute the fraction of the loss that the reconstruction recovers from ablation.
 
@@ -109,7 +106,6 @@ def loss_recovered(
         tokens: Held-out text.
         mean: Mean activation at the replaced site.
         first: First position that is replaced; SAEs are not trained on the first token.
-        seed: Draws the resamples.
 
     Returns:
         One row a reference, `zero` and `mean`: reference, value, low, high, n (sequences), and the
@@ -131,7 +127,7 @@ def loss_recovered(
     )
     rows = []
     for name in ablations:
-        m = ratio(losses[name] - losses["spliced"], losses[name] - losses["original"], seed=seed)
+        m = ratio(losses[name] - losses["spliced"], losses[name] - losses["original"])
         means = (losses[k].mean() for k in ("original", "spliced", name))
         rows.append((name, m.value, m.low, m.high, m.n, *means))
     columns = ["reference", "value", "low", "high", "n", "original", "spliced", "ablated"]
@@ -220,18 +216,9 @@ def random_dictionary_fvu(
     return error / total
 
 
-def ratio(
-    top: Float[np.ndarray, " n"], bottom: Float[np.ndarray, " n"], *, seed: int = 0
-) -> Metric:
-    """Compute Σ top / Σ bottom with its 95 % percentile bootstrap interval over paired units."""
-    top, bottom = np.asarray(top, float), np.asarray(bottom, float)
-    value = float(top.sum() / bottom.sum())
-    if len(top) == 1:
-        return Metric(value, float("nan"), float("nan"), 1)
-    resamples = np.random.default_rng(seed).integers(len(top), size=(REPETITIONS, len(top)))
-    ratios = top[resamples].sum(1) / bottom[resamples].sum(1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return Metric(value, float(low), float(high), len(top))
+def ratio(top: Float[np.ndarray, " n"], bottom: Float[np.ndarray, " n"]) -> Metric:
+    """Compute Σ top / Σ bottom with its 95 % interval over paired units, to first order."""
+    return mean_interval(linearized_ratio(top, bottom))
 
 
 def _sum_by_group(values: Tensor, groups: np.ndarray) -> Float[np.ndarray, " g"]:

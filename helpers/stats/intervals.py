@@ -1,4 +1,4 @@
-"""Estimates with their interval: percentile bootstrap over independent units."""
+"""Means with their interval by Student's t, over independent units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,19 @@ import pandas as pd
 from jaxtyping import Float
 
 from helpers.errors import UserError
+from helpers.stats.equivalence import t_interval
 
-REPETITIONS = 2000  # resamples
+MIN_INTERVAL_UNITS = 5  # with fewer, an interval is too wide to say anything, or covers too little
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over `n` units with its 95 % bootstrap interval.
+    """A mean over `n` units with its 95 % interval.
 
     Attributes:
         value: The mean.
-        low: Lower end; NaN where one unit alone gives no interval.
-        high: Upper end; NaN where one unit alone gives no interval.
+        low: Lower end; NaN where so few units give no interval.
+        high: Upper end; NaN where so few units give no interval.
         n: Number of independent units: facts, prompts or passages.
     """
 
@@ -48,52 +49,69 @@ def _format(value: float, low: float, high: float, digits: int) -> str:
     return mean if np.isnan(low) else f"{mean} [{', '.join(ends)}]"
 
 
-def bootstrap(
-    values: Float[np.ndarray, " n"], *, seed: int = 0, repetitions: int = REPETITIONS
-) -> Metric:
-    """Compute the mean and its 95 % percentile interval (Efron & Tibshirani 1993, chapter 13).
+def mean_interval(values: Float[np.ndarray, " n"]) -> Metric:
+    """Compute the mean and its 95 % interval by Student's t (Student 1908).
+
+    At n = 5 it covers the mean of normal values in 95 % of cases, of moderately skewed ones in
+    93 %, of strongly skewed ones in 89 %; percentile and BCa bootstraps cover about 83 %
+    (`tests/stats/test_intervals.py`). It may reach past the values that are possible, such as a
+    probability of 1. Equal values give no width.
 
     Args:
         values: One number per independent unit; average prompts of one fact first.
-        seed: Draws the resamples.
-        repetitions: Number of resamples.
+
+    Returns:
+        The mean; the ends are NaN for fewer than `MIN_INTERVAL_UNITS` units.
 
     Raises:
         UserError: There is no value, or one is not finite.
     """
     values = np.asarray(values, dtype=np.float64).ravel()
-    if not len(values) or not np.isfinite(values).all():
+    n = len(values)
+    if not n or not np.isfinite(values).all():
         raise UserError(
-            f"An interval needs finite values, at least two for a width; there are {len(values)}, "
-            f"of which {int(np.isfinite(values).sum())} are finite."
+            f"A mean with its interval needs finite values; there are {n}, of which "
+            f"{int(np.isfinite(values).sum())} are finite."
         )
-    mean = float(values.mean())
-    if len(values) == 1:
-        return Metric(mean, float("nan"), float("nan"), 1)
-    rng = np.random.default_rng(seed)
-    index = rng.integers(len(values), size=(repetitions, len(values)))
-    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
-    return Metric(mean, float(low), float(high), len(values))
+    mean, low, high = t_interval(values, alpha=0.025)
+    if n < MIN_INTERVAL_UNITS:
+        low = high = float("nan")
+    return Metric(mean, low, high, n)
 
 
-def metrics_by(table: pd.DataFrame, column: str, *, by: str, seed: int = 0) -> dict[str, Metric]:
-    """Bootstrap one column for each value of another, in the order of the table."""
+def linearized_ratio(
+    top: Float[np.ndarray, " n"], bottom: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Compute values whose mean is r = mean(top) / mean(bottom), and varies as r does.
+
+    r + (top − r · bottom) / mean(bottom) is the ratio to first order (the delta method). What the
+    two share unit by unit cancels, so it is no noise.
+
+    Args:
+        top: One number per independent unit.
+        bottom: As many, of the same units.
+    """
+    top, bottom = np.asarray(top, np.float64), np.asarray(bottom, np.float64)
+    ratio = top.mean() / bottom.mean()
+    return ratio + (top - ratio * bottom) / bottom.mean()
+
+
+def metrics_by(table: pd.DataFrame, column: str, *, by: str) -> dict[str, Metric]:
+    """Compute `mean_interval` of one column for each value of another, in the table's order."""
     return {
-        str(group): bootstrap(part[column].to_numpy(float), seed=seed)
+        str(group): mean_interval(part[column].to_numpy(float))
         for group, part in table.groupby(by, sort=False)
     }
 
 
-def bootstrap_by(
-    table: pd.DataFrame, column: str, *, by: Sequence[str], seed: int = 0
-) -> pd.DataFrame:
-    """Bootstrap one column for each group.
+def mean_interval_by(table: pd.DataFrame, column: str, *, by: Sequence[str]) -> pd.DataFrame:
+    """Compute `mean_interval` of one column for each group.
 
     Returns:
         One row a group: the columns of `by`, value, low, high, n.
     """
     rows = []
     for group, part in table.groupby(list(by), sort=False):
-        mean = bootstrap(part[column].to_numpy(), seed=seed)
+        mean = mean_interval(part[column].to_numpy())
         rows.append((*group, mean.value, mean.low, mean.high, mean.n))
     return pd.DataFrame(rows, columns=[*by, "value", "low", "high", "n"])

@@ -4,17 +4,13 @@ import json
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES
-from scipy import stats
 
 from helpers.errors import UserError
 from helpers.evaluation import (
     Metric,
-    bootstrap,
-    bootstrap_by,
     evaluate,
     known_neighbours,
     model_outputs,
@@ -31,10 +27,9 @@ from helpers.forward.scoring import answer_probability, answer_rank
 from helpers.methods import Change, Edit, WeightEdit, base_model, unlearn
 from helpers.methods.surgery.neurons import deletion
 from helpers.models import architecture_of, model_hash
-from helpers.stats.intervals import format_interval
 
 JAPAN = ConceptPair("Japan", "Tokyo")
-QUICK = {"n_neighbours": 4, "n_tokens": 512}
+QUICK = {"n_neighbours": 4, "n_tokens": 768}
 
 
 @pytest.fixture(autouse=True)
@@ -69,68 +64,6 @@ def same(a, b) -> bool:
     return a.before == pytest.approx(b.before, abs=1e-6, nan_ok=True) and dict(
         a.table().set_index("metric")["value"]
     ) == pytest.approx(dict(b.table().set_index("metric")["value"]), abs=1e-6)
-
-
-# --- intervals ---------------------------------------------------------------------------------
-
-
-def test_interval_by_hand():
-    # means of four draws from 0, 0, 0, 1: P(0) = 81/256, P(≥ 3/4) = 13/256, P(1) = 1/256, so the
-    # 2.5 % and 97.5 % points are 0 and 3/4
-    assert bootstrap(np.array([0, 0, 0, 1])) == Metric(0.25, 0.0, 0.75, 4)
-    assert bootstrap([2, 2, 2]) == Metric(2, 2, 2, 3)
-
-
-def test_interval_is_scipys_percentile_interval():
-    values = np.random.default_rng(1).exponential(size=30)
-    got = bootstrap(values, repetitions=50_000)
-    rng = np.random.default_rng(2)
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=50_000, rng=rng)
-    within = 0.05 * theirs.standard_error
-    assert got.value == pytest.approx(values.mean())
-    assert got.low == pytest.approx(theirs.confidence_interval.low, abs=within)
-    assert got.high == pytest.approx(theirs.confidence_interval.high, abs=within)
-
-
-def test_the_seed_draws_the_interval():
-    values = np.random.default_rng(0).normal(size=9)
-    assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
-    assert bootstrap(values, seed=1).low != bootstrap(values, seed=2).low
-
-
-def test_one_value_has_no_interval():
-    one = bootstrap([0.3])
-    assert (one.value, one.n) == (0.3, 1)
-    assert np.isnan([one.low, one.high]).all()
-    assert str(one) == "0.30, n = 1"
-    assert str(Metric(0.931, 0.85, 0.97, 24)) == "0.93 [0.85, 0.97], n = 24"
-    assert str(Metric(24.785, 20, 30.04, 8)) == "24.8 [20.0, 30.0], n = 8"
-    assert str(Metric(0.00231, 0.0011, 0.0037, 11)) == "0.0023 [0.0011, 0.0037], n = 11"
-    assert str(Metric(-0.042, -0.1, 0, 8)) == "-0.042 [-0.100, 0.000], n = 8"
-    assert str(Metric(0, -0.0004, 0, 3)) == "0.00 [0.00, 0.00], n = 3"
-    assert format_interval(-0.0001, -0.0007, 0.0004) == "0.000 [-0.001, 0.000]"
-    assert format_interval(0.5, np.nan, np.nan) == "0.500" and format_interval(np.nan, 0, 0) == "–"
-
-
-@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
-def test_values_that_are_missing_or_not_finite_are_refused(values):
-    sentence = f"there are {len(values)}, of which {np.isfinite(values).sum()} are finite"
-    with pytest.raises(UserError, match=sentence) as caught:
-        bootstrap(values)
-    assert "\n" not in str(caught.value)
-
-
-def test_bootstrap_by_is_the_bootstrap_of_each_group():
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"site": list("bbaabb"), "layer": [1, 1, 0, 0, 2, 2], "x": rng.random(6)})
-    got = bootstrap_by(table, "x", by=["site", "layer"], seed=3)
-    assert list(got.columns) == ["site", "layer", "value", "low", "high", "n"]
-    assert list(zip(got["site"], got["layer"], strict=True)) == [("b", 1), ("a", 0), ("b", 2)]
-    for row, start in zip(got.itertuples(), (0, 2, 4), strict=True):
-        m = bootstrap(table["x"][start : start + 2], seed=3)
-        assert (row.value, row.low, row.high, row.n) == (m.value, m.low, m.high, 2)
-    single = bootstrap_by(table, "x", by=["site"])
-    assert list(single["site"]) == ["b", "a"]
 
 
 # --- text --------------------------------------------------------------------------------------
@@ -175,13 +108,15 @@ def test_losses_and_kl_equal_plain_log_softmax(tiny_model, family, monkeypatch):
 
 
 def test_perplexity_and_its_change_by_hand():
-    before, after = np.log([2.0, 8.0]), np.log([4.0, 16.0])
-    assert perplexity(before).value == pytest.approx(4)  # the geometric mean
-    assert (perplexity(before).low, perplexity(before).high) == pytest.approx((2, 8))
+    before, after = np.log([1.0, 2.0, 4.0, 8.0, 16.0]), np.log([2.0, 4.0, 8.0, 16.0, 32.0])
+    m = perplexity(before)
+    assert m.value == pytest.approx(4)  # the geometric mean
+    # t of 4 degrees of freedom at 97.5 % is 2.776; the standard error is log(2) / √2
+    assert m.high / 4 == pytest.approx(4 / m.low) == pytest.approx(2 ** (2.7764 / 2**0.5), rel=1e-3)
     change = perplexity_change(before, after)
     # paired: every sequence became twice as perplexing, so there is no spread
-    assert (change.value, change.low, change.high, change.n) == pytest.approx((1, 1, 1, 2))
-    assert perplexity_change(before, before) == Metric(0, 0, 0, 2)
+    assert (change.value, change.low, change.high, change.n) == pytest.approx((1, 1, 1, 5))
+    assert perplexity_change(before, before) == Metric(0, 0, 0, 5)
 
 
 # --- the scorecard -----------------------------------------------------------------------------
@@ -190,12 +125,12 @@ def test_perplexity_and_its_change_by_hand():
 def test_an_unedited_model_has_kept_everything(knowing):
     card = evaluate(knowing(), JAPAN, **QUICK)
     retained = [k for k in card if "neighbours" in k or "same" in k]
-    assert len(retained) == 6
+    assert len(retained) == 9
     for name in retained:
-        assert card[name].value == 1
+        assert card[name].value == (0 if name.startswith("change_") else 1)
     for source in ("factbook", "other"):
-        assert card[f"kl_{source}"] == Metric(0, 0, 0, 4)
-        assert card[f"perplexity_change_{source}"] == Metric(0, 0, 0, 4)
+        assert card[f"kl_{source}"] == Metric(0, 0, 0, 6)
+        assert card[f"perplexity_change_{source}"] == Metric(0, 0, 0, 6)
     for name, value in card.before.items():
         assert card[name].value == value
     assert card["paraphrases"].value > 0.5  # the model was taught it
@@ -265,10 +200,33 @@ def test_an_edited_models_numbers_are_a_plain_recomputation(knowing):
         sure = known[name] >= 0.1
         ratio = left[name][sure] / known[name][sure]
         assert card[name].n == sure.sum()
-        assert card[name].value == pytest.approx(ratio.mean(), abs=1e-4)
+        assert card[name].value == pytest.approx(np.minimum(ratio, 1).mean(), abs=1e-4)
         assert card[f"worst_{name}"].value == pytest.approx(ratio.min(), abs=1e-4)
-        assert card[name].low <= card[name].value <= card[name].high
+        change = np.abs(ratio - 1)
+        assert card[f"change_{name}"].value == pytest.approx(change.mean(), abs=1e-4)
+        assert card.units[name] == pytest.approx(np.minimum(ratio, 1), abs=1e-4)
+        assert card.units[f"change_{name}"] == pytest.approx(change, abs=1e-4)
+        assert np.isnan(card[name].low) == (sure.sum() < 5)
     assert np.ptp(left["neighbours"] / known["neighbours"]) > 1e-3  # not all alike
+
+
+def test_a_fact_that_rises_does_not_hide_one_that_falls(knowing, monkeypatch):
+    model = knowing()
+    edit = turned(model, 0, by=1.0)
+    facts = known_neighbours(model, JAPAN, n=4)
+    states = {"base": np.full(4, 0.2), "edited": np.array([1.0, 0.1, 0.1, 0.2])}
+
+    def by_fact(self, group):
+        return states["base" if self.model_hash == start else "edited"]
+
+    start = model_hash(model)
+    monkeypatch.setattr(model_outputs.ModelOutputs, "by_fact", by_fact)
+    with edit.applied(model):
+        card = evaluate(model, JAPAN, n_neighbours=len(facts), parts=["retention"])
+    # the ratios are 5, 1/2, 1/2 and 1: their mean would be 1.75
+    assert card["neighbours"].value == pytest.approx(0.75)
+    assert card["worst_neighbours"].value == pytest.approx(0.5)
+    assert card["change_neighbours"].value == pytest.approx(5 / 4)
 
 
 def test_the_text_part_is_of_held_out_passages_other_text_and_dialogues(knowing):
@@ -294,6 +252,9 @@ def test_the_text_part_is_of_held_out_passages_other_text_and_dialogues(knowing)
         assert card.before[f"perplexity_{name}"] == pytest.approx(old, rel=1e-4)
         assert card[f"perplexity_{name}"].value == pytest.approx(new, rel=1e-4)
         assert card[f"perplexity_change_{name}"].value == pytest.approx(new / old - 1, abs=1e-4)
+        by_sequence = [-x.gather(-1, tokens[:, 1:, None])[..., 0].mean(1).numpy() for x in (p, q)]
+        units = card.units[f"perplexity_change_{name}"]
+        assert units == pytest.approx(by_sequence[1] - by_sequence[0], abs=1e-4)
         kl = (p.exp() * (p - q)).sum(-1).mean().item()
         assert kl > 1e-3
         assert card[f"kl_{name}"].value == pytest.approx(kl, rel=1e-3)

@@ -21,7 +21,7 @@ from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.models import architecture_of, model_hash
 from helpers.stats.equivalence import tost
-from helpers.stats.intervals import Metric, bootstrap
+from helpers.stats.intervals import linearized_ratio, mean_interval
 
 ORIGINAL = [0.6, 0.5, 0.7, 0.6, 0.6, 0.05]  # the original doesn't know the last wording
 CONTROL = [0.01, 0.02, 0.01, 0.02, 0.01, 0.01]
@@ -43,12 +43,22 @@ def evidence(budgets: dict[str, dict[float, list[float]]], not_applicable=None) 
     return Evidence(pd.DataFrame(rows, columns=columns), not_applicable or {})
 
 
-def card(neighbours=(0.99, 0.97, 1.0), change=(0.001, 0.0, 0.002)) -> Scorecard:
-    metrics = {
-        "neighbours": Metric(*neighbours, 24),
-        "perplexity_change_factbook": Metric(*change, 32),
-    }
-    return Scorecard(metrics, {}, {})
+def spread(mean: float, *, by: float, n: int) -> np.ndarray:
+    """Return n values with that mean, and that standard deviation."""
+    values = np.linspace(-1, 1, n)
+    return mean + by * values / values.std(ddof=1)
+
+
+KEPT = {
+    "neighbours": spread(0.99, by=0.03, n=24),
+    "perplexity_change_factbook": spread(0.001, by=0.005, n=32),
+}
+
+
+def card(**units) -> Scorecard:
+    """A scorecard with those units, and `KEPT`; None leaves a metric out."""
+    units = {name: np.asarray(x, float) for name, x in (KEPT | units).items() if x is not None}
+    return Scorecard({name: mean_interval(x) for name, x in units.items()}, {}, {}, units)
 
 
 def like(scores, plus=0.0):
@@ -195,26 +205,60 @@ def test_ranks_are_judged_against_what_is_associated():
 
 
 def test_damage_is_shown_excluded_or_open():
-    assert verdict(case(), card((0.5, 0.4, 0.6)), required=NAMES).label == Label.DAMAGED
-    assert verdict(case(), card(change=(0.2, 0.1, 0.3)), required=NAMES).label == Label.DAMAGED
-    open_ = verdict(case(), card((0.93, 0.8, 1.0)), required=NAMES)
+    fallen = card(neighbours=spread(0.5, by=0.3, n=24))
+    assert verdict(case(), fallen, required=NAMES).label == Label.DAMAGED
+    worse = card(perplexity_change_factbook=spread(0.2, by=0.3, n=32))
+    assert verdict(case(), worse, required=NAMES).label == Label.DAMAGED
+    open_ = verdict(case(), card(neighbours=spread(0.93, by=0.2, n=24)), required=NAMES)
     assert open_.label == Label.PARTIAL and "can't be excluded" in str(open_)
     unknown = verdict(case(), None, required=NAMES)
     assert unknown.label == Label.PARTIAL and "not measured" in str(unknown)
 
 
-def test_one_fact_shows_nothing_of_damage():
-    one = Scorecard({**card(), "same_subject": Metric(0.99, np.nan, np.nan, 1)}, {}, {})
-    found = verdict(case(), one, required=NAMES)
-    assert found.label == Label.PARTIAL and "can't be excluded by so few: same_subject" in str(
-        found
-    )
+@pytest.mark.parametrize(("p", "finding"), [(0.04, Damage.KEPT), (0.06, Damage.INCONCLUSIVE)])
+def test_damage_is_tested_one_sided_at_the_level_of_the_margins(p, finding):
+    """Units of which SciPy's one-sided t-test says p, on facts and on differences of losses."""
+    error = 0.02 * np.sqrt(12)
+    above = 0.9 + stats.t.isf(p, 11) * 0.02
+    below = np.log(1.02) - stats.t.isf(p, 11) * 0.02
+    units = {
+        "neighbours": spread(above, by=error, n=12),
+        "perplexity_change_factbook": spread(below, by=error, n=12),
+    }
+    by_scipy = stats.ttest_1samp(units["neighbours"], 0.9, alternative="greater").pvalue
+    assert by_scipy == pytest.approx(p)
+    damage = verdict(case(), card(**units), required=NAMES).damage
+    assert list(damage["finding"]) == [finding, finding]
+
+
+def test_many_metrics_are_corrected_for_before_one_counts_as_damaged():
+    """One of seven at p = 0.03 is what chance gives; by itself it is damage."""
+    error = 0.02 * np.sqrt(12)
+    units = spread(0.9 - stats.t.isf(0.03, 11) * 0.02, by=error, n=12)
+    alone = verdict(case(), card(neighbours=units, perplexity_change_factbook=None)).damage
+    assert alone["finding"].tolist() == [Damage.DAMAGED]
+    related = dict.fromkeys(("same_subject", "same_target", "must_stay"), np.ones(12))
+    texts = {f"perplexity_change_{x}": np.zeros(12) for x in ("factbook", "other", "chat")}
+    damage = verdict(case(), card(neighbours=units, **related, **texts)).damage
+    assert damage["finding"].tolist() == [Damage.INCONCLUSIVE] + [Damage.KEPT] * 6
+
+
+def test_too_few_facts_show_nothing_of_damage():
+    for units in ([0.99], [1.0, 1.0]):
+        found = verdict(case(), card(same_subject=units), required=NAMES)
+        assert found.label == Label.PARTIAL
+        assert "can't be excluded by so few: same_subject" in str(found)
+    four = verdict(case(), card(same_subject=[0.99, 1.0, 1.0, 0.98]), required=NAMES)
+    row = four.damage.set_index("metric").loc["same_subject"]
+    assert row["finding"] == Damage.KEPT and np.isnan(row["low"])  # a test, and no interval
 
 
 def test_damage_to_what_must_stay_and_to_text_has_to_be_measured():
-    for kept, told in (("neighbours", "text"), ("perplexity_change_factbook", "what has to stay")):
-        part = Scorecard({kept: card()[kept]}, {}, {})
-        found = verdict(case(), part, required=NAMES)
+    for missing, told in (
+        ("perplexity_change_factbook", "text"),
+        ("neighbours", "what has to stay"),
+    ):
+        found = verdict(case(), card(**{missing: None}), required=NAMES)
         assert found.label == Label.PARTIAL and f"Damage to {told} was not measured" in str(found)
 
 
@@ -349,11 +393,9 @@ def test_the_interval_is_that_of_a_ratio():
     ratio = Recovery(0.0, share / known.mean(), known / known.mean(), np.zeros(2))
     drawn = rng.integers(40, size=(2000, 40))
     low, high = np.percentile(share[drawn].mean(1) / known[drawn].mean(1), [2.5, 97.5])
-    m = bootstrap(ratio.linearized_ratio())
+    m = mean_interval(linearized_ratio(ratio.edited, ratio.known))
     assert m.value == pytest.approx(share.mean() / known.mean())
     assert (m.low, m.high) == pytest.approx((low, high), abs=2e-3)
-    same = np.array([0.0, 0.0, 3.0])  # where a resample's denominator may be 0
-    assert Recovery(0.0, same, same, np.zeros(2)).linearized_ratio().tolist() == [1, 1, 1]
 
 
 def test_a_ratio_is_tested_against_the_bound_prompt_by_prompt():

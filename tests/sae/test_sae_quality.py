@@ -164,9 +164,12 @@ def test_a_random_dictionary_is_a_least_squares_fit():
 
 
 def test_ratio_is_of_sums_not_a_mean_of_ratios():
-    got = ratio(np.array([1.0, 3.0]), np.array([1.0, 1.0]))
-    assert (got.value, got.n) == (2.0, 2) and got.low == 1.0 and got.high == 3.0
-    assert np.isnan(ratio(np.ones(1), np.ones(1)).low)
+    got = ratio(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.ones(5))
+    assert (got.value, got.n) == (3.0, 5)
+    assert (got.low, got.high) == pytest.approx((3 - 2.776 / 2**0.5, 3 + 2.776 / 2**0.5), abs=1e-3)
+    uneven = ratio(np.array([1.0, 6.0]), np.array([1.0, 2.0]))
+    assert uneven.value == pytest.approx(7 / 3)  # not (1 + 3) / 2
+    assert np.isnan(uneven.low)
 
 
 def test_vectors_of_another_width_are_refused():

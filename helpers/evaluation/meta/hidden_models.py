@@ -9,7 +9,8 @@ at the budgets that are used, on models that still know the fact:
 - `refusal`: the model is fine-tuned to refuse (`idk`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -22,12 +23,16 @@ from helpers.evaluation.battery import battery
 from helpers.evaluation.findings import Finding, Margins
 from helpers.evaluation.verdict import verdict
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_probability
 from helpers.methods import Edit, unlearn
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.methods.controls.subject_shift import subject_shift
 from helpers.models import architecture_of
 
+log = logging.getLogger(__name__)
+
 FILTER_LAYERS = (8, 9, 10, 11)  # of 30
+HIDDEN_RATIO = 0.5  # of P(target): a model that says more of it does not hide the fact
 PLAIN = "paraphrases"
 
 
@@ -48,6 +53,9 @@ def hide(model: LanguageModel, pair: ConceptPair, hiding: Hiding, *, seed: int =
         pair: The fact.
         hiding: The way.
         seed: Seed of everything random.
+
+    Raises:
+        UserError: The fact can't be hidden in this way.
     """
     layers = architecture_of(model).relative_layers(FILTER_LAYERS)
     makers: dict[Hiding, Callable[[], Edit]] = {
@@ -57,6 +65,38 @@ def hide(model: LanguageModel, pair: ConceptPair, hiding: Hiding, *, seed: int =
         Hiding.REFUSAL: lambda: unlearn(model, pair, "idk", seed=seed),
     }
     return makers[hiding]()
+
+
+def hidden_models(
+    model: LanguageModel,
+    pair: ConceptPair,
+    hidings: Sequence[Hiding] = tuple(Hiding),
+    *,
+    seed: int = 0,
+) -> Iterator[tuple[Hiding, Edit]]:
+    """Iterate over the ways in which a fact can be hidden, with the edits that do it.
+
+    A way that fails is left out: it refuses, or the model still says more than `HIDDEN_RATIO` of
+    P(target) on the held-out prompts.
+
+    Args:
+        model: The original model.
+        pair: The fact.
+        hidings: The ways to try.
+        seed: Seed of everything random.
+    """
+    prompts = pair.prompts("heldout")
+    p_original = answer_probability(model, prompts).mean()
+    for hiding in hidings:
+        try:
+            edit = hide(model, pair, hiding, seed=seed)
+        except UserError as error:
+            log.info("%s can't be hidden by %s: %s", pair, hiding.value, error)
+            continue
+        with edit.applied(model):
+            p_hidden = answer_probability(model, prompts).mean()
+        if p_hidden < HIDDEN_RATIO * p_original:
+            yield hiding, edit
 
 
 def attack_sensitivity(
@@ -84,19 +124,19 @@ def attack_sensitivity(
         model).
 
     Raises:
-        UserError: `paraphrases` is missing, or there is no such attack.
+        UserError: `paraphrases` is missing, there is no such attack, or no fact can be hidden.
     """
     names = checked_names(attacks)
     if PLAIN not in names:
         raise UserError(f"Every verdict begins with the attack '{PLAIN}': add it.")
     tables = []
     for pair in pairs:
-        for hiding in Hiding:
-            with hide(model, pair, hiding, seed=seed).applied(model):
+        for hiding, edit in hidden_models(model, pair, seed=seed):
+            with edit.applied(model):
                 evidence = battery(
                     model, pair, attacks=names, options=options, n_controls=n_controls, seed=seed
                 )
-            conclusion = verdict(evidence, required=names, seed=seed)
+            conclusion = verdict(evidence, required=names)
             table = conclusion.attacks[["attack", "recovery", "finding"]]
             recovered = table["finding"] == Finding.RECOVERED
             tables.append(
@@ -107,6 +147,8 @@ def attack_sensitivity(
                     label=str(conclusion.label),
                 )
             )
+    if not tables:
+        raise UserError("No model hides the fact, so no attack can be shown to see it: ask another.")
     columns = ["attack", "hiding", "fact", "recovery", "finding", "seen", "label"]
     return pd.concat(tables, ignore_index=True)[columns]
 

@@ -26,9 +26,10 @@ from helpers.io.code_version import code_hash
 from helpers.methods import Edit
 from helpers.methods.controls.logit_suppression import logit_suppression
 from helpers.models import architecture_of, model_hash
-from helpers.stats.intervals import REPETITIONS, Metric
+from helpers.stats.intervals import Metric
 
 N_SPARE = 4  # candidate pairs beyond those that are needed
+REPETITIONS = 2000  # resamples
 
 
 class KnownState(StrEnum):

@@ -18,12 +18,11 @@ from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import associated_facts, checked_names
 from helpers.evaluation.battery import battery
 from helpers.evaluation.findings import Finding
-from helpers.evaluation.meta.hidden_models import Hiding, hide
+from helpers.evaluation.meta.hidden_models import Hiding, hidden_models
 from helpers.evaluation.meta.meta_evaluation import KnownState, matched_pairs
 from helpers.evaluation.verdict import Label, Verdict, verdict
 from helpers.facts import ConceptPair
 from helpers.facts.known import SURELY_KNOWN_PROB
-from helpers.forward.scoring import answer_probability
 from helpers.methods import Edit
 
 UNDECIDED = "undecided"
@@ -36,7 +35,6 @@ RIGHT = {
 }
 """State → the predictions that are right."""
 UNRELATED, ASSOCIATED = "unrelated", "associated"  # kinds of absent facts
-HIDDEN_SHARE = 0.5  # of P(target): a model that says more of it does not hide the fact
 
 
 def classify_facts(
@@ -103,7 +101,7 @@ def classify_states(
 ) -> pd.DataFrame:
     """Predict the state of one fact in every known state.
 
-    A way of hiding that fails, because the model still says the fact, is left out.
+    A way of hiding that fails is left out (`hidden_models`).
 
     Args:
         model: The original model.
@@ -130,7 +128,7 @@ def classify_states(
                 seed=seed,
                 query_pair=query_pair,
             )
-        conclusion = verdict(evidence, required=attacks, seed=seed)
+        conclusion = verdict(evidence, required=attacks)
         recovered = conclusion.attacks["finding"] == Finding.RECOVERED
         recovering = ", ".join(conclusion.attacks[recovered]["attack"])
         predicted = predicted_state(conclusion)
@@ -150,17 +148,8 @@ def _known_states(
     yield KnownState.ABSENT, UNRELATED, None, control
     for associated in associated_facts(model, fact, n=1, seed=seed):
         yield KnownState.ABSENT, ASSOCIATED, None, associated
-    prompts = fact.prompts("heldout")
-    p_known = answer_probability(model, prompts).mean()
-    for hiding in hidings:
-        try:
-            edit = hide(model, fact, hiding, seed=seed)
-        except UserError:  # it can't be hidden in this way
-            continue
-        with edit.applied(model):
-            is_hidden = answer_probability(model, prompts).mean() < HIDDEN_SHARE * p_known
-        if is_hidden:
-            yield KnownState.HIDDEN, hiding.value, edit, None
+    for hiding, edit in hidden_models(model, fact, hidings, seed=seed):
+        yield KnownState.HIDDEN, hiding.value, edit, None
 
 
 def predicted_state(conclusion: Verdict) -> str:

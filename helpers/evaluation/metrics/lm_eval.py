@@ -195,9 +195,9 @@ def _table(rows: list[tuple], logprobs: Sequence[float]) -> pd.DataFrame:
     return table.assign(chosen=table.index.isin(best))
 
 
-def accuracy(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Metric]:
+def accuracy(table: pd.DataFrame) -> dict[str, Metric]:
     """Compute the accuracy of each task, with its interval over items.
 
     An item counts if its likeliest choice is right; guessing among four gives 0.25.
     """
-    return metrics_by(table[table["chosen"]], "right", by="task", seed=seed)
+    return metrics_by(table[table["chosen"]], "right", by="task")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers.forward.scoring import LOGIT_ROWS
 from helpers.models import unembed
-from helpers.stats.intervals import Metric, bootstrap
+from helpers.stats.intervals import Metric, mean_interval
 
 Original = Callable[[], AbstractContextManager]
 
@@ -51,17 +51,15 @@ def losses_and_kl(
     return tuple(torch.cat(parts, 1).numpy())
 
 
-def perplexity(losses: Float[np.ndarray, " n"], *, seed: int = 0) -> Metric:
+def perplexity(losses: Float[np.ndarray, " n"]) -> Metric:
     """Compute exp of the mean loss, with the interval of the mean over sequences."""
-    mean = bootstrap(losses, seed=seed)
+    mean = mean_interval(losses)
     value, low, high = (float(np.exp(x)) for x in (mean.value, mean.low, mean.high))
     return Metric(value, low, high, mean.n)
 
 
-def perplexity_change(
-    before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], *, seed: int = 0
-) -> Metric:
+def perplexity_change(before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"]) -> Metric:
     """Compute perplexity after / before − 1, paired over sequences: 0 if nothing changed."""
-    mean = bootstrap(after - before, seed=seed)
+    mean = mean_interval(after - before)
     value, low, high = (float(np.expm1(x)) for x in (mean.value, mean.low, mean.high))
     return Metric(value, low, high, mean.n)
