@@ -10,7 +10,7 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR PATCH SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR PATCH ORIGINAL RETRAINED SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
 	UNLEARNING_CACHE
 # They are passed on as they were typed: 'value' keeps make from expanding them, the quotes the shell.
 given = $(findstring command line,$(origin $(1)))
@@ -39,6 +39,13 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(call each,SET,--set) $(if $(call given,ONLY),--only $(call each,ONLY)) \
 	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(value UPDATE))),--update)
 
+# What is verified. With ORIGINAL, that is the model, and MODEL is the checkpoint that is attacked:
+# of two values of 'model' the pipeline takes the last.
+VERIFIED = $(if $(call given,ORIGINAL),$(if $(call given,MODEL),,$(error Give MODEL=... too, the \
+	checkpoint that is compared with ORIGINAL))) \
+	$(if $(call given,ORIGINAL),$(call parameter,ORIGINAL,model) $(call parameter,MODEL,checkpoint)) \
+	$(call parameter,PATCH,patch) $(call parameter,RETRAINED,retrained)
+
 # Options with the shell's own quotes in them, as in ARGS="-m 'not slow'".
 arguments = $(if $(call given,ARGS),$(value ARGS))
 
@@ -56,6 +63,8 @@ help:  ## this list
 	@echo "  SUBJECT=Japan TARGET=Tokyo [RELATION=capital]     the fact that is traced and unlearned"
 	@echo "  PAIR=mine.yaml           a fact with prompts of your own"
 	@echo "  MODEL=gpt2               a hub name, a local folder or a .gguf file"
+	@echo "  ORIGINAL=gpt2 MODEL=unlearned     of verify: a model, and the checkpoint or adapter to attack"
+	@echo "  RETRAINED=folder         of verify: a checkpoint that was trained without the fact"
 	@echo "  SEED=1                   seed of everything random"
 	@echo "  SET=\"n_facts=8 n_neurons=4\"     any other parameter of a notebook"
 	@echo "  NAME=mine                the run folder, runs/mine; it follows from the rest otherwise"
@@ -74,8 +83,8 @@ book: $(STAMP)  ## run the notebooks and build the book
 run: $(STAMP)  ## run the notebooks only
 	@$(PY) -m helpers.book.pipeline notebooks $(RUN)
 
-verify: $(STAMP)  ## is it gone, or only hidden? Attack the edit in PATCH=file (or make one)
-	@$(PY) -m helpers.book.pipeline notebooks $(RUN) $(call parameter,PATCH,patch) --only 09_verify
+verify: $(STAMP)  ## is it gone, or only hidden? Attack PATCH=file, or MODEL=... beside its ORIGINAL=...
+	@$(PY) -m helpers.book.pipeline notebooks $(RUN) $(VERIFIED) --only 09_verify
 
 leaderboard: $(STAMP)  ## every method on your fact and held-out ones, as a page, as Parquet and as CSV
 	@$(PY) -m helpers.book.pipeline notebooks $(RUN) --only 10_leaderboard

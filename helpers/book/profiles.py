@@ -13,12 +13,14 @@ from helpers.io.choices import suggestion
 from helpers.io.safe_text import visible
 from helpers.io.yaml_files import read_yaml
 
+_MODEL = (os.path.exists, "file or folder", "give that of a model, or a name on the hub")
+MODELS = ("model", "checkpoint", "retrained")  # parameters that may be names on the hub
 # Parameters that name a file or folder: test of existence, kind, advice.
 PATHS = {
     "pair_file": (os.path.isfile, "file", "give the path of a YAML file with a pair"),
     "patch": (os.path.isfile, "file", "give an edit that save() wrote"),
     "saes": (os.path.isdir, "folder", "give those of trained SAEs"),
-    "model": (os.path.exists, "file or folder", "give that of a model, or a name on the hub"),
+    **dict.fromkeys(MODELS, _MODEL),
 }
 
 
@@ -117,7 +119,7 @@ def _absolute_path(name: str, text: str, base: Path) -> str:
     path = os.path.join(base, os.path.expanduser(text))
     if exists(path):
         return os.path.realpath(path)
-    if name == "model" and not re.match(r"[/.~]|.*\.gguf$", text, re.IGNORECASE):
+    if name in MODELS and not re.match(r"[/.~]|.*\.gguf$", text, re.IGNORECASE):
         return text  # a name on the hub
     raise UserError(f"There is no {kind} {visible(path)[:300]}; {advice}.")
 

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from helpers.book.profiles import MODELS
 from helpers.book.settings import ROOT
 from helpers.book.sources import (
     file_fingerprint,
@@ -56,13 +57,14 @@ def input_hashes(stem: str, values: dict[str, Any]) -> dict[str, str]:
     """
     source = notebook_path(stem)
     files = {name: values[name] for name in ("pair_file", "patch") if values.get(name)}
+    models = {name: values[name] for name in MODELS if values.get(name)}
     folders = [folder.strip() for folder in values.get("saes", "").split(",") if folder.strip()]
     return {
         "cells": notebook_hash(source),
         "code": content_hash(_contents(notebook_imports(source))),
         "settings": content_hash({k: v for k, v in values.items() if k != "run"}),
         "versions": content_hash(versions()),
-        "model": model_fingerprint(values["model"]),
+        **{name: model_fingerprint(value) for name, value in models.items()},
         "saes": content_hash([file_fingerprint(f) if os.path.isdir(f) else "" for f in folders]),
         **{k: content_hash(Path(f)) if os.path.isfile(f) else "" for k, f in files.items()},
     }

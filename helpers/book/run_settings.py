@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from helpers.book.profiles import Profile, load_profile, with_absolute_paths
+from helpers.book.profiles import MODELS, Profile, load_profile, with_absolute_paths
 from helpers.book.settings import ROOT, Common, slug
 from helpers.errors import UserError
 from helpers.io.files import CACHE_VARIABLE, atomic_path, cache_dir
@@ -112,7 +112,7 @@ def _run_name(options: argparse.Namespace, profile: Profile) -> str:
     parts = [unchanged.name]
     for key in sorted(differing, key=lambda k: (k not in ("subject", "target"), k)):
         value = str(differing[key])
-        label = Path(value).stem if key in ("pair_file", "model", "patch") else value
+        label = Path(value).stem if key in ("pair_file", "patch", *MODELS) else value
         ascii_label = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
         text = slug(ascii_label)[:40]
         if label != value or not label.isascii():

@@ -14,9 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from helpers.book import value_checks as checks
 from helpers.errors import UserError
-from helpers.io.choices import suggestion
 from helpers.io.hashing import content_hash
-from helpers.io.safe_text import visible
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -216,6 +214,8 @@ class Verifying(Common):
     """`09_verify`."""
 
     patch: str = Field("", description="file of an edit to verify; empty: one is made")
+    checkpoint: str = Field("", description="instead: another checkpoint of the model, or adapter")
+    retrained: str = Field("", description="a checkpoint that was trained without the fact")
     method: Annotated[str, checks.OneMethod] = Field(
         "tangent_kernel", description="the method that makes it"
     )
@@ -240,6 +240,14 @@ class Verifying(Common):
     n_known: int = Field(
         4, description="facts of known state on which a short battery is tested", ge=1
     )
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _check_one_edit(cls, checkpoint: str, info: ValidationInfo) -> str:
+        """Refuse a checkpoint beside a patch: one edit is verified at a time."""
+        if checkpoint and info.data.get("patch"):
+            raise ValueError("a patch is given too: leave one of the two away")
+        return checkpoint
 
 
 class Leaderboard(Common):
@@ -305,7 +313,8 @@ def validated(stem: str, values: dict[str, Any]) -> Common:
     try:
         return NOTEBOOKS[stem].model_validate(current_names(values))
     except ValidationError as error:
-        raise UserError(f"Notebook {stem}: {_sentence(error, NOTEBOOKS[stem])}") from None
+        known = list(NOTEBOOKS[stem].model_fields)
+        raise UserError(f"Notebook {stem}: {checks.error_sentence(error, known)}") from None
 
 
 def from_notebook(stem: str, namespace: dict[str, Any]) -> Common:
@@ -333,16 +342,3 @@ def from_notebook(stem: str, namespace: dict[str, Any]) -> Common:
 def current_names(values: dict[Any, Any]) -> dict[Any, Any]:
     """Replace old names of parameters by those of today."""
     return {RENAMED_PARAMETERS.get(name, name): value for name, value in values.items()}
-
-
-def _sentence(error: ValidationError, model: type[Common]) -> str:
-    """Return the first problem that pydantic reports as a sentence."""
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        shown = visible(name)[:100]
-        return f"there is no parameter '{shown}'{suggestion(name, list(model.model_fields))}."
-    problem = first["msg"].removeprefix("Value error, ").rstrip(".")
-    value = visible(repr(first["input"]))
-    value = value if len(value) <= 200 else f"{value[:200]}…"
-    return f"parameter '{name}' is {value}: {problem[:1].lower()}{problem[1:]}."

@@ -7,7 +7,7 @@ names are known here without importing what they name.
 import re
 from collections.abc import Callable, Sequence
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationError
 
 from helpers.book.registered import attack_names, method_names, renamed_attacks
 from helpers.io.choices import suggestion
@@ -111,3 +111,21 @@ OneMethod = AfterValidator(
 Methods = AfterValidator(check_methods)
 TrainingMethodNames = AfterValidator(check_training_methods)
 Attacks = AfterValidator(check_attacks)
+
+
+def error_sentence(error: ValidationError, parameters: Sequence[str]) -> str:
+    """Return the first problem that pydantic reports as a sentence.
+
+    Args:
+        error: Problems of a notebook's parameters.
+        parameters: Names of all parameters of the notebook.
+    """
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        shown = visible(name)[:100]
+        return f"there is no parameter '{shown}'{suggestion(name, parameters)}."
+    problem = first["msg"].removeprefix("Value error, ").rstrip(".")
+    value = visible(repr(first["input"]))
+    value = value if len(value) <= 200 else f"{value[:200]}…"
+    return f"parameter '{name}' is {value}: {problem[:1].lower()}{problem[1:]}."

@@ -10,26 +10,41 @@ from helpers.facts import ConceptPair, facts
 from helpers.io.choices import check_choice
 from helpers.io.safe_text import visible
 from helpers.methods import METHODS, Edit, load_unlearning, unlearn
+from helpers.methods.checkpoint import edit_from_checkpoint
 from helpers.methods.unlearning import require_finite_answers
 
 
 def load_edit_under_test(
-    model: LanguageModel, pair: ConceptPair, *, patch: str = "", method: str = "", seed: int = 0
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    patch: str = "",
+    checkpoint: str = "",
+    method: str = "",
+    seed: int = 0,
 ) -> Edit:
-    """Load the edit to verify from a file, or make it.
+    """Load the edit to verify from a file or from another checkpoint, or make it.
 
     Args:
         model: The original model.
         pair: The fact that the edit should have removed.
         patch: A file that `Edit.save` wrote; if given, `method` is ignored.
+        checkpoint: Another checkpoint of the model, or an adapter of it
+            (`helpers.methods.checkpoint`); if given, `method` is ignored.
         method: A name of `METHODS`.
         seed: Seed of the method.
 
     Raises:
-        UserError: The patch is of another pair, there is neither patch nor method, or the edited
-            model's answers are not finite: then nothing can be verified.
+        UserError: The patch is of another pair, the checkpoint is not of this model, there is
+            nothing to load or to make, or the edited model's answers are not finite: then nothing
+            can be verified.
     """
-    edit = _load_or_make(model, pair, patch=patch, method=method, seed=seed)
+    if patch and checkpoint:
+        raise UserError("One edit is verified at a time: give a patch or a checkpoint.")
+    if checkpoint:
+        edit = edit_from_checkpoint(model, pair, checkpoint)
+    else:
+        edit = _load_or_make(model, pair, patch=patch, method=method, seed=seed)
     require_finite_answers(model, edit, [pair])
     return edit
 

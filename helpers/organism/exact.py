@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
+from helpers.evaluation.metrics.prediction_distance import js_divergence, log_odds
 from helpers.evaluation.metrics.truth_ratio import answer_losses, truth_ratio
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.corpus import passages
@@ -110,8 +110,7 @@ class EvalOutputs:
 
     def log_odds(self) -> float:
         """Compute the target's log-odds, mean over the held-out prompts, in nats."""
-        p = np.exp(self.target)
-        return float(np.mean(self.target - np.log1p(-np.minimum(p, 1 - 1e-12))))
+        return float(np.mean(log_odds(self.target)))
 
     def probability(self) -> float:
         """Compute P(target), mean over the held-out prompts."""
@@ -151,9 +150,5 @@ def divergences(a: EvalOutputs, b: EvalOutputs) -> dict[str, float]:
     """
     means = {}
     for group, p in a.next_token.items():
-        q = b.next_token[group]
-        mixture = torch.logaddexp(p, q) - np.log(2)
-        halves = [(x.exp() * (x - mixture)).sum(-1) for x in (p, q)]
-        # Rounding can make a divergence of equal distributions slightly negative.
-        means[group] = float((sum(halves) / 2).clamp_min(0).mean())
+        means[group] = float(js_divergence(p, b.next_token[group]).mean())
     return means

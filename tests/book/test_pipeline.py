@@ -815,6 +815,19 @@ def test_make_and_the_shell_expand_nothing_that_was_typed(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_make_verify_compares_the_model_with_its_original():
+    done = make("-n", "verify", "ORIGINAL=it's base", "MODEL=$x/y z", "RETRAINED=`a`")
+    line = done.stdout.splitlines()[-1]
+    assert """--set model='it'\\''s base' --set checkpoint='$x/y z'""" in line
+    assert "--set retrained='`a`'" in line and line.endswith("--only 09_verify")
+    assert line.rindex("--set model=") == line.index("--set model='it")  # the last one counts
+    line = make("-n", "verify", "MODEL=gpt2", "PATCH=a b").stdout.splitlines()[-1]
+    assert "--set model='gpt2'" in line and "--set patch='a b'" in line
+    assert "checkpoint" not in line
+    done = make("-n", "verify", "ORIGINAL=gpt2")
+    assert done.returncode and "Give MODEL=... too" in done.stderr
+
+
 def test_make_refuses_a_variable_that_it_does_not_know():
     done = make("-n", "book", "SUBJET=Japan")
     assert done.returncode and "no variable SUBJET" in done.stderr

@@ -249,6 +249,8 @@ def test_the_users_values_go_over_the_profiles(tmp_path):
         ("common:\n  pair_file: pair.yaml\n", "There is no file"),
         ("common:\n  model: ../../x\n", "There is no file or folder"),
         ("09_verify:\n  patch: missing\n", "give an edit that save() wrote"),
+        ("09_verify:\n  checkpoint: ./missing\n", "There is no file or folder"),
+        ("09_verify:\n  patch: mine.yaml\n  checkpoint: gpt2\n", "leave one of the two away"),
         ("06_edit_mlps:\n  saes: missing\n", "There is no folder"),
     ],
 )
@@ -272,6 +274,9 @@ def test_paths_in_a_profile_count_from_its_folder(tmp_path):
     values = load_profile(str(path)).notebooks["06_edit_mlps"]
     assert values["model"] == f"{tmp_path}/model"
     assert values["saes"] == f"{tmp_path}/sae,{tmp_path}/sae"
+    path.write_text("09_verify:\n  checkpoint: model\n  retrained: gpt2\n")
+    values = load_profile(str(path)).notebooks["09_verify"]
+    assert (values["checkpoint"], values["retrained"]) == (f"{tmp_path}/model", "gpt2")
     path.write_text("common:\n  model: gpt2\n")
     assert load_profile(str(path)).notebooks[STEM]["model"] == "gpt2"
 

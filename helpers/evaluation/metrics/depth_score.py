@@ -18,8 +18,7 @@ from helpers.evaluation.attacks.registry import require_own_tokens
 from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.forward.activations import cache_activations
 from helpers.forward.prompts import first_token, token_ids
-from helpers.methods import base_model
-from helpers.models import architecture_of
+from helpers.methods import Edit, base_model
 from helpers.tracing import Patch, run_patched
 from helpers.tracing.patching import logits_of
 
@@ -101,7 +100,6 @@ def unlearning_depth(
             the subject's, or a request stands before every text.
     """
     require_own_tokens(model)
-    arch = architecture_of(model)
     d1, d2 = [], []
     for index, prompt in enumerate(pair.prompts("heldout")):
         if prompt.format != "completion":
@@ -116,24 +114,79 @@ def unlearning_depth(
         source = _residual(model, token_ids(model, aligned.pop(1)) if of_control else ids)
         with base_model(model):
             reference_source = _residual(model, token_ids(model, aligned[0]))
-            jobs = [
-                [Patch("residual", i, span, activations[i, span.start : span.stop])]
-                for activations in (source, reference_source)
-                for i in range(arch.n_layers)
-            ]
-            answer = first_token(model, prompt, prompt.answers[0])
-            final = run_patched(model, ids, [[], *jobs])
-            logp = logits_of(model, final).log_softmax(-1)[:, answer].double().cpu().numpy()
-        drop = (logp[0] - logp[1:]).reshape(2, arch.n_layers)
+            drop = _drops(model, prompt, source, reference_source)
         d2.append(drop[0])
         d1.append(drop[1])
     if not d1:
         raise UserError(
             f"No control subject has a name of as many tokens as {pair.subject}: give more."
         )
-    reference, unlearned = np.array(d1), np.array(d2)
-    score = unlearning_depth_score(reference.ravel(), unlearned.ravel())
-    return Depth(score, reference, unlearned)
+    return _depth(d1, d2)
+
+
+def depth_against_retrained(
+    model: LanguageModel, pair: ConceptPair, retrained: Edit, *, max_prompts: int = MAX_PROMPTS
+) -> Depth:
+    """Compute the depth score with δ₁ from a model that was trained without the fact.
+
+    Args:
+        model: The model with its edits.
+        pair: The fact that was forgotten.
+        retrained: The edit that turns the original into the retrained model.
+        max_prompts: Largest number of held-out statements that are patched.
+
+    Raises:
+        UserError: There is no held-out statement, a request stands before every text, or no layer
+            of the retrained model differs enough from the original's.
+    """
+    require_own_tokens(model)
+    statements = [p for p in pair.prompts("heldout") if p.format == "completion"][:max_prompts]
+    if not statements:
+        raise UserError("The pair has no held-out statement: give it a prompt that is no question.")
+    d1, d2 = [], []
+    for prompt in statements:
+        ids = token_ids(model, prompt)
+        source = _residual(model, ids)
+        with base_model(model):
+            with retrained.applied(model):
+                reference_source = _residual(model, ids)
+            unlearned, reference = _drops(model, prompt, source, reference_source)
+        d1.append(reference)
+        d2.append(unlearned)
+    return _depth(d1, d2)
+
+
+def _drops(
+    model: LanguageModel,
+    prompt: Prompt,
+    source: Float[torch.Tensor, "layers t d_model"],
+    reference_source: Float[torch.Tensor, "layers t d_model"],
+) -> Float[np.ndarray, "2 layers"]:
+    """Compute the drop of log P(answer) when each layer's activation is patched into the original.
+
+    Args:
+        model: The original model.
+        prompt: The statement.
+        source: Activations of the unlearned model, for the first row.
+        reference_source: Activations of the reference, for the second row.
+    """
+    n_layers, ids = len(source), token_ids(model, prompt)
+    span = range(*subject_span(prompt, model.tokenizer))
+    jobs = [
+        [Patch("residual", i, span, activations[i, span.start : span.stop])]
+        for activations in (source, reference_source)
+        for i in range(n_layers)
+    ]
+    answer = first_token(model, prompt, prompt.answers[0])
+    final = run_patched(model, ids, [[], *jobs])
+    logp = logits_of(model, final).log_softmax(-1)[:, answer].double().cpu().numpy()
+    return (logp[0] - logp[1:]).reshape(2, n_layers)
+
+
+def _depth(reference: Sequence[np.ndarray], unlearned: Sequence[np.ndarray]) -> Depth:
+    """Compute the score over the layers of all prompts."""
+    d1, d2 = np.array(reference), np.array(unlearned)
+    return Depth(unlearning_depth_score(d1.ravel(), d2.ravel()), d1, d2)
 
 
 def _residual(model: LanguageModel, ids: list[int]) -> Float[torch.Tensor, "layers t d_model"]:
