@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Int
 from nnsight import LanguageModel
 from torch import Tensor

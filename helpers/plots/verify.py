@@ -125,7 +125,9 @@ def who_sees_what(table: pd.DataFrame) -> Figure:
         colour = "white" if value > 0.6 else "black"
         axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         if seen.iat[row, column] >= 0.5:
-            frame = Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, ec=ORANGE, lw=1.5)
+            frame = Rectangle(
+                (column - 0.48, row - 0.46), 0.96, 0.92, fill=False, ec=ORANGE, lw=1.5
+            )
             axis.add_patch(frame)
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(order)), [n.replace("_", " ") for n in order])

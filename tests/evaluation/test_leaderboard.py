@@ -54,7 +54,10 @@ def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing,
     assert np.isnan(value.loc["in_context", "back by stitching"])
     measured = tidy({"a": table}, {"a": {}})
     states = leaderboard(measured).set_index("method")["attacks find"]
-    assert states["hides"] == "suppressed 1" and states["gated_neuron"] in ("absent 1", "undecided 1")
+    assert states["hides"] == "suppressed 1" and states["gated_neuron"] in (
+        "absent 1",
+        "undecided 1",
+    )
     assert not states["in_context"].startswith("absent")  # its weights have the fact
     assert most_recovered(means, families=("surgery",)).startswith("hides (")
     assert most_recovered(means, families=("inference",)) == "none (it was not measured)"

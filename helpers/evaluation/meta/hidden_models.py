@@ -148,7 +148,9 @@ def attack_sensitivity(
                 )
             )
     if not tables:
-        raise UserError("No model hides the fact, so no attack can be shown to see it: ask another.")
+        raise UserError(
+            "No model hides the fact, so no attack can be shown to see it: ask another."
+        )
     columns = ["attack", "hiding", "fact", "recovery", "finding", "seen", "label"]
     return pd.concat(tables, ignore_index=True)[columns]
 

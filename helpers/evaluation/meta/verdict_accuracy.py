@@ -132,7 +132,9 @@ def classify_states(
         recovered = conclusion.attacks["finding"] == Finding.RECOVERED
         recovering = ", ".join(conclusion.attacks[recovered]["attack"])
         predicted = predicted_state(conclusion)
-        rows.append((str(fact), state.value, kind, predicted, predicted in RIGHT[state], recovering))
+        rows.append(
+            (str(fact), state.value, kind, predicted, predicted in RIGHT[state], recovering)
+        )
     return pd.DataFrame(rows, columns=["fact", "state", "kind", "predicted", "correct", "by"])
 
 
