@@ -1,6 +1,7 @@
 """Attacks that change weights: what they undo, exactly what they change, and bad budgets."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES
@@ -152,28 +153,40 @@ def test_the_most_specific_neuron_is_a_planted_detector(knowing):
 
 def test_facts_that_were_not_trained_on_come_back_where_they_were_only_hidden(knowing):
     model = knowing()
-    names = {"France": "Paris", "Germany": "Berlin", "Kenya": "Nairobi", "Peru": "Lima"}
+    names = {"France": "Paris", "Germany": "Berlin", "Kenya": "Nairobi"}
+    names |= {"Peru": "Lima", "Japan": "Tokyo", "Spain": "Madrid"}
     pairs = [ConceptPair(*fact) for fact in names.items()]
-    before = model_hash(model)
-    hidden = detector(model)
-    original = relearn_disjoint(model, pairs, steps=(1, 2), rates=(1e-4,))
-    assert disjoint_recovery(original)[0] == pytest.approx(1)
+    mlp = architecture_of(model).layers[-1].mlp
+    # The last layer drowns all answers; what lies below still knows them.
+    change = Change(dense=-10 * mlp.W_out().detach())
+    hidden = Edit("made", {}, WeightEdit.of(model._module, {mlp.out_name: change}), {}, 0, 0.0, "")
     with hidden.applied(model):
-        table = relearn_disjoint(model, pairs, steps=(5, 20), rates=(1e-6, 3e-3), seed=1)
-        edited_hash = model_hash(model)
-    assert model_hash(model) == before != edited_hash
-    assert table.groupby("budget")["subject"].nunique().to_dict() == {0: 2, 1e-6: 2, 3e-3: 2}
+        before = model_hash(model)
+        table = relearn_disjoint(model, pairs, steps=(10, 30), rates=(1e-6, 1e-3))
+        assert model_hash(model) == before
+    recovery = disjoint_recovery(table)
+    assert recovery[0] < 0.05 and recovery[1e-6] < 0.05  # too small a rate brings nothing back
+    assert recovery[1e-3] > recovery[0] + 0.1
+    assert table.groupby("budget")["subject"].nunique().to_dict() == {0: 3, 1e-6: 3, 1e-3: 3}
     for subject, part in table.groupby("subject"):
         prompts = ConceptPair(subject, names[subject]).prompts("heldout")
         statements = [p for p in prompts if p.format == "completion"]
         assert part["original"].iloc[0] == answer_probability(model, statements).mean()
-        assert part["control"].iloc[0] < part["original"].iloc[0] / 2
-    by_hand = table.groupby("budget")[["edited", "control", "original"]].mean()
-    known = by_hand["original"].iloc[0] - by_hand["control"].iloc[0]
-    ratio = (by_hand["edited"] - by_hand["control"]) / known
-    assert np.allclose(disjoint_recovery(table), ratio)
-    with pytest.raises(UserError, match=r"forgot 1 fact: give at least two"):
-        relearn_disjoint(model, pairs[:1])
+
+
+def test_the_share_of_facts_that_came_back_by_hand():
+    columns = ["budget", "subject", "edited", "control", "original"]
+    rows = [(0.0, "a", 0.1, 0.1, 0.9), (0.0, "b", 0.1, 0.1, 0.5)]
+    rows += [(1e-4, "a", 0.5, 0.2, 0.9), (1e-4, "b", 0.5, 0.2, 0.5)]
+    table = pd.DataFrame(rows, columns=columns)
+    assert disjoint_recovery(table).to_dict() == pytest.approx({0.0: 0.0, 1e-4: 0.3 / 0.6})
+    with pytest.raises(UserError, match="knows none of the facts"):
+        disjoint_recovery(table.assign(original=0.1))
+
+
+def test_one_forgotten_fact_cannot_be_divided(knowing):
+    with pytest.raises(UserError, match="forgot 1 fact: give at least two"):
+        relearn_disjoint(knowing(), [KENYA])
 
 
 @pytest.mark.parametrize(
