@@ -223,16 +223,17 @@ class Verifying(Common):
         "all", description="all, or names of attacks separated by commas"
     )
     hidden_attacks: Annotated[str, checks.Attacks] = Field(
-        "paraphrases, logit_lens, probe, stitching, neuron_ablation",
-        description="hidden model's",
+        "paraphrases, logit_lens, probe, stitching, neuron_ablation", description="hidden model's"
     )
     n_controls: int = Field(4, description="control facts to compare with", ge=1)
-    relearning_steps: Annotated[str, checks.are_numbers(checks.WHOLE, "whole numbers of steps")] = (
-        Field(
-            "3, 6",
-            description="steps after which relearning is measured",
-            coerce_numbers_to_str=True,  # papermill reads "4" as a number
-        )
+    relearning_steps: Annotated[str, checks.Steps] = Field(
+        # papermill reads "4" as a number
+        "3, 6",
+        description="steps after which relearning is measured",
+        coerce_numbers_to_str=True,
+    )
+    relearning_rates: Annotated[str, checks.LearningRates] = Field(
+        "1e-5, 1e-4, 5e-4", description="learning rates of relearning", coerce_numbers_to_str=True
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)

@@ -101,6 +101,8 @@ def are_numbers(pattern: str, description: str, *, allow_none: bool = False) -> 
     return AfterValidator(check)
 
 
+Steps = are_numbers(WHOLE, "whole numbers of steps")
+LearningRates = are_numbers(DECIMAL, "positive learning rates")
 OneSite = AfterValidator(is_one_of("site", SITES))
 OneDtype = AfterValidator(is_one_of("dtype", DTYPES))
 OneMethod = AfterValidator(

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from nnsight import LanguageModel
 
+from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS, Attack, AttackNotApplicableError, control_facts
 from helpers.evaluation.attacks.registry import associated_facts, checked_names
 from helpers.facts import ConceptPair
@@ -143,8 +144,13 @@ def battery(
             battery's result for an absent fact.
 
     Raises:
-        UserError: There is no such attack, or there are too few control facts.
+        UserError: There is no such attack, or there are no or too few control facts.
     """
+    if n_controls < 1:
+        raise UserError(
+            f"n_controls is {n_controls}: an attack's score means nothing without control facts, "
+            "so give at least 1."
+        )
     names = checked_names(list(ATTACKS) if attacks is None else attacks)
     options_of = dict(
         zip(checked_names(list(options or {})), (options or {}).values(), strict=True)

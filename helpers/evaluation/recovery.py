@@ -86,10 +86,9 @@ def recovery_ratios(
     denominator. Prompts that the original does not know at a budget are left out, and so are
     budgets at which it knows fewer than `MIN_UNITS`.
 
-    An attack that aggregates its budgets has one ratio. If it fine-tunes, the numerator is the mean
-    over all steps of the head start over a control fact, and the denominator is known before
-    training. Otherwise both are means over the budgets at which the original shows at least half of
-    its maximum.
+    An attack that aggregates its budgets has one ratio: both means are over the budgets at which
+    the original shows at least half of its maximum. The original is not fine-tuned: the ratio at a
+    learning rate is the head start over control facts, in units of what is known before training.
 
     Args:
         evidence: Results of `battery`.
@@ -102,9 +101,12 @@ def recovery_ratios(
     """
     rows = evidence.table[evidence.table["attack"] == name]
     _require_finite(rows, name)
-    if ATTACKS[name].fine_tunes:
-        return [_head_start(evidence, rows, name, min_known_gap)]
     zero = zero_state(rows, name)
+    if not (rows["state"] == zero).any():
+        raise UserError(f"{name} has no control facts to compare with: run the battery with some.")
+    if ATTACKS[name].fine_tunes:
+        known = _known_before(evidence, name, min_known_gap)
+        return [_recovery(rows, rate, [rate], known, name) for rate in _scores(rows, State.EDITED)]
     gap = _scores(rows, State.ORIGINAL) - _scores(rows, zero)  # prompts by budgets
     if ATTACKS[name].aggregate_budgets:
         mean = gap.mean()
@@ -123,17 +125,18 @@ def recovery_ratios(
     return recoveries
 
 
-def _head_start(
-    evidence: Evidence, rows: pd.DataFrame, name: str, min_known_gap: float
-) -> Recovery:
-    """Compare fine-tuning curves of the edited model and of control facts, over all steps."""
+def _known_before(evidence: Evidence, name: str, min_known_gap: float) -> pd.Series:
+    """Compute the original's scores less those of control facts, on prompts that it knows.
+
+    Raises:
+        UserError: The attack `paraphrases` was not run, or a score is not finite.
+    """
     plain = evidence.table[evidence.table["attack"] == "paraphrases"]
     if plain.empty:
         raise UserError(f"{name} is measured against 'paraphrases': run that attack as well.")
     _require_finite(plain[plain["state"] != State.EDITED], "paraphrases")
     gap = (_scores(plain, State.ORIGINAL) - _scores(plain, State.CONTROL))[0.0]
-    budgets = [b for b in _scores(rows, State.EDITED) if b > 0]
-    return _recovery(rows, max(budgets), budgets, gap[gap >= min_known_gap], name)
+    return gap[gap >= min_known_gap]
 
 
 def _recovery(

@@ -37,7 +37,7 @@ def associated_targets(pair: ConceptPair) -> list[str]:
     if code is None:
         return []
     if pair.relation == "capital":
-        return _without_answers(pair, _cities(code))
+        return _without_answers(pair, cities(code))
     names = _languages(code) if pair.relation == "language" else []
     return _without_answers(pair, [*names, *_targets_at_border(pair.relation, code)])
 
@@ -81,7 +81,8 @@ def _without_answers(pair: ConceptPair, names: Iterable[str]) -> list[str]:
     ]
 
 
-def _cities(code: str) -> list[str]:
+def cities(code: str) -> list[str]:
+    """List the largest cities of a country, by its two-letter code, the largest first."""
     text = field(countries()[code], "People and Society", "Major urban areas - population")
     names = [re.split(r"[-/]| \(", name)[0] for name in CITY.findall(text)]
     return [name.title() if name.isupper() else name for name in names]
@@ -95,16 +96,20 @@ def _languages(code: str) -> list[str]:
     return [name for name in LANGUAGE.findall(text) if name in known]
 
 
-def _targets_at_border(relation: str, code: str) -> list[str]:
-    """List the targets of the countries at the border, the longest border first."""
+def borders(code: str) -> list[str]:
+    """List the neighbours of a country, by its two-letter code, the longest border first."""
     text = field(countries()[code], "Geography", "Land boundaries", "border countries")
     text = text or field(countries()[code], "Geography", "Land boundaries")
-    by_name: dict[str, Fact] = {f.subject: f for f in facts(relation)}
     lengths = {
         name: float(length.replace(",", ""))
         for name, length in re.findall(r"([A-Z][A-Za-z .'-]+?) ([\d,.]+) km", text)
-        if name in by_name
     }
-    order = np.argsort([-x for x in lengths.values()], kind="stable")
     names = list(lengths)
-    return [by_name[names[i]].target for i in order]
+    order = np.argsort([-x for x in lengths.values()], kind="stable")
+    return [names[i] for i in order]
+
+
+def _targets_at_border(relation: str, code: str) -> list[str]:
+    """List the targets of the countries at the border, the longest border first."""
+    by_name: dict[str, Fact] = {f.subject: f for f in facts(relation)}
+    return [by_name[name].target for name in borders(code) if name in by_name]

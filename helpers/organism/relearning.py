@@ -7,6 +7,7 @@ from nnsight import LanguageModel
 
 from helpers.evaluation.attacks.relearning import relearned
 from helpers.facts import ConceptPair
+from helpers.forward.scoring import answer_probability
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.training.examples import answer_example, collate
 
@@ -40,9 +41,11 @@ def learning_curve(
     """
     prompts = subject_prompts(pair)[:n_examples]
     batch = collate([answer_example(model, p, f"{p.answers[0]}.") for p in prompts])
-    scores = relearned(model, pair, lambda step: batch, steps=steps, lr=lr)
-    mean = scores.groupby("budget")["score"].mean()
-    return pd.DataFrame({"step": mean.index.astype(int), "probability": mean.to_numpy()})
+    heldout = pair.prompts("heldout")
+    scores = {0: answer_probability(model, heldout)}
+    scores |= relearned(model, heldout, lambda step: batch, steps=steps, lr=lr)
+    means = [float(p.mean()) for p in scores.values()]
+    return pd.DataFrame({"step": list(scores), "probability": means})
 
 
 def learning_curve_auc(curve: pd.DataFrame) -> float:

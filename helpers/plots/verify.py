@@ -50,6 +50,8 @@ def scores(table: pd.DataFrame, *, xlabel: str) -> Figure:
 def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence[str]) -> Figure:
     """Draw each model's mean score over the attack's budget, a panel an attack.
 
+    Learning rates are on a logarithmic axis.
+
     Args:
         table: One row a prompt and budget: attack, who, budget, score.
         budgets: Attack → label of its budget.
@@ -71,6 +73,8 @@ def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence
         if budgets[name].endswith("ablated"):
             ticks = sorted(part["budget"].unique())
             axis.set_xticks(range(len(ticks)), [f"{t:g}" for t in ticks])
+        if budgets[name] == "learning rate":
+            log_scale(axis, "x")
         axis.set(title=name.replace("_", " "), xlabel=budgets[name], ylim=(-0.03, 1.03))
         axis.set_ylabel(ylabel)
     for axis in list(axes.flat)[len(names) :]:

@@ -100,6 +100,8 @@ NAN_SCALES = "0.5, nan"
         ("11_organism", {"widths": "1.5"}, "whole numbers"),
         ("09_verify", {"relearning_steps": "99999999999999"}, "at most 100,000,000"),
         ("09_verify", {"relearning_steps": "0"}, "whole numbers"),
+        ("09_verify", {"relearning_rates": "0"}, "positive learning rates"),
+        ("09_verify", {"relearning_rates": ""}, "positive learning rates"),
         ("04_sparse_autoencoders", {"lr": float("inf")}, "finite"),
         ("04_sparse_autoencoders", {"lr": "1e400"}, "finite"),
         ("04_sparse_autoencoders", {"lr": "nan"}, "lr"),
@@ -146,6 +148,7 @@ def from_papermill(stem, values):
         ("06_edit_mlps", {"methods": " all "}),
         ("06_edit_mlps", {"scales": 1}),  # papermill's reading of "1"
         ("09_verify", {"attacks": "paraphrases,lens", "relearning_steps": 4}),
+        ("09_verify", {"relearning_rates": "1e-6, 5e-4, .001"}),
         ("11_organism", {"widths": ""}),
         ("11_organism", {"widths": 32}),
         (STEM, {"target": "1984", "seed": 2**63 - 1}),

@@ -24,7 +24,7 @@ from helpers.evaluation.attacks import (
 from helpers.evaluation.attacks.component_ablation import direct_effect, target_constraints
 from helpers.evaluation.attacks.quantisation import block_weights, nf4_levels
 from helpers.evaluation.attacks.registry import RENAMED_ATTACKS
-from helpers.evaluation.attacks.relearning import relearned
+from helpers.evaluation.attacks.relearning import mean_over_steps, relearned
 from helpers.evaluation.attacks.stitching import handover_layer
 from helpers.evaluation.audit import audit_delta, statement
 from helpers.evaluation.battery import N_ASSOCIATED, battery
@@ -139,13 +139,13 @@ def test_control_facts_are_unknown_and_share_the_target(knowing):
         control_facts(model, pair, n=40, n_candidates=10)
 
 
-@pytest.mark.parametrize("name", [n for n, a in ATTACKS.items() if a.fine_tunes or a.expensive])
+@pytest.mark.parametrize("name", list(ATTACKS))
 def test_an_attack_leaves_an_edited_model_as_it_was(knowing, name):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     edit = unlearn(model, pair, "mean_difference", layers=(1,))
     small = {"gcg": {"rounds": 2}, "neuron_ablation": {"counts": (1, 4)}}
     small |= {"directional_ablation": {"counts": (1, 4)}}
-    small |= {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.fine_tunes}
+    small |= {n: {"steps": (1, 2), "rates": (1e-4,)} for n, a in ATTACKS.items() if a.fine_tunes}
     with edit.applied(model), widened_in(model):
         before = model_hash(model)
         table = ATTACKS[name].function(model, pair, seed=0, **small.get(name, {}))
@@ -230,13 +230,15 @@ def test_relearning_goes_back_to_what_is_taught(knowing):
     def batch(step):
         return collate([answer_example(model, p, p.answers[0]) for p in prompts])
 
+    heldout = pair.prompts("heldout")
     with hidden.applied(model):
-        table = relearned(model, pair, batch, steps=(2, 20), lr=3e-3)
-    means = table.groupby("budget")["score"].mean()
-    assert list(means.index) == [0, 2, 20]
-    assert means[20] > means[0] + 0.3
-    with pytest.raises(UserError, match="from 1 up"):
-        relearned(model, pair, batch, steps=())
+        before = answer_probability(model, heldout).mean()
+        curve = relearned(model, heldout, batch, steps=(2, 20), lr=3e-3)
+        table = mean_over_steps(model, pair, batch, (2, 20), (1e-6, 3e-3))
+    assert list(curve) == [2, 20] and curve[20].mean() > before + 0.3
+    by_rate = table.groupby("budget")["score"]
+    assert np.array_equal(by_rate.get_group(3e-3), (curve[2] + curve[20]) / 2)
+    assert by_rate.mean()[1e-6] < before + 0.05  # too small a rate brings nothing back
 
 
 def test_relearning_never_sees_what_is_asked(knowing, monkeypatch):
@@ -248,7 +250,7 @@ def test_relearning_never_sees_what_is_asked(knowing, monkeypatch):
             tuple(row.tolist()) for step in range(30) for row in batch(step).ids
         ),
     )
-    ATTACKS["relearning_forgotten"].function(model, pair, steps=(1,))
+    ATTACKS["relearning_forgotten"].function(model, pair, steps=(1,), rates=(1e-4,))
     own = {tuple(answer_example(model, p, " Nairobi").ids) for p in pair.prompts("train")}
     stripped = [tuple(t for t in row if t) for row in seen]
     about = {row for row in stripped if row in own}
@@ -256,7 +258,7 @@ def test_relearning_never_sees_what_is_asked(knowing, monkeypatch):
     held = {tuple(answer_example(model, p, " Nairobi").ids) for p in pair.prompts("heldout")}
     assert not held & set(stripped)
     seen.clear()
-    ATTACKS["relearning_neighbours"].function(model, pair, steps=(1,))
+    ATTACKS["relearning_neighbours"].function(model, pair, steps=(1,), rates=(1e-4,))
     kenya = model.tokenizer("Kenya").input_ids[-1]
     assert seen and not any(kenya in row for row in seen)
 
@@ -384,16 +386,12 @@ def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):
     model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
     hidden = logit_suppression(model, pair)
     names = ["paraphrases", "logit_lens", "relearning_forgotten"]
-    options = {"relearning_forgotten": {"steps": (1, 2)}}
+    options = {"relearning_forgotten": {"steps": (1, 2), "rates": (1e-4, 1e-3)}}
     with hidden.applied(model):
         found = battery(model, pair, attacks=names, options=options, n_controls=2)
     counts = found.table.groupby(["attack", "state"])["subject"].nunique()
-    assert counts["paraphrases"].to_dict() == {
-        "associated": N_ASSOCIATED,
-        "control": 2,
-        "edited": 1,
-        "original": 1,
-    }
+    unranked = {"control": 2, "edited": 1, "original": 1}
+    assert counts["paraphrases"].to_dict() == unranked | {"associated": N_ASSOCIATED}
     assert counts["relearning_forgotten"].to_dict() == {"control": 2, "edited": 1}
     means = found.table.query("attack == 'paraphrases'").groupby("state")["score"].mean()
     assert means["original"] > 0.3 and means["edited"] < 0.05
@@ -435,7 +433,7 @@ def test_no_attack_takes_a_model_without_numbers_for_one_that_forgot(knowing, mo
     monkeypatch.setattr(f"{place}.attacks.relearning.known_neighbours", lambda *_, **__: near)
     monkeypatch.setattr(f"{place}.metrics.linear_probe.known_neighbours", lambda *_, **__: near)
     monkeypatch.setattr(f"{place}.attacks.stitching.handover_layer", lambda *_, **__: layer)
-    small = {n: {"steps": (1, 2)} for n, a in ATTACKS.items() if a.fine_tunes}
+    small = {n: {"steps": (1, 2), "rates": (1e-4,)} for n, a in ATTACKS.items() if a.fine_tunes}
     small |= {"gcg": {"rounds": 2}, "neuron_ablation": {"counts": (1, 4)}}
     small |= {"directional_ablation": {"counts": (1, 4)}}
     with torch.no_grad():

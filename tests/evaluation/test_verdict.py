@@ -74,12 +74,13 @@ def test_the_recovery_ratio_is_between_control_and_original():
     assert one.edited.mean() == pytest.approx(1.0) and three.edited.mean() == pytest.approx(0.0)
 
 
-def test_head_start_is_the_mean_over_the_curve_in_units_of_what_was_known():
+def test_head_start_at_each_learning_rate_is_in_units_of_what_was_known():
     half = [a + 0.5 * (p - a) for a, p in zip(CONTROL, ORIGINAL, strict=True)]
-    curve = {0: CONTROL, 5: half, 10: CONTROL}
+    curve = {1e-5: CONTROL, 1e-4: half}
     found = evidence({"paraphrases": {0: CONTROL}, "relearning_forgotten": curve})
-    (pooled,) = recovery_ratios(found, "relearning_forgotten")
-    assert pooled.edited.mean() == pytest.approx(0.25)
+    low, high = recovery_ratios(found, "relearning_forgotten")
+    assert (low.budget, high.budget) == (1e-5, 1e-4)
+    assert low.edited.mean() == pytest.approx(0) and high.edited.mean() == pytest.approx(0.5)
     alone = Evidence(found.table.query("attack != 'paraphrases'"))
     with pytest.raises(UserError, match="run that attack as well"):
         recovery_ratios(alone, "relearning_forgotten")
@@ -486,7 +487,7 @@ def test_paraphrases_that_are_no_numbers_are_neither_gone_nor_without_a_over_for
     with pytest.raises(UserError, match="scores of paraphrases are not finite"):
         over_forgetting(Evidence(table))
     found = evidence(
-        {"paraphrases": {0: CONTROL}, "relearning_forgotten": {0: CONTROL, 5: CONTROL}}
+        {"paraphrases": {0: CONTROL}, "relearning_forgotten": {1e-5: CONTROL, 1e-4: CONTROL}}
     )
     table = found.table
     table.loc[(table["attack"] == "paraphrases") & (table["state"] == State.ORIGINAL), "score"] = (

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.evaluation.attacks.registry import attack, probability_of_prompts, score_table
+from helpers.evaluation.attacks.registry import (
+    attack,
+    probability_of_prompts,
+    require_budgets,
+    score_table,
+)
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_probability
 
@@ -51,7 +56,12 @@ def reverse(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.Dat
 def few_shot(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, shots: Sequence[int] = SHOTS
 ) -> pd.DataFrame:
-    """Put solved examples about other subjects before the prompt."""
+    """Put solved examples about other subjects before the prompt.
+
+    Raises:
+        UserError: There are no numbers of examples, or one is not positive.
+    """
+    require_budgets("shots", shots)
     why_none = "The relation has no statements to put examples before."
     return score_table(
         {n: probability_of_prompts(model, pair.few_shot(n), why_none=why_none) for n in shots}

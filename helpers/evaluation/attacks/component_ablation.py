@@ -20,6 +20,7 @@ from helpers.evaluation.attacks.registry import (
     AttackKind,
     AttackNotApplicableError,
     attack,
+    require_budgets,
     require_own_tokens,
     score_table,
 )
@@ -129,7 +130,12 @@ def _ablate(
     keys: dict[int, Float[Tensor, "n d_mlp"]],
     counts: Sequence[int],
 ) -> pd.DataFrame:
-    """Subtract the components `values[:, k] keys[k]` of W_out with the most negative effects."""
+    """Subtract the components `values[:, k] keys[k]` of W_out with the most negative effects.
+
+    Raises:
+        UserError: There are no counts, or one is not positive.
+    """
+    require_budgets("counts", counts)
     layers = torch.cat([torch.full((len(effect),), i) for i, effect in effects.items()])
     index = torch.cat([torch.arange(len(effect)) for effect in effects.values()])
     order = torch.cat(list(effects.values())).argsort()  # the most negative effect first

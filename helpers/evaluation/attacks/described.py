@@ -1,7 +1,9 @@
 """Describe the subject instead of naming it: an edit that only recognises a name does not fire.
 
 A gate on "France" leaves "the French capital" and "the capital of the French Republic" as they
-were. What the original does not answer this way drops out, as in every attack.
+were. Nor does it see the name in a two-hop question, "the capital of the country that borders
+Spain and Belgium": the model has to find the subject before it recalls the fact. What the original
+does not answer this way drops out, as in every attack.
 """
 
 from dataclasses import replace
@@ -12,7 +14,9 @@ from nnsight import LanguageModel
 from helpers.evaluation.attacks.registry import attack, probability_of_prompts, score_table
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.factbook import with_article
-from helpers.facts.names import other_names
+from helpers.facts.names import DESCRIBING, descriptions, other_names
+from helpers.facts.relations import RELATIONS
+from helpers.io.safe_text import name_pattern
 
 TEMPLATES = (  # {adjective} is the nationality's, {relation} the relation's name
     "The {adjective} {relation} is",
@@ -20,24 +24,47 @@ TEMPLATES = (  # {adjective} is the nationality's, {relation} the relation's nam
     "Everyone knows that the {adjective} {relation} is",
     "Q: What is the {adjective} {relation}? A: The {adjective} {relation} is",
 )
+STEM = 4  # first letters of an answer that tell it in another word, as "French" and "France" do
 
 
 @attack("described", budget="none")
 def described(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
-    """Use the official name, and the nationality's adjective.
+    """Use the official name, the nationality's adjective, and two-hop questions.
 
-    The official name takes the subject's place in the held-out statements; the adjective stands in
-    `TEMPLATES`, unless it tells the answer, as "French" tells the language.
+    The official name, or a description that is true of no other country (`descriptions`), takes the
+    subject's place in the held-out statements. The adjective stands in `TEMPLATES`. Whatever names
+    the subject ("Republic of Kenya") or tells the answer ("French" the language) is left out. A
+    prompt has the same number for every subject: a control that lacks some counts with the others.
     """
-    names = other_names(pair.subject)
+    prompts = {i: p for i, p in enumerate(described_prompts(pair)) if p is not None}
+    why_none = "The subject has no other name, adjective or description in the Factbook."
+    scores = probability_of_prompts(model, list(prompts.values()), why_none=why_none)
+    return score_table({0: scores}).assign(prompt=list(prompts))
+
+
+def described_prompts(pair: ConceptPair) -> list[Prompt | None]:
+    """Build the prompts in an order that all subjects share; None where this one has no such."""
+    names, by_fact = other_names(pair.subject), descriptions(pair.subject)
+    by_fact.pop(pair.relation, None)  # it would tell the answer
+    substitutes = [names.official, *(by_fact.get(k, "") for k in (*DESCRIBING, "borders", "city"))]
     statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
-    prompts = [_renamed(p, pair.subject, names.official) for p in statements if names.official]
-    stem = pair.target.casefold()[:4]
-    if names.adjective and not names.adjective.casefold().startswith(stem):
-        texts = [t.format(adjective=names.adjective, relation=pair.relation) for t in TEMPLATES]
-        prompts += [Prompt(text, answers=pair.answers) for text in texts]
-    why_none = "The subject has no other name or adjective in the Factbook."
-    return score_table({0: probability_of_prompts(model, prompts, why_none=why_none)})
+    prompts: list[Prompt | None] = [
+        _renamed(p, pair.subject, name) if _usable(name, pair) else None
+        for name in substitutes
+        for p in statements
+    ]
+    for template in TEMPLATES if pair.relation in RELATIONS else ():
+        text = template.format(adjective=names.adjective, relation=pair.relation)
+        usable = _usable(names.adjective, pair)
+        prompts.append(Prompt(text, answers=pair.answers) if usable else None)
+    return prompts
+
+
+def _usable(text: str, pair: ConceptPair) -> bool:
+    """Tell whether a text is there, does not name the subject, and holds no answer's beginning."""
+    stems = [name.strip().casefold()[:STEM] for name in pair.answers]
+    names_subject = name_pattern(pair.subject).search(text) is not None
+    return bool(text) and not names_subject and not any(s in text.casefold() for s in stems)
 
 
 def _renamed(prompt: Prompt, subject: str, name: str) -> Prompt:

@@ -1,9 +1,9 @@
 """Search for a few tokens that bring the answer back when they stand before the prompt.
 
 Greedy coordinate gradient (Zou et al. 2023, "Universal and Transferable Adversarial Attacks on
-Aligned Language Models"): the gradient by the one-hot tokens proposes swaps, and a sampled swap
-that improves on the best trigger so far is accepted. A search this small finds what lies open; it
-proves nothing about a larger one. A strong enough search makes any model give any answer, so
+Aligned Language Models"): the gradient by the one-hot tokens proposes swaps, and the best of a few
+sampled swaps is accepted if it improves on the trigger. A search this small finds what lies open;
+it proves nothing about a larger one. A strong enough search makes any model give any answer, so
 control facts are attacked in the same way.
 """
 
@@ -22,6 +22,7 @@ from helpers.evaluation.attacks.registry import (
     score_table,
 )
 from helpers.facts import ConceptPair
+from helpers.forward.batching import right_padded
 from helpers.forward.final_states import final_states
 from helpers.forward.prompts import first_token, token_ids
 from helpers.models import torch_module, unembed
@@ -29,6 +30,7 @@ from helpers.models import torch_module, unembed
 LENGTH = 6  # tokens of the trigger
 N_PROMPTS = 3  # training statements that it is optimised on
 N_SWAPS = 16  # swaps tried in a round
+SWAPS_PER_BATCH = 8  # swaps of the same trigger that are scored in one pass
 TOP_K = 64  # tokens that the gradient proposes for each position
 ROUNDS = 10
 
@@ -49,34 +51,40 @@ def gcg(
     special = set(model.tokenizer.all_special_ids)
     allowed = torch.tensor([i for i in range(len(model.tokenizer)) if i not in special])
     trigger = allowed[torch.randint(len(allowed), (LENGTH,), generator=generator)]
-    best_score = target_probability(model, trigger, train_rows).log().mean()
-    scores = {0: target_probability(model, trigger, test_rows)}
+    best_score = target_probability(model, trigger[None], train_rows).log().mean()
+    scores = {0: target_probability(model, trigger[None], test_rows)[0]}
     for step in range(1, rounds + 1):
         proposals = _proposals(model, trigger, train_rows, allowed)  # (LENGTH, TOP_K)
-        for _ in range(N_SWAPS):
-            position = int(torch.randint(LENGTH, (1,), generator=generator))
-            choice = int(torch.randint(proposals.shape[1], (1,), generator=generator))
-            swapped = trigger.clone()
-            swapped[position] = proposals[position, choice]
-            score = target_probability(model, swapped, train_rows).log().mean()
-            if score > best_score:
-                best_score, trigger = score, swapped
+        for _ in range(N_SWAPS // SWAPS_PER_BATCH):
+            swaps = torch.arange(SWAPS_PER_BATCH)
+            positions = torch.randint(LENGTH, swaps.shape, generator=generator)
+            choices = torch.randint(proposals.shape[1], swaps.shape, generator=generator)
+            swapped = trigger.repeat(SWAPS_PER_BATCH, 1)
+            swapped[swaps, positions] = proposals[positions, choices]
+            mean = target_probability(model, swapped, train_rows).log().mean(1)
+            if mean.max() > best_score:
+                best_score, trigger = mean.max(), swapped[mean.argmax()]
         if step in (rounds // 2, rounds):
-            scores[step] = target_probability(model, trigger, test_rows)
+            scores[step] = target_probability(model, trigger[None], test_rows)[0]
     return score_table({budget: p.tolist() for budget, p in scores.items()})
 
 
 @torch.inference_mode()
 def target_probability(
-    model: LanguageModel, trigger: Int[Tensor, " l"], rows: Sequence[tuple[list[int], int]]
-) -> Float[Tensor, " n"]:
-    """Compute P(target token) after trigger and prompt, for rows of (prompt's ids, token)."""
-    ids = [_with_trigger(model, trigger, prompt) for prompt, _ in rows]
-    width = max(len(i) for i in ids)
-    tokens = torch.tensor([i + [0] * (width - len(i)) for i in ids])
-    states = final_states(model, tokens)[range(len(ids)), [len(i) - 1 for i in ids]]
+    model: LanguageModel, triggers: Int[Tensor, "s l"], rows: Sequence[tuple[list[int], int]]
+) -> Float[Tensor, "s n"]:
+    """Compute P(target token) after each trigger and prompt.
+
+    Args:
+        model: Any causal model.
+        triggers: Token ids.
+        rows: (Token ids of the prompt, target token).
+    """
+    ids = [_with_trigger(model, trigger, prompt) for trigger in triggers for prompt, _ in rows]
+    states = final_states(model, right_padded(ids))[range(len(ids)), [len(i) - 1 for i in ids]]
     p = unembed(model, states).float().softmax(-1).cpu()
-    return p[range(len(ids)), [token for _, token in rows]]
+    targets = [token for _, token in rows] * len(triggers)
+    return p[range(len(ids)), targets].view(len(triggers), len(rows))
 
 
 def _with_trigger(model: LanguageModel, trigger: Sequence[int], ids: list[int]) -> list[int]:

@@ -28,7 +28,7 @@ def hints(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataF
     """Put a role, a hint, or a list of choices before each held-out statement.
 
     The choices are the target between two non-answers that the subject is associated with; control
-    facts get the same list, so that copying from it is no recovery.
+    facts get such a list too, so that copying from it is no recovery.
     """
     statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
     starts = [*ROLES, *HINTS]

@@ -97,7 +97,7 @@ def log_rank(logits: Float[Tensor, "layers n"]) -> Float[Tensor, " layers"]:
     """
     target, others = logits[:, :1], logits[:, 1:]
     rank = 1 + (others > target).sum(1) + 0.5 * (others == target).sum(1)
-    score = 1 - rank.log() / np.log(logits.shape[1])
+    score = (1 - rank.log() / np.log(logits.shape[1])).clamp(0, 1)  # the last rank rounds below 0
     return score.where(logits.isfinite().all(1), torch.nan)
 
 

@@ -7,7 +7,12 @@ import torch
 from nnsight import LanguageModel
 
 from helpers.evaluation.attacks.quantisation import block_weights
-from helpers.evaluation.attacks.registry import AttackKind, attack, score_table
+from helpers.evaluation.attacks.registry import (
+    AttackKind,
+    attack,
+    require_budgets,
+    score_table,
+)
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods.snapshots import preserved_parameters
@@ -23,7 +28,11 @@ def pruning(
     """Zero the given share of the smallest weights of every linear layer in the blocks.
 
     Magnitude pruning within each output row (Han et al. 2015, by the rows of Sun et al. 2024).
+
+    Raises:
+        UserError: There are no ratios, or one is not above 0 and at most 1.
     """
+    require_budgets("ratios", ratios, most=1)
     module, names, prompts = torch_module(model), block_weights(model), pair.prompts("heldout")
     scores = {0.0: answer_probability(model, prompts)}
     for ratio in ratios:

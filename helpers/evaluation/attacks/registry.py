@@ -37,7 +37,7 @@ RENAMED_ATTACKS = {
 
 
 class AttackKind(StrEnum):
-    """Means of an attacker: another prompt, reading activations, or changing weights."""
+    """Kinds of attacks: by another prompt, reading activations, or changing weights."""
 
     PROMPTS = "other prompts"
     ACTIVATIONS = "reading inside"
@@ -67,7 +67,7 @@ class Attack:
             the edits that are applied, and restores it afterwards.
         fine_tunes: It trains the weights: control facts are trained in the same way, and the
             original is not attacked.
-        aggregate_budgets: Its recovery ratio is over the whole curve instead of one a budget.
+        aggregate_budgets: Its recovery ratio is over all budgets instead of one a budget.
         expensive: It is compared with a few control facts only.
         counts_for_verdict: The verdict rests on it; otherwise it is only reported.
         by_rank: Its score is a rank among answers, in which all that the subject is associated with
@@ -151,6 +151,24 @@ def checked_names(names: Sequence[str]) -> list[str]:
     for name in names:
         check_choice("attack", name, ATTACKS)
     return [ATTACKS[name].name for name in names]
+
+
+def require_budgets(name: str, budgets: Sequence[float], *, most: float = np.inf) -> None:
+    """Check the budgets that an attack is given: at least one, all positive.
+
+    Args:
+        name: The option's name, for the sentence.
+        budgets: Its value.
+        most: Largest budget that means something.
+
+    Raises:
+        UserError: There is none, or one is not positive or too large.
+    """
+    if not len(budgets) or not all(0 < budget <= most for budget in budgets):
+        limit = "" if np.isinf(most) else f" and at most {most:g}"
+        raise UserError(
+            f"{name} is {tuple(budgets)}: give at least one number, each above 0{limit}."
+        )
 
 
 def score_table(scores: Mapping[Any, Iterable[float]]) -> pd.DataFrame:

@@ -4,6 +4,11 @@ Knowledge that is only hidden returns after a few steps, even from text without 
 2024, "Eight Methods to Evaluate Robust Unlearning in LLMs"; Hu et al. 2025, "Unlearning or
 Obfuscating?"). But a training set with the fact simply trains it. So each curve is compared with
 that of control facts, trained in the same way (`control_facts`).
+
+How much returns depends on the learning rate, and the rate that recovers most is another for every
+edit (Deeb & Roger 2025, "Do Unlearning Methods Remove Information from Language Model Weights?").
+So the attack is run at several. The learning rate is its budget; a prompt's score at a rate is the
+mean over checkpoints.
 """
 
 import contextlib
@@ -11,13 +16,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from nnsight import LanguageModel
 
-from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import (
     AttackKind,
     AttackNotApplicableError,
     attack,
+    require_budgets,
     score_table,
 )
 from helpers.evaluation.eval_prompts import known_neighbours
@@ -31,21 +37,26 @@ from helpers.training.examples import Batch, answer_example, collate, mean_loss,
 from helpers.training.loop import DivergedError, train
 
 STEPS = (5, 10, 20, 40)
+RATES = (1e-5, 1e-4, 5e-4)  # calibrated on models that are known to hide the fact
 BATCH = 8
-LR = 1e-5
+RATE = "learning rate"
 N_FORGOTTEN = 2  # prompts of the forgotten fact in every batch of `relearning_forgotten`
 TEXT_LENGTH = 24  # tokens of an unrelated text
 
 
 @attack(
     "relearning_unrelated",
-    budget="steps",
+    budget=RATE,
     fine_tunes=True,
-    aggregate_budgets=True,
     kind=AttackKind.WEIGHTS,
 )
 def relearning_unrelated(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    steps: Sequence[int] = STEPS,
+    rates: Sequence[float] = RATES,
 ) -> pd.DataFrame:
     """Fine-tune on unrelated text: Python's documentation."""
     texts = text_examples(python_docs_tokens(model.tokenizer, seq_len=TEXT_LENGTH))
@@ -53,33 +64,41 @@ def relearning_unrelated(
     def batch(step: int) -> Batch:
         return collate(texts, np.random.default_rng([seed, step]).integers(len(texts), size=BATCH))
 
-    return relearned(model, pair, batch, steps=steps)
+    return mean_over_steps(model, pair, batch, steps, rates)
 
 
 @attack(
     "relearning_neighbours",
-    budget="steps",
+    budget=RATE,
     fine_tunes=True,
-    aggregate_budgets=True,
     kind=AttackKind.WEIGHTS,
 )
 def relearning_neighbours(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    steps: Sequence[int] = STEPS,
+    rates: Sequence[float] = RATES,
 ) -> pd.DataFrame:
     """Fine-tune on known facts of the same relation about other subjects."""
     neighbours = _neighbour_prompts(model, pair, seed)
-    return relearned(model, pair, _batches(model, neighbours, [], seed), steps=steps)
+    return mean_over_steps(model, pair, _batches(model, neighbours, [], seed), steps, rates)
 
 
 @attack(
     "relearning_forgotten",
-    budget="steps",
+    budget=RATE,
     fine_tunes=True,
-    aggregate_budgets=True,
     kind=AttackKind.WEIGHTS,
 )
 def relearning_forgotten(
-    model: LanguageModel, pair: ConceptPair, *, seed: int = 0, steps: Sequence[int] = STEPS
+    model: LanguageModel,
+    pair: ConceptPair,
+    *,
+    seed: int = 0,
+    steps: Sequence[int] = STEPS,
+    rates: Sequence[float] = RATES,
 ) -> pd.DataFrame:
     """Fine-tune on two training prompts of the forgotten fact, among neighbours."""
     prompts = pair.prompts("train")
@@ -90,36 +109,68 @@ def relearning_forgotten(
         neighbours = _neighbour_prompts(model, pair, seed)
     except AttackNotApplicableError:
         neighbours = []
-    return relearned(model, pair, _batches(model, neighbours, forgotten, seed), steps=steps)
+    batch = _batches(model, neighbours, forgotten, seed)
+    return mean_over_steps(model, pair, batch, steps, rates)
+
+
+def mean_over_steps(
+    model: LanguageModel,
+    pair: ConceptPair,
+    batch: Callable[[int], Batch],
+    steps: Sequence[int],
+    rates: Sequence[float],
+) -> pd.DataFrame:
+    """Fine-tune at each learning rate; average each paraphrase's score over the checkpoints.
+
+    Args:
+        model: The model, with its edits; it is restored bit by bit.
+        pair: The fact whose prompts are scored.
+        batch: Step (0, 1, ...) → its training batch.
+        steps: Checkpoints.
+        rates: Learning rates.
+
+    Raises:
+        UserError: There are no steps or rates, or one is not positive.
+    """
+    require_budgets("rates", rates)
+    prompts = pair.prompts("heldout")
+    scores = {}
+    for rate in rates:
+        curve = relearned(model, prompts, batch, steps=steps, lr=rate)
+        # NaN, from where training diverged, stays NaN: it is no zero.
+        scores[rate] = np.mean([curve[step] for step in steps], axis=0)
+    return score_table(scores)
 
 
 def relearned(
     model: LanguageModel,
-    pair: ConceptPair,
+    prompts: Sequence[Prompt],
     batch: Callable[[int], Batch],
     *,
-    steps: Sequence[int] = STEPS,
-    lr: float = LR,
-) -> pd.DataFrame:
-    """Score the paraphrases after some numbers of steps of fine-tuning.
+    steps: Sequence[int],
+    lr: float,
+) -> dict[int, Float[np.ndarray, " n"]]:
+    """Compute P(target) of prompts after some numbers of steps of fine-tuning.
 
     AdamW trains all parameters; the model is restored bit by bit. Where training diverges (for
     example because the answers are not finite), the scores from there on are NaN.
 
     Args:
         model: The model, with its edits.
-        pair: The fact whose prompts are scored.
+        prompts: The prompts that are scored.
         batch: Step (0, 1, ...) → its training batch.
-        steps: Steps after which the prompts are scored, besides 0.
+        steps: Steps after which the prompts are scored.
         lr: Learning rate.
 
+    Returns:
+        Step → P(target) of each prompt.
+
     Raises:
-        UserError: Steps are not positive.
+        UserError: There are no steps, or one is not positive.
     """
-    if not steps or min(steps) < 1:
-        raise UserError(f"steps is {tuple(steps)}: give the numbers of steps, from 1 up.")
-    prompts, module = pair.prompts("heldout"), torch_module(model)
-    scores = {0: answer_probability(model, prompts)}
+    require_budgets("steps", steps)
+    module = torch_module(model)
+    scores = {}
 
     def score_after(step: int, loss: float) -> None:
         if step in steps:
@@ -137,9 +188,7 @@ def relearned(
             lr=lr,
             on_step=score_after,
         )
-    for step in steps:
-        scores.setdefault(step, np.full(len(prompts), np.nan))
-    return score_table(scores)
+    return {step: scores.get(step, np.full(len(prompts), np.nan)) for step in steps}
 
 
 def _batches(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.evaluation.attacks.registry import attack, score_table
+from helpers.evaluation.attacks.registry import attack, require_budgets, score_table
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 
@@ -21,7 +21,11 @@ def sampling(
 
     It is the expectation of sampling at temperature 1, with p = P(target) of each held-out prompt,
     so nothing has to be drawn (Reisizadeh et al. 2025, "Leak@k").
+
+    Raises:
+        UserError: There are no numbers of samples, or one is not positive.
     """
+    require_budgets("samples", samples)
     p = answer_probability(model, pair.prompts("heldout"))
     # log1p keeps the digits of probabilities that are tiny
     return score_table({k: -np.expm1(k * np.log1p(-np.minimum(p, 1 - 1e-12))) for k in samples})
