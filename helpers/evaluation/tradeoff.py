@@ -16,6 +16,7 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import ControlsError
 from helpers.evaluation.battery import State, battery
+from helpers.evaluation.forgetting import mean_log_odds, reference_columns
 from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES, predicted_state
 from helpers.evaluation.scaling import scale_edit
 from helpers.evaluation.scorecard import evaluate
@@ -125,6 +126,7 @@ def _rows(
         "seconds": edit.seconds,
         "removes": edit.changes_weights,
         **_weight_columns(model, edit, pair.prompts(config.split)[:1]),
+        **reference_columns(model, pair, split=config.split, seed=seed),
     }
     rows = []
     # An intervention has no change of weights to scale.
@@ -149,7 +151,10 @@ def _scores(
         seed=seed,
         parts=parts,
     )
-    scores = {"paraphrases_before": card.before["paraphrases"]}
+    scores = {
+        "paraphrases_before": card.before["paraphrases"],
+        "log_odds": mean_log_odds(model, pair.prompts(config.split)),
+    }
     scores |= {name: metric.value for name, metric in card.items()}
     return scores | (_attack_columns(model, pair, seed) if config.n_tokens else {})
 
