@@ -26,6 +26,11 @@ def forgetting(after: list[float]) -> list[float]:
     return two_sided_forgetting(np.array(after), 2.0, -5.0, 1.0).tolist()
 
 
+def own_relation(subject: str, target: str) -> ConceptPair:
+    """Make a pair in a relation of one's own, worded as that of capitals."""
+    return ConceptPair(subject, target, "own", templates=RELATIONS["capital"].templates)
+
+
 def test_forgetting_by_hand():
     # d(before) = |2 − (−5)| − 1 = 6.
     assert forgetting([2.0, -5.0, -4.0, -6.0]) == [0, 1, 1, 1]
@@ -65,7 +70,7 @@ def test_the_mean_and_deviation_are_over_controls(knowing, monkeypatch):
 
 
 def test_without_associated_controls_unrelated_ones_take_their_place(knowing):
-    pair = ConceptPair("France", "Paris", "own", templates=RELATIONS["capital"].templates)
+    pair = own_relation("France", "Paris")
     assert associated_targets(pair) == []  # nothing is known of a relation of one's own
     columns = reference_columns(knowing(), pair, split="dev", seed=0)
     assert columns["reference"] == UNRELATED
@@ -86,13 +91,13 @@ def test_a_scar_is_no_forgetting(knowing, monkeypatch):
     monkeypatch.setitem(METHODS, "hides", Method("hides", "surgery", hides, Hyperparameters))
     table = tradeoff(
         knowing(),
-        [ConceptPair("Kenya", "Nairobi")],
+        [own_relation("Kenya", "Nairobi")],
         {"hides": {}},
-        scales={"hides": (1.0, 8.0)},
+        scales={"hides": (1.0, 4.0)},
         config=EvalConfig("dev", 2),
     )
-    level, scar = (row for _, row in table.iterrows())
-    assert level["reference"] == "associated"
+    level, scar = table.iloc[0], table.iloc[1]
+    assert level["reference"] == UNRELATED
     assert scar["paraphrases"] < level["paraphrases"] < 0.1 * level["paraphrases_before"]
     assert scar["log_odds"] < level["control_log_odds"] - level["control_sd"]
-    assert scar["forgetting"] < level["forgetting"]
+    assert scar["forgetting"] < 0.5 < 0.9 < level["forgetting"]
