@@ -146,9 +146,9 @@ def front(board: pd.DataFrame) -> Figure:
         xlabel="forgetting: 1 at the level of controls",
         ylabel="retention of the worst group",
         xlim=(-0.05, 1.05),
-        ylim=(-0.05, 1.1),
+        ylim=(None, 1.1),
     )
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=6, frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     _name_points(axis, board.assign(colour=kinds.map(FINDING_COLOURS)))
     return figure
 
