@@ -1,14 +1,17 @@
 """The leaderboard: measurements of several chapters as one tidy table, and as one row a method."""
 
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
 from helpers.errors import UserError
-from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES
+from helpers.evaluation.meta.meta_evaluation import KnownState
+from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES, UNDECIDED
 from helpers.evaluation.tradeoff_summary import METRICS, add_summary_columns
 from helpers.io.files import atomic_path
 from helpers.stats.intervals import mean_interval
@@ -16,6 +19,12 @@ from helpers.stats.intervals import mean_interval
 ID_COLUMNS = ["method", "family", "subject", "target", "seed", "scale"]
 """Columns that identify a measurement."""
 SUMMARY_COLUMNS = ("forgetting", "retention", "score")
+REPORTED = METRICS | {name: itemgetter(name) for name in SUMMARY_COLUMNS}
+"""Name → column of a table of `tradeoff`, each with its interval."""
+ABSENT = KnownState.ABSENT.value
+FOUND = tuple(state for state in PREDICTED_STATES if state not in (ABSENT, UNDECIDED))
+"""States in which the fact is still in the model."""
+INTERVENTION, NOT_ATTACKED = "intervention", "not attacked"
 EXACT = {
     "log_odds": "from the oracle",
     "log_odds_low": "from the oracle low",
@@ -46,6 +55,8 @@ def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd
     parts = []
     for step, table in tables.items():
         table = add_summary_columns(table)
+        if "removes" in table:  # a mixture of truth values and blanks where a pair was refused
+            table = table.assign(removes=table["removes"].astype(float))
         numbers = [
             c for c in table if c not in ID_COLUMNS and pd.api.types.is_numeric_dtype(table[c])
         ]
@@ -64,48 +75,118 @@ def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd
 
 
 def leaderboard(
-    measured: pd.DataFrame, *, verdicts: Mapping[str, str] | None = None, seed: int = 0
+    measured: pd.DataFrame, *, verdicts: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """Summarize measurements, one row a method, the best score first.
+    """Summarize measurements, one row a method, in the order of what attacks find.
+
+    First are the methods whose fact the attacks find absent every time, then the others by the
+    share of facts on which they find it; ties go by forgetting, then by retention. Methods that
+    were not attacked follow, and controls stand last, in the same order among themselves.
 
     Args:
         measured: From `tidy`.
         verdicts: Method → label of its verdict.
-        seed: Seed of the intervals.
 
     Returns:
-        method, family, facts, refused, each of `METRICS` with `… low` and `… high` (95 % over
-        facts, seeds of one fact averaged first), forgetting, retention, score, seconds (median),
-        attacks find (on how many facts and seeds the attacks `tradeoff.MINI_ATTACKS` predict which
-        state), verdict, front (no other method has more of both forgetting and retention).
+        method, family, facts, refused, each of `METRICS`, forgetting and retention with `… low` and
+        `… high` (95 % over facts, seeds of one fact averaged first), score, one-sided (facts
+        without a reference for two-sided forgetting), seconds (median), attacks find (on how many
+        facts and seeds the attacks `tradeoff.MINI_ATTACKS` predict which state), finding and share
+        found (see `_finding`), verdict, front (no other method is at least as good in finding,
+        forgetting and retention, and better in one; never a control).
     """
-    rows = []
-    for (name, family), part in measured.groupby(["method", "family"], sort=False):
-        part = part.assign(run=part["subject"] + part["seed"].astype(str))
-        wide = part[part["metric"] != "refused"].pivot_table(
-            index=["subject", "seed"], columns="metric", values="value"
-        )
-        scored = wide.dropna(subset=["paraphrases"]) if "paraphrases" in wide else wide[:0]
-        n_facts = len(set(scored.index.get_level_values("subject")))
-        row = {"method": name, "family": family, "facts": n_facts}
-        row["refused"] = int(part.loc[part["metric"] == "refused", "run"].nunique())
-        for metric, column in METRICS.items():
-            try:
-                values = column(wide).groupby("subject").mean().dropna()
-            except KeyError:
-                values = []
-            if len(values):
-                mean = mean_interval(values.to_numpy())
-                row |= {metric: mean.value, f"{metric} low": mean.low, f"{metric} high": mean.high}
-        for name in SUMMARY_COLUMNS:
-            row[name] = wide[name].groupby("subject").mean().mean() if name in wide else np.nan
-        row["seconds"] = wide["seconds"].median() if "seconds" in wide else np.nan
-        row["attacks find"] = _predicted_states(wide)
-        row["verdict"] = (verdicts or {}).get(str(row["method"]), "")
-        rows.append(row)
-    table = pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
-    table["front"] = pareto(table["forgetting"].to_numpy(), table["retention"].to_numpy())
-    return table
+    rows = [
+        {
+            "method": name,
+            "family": family,
+            **_summary_row(part),
+            "verdict": (verdicts or {}).get(str(name), ""),
+        }
+        for (name, family), part in measured.groupby(["method", "family"], sort=False)
+    ]
+    table = pd.DataFrame(rows)
+    table = table.assign(
+        is_control=table["family"] == "control", not_absent=table["finding"] != ABSENT
+    )
+    ascending = {
+        "is_control": True,
+        "share found": True,
+        "not_absent": True,
+        "forgetting": False,
+        "retention": False,
+    }
+    table = table.sort_values(
+        list(ascending), ascending=list(ascending.values()), kind="stable", ignore_index=True
+    )
+    table["front"] = False
+    # Controls are left out before the comparison: they neither stand on the front nor push off it.
+    methods = table[~table["is_control"]]
+    objectives = (
+        ~methods["not_absent"],
+        1 - methods["share found"],
+        methods["forgetting"],
+        methods["retention"],
+    )
+    on_front = pareto(*(values.to_numpy(float) for values in objectives))
+    table.loc[methods.index, "front"] = on_front
+    return table.drop(columns=["is_control", "not_absent"])
+
+
+def _summary_row(part: pd.DataFrame) -> dict[str, Any]:
+    """Summarize the measurements of one method."""
+    wide = part[part["metric"] != "refused"].pivot_table(
+        index=["subject", "seed"], columns="metric", values="value"
+    )
+    scored = wide.dropna(subset=["paraphrases"]) if "paraphrases" in wide else wide[:0]
+    refused = part.loc[part["metric"] == "refused", ["subject", "seed"]].drop_duplicates()
+    row: dict[str, Any] = {"facts": _n_facts(scored), "refused": len(refused)}
+    for metric, column in REPORTED.items():
+        try:
+            values = column(wide).groupby("subject").mean().dropna()
+        except KeyError:
+            values = []
+        if len(values):
+            mean = mean_interval(values.to_numpy())
+            row |= {metric: mean.value, f"{metric} low": mean.low, f"{metric} high": mean.high}
+    for metric in SUMMARY_COLUMNS:
+        row.setdefault(metric, np.nan)
+    row["one-sided"] = _n_facts(scored[scored["one_sided"] == 1]) if len(scored) else 0
+    row["seconds"] = wide["seconds"].median() if "seconds" in wide else np.nan
+    finding, share = _finding(scored, len(refused))
+    counts = _predicted_states(scored)
+    row["attacks find"] = INTERVENTION if finding == INTERVENTION else counts
+    return row | {"finding": finding, "share found": share}
+
+
+def _n_facts(wide: pd.DataFrame) -> int:
+    return len(set(wide.index.get_level_values("subject")))
+
+
+def _finding(scored: pd.DataFrame, n_refused: int) -> tuple[str, float]:
+    """Say what the attacks find over all facts, and on which share of the facts they find it.
+
+    Args:
+        scored: One row a fact and seed, a column a metric.
+        n_refused: Facts and seeds that the method refused, which leaves the fact in the model.
+
+    Returns:
+        `intervention`: the weights are the original's, so they have every fact (share 1).
+        `absent`: none was refused, and on each the attacks are shown to find nothing.
+        `found`: on at least one fact it is in one of `FOUND`. `undecided`: neither. `not attacked`:
+        the attacks were not run (share NaN). The share is a mean over facts, of seeds first.
+    """
+    if len(scored) and "removes" in scored and not scored["removes"].any():
+        return INTERVENTION, 1.0
+    columns = [f"state_{state}" for state in PREDICTED_STATES if f"state_{state}" in scored]
+    states = scored[columns].dropna()
+    if states.empty or not columns:
+        return NOT_ATTACKED, np.nan
+    is_found = states[[c for c in columns if c.removeprefix("state_") in FOUND]].sum(axis=1)
+    share = float(is_found.groupby("subject").mean().mean())
+    if share > 0:
+        return "found", share
+    all_absent = states[f"state_{ABSENT}"].all() and len(states) == len(scored) and not n_refused
+    return (ABSENT if all_absent else UNDECIDED), share
 
 
 def _predicted_states(wide: pd.DataFrame) -> str:
@@ -138,13 +219,14 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> Path:
     return Path(path)
 
 
-def pareto(
-    forgetting: Float[np.ndarray, " n"], retention: Float[np.ndarray, " n"]
-) -> Bool[np.ndarray, " n"]:
-    """Mark the points of the Pareto front: no other has as much of both and more of one.
+def pareto(*objectives: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Mark the points of the Pareto front: no other has as much of all and more of one.
 
     A point with NaN is never on it.
+
+    Args:
+        objectives: Of each point; more is better.
     """
-    points = np.column_stack([forgetting, retention])
+    points = np.column_stack(objectives)
     ahead = (points[:, None] >= points).all(-1) & (points[:, None] > points).any(-1)  # (by, of)
     return ~ahead.any(0) & np.isfinite(points).all(1)

@@ -16,6 +16,7 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import ControlsError
 from helpers.evaluation.battery import State, battery
+from helpers.evaluation.forgetting import reference_columns
 from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES, predicted_state
 from helpers.evaluation.scaling import scale_edit
 from helpers.evaluation.scorecard import evaluate
@@ -125,6 +126,7 @@ def _rows(
         "seconds": edit.seconds,
         "removes": edit.changes_weights,
         **_weight_columns(model, edit, pair.prompts(config.split)[:1]),
+        **reference_columns(model, pair, split=config.split, seed=seed),
     }
     rows = []
     # An intervention has no change of weights to scale.

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.evaluation.eval_prompts import RETAINED
+from helpers.evaluation.forgetting import two_sided_forgetting
 from helpers.stats.intervals import mean_interval
 
 METRICS = {
@@ -16,23 +17,49 @@ METRICS = {
     "perplexity change": lambda t: t["perplexity_change_factbook"],
 }
 """Reported metrics: name → column of a table of `tradeoff`; those of retention are best at 1."""
+LEVEL_COLUMNS = ("paraphrases", "paraphrases_before", "control_probability")
+"""Columns of two-sided forgetting, in the order of its arguments."""
+SCORE = "harmonic mean of two-sided forgetting and the worst group's retention"
+"""The definition of the score, for the record of a search."""
 
 
 def add_summary_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns `forgetting`, `retention` and `score`, their harmonic mean.
+    """Add the columns `forgetting`, `retention`, `score` (their harmonic mean) and `one_sided`.
 
-    `forgetting` = 1 − P(target) after / before on paraphrases, at least 0. `retention` = the mean
-    over neighbours, other facts of the subject and of the target of P(answer) after / before, each
-    group at most 1. The `score` follows ROME's score S (Meng et al. 2022), and chooses the scale.
+    `forgetting` is two-sided (`helpers.evaluation.forgetting`): 1 at the level of controls, 0 as
+    far from it as before, on either side. Without a reference it is 1 − P(target) after / before,
+    at least 0, and `one_sided` is 1.
+
+    `retention` is that of the worst group: the least of 1 − `change_<group>`, at least 0. A change
+    is the mean over facts of |P(answer) after / before − 1|, so a rise counts as a fall does. It is
+    1 where no fact of any group is known.
+
+    The `score` follows ROME's score S (Meng et al. 2022), and chooses the scale.
     """
     if "paraphrases" not in table:
-        return table.assign(forgetting=np.nan, retention=np.nan, score=np.nan)
-    groups = [g for g in RETAINED if g in table]
+        names = ("forgetting", "retention", "score", "one_sided")
+        return table.assign(**dict.fromkeys(names, np.nan))
+    scored = table["paraphrases"].notna()
+    has_reference = _has_reference(table)
     forgetting = (1 - table["paraphrases"] / table["paraphrases_before"]).clip(lower=0)
-    retention = table[groups].clip(upper=1).mean(axis=1) if groups else 1.0
-    retention = pd.Series(retention, table.index)
-    score = harmonic_mean(forgetting, retention)
-    return table.assign(forgetting=forgetting, retention=retention, score=score)
+    if has_reference.any():
+        two_sided = two_sided_forgetting(*(table[c].to_numpy(float) for c in LEVEL_COLUMNS))
+        forgetting = forgetting.mask(has_reference, two_sided)
+    changes = [f"change_{group}" for group in RETAINED if f"change_{group}" in table]
+    retention = (1 - table[changes]).clip(lower=0).min(axis=1).fillna(1.0).where(scored)
+    return table.assign(
+        forgetting=forgetting,
+        retention=retention,
+        score=harmonic_mean(forgetting, retention),
+        one_sided=(~has_reference).astype(float).where(scored),
+    )
+
+
+def _has_reference(table: pd.DataFrame) -> pd.Series:
+    """Mark the rows whose target can be compared with controls."""
+    if not set(LEVEL_COLUMNS) <= set(table):
+        return pd.Series(False, table.index)
+    return table[list(LEVEL_COLUMNS)].notna().all(axis=1)
 
 
 def harmonic_mean(forgetting: pd.Series, retention: pd.Series) -> pd.Series:
@@ -40,7 +67,7 @@ def harmonic_mean(forgetting: pd.Series, retention: pd.Series) -> pd.Series:
     return 2 * forgetting * retention / (forgetting + retention).clip(lower=1e-12)
 
 
-def summary(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Average each of `METRICS` over facts, with its interval; seeds of a fact are averaged first.
 
     Returns:

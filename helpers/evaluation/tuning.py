@@ -4,9 +4,9 @@
 
 Each method is run with two values of two of its hyperparameters, up to four runs a fact, on
 development facts and prompts. The setting with the best mean score is chosen, the harmonic mean of
-forgetting and retention (`helpers.evaluation.tradeoff_summary`). Every run is recorded at once, so
-a search that was stopped resumes where it was. The record is kept in `profiles/`, and defaults
-follow it.
+two-sided forgetting and the worst group's retention (`helpers.evaluation.tradeoff_summary`). Every
+run is recorded at once, so a search that was stopped resumes where it was. The record is kept in
+`profiles/`, and defaults follow it.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from helpers.errors import UserError
 from helpers.evaluation.evaluation_pairs import known_pairs
 from helpers.evaluation.method_choice import editing_methods
 from helpers.evaluation.tradeoff import EvalConfig, tradeoff
+from helpers.evaluation.tradeoff_summary import SCORE
 from helpers.facts import ConceptPair
 from helpers.io.code_version import REPOSITORY
 from helpers.io.files import read_json, write_json
@@ -44,6 +45,8 @@ NUMBERS = ("forgetting", "retention", "score", "norm", "seconds")  # recorded of
 
 # Names that recorded numbers had until 2026-11.
 RENAMED_NUMBERS = {"forgotten": "forgetting", "kept": "retention", "balance": "score"}
+# The score of records that do not say which one they have.
+FORMER_SCORE = "harmonic mean of 1 − P(target) after / before and the mean retention over groups"
 GRID: dict[str, dict[str, tuple]] = {
     "gradient_ascent": {"lr": RATES, "early_stop_ratio": (0.02, 0.2)},
     "gradient_difference": {"lr": RATES, "retain_weight": (1.0, 5.0)},
@@ -93,14 +96,18 @@ def search(
         One row a run: method, subject, target, settings, `NUMBERS`, refused.
 
     Raises:
-        UserError: The record is of another model.
+        UserError: The record is of another model, or has another score.
     """
     path, stamp = Path(record), model_hash(model)
     content: dict[str, Any] = (
-        _current_names(read_json(path)) if path.exists() else {"model_hash": stamp, "runs": []}
+        _current_names(read_json(path))
+        if path.exists()
+        else {"model_hash": stamp, "score": SCORE, "runs": []}
     )
     if content["model_hash"] != stamp:
         raise UserError(f"{path} is of another model: name another file with --record.")
+    if content["score"] != SCORE:  # runs of two definitions cannot be compared
+        raise UserError(f"{path} has scores of an older kind: name another file with --record.")
     done = {_key(r["method"], r["subject"], r["settings"]) for r in content["runs"]}
     planned = [
         (name, pair, settings_of(name)[i])
@@ -164,7 +171,7 @@ def chosen(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def tuned(record: str | Path = RECORD) -> dict[str, Any]:
-    """Read the committed record of the search: `chosen`, `runs`, and their provenance."""
+    """Read the committed record of the search: `chosen`, `runs`, `score`, and their provenance."""
     return _current_names(read_json(record))
 
 
@@ -185,7 +192,8 @@ def _current_names(record: dict[str, Any]) -> dict[str, Any]:
         for run in record["runs"]
     ]
     config = record.get("config", record.get("sizes"))
-    return record | by_method | {"runs": runs, "config": config}
+    score = record.get("score", FORMER_SCORE)
+    return record | by_method | {"runs": runs, "config": config, "score": score}
 
 
 def _key(name: str, subject: str, settings: Mapping[str, Any]) -> str:

@@ -89,8 +89,8 @@ def tradeoff_curves(table: pd.DataFrame) -> Figure:
 def label_tradeoff(axis: Axes) -> None:
     """Label the axes of forgetting against collateral, with the methods at the right."""
     axis.set(
-        xlabel="forgetting: 1 − P(target) after / before, paraphrases",
-        ylabel="collateral: 1 − P(answer) after / before",
+        xlabel="forgetting",
+        ylabel="collateral: 1 − retention",
         xlim=(-0.03, 1.03),
     )
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)

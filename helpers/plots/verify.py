@@ -19,7 +19,14 @@ COLOURS = {
     "edited": ORANGE,
     "hidden": BLUE,
 }
-MIN_REMAINING = 1e-4  # of P(target): smaller values are drawn here
+FINDING_COLOURS = {
+    "absent": GREEN,
+    "undecided": BLUE,
+    "found": ORANGE,
+    "intervention": PINK,
+    "not attacked": "black",
+    "control": GREY,
+}
 MARKERS = {"original": "D", "control": "s", "associated": "v", "edited": "o", "hidden": "^"}
 
 
@@ -142,53 +149,53 @@ def who_sees_what(table: pd.DataFrame) -> Figure:
 
 
 def front(board: pd.DataFrame) -> Figure:
-    """Draw every method by remaining P(target) and retention, with the Pareto front as a line.
+    """Draw every method by forgetting and retention, coloured by what the attacks find.
 
-    The good methods differ in small remainders: that axis is logarithmic, least on the right.
+    Methods on the Pareto front are ringed; controls are grey crosses.
 
     Args:
-        board: One row a method: method, family, forgetting, retention, front.
+        board: One row a method: method, family, forgetting, retention, finding, front.
     """
-    colours = dict(zip(board["family"].unique(), (BLUE, ORANGE, GREEN, PINK), strict=False))
-    colours["control"] = GREY
+    board = board.dropna(subset=["forgetting", "retention"])
+    kinds = board["finding"].where(board["family"] != "control", "control")
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
-    board = board.assign(remaining=(1 - board["forgetting"]).clip(lower=MIN_REMAINING))
-    best = board[board["front"]].sort_values("forgetting")
-    axis.plot(best["remaining"], best["retention"], color="black", lw=0.8, zorder=1)
-    for family, part in board.groupby("family", sort=False):
-        axis.plot(
-            part["remaining"], part["retention"], "o", color=colours[family], ms=5, label=family
-        )
-    log_scale(axis, "x")
+    for kind in (k for k in FINDING_COLOURS if (kinds == k).any()):
+        x, y = board.loc[kinds == kind, ["forgetting", "retention"]].to_numpy(float).T
+        marker = "x" if kind == "control" else "o"
+        axis.plot(x, y, marker, color=FINDING_COLOURS[kind], ms=5, lw=0, label=kind)
+    best = board[board["front"]]
+    axis.plot(
+        best["forgetting"], best["retention"], "o", mec="black", mfc="none", ms=9, label="front"
+    )
     axis.set(
-        xlabel="P(target) left: after / before",
-        ylabel="retention: P(answer) after / before",
-        xlim=(1.2, board["remaining"].min() / 3),
+        xlabel="forgetting: 1 at the level of controls",
+        ylabel="retention of the worst group",
+        xlim=(-0.05, 1.05),
         ylim=(None, 1.1),
     )
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
-    _name_points(axis, board.dropna(subset=["remaining", "retention"]), colours)
+    _name_points(axis, board.assign(colour=kinds.map(FINDING_COLOURS)))
     return figure
 
 
-def _name_points(axis: Axes, points: pd.DataFrame, colours: Mapping[str, str]) -> None:
+def _name_points(axis: Axes, points: pd.DataFrame) -> None:
     """Write each method's name where it covers least of the points and names so far."""
     figure = axis.figure
     figure.draw_without_rendering()  # places the axes
-    at = axis.transData.transform(points[["remaining", "retention"]])
+    at = axis.transData.transform(points[["forgetting", "retention"]])
     occupied = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in at]
-    for row in points.sort_values("remaining").itertuples():
+    for row in points.sort_values("forgetting", ascending=False).itertuples():
         candidates = []
         for up in (4, -9, 12, -17, 20, -25):
             for side, dx in (("left", 4), ("right", -4)):
                 name = axis.annotate(
                     row.method,
-                    (row.remaining, row.retention),
+                    (row.forgetting, row.retention),
                     xytext=(dx, up),
                     textcoords="offset points",
                     ha=side,
                     fontsize=7,
-                    color=colours[row.family],
+                    color=row.colour,
                 )
                 box = name.get_window_extent()
                 outside = not (axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1 + 20)

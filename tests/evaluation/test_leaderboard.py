@@ -17,9 +17,22 @@ from helpers.methods.registry import Hyperparameters, Method
 ABOUT = {"a": {"commit": "c0ffee", "profile": "default", "model_hash": "12ab"}, "b": {}}
 
 
-def results(method: str, remaining, neighbours, *, refused=(), family="surgery", seed=0):
+def results(
+    method: str,
+    remaining,
+    neighbours,
+    *,
+    refused=(),
+    family="surgery",
+    seed=0,
+    states="absent",
+    removes=True,
+):
+    """A table of `tradeoff`; `states`: the predicted state of all facts, or a list with None."""
     n = len(remaining)
-    return pd.DataFrame(
+    states = [states] * n if isinstance(states, str) else states
+    states = [None if i in refused else state for i, state in enumerate(states)]
+    table = pd.DataFrame(
         {
             "subject": [f"s{i}" for i in range(n)],
             "target": [f"t{i}" for i in range(n)],
@@ -32,8 +45,19 @@ def results(method: str, remaining, neighbours, *, refused=(), family="surgery",
             "paraphrases": [np.nan if i in refused else x * 0.8 for i, x in enumerate(remaining)],
             "paraphrases_before": [np.nan if i in refused else 0.8 for i in range(n)],
             "neighbours": [np.nan if i in refused else x for i, x in enumerate(neighbours)],
+            "change_neighbours": [
+                np.nan if i in refused else abs(x - 1) for i, x in enumerate(neighbours)
+            ],
+            "removes": [None if i in refused else removes for i in range(n)],
         }
     )
+    for word in PREDICTED_STATES:
+        table[f"state_{word}"] = [np.nan if s is None else float(s == word) for s in states]
+    return table
+
+
+def board_of(*tables) -> pd.DataFrame:
+    return leaderboard(tidy({"a": pd.concat(tables, ignore_index=True)}, ABOUT))
 
 
 def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing, monkeypatch):
@@ -54,11 +78,9 @@ def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing,
     assert np.isnan(value.loc["in_context", "back by stitching"])
     measured = tidy({"a": table}, {"a": {}})
     states = leaderboard(measured).set_index("method")["attacks find"]
-    assert states["hides"] == "suppressed 1" and states["gated_neuron"] in (
-        "absent 1",
-        "undecided 1",
-    )
-    assert not states["in_context"].startswith("absent")  # its weights have the fact
+    assert states["hides"] in ("hidden 1", "suppressed 1")
+    assert states["gated_neuron"] in ("absent 1", "undecided 1", "suppressed 1")
+    assert states["in_context"] == "intervention"  # its weights have the fact
     assert most_recovered(means, families=("surgery",)).startswith("hides (")
     assert most_recovered(means, families=("inference",)) == "none (it was not measured)"
 
@@ -85,30 +107,84 @@ def test_a_method_stands_once_as_the_step_with_most_facts_has_it():
 
 def test_a_row_a_method_with_seeds_averaged_first_and_refusals_counted():
     parts = [
-        results("x", [0.0, 0.4], [1.0, 1.0]),
-        results("x", [0.2, 0.4], [1.0, 1.0], seed=1),
-        results("y", [0.5, 0.0], [0.8, 1.0], refused=(1,)),
+        results("x", [0.0, 0.4], [1.0, 1.0], states=["absent", "hidden"]),
+        results("x", [0.2, 0.4], [1.0, 1.0], seed=1, states="hidden"),
+        results("y", [0.5, 0.0], [0.8, 1.0], refused=(1,), states=[None, None]),
     ]
-    states = pd.Series(["absent", "hidden", "hidden", "hidden", np.nan, np.nan])
     every = pd.concat(parts, ignore_index=True)
-    one_hot = {
-        f"state_{s}": (states == s).where(states.notna()).astype(float) for s in PREDICTED_STATES
-    }
-    board = leaderboard(tidy({"a": every.assign(**one_hot)}, ABOUT), verdicts={"x": "partial"})
-    board = board.set_index("method")
+    board = leaderboard(tidy({"a": every}, ABOUT), verdicts={"x": "partial"}).set_index("method")
     assert board["attacks find"].to_dict() == {"x": "hidden 3, absent 1", "y": ""}
+    assert board["finding"].to_dict() == {"x": "found", "y": "not attacked"}
+    assert board.loc["x", "share found"] == pytest.approx((0.5 + 1) / 2)
     assert board.loc["x", "P(target) left"] == pytest.approx((0.1 + 0.4) / 2)
-    assert board.loc["x", ["facts", "refused"]].tolist() == [2, 0]
-    assert board.loc["y", ["facts", "refused"]].tolist() == [1, 1]
+    assert board.loc["x", "forgetting"] == pytest.approx(1 - (0.1 + 0.4) / 2)
+    assert board.loc["x", ["facts", "refused", "one-sided"]].tolist() == [2, 0, 2]
+    assert board.loc["y", ["facts", "refused", "one-sided"]].tolist() == [1, 1, 1]
+    assert board.loc["y", "retention"] == pytest.approx(0.8)
     assert board.loc["x", "verdict"] == "partial" and board.loc["y", "verdict"] == ""
     assert board.loc["x", "front"] and not board.loc["y", "front"]
 
 
 def test_a_method_that_refused_everything_still_has_its_row():
-    every = pd.concat([results("x", [0.1], [1.0]), results("y", [0.1], [1.0], refused=(0,))])
-    board = leaderboard(tidy({"a": every}, ABOUT)).set_index("method")
+    board = board_of(results("x", [0.1], [1.0]), results("y", [0.1], [1.0], refused=(0,)))
+    board = board.set_index("method")
     assert board.loc["y", ["facts", "refused"]].tolist() == [0, 1]
     assert not board.loc["y", "front"]
+
+
+def test_the_order_is_by_what_attacks_find_then_forgetting_then_retention():
+    board = board_of(
+        results("hides_one", [0.0, 0.0], [1.0, 1.0], states=["absent", "hidden"]),
+        results("hides_both", [0.0, 0.0], [1.0, 1.0], states="present"),
+        results("undecided", [0.0, 0.0], [1.0, 1.0], states=["absent", "undecided"]),
+        results("absent_less", [0.3, 0.3], [1.0, 1.0]),
+        results("absent_more", [0.1, 0.1], [0.7, 0.7]),
+        results("absent_kept", [0.1, 0.1], [0.9, 0.9]),
+        results("refuses", [0.0, 0.0], [0.9, 1.0], refused=(1,)),
+        results("not_attacked", [0.0, 0.0], [1.0, 1.0], states=[None, None]),
+        results("random", [0.0, 0.0], [1.0, 1.0], family="control"),
+    )
+    assert board["method"].tolist() == [
+        "absent_kept", "absent_more", "absent_less", "undecided", "refuses",
+        "hides_one", "hides_both", "not_attacked", "random",
+    ]  # fmt: skip
+    assert dict(zip(board["method"], board["finding"], strict=True)) == {
+        **dict.fromkeys(["absent_kept", "absent_more", "absent_less", "random"], "absent"),
+        **dict.fromkeys(["undecided", "refuses"], "undecided"),
+        **dict.fromkeys(["hides_one", "hides_both"], "found"),
+        "not_attacked": "not attacked",
+    }
+
+
+def test_every_state_but_absent_and_undecided_counts_as_found():
+    for state in PREDICTED_STATES:
+        (finding,) = board_of(results("x", [0.0], [1.0], states=state))["finding"]
+        assert finding == (state if state in ("absent", "undecided") else "found")
+
+
+def test_an_intervention_is_never_absent():
+    board = board_of(
+        results("asks", [0.0, 0.0], [1.0, 1.0], family="inference", removes=False),
+        results("edits", [0.2, 0.2], [0.9, 0.9], states="undecided"),
+        results("hides", [0.1, 0.1], [1.0, 1.0], states="hidden"),
+    ).set_index("method")
+    assert list(board.index) == ["edits", "asks", "hides"]
+    assert board.loc["asks", ["finding", "attacks find"]].tolist() == ["intervention"] * 2
+    assert board.loc["asks", "share found"] == 1
+
+
+def test_no_control_is_on_the_front_or_pushes_a_method_off_it():
+    board = board_of(
+        results("x", [0.3], [0.9]),
+        results("worse", [0.4], [0.8]),
+        results("gentle", [0.5], [1.0]),
+        results("hides", [0.0], [1.0], states="hidden"),
+        results("random", [0.0], [1.0], family="control"),
+    ).set_index("method")
+    assert list(board.index) == ["x", "worse", "gentle", "hides", "random"]
+    assert board["front"].to_dict() == {
+        "x": True, "worse": False, "gentle": True, "hides": True, "random": False,
+    }  # fmt: skip
 
 
 def test_exact_verification_joins_by_method():
@@ -129,3 +205,5 @@ def test_the_front_by_hand():
     retention = np.array([0.5, 0.9, 0.4, 0.8, 1.0])
     assert pareto(forgetting, retention).tolist() == [True, True, False, False, False]
     assert pareto(np.array([1.0, 1.0]), np.array([1.0, 1.0])).all()  # equals share it
+    found_less = np.array([0.0, 0.0, 1.0, 0.0, 1.0])
+    assert pareto(found_less, forgetting, retention).tolist() == [True, True, True, False, False]

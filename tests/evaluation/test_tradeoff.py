@@ -1,5 +1,6 @@
 """Forgetting against collateral: scales, choice of a scale, summary over facts."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -76,6 +77,7 @@ def test_every_method_is_scored_and_a_refusal_is_kept(tiny_model, monkeypatch):
     scored, refused = (table[table["method"] == m] for m in methods)
     assert list(scored["scale"]) == [0.5, 1.0, 0.5, 1.0] and list(scored["seed"]) == [0, 0, 1, 1]
     assert scored["paraphrases"].notna().all() and (scored["folding_gap"] < 1e-3).all()
+    assert scored["reference"].notna().all()
     assert refused["refused"].str.contains("no layer 9").all()
     assert refused["forgetting"].isna().all()
     monkeypatch.setattr("helpers.evaluation.tradeoff.unlearn", None)  # all is in the cache
@@ -104,8 +106,18 @@ def test_only_the_want_of_controls_leaves_the_attacks_out(tiny_model, monkeypatc
 
 
 def scores(**columns) -> pd.DataFrame:
-    table = pd.DataFrame(columns)
-    return table.assign(paraphrases_before=0.8, family=table.get("family", "surgery"))
+    table = pd.DataFrame({"paraphrases_before": 0.8} | columns)
+    return table.assign(family=table.get("family", "surgery"))
+
+
+def left(log_odds: list[float]) -> dict:
+    """Columns of a target at log-odds 0 before, with controls at −5 − log 10: d(before) is 5."""
+    level = -5 - np.log(10)
+    return {
+        "paraphrases": 1 / (1 + np.exp(-np.array(log_odds))),
+        "paraphrases_before": [0.5] * len(log_odds),
+        "control_probability": [1 / (1 + np.exp(-level))] * len(log_odds),
+    }
 
 
 def test_the_scale_with_the_best_score_is_chosen():
@@ -113,20 +125,38 @@ def test_the_scale_with_the_best_score_is_chosen():
         scores(
             method=["a", "a", "a", "b", "b"],
             scale=[0.5, 1.0, 2.0, 1.0, 2.0],
-            paraphrases=[0.6, 0.08, 0.0, 0.7, 0.1],
-            neighbours=[1.0, 0.95, 0.1, 1.0, 0.9],
+            change_neighbours=[0.0, 0.05, 0.0, 0.0, 0.1],
             family=["surgery"] * 3 + ["control"] * 2,
+            **left([-1.0, -4.5, -15.0, -0.1, -4.0]),
         )
     )
-    assert table["forgetting"].round(6).tolist()[:3] == [0.25, 0.9, 1.0]
+    # The scale 2 leaves the least probability and changes nothing else: it is a scar.
+    assert table["forgetting"].round(6).tolist()[:3] == [0.2, 0.9, 0.0]
+    assert table["one_sided"].eq(0).all()
     assert best_scales(table) == {"a": 1.0, "b": 1.0}  # a control keeps its size
 
 
-def test_retention_is_a_mean_of_groups_that_cannot_make_up_for_each_other():
+def test_without_a_reference_forgetting_is_that_of_probability_and_says_so():
+    columns = left([-4.5, -4.5, 1.0])
+    columns["control_probability"][1:] = [float("nan")] * 2
+    table = add_summary_columns(scores(method=["a"] * 3, scale=[1.0] * 3, **columns))
+    assert table["forgetting"].tolist() == pytest.approx([0.9, 1 - 2 / (1 + np.exp(4.5)), 0.0])
+    assert table["one_sided"].tolist() == [0, 1, 1]
+    older = table.drop(columns=["control_probability"])  # a table of an older run
+    assert add_summary_columns(older)["one_sided"].eq(1).all()
+
+
+def test_retention_is_that_of_the_worst_group_and_a_rise_is_no_gain():
+    groups = {
+        "change_neighbours": [0.1, 0.1, 0.0],
+        "change_same_subject": [0.4, None, 2.5],  # a fact that became 3.5 times as likely
+        "neighbours": [0.9, 1.1, 1.0],
+    }
     table = add_summary_columns(
-        scores(method=["a"], scale=[1.0], paraphrases=[0.0], neighbours=[0.5], same_subject=[1.5])
+        scores(method=["a"] * 3, scale=[1.0] * 3, paraphrases=[0.0, 0.0, 0.0], **groups)
     )
-    assert table["retention"].tolist() == [0.75]
+    assert table["retention"].tolist() == pytest.approx([0.6, 0.9, 0.0])
+    assert table["score"].iloc[2] == 0
 
 
 def test_summary_counts_facts_not_seeds():

@@ -60,6 +60,10 @@ def test_a_stopped_search_goes_on_and_tries_nothing_twice(knowing, tmp_path, mon
     assert len(runs_made) == 5 + 1 + 11
     assert (runs.groupby(["method", "subject"]).size() == 4).all() and len(runs) == 16
     assert set(chosen(runs)) == {"npo", "in_context"}
+    record = read_json(path)
+    write_json(path, {k: v for k, v in record.items() if k != "score"})  # from before 2026-12
+    with pytest.raises(UserError, match="scores of an older kind"):
+        search(model, pairs, methods, path)
     write_json(path, {"model_hash": "0" * 16, "runs": []})
     with pytest.raises(UserError, match="is of another model"):
         search(model, pairs, methods, path)

@@ -28,7 +28,7 @@ from helpers.methods import Edit
 UNDECIDED = "undecided"
 FOUND = (Label.PRESENT, Label.SUPPRESSED, Label.HIDDEN)  # labels that say that the model knows it
 PREDICTED_STATES = (*(label.value for label in FOUND), KnownState.ABSENT.value, UNDECIDED)
-RIGHT = {
+RIGHT: dict[KnownState, set[str]] = {
     KnownState.PRESENT: {Label.PRESENT},
     KnownState.HIDDEN: {Label.HIDDEN, Label.SUPPRESSED},
     KnownState.ABSENT: {KnownState.ABSENT},
@@ -71,7 +71,7 @@ def classify_facts(
     if "paraphrases" not in attacks:
         raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
     pairs = matched_pairs(model, relation, n=n, seed=seed, min_prob=SURELY_KNOWN_PROB)
-    ways = list(Hiding)
+    hidings = list(Hiding)
     tables = [
         classify_states(
             model,
@@ -79,7 +79,7 @@ def classify_facts(
             control,
             attacks=attacks,
             options=options,
-            hidings=[ways[(k + j) % len(ways)] for j in range(n_hidings)],
+            hidings=[hidings[(k + j) % len(hidings)] for j in range(n_hidings)],
             n_controls=n_controls,
             seed=seed,
         )

@@ -7,6 +7,7 @@ from helpers.errors import UserError
 from helpers.evaluation.meta.hidden_models import (
     Hiding,
     attack_sensitivity,
+    hidden_models,
     hide,
     proven_attacks,
 )
@@ -35,7 +36,8 @@ def test_every_attack_is_tried_on_every_way_of_hiding(knowing):
     start = model_hash(model)
     table = attack_sensitivity(model, [pair], attacks=["stitching", "paraphrases"], n_controls=2)
     assert model_hash(model) == start
-    assert list(dict.fromkeys(table["hiding"])) == [hiding.value for hiding in Hiding]
+    hidden = [hiding.value for hiding, _ in hidden_models(model, pair)]
+    assert list(dict.fromkeys(table["hiding"])) == hidden and len(hidden) >= 3
     by_output = table[table["hiding"] == Hiding.OUTPUT].set_index("attack")
     # The last layer hides it: asking finds nothing, the original's last layer says it.
     assert by_output.loc["stitching", "seen"] and not by_output.loc["paraphrases", "seen"]
