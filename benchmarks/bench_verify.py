@@ -15,8 +15,10 @@ from helpers.evaluation import evaluate
 from helpers.evaluation.attacks import ATTACKS
 from helpers.evaluation.battery import battery
 from helpers.evaluation.evaluation_pairs import known_pairs
+from helpers.evaluation.verdict import verdict
 from helpers.methods import unlearn
 from helpers.models import load_model
+from helpers.stats.intervals import format_interval
 
 METHOD = "gated_neuron"
 
@@ -38,14 +40,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache, edits[0].applied(model):
         os.environ["UNLEARNING_CACHE"] = cache
         evidence = battery(model, pair, attacks=args.attacks.split(","))
-    rows += [{"what": f"attack: {name}", "seconds": s} for name, s in evidence.seconds.items()]
-    rows.append({"what": "all attacks", "seconds": sum(evidence.seconds.values())})
+    conclusion = verdict(evidence, card)
+    found = conclusion.attacks.set_index("attack")
+    for name, seconds in evidence.seconds.items():
+        row = found.loc[name]
+        interval = format_interval(row["recovery"], row["low"], row["high"])
+        rows.append(
+            {
+                "what": f"attack: {name}",
+                "seconds": seconds,
+                "recovery": interval,
+                "finding": row["finding"],
+            }
+        )
+    total = sum(evidence.seconds.values())
+    rows.append({"what": "all attacks", "seconds": total, "finding": str(conclusion.label)})
     result = {
         "title": "Measuring and attacking an edit",
         "how": f"`{METHOD}` on one development pair. The scorecard has all its parts at their "
         "defaults. Attacks have their own budgets; their seconds include what they are compared "
         "with, the original and control facts, which other runs on the same fact share. One run "
-        "each.",
+        "each. What each recovers, with its 95 % interval over prompts, and the verdict.",
         "rows": rows,
     }
     report("verify", result)

@@ -2,8 +2,8 @@
 
     python benchmarks/known_states.py --workers 8 --device cuda
 
-Chapter 09 does this for a few facts: each as it is, hidden in the last layer, and the same prompts
-about a control subject, of which the model knows nothing.
+Chapter 09 does this for a few facts: each as it is, hidden in four ways, and the same prompts about
+a control subject, of which the model knows nothing, and about another association of its own.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from report import report
 from workers import gather, model, workers
 
 from helpers.evaluation.meta.meta_evaluation import matched_pairs
-from helpers.evaluation.meta.verdict_accuracy import MINI_SUITE, accuracies, classify_states
+from helpers.evaluation.meta.verdict_accuracy import accuracies, classify_states
+from helpers.evaluation.tradeoff import MINI_ATTACKS
 from helpers.facts.known import SURELY_KNOWN_PROB
 from helpers.facts.relations import RELATIONS
 from helpers.models import load_model
@@ -22,27 +23,27 @@ from helpers.stats.intervals import format_interval
 
 
 def classify(relation, fact, control) -> pd.DataFrame:
-    """Classify one fact in the three states, in a worker."""
-    table = classify_states(model(), fact, control, attacks=MINI_SUITE)
+    """Classify one fact in every known state, in a worker."""
+    table = classify_states(model(), fact, control, attacks=MINI_ATTACKS)
     return table.assign(relation=relation)
 
 
 def rows_of(table: pd.DataFrame) -> list[dict]:
-    """Report one row a relation and state."""
+    """Report one row a relation, state and kind."""
     rows = []
     for relation, part in table.groupby("relation", sort=False):
-        for state, _, n, accuracy, low, high in accuracies(part).itertuples(index=False):
-            is_wrong = (part["state"] == state) & ~part["correct"]
-            wrong = part.loc[is_wrong, "predicted"].value_counts()
+        for found in accuracies(part, by=("state", "kind")).itertuples(index=False):
+            same = (part["state"] == found.state) & (part["kind"] == found.kind)
+            predicted = part.loc[same, "predicted"].value_counts()
             rows.append(
                 {
                     "relation": relation,
                     "wordings": len(RELATIONS[relation].templates["heldout"]),
-                    "the truth": state,
-                    "facts": n,
-                    "right": format_interval(accuracy, low, high),
-                    "otherwise": ", ".join(f"{predicted} {k}" for predicted, k in wrong.items())
-                    or "–",
+                    "the truth": " ".join(filter(None, (found.state, found.kind))),
+                    "facts": found.n,
+                    "right": format_interval(found.accuracy, found.low, found.high),
+                    "falsely absent": found.falsely_absent,
+                    "it says": ", ".join(f"{label} {k}" for label, k in predicted.items()),
                 }
             )
     return rows
@@ -68,9 +69,10 @@ def main() -> None:
     result = {
         "title": "The verdict where the truth is known",
         "how": "Facts that the model surely knows (mean P(target) at least "
-        f"{SURELY_KNOWN_PROB}), seed 0: present in the original, hidden in its last layer, absent "
-        "for a subject of which it knows nothing. Battery: "
-        f"{', '.join(MINI_SUITE)}. Share of facts whose state it predicts, with the exact 95 % "
+        f"{SURELY_KNOWN_PROB}), seed 0: present in the original, hidden in four ways, absent for a "
+        "subject of which it knows nothing, and absent where the subject is only associated with "
+        "the answer. Hidden and suppressed both count as right for what is hidden. Battery: "
+        f"{', '.join(MINI_ATTACKS)}. Share of facts whose state it predicts, with the exact 95 % "
         "interval; few prompts show little.",
         "rows": rows_of(table.sort_values(["relation", "fact"])),
     }

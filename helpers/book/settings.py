@@ -217,13 +217,13 @@ class Verifying(Common):
     checkpoint: str = Field("", description="instead: another checkpoint of the model, or adapter")
     retrained: str = Field("", description="a checkpoint that was trained without the fact")
     method: Annotated[str, checks.OneMethod] = Field(
-        "tangent_kernel", description="the method that makes it"
+        "gated_neuron", description="the method that makes it"
     )
     attacks: Annotated[str, checks.Attacks] = Field(
         "all", description="all, or names of attacks separated by commas"
     )
     hidden_attacks: Annotated[str, checks.Attacks] = Field(
-        "paraphrases, logit_lens, probe, stitching, neuron_ablation", description="hidden model's"
+        "all", description="attacks that are tried on models that hide the fact"
     )
     n_controls: int = Field(4, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.Steps] = Field(

@@ -130,7 +130,8 @@ def who_sees_what(table: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(table["hiding"]))
     wide, seen = wide.reindex(order, columns=names), seen.reindex(order, columns=names)
     figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.27 * len(order)))
-    image = axis.imshow(wide.clip(0, 1), aspect="auto", cmap="Blues", vmin=0, vmax=1)
+    grid = wide.clip(0, 1).to_numpy(float) if len(order) else np.full((1, 1), np.nan)
+    image = axis.imshow(grid, aspect="auto", cmap="Blues", vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(wide.to_numpy()):
         text = "–" if np.isnan(value) else f"{value:.0%}"
         colour = "white" if value > 0.6 else "black"
@@ -140,6 +141,8 @@ def who_sees_what(table: pd.DataFrame) -> Figure:
                 (column - 0.48, row - 0.46), 0.96, 0.92, fill=False, ec=ORANGE, lw=1.5
             )
             axis.add_patch(frame)
+    if table.empty:
+        axis.text(0.5, 0.5, "no model hides the fact", ha="center", transform=axis.transAxes)
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(order)), [n.replace("_", " ") for n in order])
     axis.xaxis.tick_top()
