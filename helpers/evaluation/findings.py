@@ -196,12 +196,18 @@ def _over_facts(by_fact: Sequence[list[Recovery]]) -> list[Recovery]:
 def _worst_prompt(by_fact: Sequence[list[Recovery]], name: str) -> float:
     """Return the largest recovery of a single known prompt, at any budget.
 
-    A mean hides one prompt that gives the answer away, and an attacker needs one. NaN for ranks and
-    for fine-tuning curves, in which single prompts are too noisy to mean anything.
+    A mean hides one prompt that gives the answer away, and an attacker needs one. A prompt that
+    gives no more than some prompt of a control counts as 0: that much comes without the fact. NaN
+    for ranks and for fine-tuning, in which single prompts are too noisy to mean anything.
     """
     if ATTACKS[name].by_rank or ATTACKS[name].fine_tunes:
         return NAN
-    prompts = [r.edited / r.known for recoveries in by_fact for r in recoveries if len(r.known)]
+    prompts = [
+        np.where(r.edited > r.max_control_prompt, r.edited / r.known, 0)
+        for recoveries in by_fact
+        for r in recoveries
+        if len(r.known)
+    ]
     return float(np.concatenate(prompts).max())
 
 

@@ -30,12 +30,14 @@ class Recovery(NamedTuple):
         edited: For each prompt the edited model's score less the controls' mean.
         known: For each prompt the original's score less the controls' mean; its mean is 1.
         controls: For each control its score less that of all, mean over prompts.
+        max_control_prompt: Largest score of a control's prompt, less the controls' mean.
     """
 
     budget: float
     edited: Float[np.ndarray, " n"]
     known: Float[np.ndarray, " n"]
     controls: Float[np.ndarray, " k"]
+    max_control_prompt: float = 0.0
 
     def max_control(self) -> float:
         """Return the recovery of the control fact with the highest scores; 0 without any."""
@@ -108,6 +110,8 @@ def recovery_ratios(
         known = _known_before(evidence, name, min_known_gap)
         return [_recovery(rows, rate, [rate], known, name) for rate in _scores(rows, State.EDITED)]
     gap = _scores(rows, State.ORIGINAL) - _scores(rows, zero)  # prompts by budgets
+    # A pair that is asked instead may lack prompts, such as those with an adjective.
+    gap = gap.loc[gap.index.intersection(_scores(rows, State.EDITED).index)]
     if ATTACKS[name].aggregate_budgets:
         mean = gap.mean()
         prompts = gap.index if mean.max() >= min_known_gap else gap.index[:0]
@@ -157,13 +161,14 @@ def _recovery(
     control = mean_score(rows, zero)
     edited = mean_score(rows, State.EDITED)
     by_subject = rows[rows["state"] == zero].groupby("subject", sort=False)
-    controls = [mean_score(part, zero).mean() - control.mean() for _, part in by_subject]
-    controls = [score for score in controls if np.isfinite(score)]
+    above = pd.DataFrame({s: mean_score(part, zero) for s, part in by_subject}).sub(control, axis=0)
+    controls = above.mean() - above.mean().mean()
     return Recovery(
         float(budget),
         ((edited - control) / unit).to_numpy(),
         (known / unit).to_numpy(),
-        np.array(controls) / unit,
+        controls.dropna().to_numpy() / unit,
+        float(above.max().max()) / unit,
     )
 
 

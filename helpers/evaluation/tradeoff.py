@@ -30,7 +30,15 @@ from helpers.methods import METHODS, Edit, unlearn
 from helpers.methods.equivalence import max_logit_diff
 from helpers.models import model_hash
 
-MINI_ATTACKS = ("paraphrases", "few_shot", "stitching", "quantisation_int4")  # seconds each
+MINI_ATTACKS = (  # a second or a few each; together they see every way of hiding
+    "paraphrases",
+    "few_shot",
+    "described",
+    "stitching",
+    "truncation",
+    "neuron_ablation",
+    "mlp_windows",
+)
 N_CONTROLS = 2  # control facts that these are compared with
 
 

@@ -74,6 +74,16 @@ def test_the_recovery_ratio_is_between_control_and_original():
     assert one.edited.mean() == pytest.approx(1.0) and three.edited.mean() == pytest.approx(0.0)
 
 
+def test_prompts_that_a_pair_asked_instead_lacks_are_left_out():
+    table = evidence({"paraphrases": {0: CONTROL}}).table
+    lacks = (table["state"] == State.EDITED) & (table["prompt"] == 1)
+    (plain,) = recovery_ratios(Evidence(table[~lacks]), "paraphrases")
+    assert plain.edited == pytest.approx(np.zeros(4))
+    few = table[(table["state"] != State.EDITED) | (table["prompt"] == 0)]
+    with pytest.raises(UserError, match="knows fewer than"):
+        recovery_ratios(Evidence(few), "paraphrases")
+
+
 def test_head_start_at_each_learning_rate_is_in_units_of_what_was_known():
     half = [a + 0.5 * (p - a) for a, p in zip(CONTROL, ORIGINAL, strict=True)]
     curve = {1e-5: CONTROL, 1e-4: half}

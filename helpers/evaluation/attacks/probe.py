@@ -1,4 +1,9 @@
-"""Read the answer inside the model, before the layer that hides it, by a linear probe."""
+"""Read the answer inside the model by a linear probe.
+
+Probes are reported, and no verdict rests on them. A map that is learned from other countries' names
+and capitals can tell a capital from a name, known or not: it ranks the answer of subjects of which
+the model knows nothing about as high as that of those it knows (chapter 09, "Which zero?").
+"""
 
 import pandas as pd
 from nnsight import LanguageModel
@@ -15,7 +20,14 @@ from helpers.facts import ConceptPair
 from helpers.forward.activations import Position
 
 
-@attack("probe", budget="layer", aggregate_budgets=True, by_rank=True, kind=AttackKind.ACTIVATIONS)
+@attack(
+    "probe",
+    budget="layer",
+    aggregate_budgets=True,
+    by_rank=True,
+    kind=AttackKind.ACTIVATIONS,
+    counts_for_verdict=False,
+)
 def probe(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
     """Rank the target by a linear probe of the last token's activations (`linear_probe`).
 
@@ -30,7 +42,7 @@ def probe(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataF
     aggregate_budgets=True,
     by_rank=True,
     kind=AttackKind.ACTIVATIONS,
-    shows_suppression=True,
+    counts_for_verdict=False,
 )
 def probe_subject(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataFrame:
     """Rank the target by a linear probe of the subject's last token."""
