@@ -191,8 +191,8 @@ def main() -> None:
         results = measured(pool, curved, chosen, dev, heldout, seeds=args.seeds, until=until)
     write_table(args.rows, results)
     result = {
-        "title": "Every method on held-out facts",
-        "how": "Held-out capitals that the model knows; strengths chosen on development facts. "
+        "title": "Edits on held-out facts",
+        "how": "Held-out capitals that the model knows; strengths chosen on the facts named. "
         "P(target) on held-out wordings (mean over facts with its 95 % interval; the same of each "
         "fact's worst wording, and of any fact), the share of greedy answers that name it, "
         "P(answer) after / before of what must stay, and the change of perplexity.",
