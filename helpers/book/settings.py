@@ -228,12 +228,12 @@ class Verifying(Common):
     n_controls: int = Field(4, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.Steps] = Field(
         # papermill reads "4" as a number
-        "3, 6",
+        "5",
         description="steps after which relearning is measured",
         coerce_numbers_to_str=True,
     )
     relearning_rates: Annotated[str, checks.LearningRates] = Field(
-        "1e-5, 1e-4, 5e-4", description="learning rates of relearning", coerce_numbers_to_str=True
+        "1e-4, 3e-4", description="learning rates of relearning", coerce_numbers_to_str=True
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)

@@ -36,8 +36,10 @@ from helpers.models import torch_module
 from helpers.training.examples import Batch, answer_example, collate, mean_loss, text_examples
 from helpers.training.loop import DivergedError, train
 
-STEPS = (5, 10, 20, 40)
-RATES = (1e-5, 1e-4, 5e-4)  # calibrated on models that are known to hide the fact
+STEPS = (5, 10, 20)
+# Chosen on a development fact that is hidden in the last layer: at 3e-4 and 5 steps half of it is
+# back, and nothing of a control fact is.
+RATES = (1e-4, 3e-4, 1e-3)
 BATCH = 8
 RATE = "learning rate"
 N_FORGOTTEN = 2  # prompts of the forgotten fact in every batch of `relearning_forgotten`
