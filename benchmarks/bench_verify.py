@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 
+import pandas as pd
 from report import report
 
 from helpers.evaluation import evaluate
@@ -55,6 +56,7 @@ def main() -> None:
         )
     total = sum(evidence.seconds.values())
     rows.append({"what": "all attacks", "seconds": total, "finding": str(conclusion.label)})
+    rows = pd.DataFrame(rows).fillna("–").to_dict("records")  # the same columns in each
     result = {
         "title": "Measuring and attacking an edit",
         "how": f"`{METHOD}` on one development pair. The scorecard has all its parts at their "
