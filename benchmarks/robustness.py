@@ -168,8 +168,8 @@ def main() -> None:
         "how": f"Facts that are forgotten together, scaled to at most {BUDGETS[-1]:g} nats a "
         f"token; the edited model is fine-tuned on half of them for {max(STEPS)} steps (mean over "
         f"checkpoints {', '.join(map(str, STEPS))}), and asked for the other half. Recovery "
-        "before, and after fine-tuning at each learning rate: 0 as of facts never known, 1 as of the "
-        "original. Seed 0.",
+        "before, and after fine-tuning at each learning rate: 0 as of facts never known, 1 as of "
+        "the original. Seed 0.",
         "rows": given.to_dict("records"),
     }
     report("robustness_disjoint", result)
