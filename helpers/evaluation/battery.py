@@ -54,7 +54,9 @@ class Evidence:
     Attributes:
         table: One row a prompt, budget and state: attack, state (a `State`), subject (of an
             associated control subject and target), budget, prompt, score.
-        not_applicable: Attacks that cannot be run on this pair → the reason.
+        not_applicable: Attacks that can be run on the original, and not on the edited model → the
+            reason.
+        without_prompts: Attacks that cannot be run on this pair at all → the reason.
         seconds: Attack → wall-clock seconds of the run that computed its rows.
         is_intervention: The edited model's weights are the original's; hooks change activations.
     """
@@ -63,11 +65,13 @@ class Evidence:
     not_applicable: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     is_intervention: bool = False
+    without_prompts: dict[str, str] = field(default_factory=dict)
 
     @property
     def attacks(self) -> list[str]:
         """List the attacks that were tried, including those that are not applicable."""
-        return [*dict.fromkeys(self.table["attack"]), *self.not_applicable]
+        names = [*self.table["attack"], *self.not_applicable, *self.without_prompts]
+        return list(dict.fromkeys(names))
 
 
 @dataclass
@@ -162,12 +166,17 @@ def battery(
         associated = associated_facts(model, pair, n=N_ASSOCIATED, seed=seed)
     controls = [c for c in candidates if query_pair is None or c.subject != query_pair.subject]
     hashes = dict.fromkeys(State, base_hash) | {State.EDITED: model_hash(model)}
-    tables, not_applicable, seconds = [], {}, {}
+    tables, seconds = [], {}
+    not_applicable: dict[str, str] = {}
+    without_prompts: dict[str, str] = {}
     for name in names:
         attacker = _Attacker(model, ATTACKS[name], dict(options_of.get(name, {})), seed, hashes)
         edited = attacker.table(State.EDITED, query_pair or pair)
         if "why" in edited:
-            not_applicable[name] = edited["why"].iloc[0]
+            with base_model(model):
+                original = attacker.table(State.ORIGINAL, query_pair or pair)
+            reasons = without_prompts if "why" in original else not_applicable
+            reasons[name] = edited["why"].iloc[0]
         else:
             tables += [edited, *_comparisons(attacker, pair, controls[:n_controls], associated)]
         seconds[name] = attacker.seconds
@@ -179,6 +188,7 @@ def battery(
         not_applicable,
         seconds,
         is_intervention=bool(edits) and not all(edit.changes_weights for edit in edits),
+        without_prompts=without_prompts,
     )
 
 

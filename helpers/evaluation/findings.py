@@ -127,9 +127,9 @@ def _attack_row(cases: Sequence[Evidence], name: str, margins: Margins) -> dict[
     row = {"attack": name, "budget": NAN, "recovery": NAN, "low": NAN, "high": NAN, "n": 0}
     row |= {"worst_prompt": NAN, "max_control": NAN, "p_gone": NAN, "finding": "", "p_back": NAN}
     cases_run = [case for case in cases if name in case.attacks]
-    applicable = [case for case in cases_run if name not in case.not_applicable]
+    tried = [case for case in cases_run if (case.table["attack"] == name).any()]
     try:
-        by_fact = _recoveries_by_fact(applicable, name, margins)
+        by_fact = _recoveries_by_fact(tried, name, margins)
     except NotFiniteError:
         by_fact = None
     if len(cases_run) < len(cases):
@@ -137,7 +137,8 @@ def _attack_row(cases: Sequence[Evidence], name: str, margins: Margins) -> dict[
     if by_fact is None:
         return row | {"finding": Finding.INCONCLUSIVE.value}
     if not by_fact:
-        finding = Finding.NOT_KNOWN if applicable else Finding.NOT_APPLICABLE
+        blocked = any(name in case.not_applicable for case in cases_run)
+        finding = Finding.NOT_APPLICABLE if blocked else Finding.NOT_KNOWN
         return row | {"finding": finding.value}
     single_fact = len(cases) == 1
     recoveries = by_fact[0] if single_fact else _over_facts(by_fact)

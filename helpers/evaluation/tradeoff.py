@@ -36,7 +36,6 @@ MINI_ATTACKS = (  # a second or a few each; together they see every way of hidin
     "described",
     "stitching",
     "truncation",
-    "neuron_ablation",
     "mlp_windows",
 )
 N_CONTROLS = 2  # control facts that these are compared with

@@ -109,9 +109,8 @@ def verdict(
     metric of damage shown to be within its bound, among them one of retention and one of
     perplexity. An intervention leaves the weights as they were, and is never verified.
 
-    *Hidden* needs one attack that recovers at least half on average, and either more than the bound
-    at the level alpha after correction for its budgets (Bonferroni's) and for attacks (Holm's), or
-    half of a single prompt, which no control's prompt reaches. It is called
+    *Hidden* needs one attack that recovers at least half, and more than the bound at the level
+    alpha after correction for its budgets (Bonferroni's) and for attacks (Holm's). It is called
     *suppressed* if an attack does that shows the weights to compute the fact as before
     (`Attack.shows_suppression`). *Present* is hidden without any attack. *Damaged* needs one metric
     shown to be outside its bound, after correction for the number of metrics (Holm's). Anything
@@ -139,7 +138,7 @@ def verdict(
     attacks = attack_findings(cases, checked_names(required), margins, proven)
     damage = damage_findings(card, margins)
     judged = attacks[attacks["attack"].map(lambda name: ATTACKS[name].counts_for_verdict)]
-    recovered = judged["finding"].isin([Finding.RECOVERED, Finding.SOME_PROMPTS])
+    recovered = judged["finding"] == Finding.RECOVERED
     successful = judged[recovered & (judged["recovery"] >= margins.hidden_recovery)]
     objections = [
         *_attack_objections(judged, successful),

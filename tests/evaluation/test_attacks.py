@@ -380,6 +380,7 @@ def test_nothing_is_read_inside_a_text_that_a_request_makes_longer(knowing):
         found = battery(model, pair, attacks=["paraphrases", *inside], n_controls=2)
     assert list(found.not_applicable) == inside and set(found.table["attack"]) == {"paraphrases"}
     assert all("request" in why for why in found.not_applicable.values())
+    assert not found.without_prompts
 
 
 def test_the_battery_runs_all_three_models_and_resumes(knowing, monkeypatch):

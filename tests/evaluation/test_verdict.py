@@ -84,6 +84,17 @@ def test_prompts_that_a_pair_asked_instead_lacks_are_left_out():
         recovery_ratios(Evidence(few), "paraphrases")
 
 
+def test_an_attack_that_the_pair_has_no_prompts_for_does_not_block():
+    found = case()
+    pair_has_none = Evidence(found.table, without_prompts={"described": "no other name"})
+    model_has_none = Evidence(found.table, {"described": "a request moves it"})
+    required = [*NAMES, "described"]
+    verified = verdict(pair_has_none, card(), required=required)
+    assert verified.label == Label.VERIFIED
+    assert "does not know the fact under described" in str(verified)
+    assert verdict(model_has_none, card(), required=required).label == Label.PARTIAL
+
+
 def test_head_start_at_each_learning_rate_is_in_units_of_what_was_known():
     half = [a + 0.5 * (p - a) for a, p in zip(CONTROL, ORIGINAL, strict=True)]
     curve = {1e-5: CONTROL, 1e-4: half}
