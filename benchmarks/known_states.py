@@ -15,7 +15,7 @@ from workers import gather, model, workers
 
 from helpers.evaluation.meta.meta_evaluation import matched_pairs
 from helpers.evaluation.meta.verdict_accuracy import accuracies, classify_states
-from helpers.evaluation.tradeoff import MINI_ATTACKS
+from helpers.evaluation.tradeoff import MINI_ATTACKS, MINI_OPTIONS
 from helpers.facts.known import SURELY_KNOWN_PROB
 from helpers.facts.relations import RELATIONS
 from helpers.models import load_model
@@ -24,7 +24,7 @@ from helpers.stats.intervals import format_interval
 
 def classify(relation, fact, control) -> pd.DataFrame:
     """Classify one fact in every known state, in a worker."""
-    table = classify_states(model(), fact, control, attacks=MINI_ATTACKS)
+    table = classify_states(model(), fact, control, attacks=MINI_ATTACKS, options=MINI_OPTIONS)
     return table.assign(relation=relation)
 
 

@@ -37,7 +37,10 @@ MINI_ATTACKS = (  # a second or a few each; together they see every way of hidin
     "stitching",
     "truncation",
     "mlp_windows",
+    "relearning_neighbours",
 )
+# At this budget relearning brings back what a refusal hides, and nothing of a control fact.
+MINI_OPTIONS = {"relearning_neighbours": {"steps": (5,), "rates": (2e-4,)}}
 N_CONTROLS = 2  # control facts that these are compared with
 
 
@@ -166,7 +169,14 @@ def _scores(
 def _attack_columns(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, float]:
     """Attack the model; no columns if there is no control fact to compare with."""
     try:
-        evidence = battery(model, pair, attacks=MINI_ATTACKS, n_controls=N_CONTROLS, seed=seed)
+        evidence = battery(
+            model,
+            pair,
+            attacks=MINI_ATTACKS,
+            options=MINI_OPTIONS,
+            n_controls=N_CONTROLS,
+            seed=seed,
+        )
     except ControlsError:
         return {}
     rows = evidence.table
