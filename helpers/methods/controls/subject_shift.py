@@ -17,8 +17,8 @@ from helpers.methods.snapshots import subtracted
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, model_hash, torch_module
 
-# Of 30. The default model can do without this layer's MLP, so leaving it out shows that the rest still
-# knows the fact.
+# Of 30. The default model can do without this layer's MLP: leaving it out shows that the rest of
+# the model still knows the fact.
 LAYER = 13
 
 
