@@ -86,7 +86,10 @@ def curves(table: pd.DataFrame, budgets: Mapping[str, str], *, ylabels: Sequence
         axis.set_ylabel(ylabel)
     for axis in list(axes.flat)[len(names) :]:
         axis.set_visible(False)
-    axes[0][0].legend(fontsize=8)
+    if names:
+        axes[0][0].legend(fontsize=8)
+    else:
+        figure.text(0.5, 0.5, "none of these attacks applies here", ha="center")
     return figure
 
 
