@@ -136,7 +136,7 @@ def who_sees_what(table: pd.DataFrame) -> Figure:
     grid = wide.clip(0, 1).to_numpy(float) if len(order) else np.full((1, 1), np.nan)
     image = axis.imshow(grid, aspect="auto", cmap="Blues", vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(wide.to_numpy()):
-        text = "–" if np.isnan(value) else f"{value:.0%}"
+        text = "–" if np.isnan(value) else f"{round(value, 2) + 0.0:.0%}"  # no -0%
         colour = "white" if value > 0.6 else "black"
         axis.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
         if seen.iat[row, column] >= 0.5:

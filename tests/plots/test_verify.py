@@ -31,12 +31,13 @@ def test_what_is_seen_is_framed_and_what_was_not_tried_is_a_dash():
     rows = [
         ("stitching", "output", 0.99, True), ("stitching", "refusal", 0.1, False),
         ("described", "output", np.nan, False), ("described", "refusal", 0.7, True),
+        ("hints", "output", -0.001, False), ("hints", "refusal", 0.02, False),
     ]  # fmt: skip
     columns = ["attack", "hiding", "recovery", "seen"]
     axis = who_sees_what(pd.DataFrame(rows, columns=columns)).axes[0]
     names = [label.get_text() for label in axis.get_yticklabels()]
-    assert names == ["stitching", "described"]  # what recovers most stands first
-    assert [text.get_text() for text in axis.texts] == ["99%", "10%", "–", "70%"]
+    assert names == ["stitching", "described", "hints"]  # what recovers most stands first
+    assert [text.get_text() for text in axis.texts] == ["99%", "10%", "–", "70%", "0%", "2%"]
     assert len(axis.patches) == 2
     empty = who_sees_what(pd.DataFrame(columns=columns)).axes[0]
     assert [text.get_text() for text in empty.texts] == ["no model hides the fact"]
