@@ -4,28 +4,11 @@ It is the probability that a random member of the first group scores higher than
 ties counting one half: U / (n · m) of Mann & Whitney 1947.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from helpers.errors import UserError
-
-
-def auroc(positives: Float[np.ndarray, " n"], negatives: Float[np.ndarray, " m"]) -> float:
-    """Return the AUROC of one score: 1 if all positives are higher, 0.5 if it tells nothing.
-
-    Args:
-        positives: Scores of the group that should be higher.
-        negatives: Scores of the other group.
-
-    Raises:
-        UserError: A group is empty.
-    """
-    _check_groups(positives, negatives)
-    u = mannwhitneyu(positives, negatives).statistic
-    return float(u / (len(positives) * len(negatives)))
 
 
 def auroc_by_unit(
