@@ -1,5 +1,7 @@
 """Shared fixtures: tiny random models of every family, and the real default model."""
 
+import sys
+
 import pytest
 import torch
 from transformers import (
@@ -69,6 +71,14 @@ def tiny_config(family: str):
             **common,
         ),
     }[family]()
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """Close the figures that a test drew: pyplot keeps them all, and warns of the twentieth."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 @pytest.fixture(scope="session")
