@@ -113,14 +113,14 @@ def _mlp_outputs(
 
 def statement(pair: ConceptPair) -> Prompt:
     """Return a training statement that doesn't begin with the subject, if there is one."""
-    statements = [p for p in pair.prompts("train") if p.format == "completion"]
+    statements = pair.statements("train")
     return next((p for p in statements if not p.text.startswith(p.subject)), statements[0])
 
 
 def _lost_answers(model: LanguageModel, edit: Edit, subject: str) -> pd.DataFrame:
     """Compare P(target) before and after for all facts of a subject, the largest loss first."""
     known = [ConceptPair.of(f) for r in RELATIONS for f in facts(r) if f.subject == subject]
-    prompts = [[p for p in k.prompts("train") if p.format == "completion"][:3] for k in known]
+    prompts = [k.statements("train")[:3] for k in known]
     flat = [p for statements in prompts for p in statements]
     before = answer_probability(model, flat)
     with edit.applied(model):

@@ -38,6 +38,18 @@ N_ASSOCIATED = 8  # associated controls of an attack that ranks answers, and of 
 RENAMED_ARGUMENTS = {"n_absent": "n_controls", "asked_as": "query_pair"}
 
 
+def checked_battery(names: Sequence[str]) -> list[str]:
+    """Return today's names of attacks for a verdict, which needs `PLAIN` among them.
+
+    Raises:
+        UserError: There is no such attack, or `PLAIN` is missing.
+    """
+    attacks = checked_names(names)
+    if PLAIN not in attacks:
+        raise UserError(f"Every verdict begins with the attack '{PLAIN}': add it.")
+    return attacks
+
+
 class State(StrEnum):
     """Whose scores they are: the edited model's, its original's, or a control's."""
 

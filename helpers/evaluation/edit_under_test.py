@@ -4,8 +4,8 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS
-from helpers.evaluation.attacks.registry import checked_names
 from helpers.evaluation.audit import Audit, NoChangeError, audit_delta
+from helpers.evaluation.battery import checked_battery
 from helpers.facts import ConceptPair, facts
 from helpers.io.choices import check_choice
 from helpers.io.safe_text import visible
@@ -104,7 +104,4 @@ def chosen_attacks(names: str) -> list[str]:
     """
     if names.strip() == "all":
         return list(ATTACKS)
-    attacks = checked_names([name.strip() for name in names.split(",")])
-    if "paraphrases" not in attacks:
-        raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
-    return attacks
+    return checked_battery([name.strip() for name in names.split(",")])

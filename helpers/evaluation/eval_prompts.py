@@ -113,7 +113,7 @@ def _known_in_split(
 ) -> set[str]:
     """Select subjects whose target has a mean probability of at least `KNOWN_PROB` in a split."""
     pairs = [ConceptPair.of(f) for f in facts(relation) if f.subject in subjects]
-    prompts = [p for pair in pairs for p in pair.prompts(split) if p.format == "completion"]
+    prompts = [p for pair in pairs for p in pair.statements(split)]
     key = {
         "model": model_hash(model),
         "prompts": [[str(p), p.answers] for p in prompts],

@@ -6,22 +6,20 @@ that leaves the target far below them has made a scar, which betrays the fact as
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from nnsight import LanguageModel
-from scipy.special import logit
 
-from helpers.evaluation.attacks.registry import ControlsError, associated_facts, control_facts
+from helpers.evaluation.attacks.registry import (
+    ControlsError,
+    associated_facts,
+    cached_probability,
+    control_facts,
+)
 from helpers.evaluation.battery import N_ASSOCIATED
-from helpers.evaluation.recovery import MIN_PROB
+from helpers.evaluation.recovery import log_odds
 from helpers.facts import ConceptPair
-from helpers.forward.scoring import answer_probability
-from helpers.io.cache import cached_table
-from helpers.io.code_version import code_hash
-from helpers.models import model_hash
 
 ASSOCIATED, UNRELATED, NO_REFERENCE = "associated", "unrelated", "none"
 N_UNRELATED = 4  # unrelated controls, where there are no associated ones
@@ -33,7 +31,7 @@ def distance_from_controls(
     p: Float[np.ndarray, " n"], control: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """Compute max(0, |log-odds of p − log-odds of the control| − `LEVEL_MARGIN`), in nats."""
-    return np.maximum(0, np.abs(_log_odds(p) - _log_odds(control)) - LEVEL_MARGIN)
+    return np.maximum(0, np.abs(log_odds(p) - log_odds(control)) - LEVEL_MARGIN)
 
 
 def two_sided_forgetting(
@@ -78,7 +76,7 @@ def reference_columns(
     # The mean of probabilities, not of log-odds: long names, which are hardly ever said, would
     # drag that far below what the subject's likely associations get.
     level = float(np.mean(levels)) if controls else np.nan
-    if not controls or not _log_odds(before) > _log_odds(level) + LEVEL_MARGIN:
+    if not controls or not log_odds(before) > log_odds(level) + LEVEL_MARGIN:
         reference, level = NO_REFERENCE, np.nan
     return {"reference": reference, "control_probability": level}
 
@@ -98,17 +96,6 @@ def _levels(model: LanguageModel, pairs: Sequence[ConceptPair], split: str) -> l
     """Compute each pair's mean P(answer) over the prompts of a split; cached."""
     prompts = [pair.prompts(split) for pair in pairs]
     queries = [prompt for group in prompts for prompt in group]
-    key = {
-        "model": model_hash(model),
-        "prompts": [[str(p), p.answers] for p in queries],
-        "code": code_hash(__file__),
-    }
-    table = cached_table(
-        "control-levels", key, lambda: pd.DataFrame({"p": answer_probability(model, queries)})
-    )
+    p = cached_probability(model, queries, kind="control-levels", source=__file__)
     ends = np.cumsum([len(group) for group in prompts])[:-1]
-    return [float(part.mean()) for part in np.split(table["p"].to_numpy(), ends)]
-
-
-def _log_odds(p: Any) -> Any:
-    return logit(np.clip(p, MIN_PROB, 1 - MIN_PROB))
+    return [float(part.mean()) for part in np.split(p, ends)]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from helpers.errors import UserError
 from helpers.evaluation.meta.meta_evaluation import KnownState
-from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES, UNDECIDED
+from helpers.evaluation.meta.verdict_accuracy import FOUND, PREDICTED_STATES, UNDECIDED
 from helpers.evaluation.tradeoff_summary import METRICS, add_summary_columns
 from helpers.io.files import atomic_path
 from helpers.stats.intervals import mean_interval
@@ -22,8 +22,6 @@ SUMMARY_COLUMNS = ("forgetting", "retention", "score")
 REPORTED = METRICS | {name: itemgetter(name) for name in SUMMARY_COLUMNS}
 """Name → column of a table of `tradeoff`, each with its interval."""
 ABSENT = KnownState.ABSENT.value
-FOUND = tuple(state for state in PREDICTED_STATES if state not in (ABSENT, UNDECIDED))
-"""States in which the fact is still in the model."""
 INTERVENTION, NOT_ATTACKED = "intervention", "not attacked"
 EXACT = {
     "log_odds": "from the oracle",

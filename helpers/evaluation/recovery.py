@@ -186,7 +186,7 @@ def over_forgetting(evidence: Evidence) -> Float[np.ndarray, " n"]:
     if rows.empty:
         raise UserError("A scar shows on 'paraphrases': run that attack as well.")
     _require_finite(rows, "paraphrases")
-    rows = rows.assign(score=_logodds(rows["score"].to_numpy()))
+    rows = rows.assign(score=log_odds(rows["score"].to_numpy()))
     has_associated = (rows["state"] == State.ASSOCIATED).any()
     zero = State.ASSOCIATED if has_associated else State.CONTROL
     return (_scores(rows, State.EDITED)[0.0] - _scores(rows, zero)[0.0]).to_numpy()
@@ -203,6 +203,7 @@ def _scores(rows: pd.DataFrame, state: State) -> pd.DataFrame:
     return part.pivot_table(index="prompt", columns="budget", values="score", aggfunc="mean")
 
 
-def _logodds(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    p = p.clip(MIN_PROB, 1 - MIN_PROB)
+def log_odds(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Compute log p / (1 − p) in nats; beyond `MIN_PROB` and 1 − `MIN_PROB` as at these."""
+    p = np.clip(p, MIN_PROB, 1 - MIN_PROB)
     return np.log(p / (1 - p))

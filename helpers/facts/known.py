@@ -104,4 +104,4 @@ def _known(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 def knowledge_prompts(pair: ConceptPair) -> list[Prompt]:
     """Return the first training completions, which decide whether a fact is known."""
-    return [p for p in pair.prompts("train") if p.format == "completion"][:N_PROMPTS]
+    return pair.statements("train")[:N_PROMPTS]

@@ -151,6 +151,14 @@ class ConceptPair:
         templates = self.templates or RELATIONS[self.relation].templates
         return [self._prompt(t, split) for t in templates[split]]
 
+    def statements(self, split: str = "train") -> list[Prompt]:
+        """Return the prompts of a split that are statements to complete; no questions or chats.
+
+        Raises:
+            UserError: There is no such split.
+        """
+        return [p for p in self.prompts(split) if p.format == "completion"]
+
     def reverse(self) -> list[Prompt]:
         """Return prompts from the target to the subject; none without such templates."""
         relation = RELATIONS.get(self.relation)

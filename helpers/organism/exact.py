@@ -90,7 +90,7 @@ def eval_set(
 
 
 def _completions(pairs: Sequence[ConceptPair]) -> list[Prompt]:
-    return [p for pair in pairs for p in pair.prompts("heldout") if p.format == "completion"]
+    return [p for pair in pairs for p in pair.statements("heldout")]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def prefill(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.Dat
 
     Each held-out statement is used with each of `PREFILLS`.
     """
-    statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    statements = pair.statements("heldout")
     prompts = [p.with_text(f"{start}{p}{end}") for p in statements for start, end in PREFILLS]
     why_none = "The pair has no statements whose answer could be begun."
     return score_table({0: probability_of_prompts(model, prompts, why_none=why_none)})

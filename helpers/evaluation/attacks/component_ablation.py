@@ -52,10 +52,7 @@ def neuron_ablation(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, counts: Sequence[int] = NEURONS
 ) -> pd.DataFrame:
     """Ablate the neurons that lower the answer most, over all layers."""
-    arch = architecture_of(model)
-    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(arch.layers)}
-    identity = functools.cache(torch.eye)  # layers of the same width share it
-    keys = {i: identity(v.shape[1]) for i, v in values.items()}
+    values, keys = _neurons(model)
     linearization = linearize(model, target_constraints(model, pair), layers=list(values))
     effects = {i: direct_effect(linearization, i, values[i], keys[i]) for i in values}
     return _ablate(model, pair, effects, values, keys, counts)
@@ -78,12 +75,9 @@ def subject_neuron_ablation(
     recognises a name is such a neuron.
     """
     require_own_tokens(model)
-    arch = architecture_of(model)
-    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(arch.layers)}
-    identity = functools.cache(torch.eye)
-    keys = {i: identity(v.shape[1]) for i, v in values.items()}
+    values, keys = _neurons(model)
     try:
-        contrasts = contrast(model, pair, layers=range(arch.n_layers), site="neurons", seed=seed)
+        contrasts = contrast(model, pair, layers=list(values), site="neurons", seed=seed)
     except UserError as error:
         raise AttackNotApplicableError(str(error)) from error
     specificity = {i: c.difference().abs() * values[i].norm(dim=0) for i, c in contrasts.items()}
@@ -120,6 +114,16 @@ def directional_ablation(
         keys[i] = (direction @ layer.mlp.W_out().detach().float().cpu())[None]
     effects = {i: direct_effect(linearization, i, values[i], keys[i]) for i in values}
     return _ablate(model, pair, effects, values, keys, counts)
+
+
+def _neurons(
+    model: LanguageModel,
+) -> tuple[dict[int, Float[Tensor, "d_model d_mlp"]], dict[int, Float[Tensor, "d_mlp d_mlp"]]]:
+    """Return every layer's neurons as components of W_out, for `_ablate`: values and keys."""
+    layers = architecture_of(model).layers
+    values = {i: x.mlp.W_out().detach().float().cpu() for i, x in enumerate(layers)}
+    identity = functools.cache(torch.eye)  # layers of the same width share it
+    return values, {i: identity(v.shape[1]) for i, v in values.items()}
 
 
 def _ablate(

@@ -47,7 +47,7 @@ def described_prompts(pair: ConceptPair) -> list[Prompt | None]:
     names, by_fact = other_names(pair.subject), descriptions(pair.subject)
     by_fact.pop(pair.relation, None)  # it would tell the answer
     substitutes = [names.official, *(by_fact.get(k, "") for k in (*DESCRIBING, "borders", "city"))]
-    statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    statements = pair.statements("heldout")
     prompts: list[Prompt | None] = [
         _renamed(p, pair.subject, name) if _usable(name, pair) else None
         for name in substitutes

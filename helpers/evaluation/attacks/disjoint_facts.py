@@ -16,7 +16,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks.registry import control_facts, require_budgets
-from helpers.evaluation.attacks.relearning import BATCH, RATES, STEPS, relearned
+from helpers.evaluation.attacks.relearning import BATCH, RATES, STEPS, mean_over_steps
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
@@ -74,9 +74,7 @@ def relearn_disjoint(
         return collate(examples, rng.permutation(len(examples))[:BATCH])
 
     scores = {0.0: answer_probability(model, prompts)}
-    for rate in rates:
-        curve = relearned(model, prompts, batch, steps=steps, lr=rate)
-        scores[rate] = np.mean([curve[step] for step in steps], axis=0)
+    scores |= mean_over_steps(model, prompts, batch, steps, rates)
     tables = []
     for budget, values in scores.items():
         edited, control = np.split(_fact_means(queried, values), 2)
@@ -115,7 +113,7 @@ def _control(
 
 
 def _statements(pairs: Sequence[ConceptPair], split: str) -> list[Prompt]:
-    return [p for pair in pairs for p in pair.prompts(split) if p.format == "completion"]
+    return [p for pair in pairs for p in pair.statements(split)]
 
 
 def _fact_means(

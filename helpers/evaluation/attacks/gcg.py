@@ -41,8 +41,8 @@ def gcg(
 ) -> pd.DataFrame:
     """Score the target's first token on held-out statements behind the trigger."""
     require_own_tokens(model)
-    train = [p for p in pair.prompts("train") if p.format == "completion"][:N_PROMPTS]
-    heldout = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    train = pair.statements("train")[:N_PROMPTS]
+    heldout = pair.statements("heldout")
     if not train or not heldout:
         raise AttackNotApplicableError("The pair has no statements to put a trigger before.")
     generator = torch.Generator().manual_seed(seed)

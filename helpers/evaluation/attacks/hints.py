@@ -30,7 +30,7 @@ def hints(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.DataF
     The choices are the target between two non-answers that the subject is associated with; control
     facts get such a list too, so that copying from it is no recovery.
     """
-    statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    statements = pair.statements("heldout")
     starts = [*ROLES, *HINTS]
     names = associated_targets(pair)[: N_CHOICES - 1]
     if len(names) == N_CHOICES - 1:

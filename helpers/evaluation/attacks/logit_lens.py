@@ -69,7 +69,7 @@ def _lens_ranks(
     model: LanguageModel, pair: ConceptPair, position: Position, seed: int
 ) -> pd.DataFrame:
     require_own_tokens(model)
-    prompts = _statements(pair)
+    prompts = pair.statements("heldout")
     others = pair.comparison_pairs(N_CANDIDATES, seed=seed)
     if not prompts or not others:
         raise AttackNotApplicableError(
@@ -101,10 +101,6 @@ def log_rank(logits: Float[Tensor, "layers n"]) -> Float[Tensor, " layers"]:
     return score.where(logits.isfinite().all(1), torch.nan)
 
 
-def _statements(pair: ConceptPair) -> list[Prompt]:
-    return [p for p in pair.prompts("heldout") if p.format == "completion"]
-
-
 def _lens_states(
     model: LanguageModel, prompts: Sequence[Prompt], position: Position
 ) -> Float[Tensor, "n layers d_model"]:
@@ -126,7 +122,7 @@ def _baseline_states(
     Subjects are drawn by a hash, so that pairs share them; the last model's states are kept.
     """
     others = sorted(pair.comparison_pairs(), key=lambda o: content_hash([seed, o.subject]))
-    prompts = [p for o in others[:N_BASELINE] for p in _statements(o)]
+    prompts = [p for o in others[:N_BASELINE] for p in o.statements("heldout")]
     key = (model_hash(model), position)
     if key not in _LAST_BASELINE:
         _LAST_BASELINE.clear()

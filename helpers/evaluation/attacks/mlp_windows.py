@@ -57,8 +57,7 @@ def mlp_windows(
     """
     require_budgets("widths", widths)
     arch, prompts = architecture_of(model), pair.prompts("heldout")
-    training = pair.prompts("train")
-    statements = [p for p in training if p.format == "completion"][:N_STATEMENTS] or training
+    statements = pair.statements("train")[:N_STATEMENTS] or pair.prompts("train")
     windows = {
         width: [
             range(start, min(start + width, arch.n_layers))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
@@ -205,6 +206,26 @@ def require_own_tokens(model: LanguageModel) -> None:
         raise AttackNotApplicableError("A request before every text moves what would be looked at.")
 
 
+def cached_probability(
+    model: LanguageModel, prompts: Sequence[Prompt], *, kind: str, source: str
+) -> Float[np.ndarray, " n"]:
+    """Compute P(answer) of each prompt, or take it from the cache.
+
+    Args:
+        model: The original model.
+        prompts: Prompts with their `answers`.
+        kind: Name of the cached tables.
+        source: File of the caller's code, on which the cached values depend.
+    """
+    key = {
+        "model": model_hash(model),
+        "prompts": [[str(p), p.answers] for p in prompts],
+        "code": code_hash(source),
+    }
+    table = cached_table(kind, key, lambda: pd.DataFrame({"p": answer_probability(model, prompts)}))
+    return table["p"].to_numpy()
+
+
 def control_facts(
     model: LanguageModel, pair: ConceptPair, *, n: int = 3, seed: int = 0, n_candidates: int = 48
 ) -> list[ConceptPair]:
@@ -235,15 +256,8 @@ def control_facts(
     prompts = pair.prompts("train")
     templates = [i for i, p in enumerate(prompts) if p.format == "completion"][:N_PROMPTS]
     queries = [x.prompts("train")[i] for x in (*others, *candidates) for i in templates]
-    key = {
-        "model": model_hash(model),
-        "prompts": [[str(p), p.answers] for p in queries],
-        "code": code_hash(__file__),
-    }
-    table = cached_table(
-        "control-facts", key, lambda: pd.DataFrame({"p": answer_probability(model, queries)})
-    )
-    means = table["p"].to_numpy().reshape(-1, len(templates)).mean(1)
+    p = cached_probability(model, queries, kind="control-facts", source=__file__)
+    means = p.reshape(-1, len(templates)).mean(1)
     p_own, p_target = means[: len(others)], means[len(others) :]
     controls = [
         candidate

@@ -66,7 +66,8 @@ def relearning_unrelated(
     def batch(step: int) -> Batch:
         return collate(texts, np.random.default_rng([seed, step]).integers(len(texts), size=BATCH))
 
-    return mean_over_steps(model, pair, batch, steps, rates)
+    heldout = pair.prompts("heldout")
+    return score_table(mean_over_steps(model, heldout, batch, steps, rates))
 
 
 @attack(
@@ -85,7 +86,8 @@ def relearning_neighbours(
 ) -> pd.DataFrame:
     """Fine-tune on known facts of the same relation about other subjects."""
     neighbours = _neighbour_prompts(model, pair, seed)
-    return mean_over_steps(model, pair, _batches(model, neighbours, [], seed), steps, rates)
+    heldout, batch = pair.prompts("heldout"), _batches(model, neighbours, [], seed)
+    return score_table(mean_over_steps(model, heldout, batch, steps, rates))
 
 
 @attack(
@@ -103,8 +105,7 @@ def relearning_forgotten(
     rates: Sequence[float] = RATES,
 ) -> pd.DataFrame:
     """Fine-tune on two training prompts of the forgotten fact, among neighbours."""
-    prompts = pair.prompts("train")
-    statements = [p for p in prompts if p.format == "completion"] or prompts
+    statements = pair.statements("train") or pair.prompts("train")
     order = np.random.default_rng(seed).permutation(len(statements))[:N_FORGOTTEN]
     forgotten = [statements[i] for i in order]
     try:
@@ -112,36 +113,39 @@ def relearning_forgotten(
     except AttackNotApplicableError:
         neighbours = []
     batch = _batches(model, neighbours, forgotten, seed)
-    return mean_over_steps(model, pair, batch, steps, rates)
+    heldout = pair.prompts("heldout")
+    return score_table(mean_over_steps(model, heldout, batch, steps, rates))
 
 
 def mean_over_steps(
     model: LanguageModel,
-    pair: ConceptPair,
+    prompts: Sequence[Prompt],
     batch: Callable[[int], Batch],
     steps: Sequence[int],
     rates: Sequence[float],
-) -> pd.DataFrame:
-    """Fine-tune at each learning rate; average each paraphrase's score over the checkpoints.
+) -> dict[float, Float[np.ndarray, " n"]]:
+    """Fine-tune at each learning rate; average each prompt's score over the checkpoints.
 
     Args:
         model: The model, with its edits; it is restored bit by bit.
-        pair: The fact whose prompts are scored.
+        prompts: The prompts that are scored.
         batch: Step (0, 1, ...) → its training batch.
         steps: Checkpoints.
         rates: Learning rates.
+
+    Returns:
+        Rate → the mean P(target) of each prompt.
 
     Raises:
         UserError: There are no steps or rates, or one is not positive.
     """
     require_budgets("rates", rates)
-    prompts = pair.prompts("heldout")
     scores = {}
     for rate in rates:
         curve = relearned(model, prompts, batch, steps=steps, lr=rate)
         # NaN, from where training diverged, stays NaN: it is no zero.
         scores[rate] = np.mean([curve[step] for step in steps], axis=0)
-    return score_table(scores)
+    return scores
 
 
 def relearned(
@@ -212,4 +216,4 @@ def _neighbour_prompts(model: LanguageModel, pair: ConceptPair, seed: int) -> li
         known = known_neighbours(model, pair, n=48, seed=seed)
     if not known:
         raise AttackNotApplicableError("The model knows no neighbour of this pair to learn from.")
-    return [p for k in known for p in k.prompts("train") if p.format == "completion"]
+    return [p for k in known for p in k.statements("train")]

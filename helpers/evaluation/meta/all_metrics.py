@@ -60,7 +60,7 @@ def compute_metrics(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -
         pair: The fact, of which the held-out statements are used.
         seed: Draws the wrong answers and the candidates of the logit lens.
     """
-    statements = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    statements = pair.statements("heldout")
     probability, rank = answer_scores(model, statements)
     matches = likeliest_matches(model, statements, [p.answers[0] for p in statements])
     wrong = [o.answers[0] for o in pair.comparison_pairs(N_DISTRACTORS, seed=seed)]

@@ -18,8 +18,7 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import checked_names
-from helpers.evaluation.battery import battery
+from helpers.evaluation.battery import battery, checked_battery
 from helpers.evaluation.findings import Finding, Margins
 from helpers.evaluation.verdict import verdict
 from helpers.facts import ConceptPair
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 
 FILTER_LAYERS = (8, 9, 10, 11)  # of 30
 HIDDEN_RATIO = 0.5  # of P(target): a model that says more of it does not hide the fact
-PLAIN = "paraphrases"
 
 
 class Hiding(StrEnum):
@@ -126,9 +124,7 @@ def attack_sensitivity(
     Raises:
         UserError: `paraphrases` is missing, or there is no such attack.
     """
-    names = checked_names(attacks)
-    if PLAIN not in names:
-        raise UserError(f"Every verdict begins with the attack '{PLAIN}': add it.")
+    names = checked_battery(attacks)
     tables = []
     for pair in pairs:
         for hiding, edit in hidden_models(model, pair, seed=seed):

@@ -14,9 +14,8 @@ import pandas as pd
 from nnsight import LanguageModel
 from scipy.stats import binomtest
 
-from helpers.errors import UserError
-from helpers.evaluation.attacks.registry import associated_facts, checked_names
-from helpers.evaluation.battery import battery
+from helpers.evaluation.attacks.registry import associated_facts
+from helpers.evaluation.battery import battery, checked_battery
 from helpers.evaluation.findings import Finding
 from helpers.evaluation.meta.hidden_models import Hiding, hidden_models
 from helpers.evaluation.meta.meta_evaluation import KnownState, matched_pairs
@@ -68,8 +67,7 @@ def classify_facts(
         UserError: `paraphrases` is missing, there is no such attack, or there are fewer than two
             facts.
     """
-    if "paraphrases" not in attacks:
-        raise UserError("Every verdict begins with the attack 'paraphrases': add it.")
+    attacks = checked_battery(attacks)
     pairs = matched_pairs(model, relation, n=n, seed=seed, min_prob=SURELY_KNOWN_PROB)
     hidings = list(Hiding)
     tables = [
@@ -116,7 +114,7 @@ def classify_states(
     Returns:
         One row a state and kind: fact, state, kind, predicted, correct, by.
     """
-    attacks, rows = checked_names(attacks), []
+    attacks, rows = checked_battery(attacks), []
     for state, kind, edit, query_pair in _known_states(model, fact, control, hidings, seed):
         with edit.applied(model) if edit else nullcontext():
             evidence = battery(

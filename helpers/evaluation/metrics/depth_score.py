@@ -140,7 +140,7 @@ def depth_against_retrained(
             of the retrained model differs enough from the original's.
     """
     require_own_tokens(model)
-    statements = [p for p in pair.prompts("heldout") if p.format == "completion"][:max_prompts]
+    statements = pair.statements("heldout")[:max_prompts]
     if not statements:
         raise UserError("The pair has no held-out statement: give it a prompt that is no question.")
     d1, d2 = [], []

@@ -98,10 +98,10 @@ def linear_probe(
             "A probe learns from at least 4 known facts of the relation; there are "
             f"{len(neighbours)}."
         )
-    train = [p for k in neighbours for p in k.prompts("train") if p.format == "completion"]
+    train = [p for k in neighbours for p in k.statements("train")]
     n_each = len(train) // len(neighbours)
     train = [p for i, p in enumerate(train) if i % n_each < N_STATEMENTS]
-    test = [p for p in pair.prompts("heldout") if p.format == "completion"]
+    test = pair.statements("heldout")
     activations = torch.cat(
         [_train_activations(model, train, position), _residual(model, test, position)]
     )

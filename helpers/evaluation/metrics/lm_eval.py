@@ -66,19 +66,15 @@ def factbook_items(pair: ConceptPair, *, n: int = 100, seed: int = 0) -> dict[st
     others = [f for f in others if (f.subject, f.relation) != (pair.subject, pair.relation)]
     if not 1 <= n <= len(others):
         raise UserError(f"The Factbook has {len(others)} other facts: ask for 1 to {len(others)}.")
-    statements = _statements(pair)
+    statements = pair.statements("heldout")
     if not statements:
         raise UserError(f"{pair} has no statement that could be continued by choices.")
     retain_pairs = [ConceptPair.of(others[i]) for i in rng.permutation(len(others))[:n]]
     items = {FORGET: [_item(pair, statement, rng) for statement in statements], RETAIN: []}
     for other in retain_pairs:
-        statements = _statements(other)
+        statements = other.statements("heldout")
         items[RETAIN].append(_item(other, statements[rng.integers(len(statements))], rng))
     return items
-
-
-def _statements(pair: ConceptPair) -> list[Prompt]:
-    return [p for p in pair.prompts("heldout") if p.format == "completion"]
 
 
 def _item(pair: ConceptPair, prompt: Prompt, rng: np.random.Generator) -> Item:

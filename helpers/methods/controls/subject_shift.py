@@ -13,6 +13,7 @@ from helpers.forward.scoring import answer_probability
 from helpers.methods.controls.logit_suppression import least_size
 from helpers.methods.edit import Edit
 from helpers.methods.fitting.layer_stats import key_covariance
+from helpers.methods.fitting.units import shrink_covariance
 from helpers.methods.snapshots import subtracted
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, model_hash, torch_module
@@ -68,11 +69,9 @@ def subject_shift(
     )["residual", i]
     d = residual.mean(0) - own["residual", i].mean(0)
     keys = own["neurons", i].double()  # (n, d_mlp)
-    C = key_covariance(model, layers=[i])[i]
-    C = C + 1e-3 * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+    C = shrink_covariance(key_covariance(model, layers=[i])[i], 1e-3)
     whitened = torch.linalg.solve(C, keys.T)  # C⁻¹Kᵀ, (d_mlp, n)
-    gram = keys @ whitened
-    gram += damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    gram = shrink_covariance(keys @ whitened, damping)
     w = (whitened @ torch.linalg.solve(gram, torch.ones(len(gram), dtype=gram.dtype))).float()
     layer_cache = cache_below(model, [i])
 

@@ -171,7 +171,7 @@ def neighbour_prompts(
     rng = np.random.default_rng(seed)
     prompts = []
     for neighbour in neighbours:
-        completions = [p for p in neighbour.prompts("train") if p.format == "completion"]
+        completions = neighbour.statements("train")
         prompts.append(completions[rng.integers(len(completions))])
     return prompts
 

@@ -36,7 +36,7 @@ def subject_prompts(pair: ConceptPair) -> list[Prompt]:
 
     The first token of a text has a state of its own in most models, much larger than any other.
     """
-    prompts = [p for p in pair.prompts("train") if p.format == "completion"]
+    prompts = pair.statements("train")
     return [p for p in prompts if not str(p).startswith(p.subject)] or prompts
 
 
