@@ -146,10 +146,10 @@ def main() -> None:
     together = [
         (pairs[: args.together], name, chosen[name])
         for name in chosen
-        if METHODS[name].supports_batch
+        if METHODS[name].supports_batch and min(args.together, len(pairs)) > 1
     ]
     with workers(args.workers, args.device) as pool:
-        given = gather(pool, facts_given, together, until)
+        given = gather(pool, facts_given, together, until) if together else pd.DataFrame()
         table = gather(pool, measure, jobs, until)
     counted = [ATTACKS[name].name for name in attacks]
     result = {
@@ -163,6 +163,8 @@ def main() -> None:
         "rows": rows_of(table.sort_values(["method", "budget_kl", "fact"]), counted),
     }
     report("robustness", result)
+    if given.empty:
+        return
     result = {
         "title": "Facts given, facts asked",
         "how": f"Facts that are forgotten together, scaled to at most {BUDGETS[-1]:g} nats a "

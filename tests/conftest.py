@@ -218,13 +218,8 @@ def own_pair(monkeypatch, tmp_path):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     words = torch.randint(4, 60, (60, 40), generator=torch.Generator().manual_seed(0))
     words[words == 44] = 45  # w40 is the subject: text does not name it
-    for place in ("negatives", "covariance"):
-        where = (
-            "helpers.methods.fitting.negatives"
-            if place == "negatives"
-            else "helpers.methods.fitting.layer_stats"
-        )
-        monkeypatch.setattr(f"{where}.corpus_tokens", lambda *a, **k: words)
+    for place in ("negatives", "layer_stats", "output_metric"):
+        monkeypatch.setattr(f"helpers.methods.fitting.{place}.corpus_tokens", lambda *a, **k: words)
     return ConceptPair("w40", "w20", "own", templates=TEMPLATES)
 
 

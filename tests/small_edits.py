@@ -34,7 +34,8 @@ def small_world(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ConceptPair, "neighbours", neighbours)
     text = torch.randint(4, 64, (240, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("helpers.methods.fitting.layer_stats.corpus_tokens", lambda *a, **k: text)
+    for place in ("layer_stats", "output_metric"):
+        monkeypatch.setattr(f"helpers.methods.fitting.{place}.corpus_tokens", lambda *a, **k: text)
     monkeypatch.setattr("helpers.methods.surgery.leace.corpus_tokens", lambda *a, **k: text[:32])
 
 

@@ -176,6 +176,11 @@ def first_token(model: LanguageModel, prompt: Prompt | str, answer: str) -> int:
     return ids[start]
 
 
+def answer_tokens(model: LanguageModel, prompt: Prompt) -> list[int]:
+    """Return the distinct ids of the tokens that begin the target or any of its aliases."""
+    return list(dict.fromkeys(first_token(model, prompt, name) for name in prompt.answers))
+
+
 def subject_span(prompt: Prompt, tokenizer) -> tuple[int, int]:
     """Return token positions [start, end) of the subject's last mention in the input text.
 

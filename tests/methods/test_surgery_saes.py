@@ -64,11 +64,15 @@ def test_the_subjects_latent_is_the_most_specific(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_pisces_moves_a_column_along_the_feature_only(tiny_model, tmp_path, family):
-    """v' = decode(z with z_f = −mu·max·sign) + (v − decode(encode(v))), for columns over tau."""
+    """v' = decode(z with z_f = −mu·max·sign) + (v − decode(encode(v))), for columns over tau.
+
+    The sign is that of the neuron's activation, so that activation · column writes −z_f.
+    """
     model = tiny_model(family)
     sae = planted(model, "mlp", tmp_path / "sae")
     mlp = architecture_of(model).layers[1].mlp
-    change, columns = rewrite_columns(mlp, sae, torch.tensor([5]), tau=0.6, mu=3.0)
+    signs = torch.randn(mlp.W_out().shape[1], generator=torch.Generator().manual_seed(0)).sign()
+    change, columns = rewrite_columns(mlp, sae, torch.tensor([5]), signs, tau=0.6, mu=3.0)
     projection = (sae.encoder[5] @ mlp.W_out()).detach()
     over = projection.abs() > 0.6 * projection.abs().max()
     assert columns.tolist() == over.nonzero()[:, 0].tolist()
@@ -78,7 +82,7 @@ def test_pisces_moves_a_column_along_the_feature_only(tiny_model, tmp_path, fami
         v = mlp.W_out()[:, i].detach()
         z = sae.encode(v[None])[0].detach()
         code = z.clone()
-        code[5] = -3.0 * projection.abs().max() * projection[i].sign()
+        code[5] = -3.0 * projection.abs().max() * signs[i]
         decode = lambda c: sae.decode(c[None])[0].detach()  # noqa: E731
         expected = decode(code) + (v - decode(z))
         assert torch.allclose(v + difference[:, i], expected, atol=1e-5)

@@ -9,6 +9,7 @@ from conftest import KNOWN
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Template
+from helpers.facts.concept_prompts import forget_prompts
 from helpers.forward.prompts import input_text
 from helpers.forward.scoring import answer_logprobs, answer_probability
 from helpers.io.files import cache_dir
@@ -43,7 +44,7 @@ def logsigmoid(x: float) -> float:
 
 
 def numbers(method: str, model, folder) -> dict:
-    found = QUICK | ({"lr": 0.002} if method == "rmu" else {})
+    found = QUICK | ({"lr": 0.002} if method in ("rmu", "weighted_ascent") else {})
     if "retain_weight" in METHODS[method].hyperparameters() and method != "rmu":
         found["retain_weight"] = 1.0
     if "saes" in METHODS[method].hyperparameters():
@@ -459,9 +460,9 @@ def test_no_method_trains_on_a_prompt_of_another_split(knowing, tmp_path, method
 def test_data_is_of_the_train_split_and_says_its_sizes(knowing):
     model = knowing()
     data = forget_retain_data(model, FRANCE, n_neighbours=5, n_passages=3, seed=0)
-    assert [str(p) for p in data.prompts] == [str(p) for p in FRANCE.prompts("train")]
+    assert [str(p) for p in data.prompts] == [str(p) for p in forget_prompts(FRANCE)]
     sizes = data.sizes()
-    assert sizes["n_forget"] == len(FRANCE.prompts("train")) and sizes["n_passages"] == 3
+    assert sizes["n_forget"] == len(forget_prompts(FRANCE)) and sizes["n_passages"] == 3
     assert sizes["forget_tokens"] == sum(len(e.ids) for e in data.forget)
     assert not any("Paris" in model.tokenizer.decode(e.ids) for e in data.passages)
 

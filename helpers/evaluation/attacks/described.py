@@ -6,17 +6,13 @@ Spain and Belgium": the model has to find the subject before it recalls the fact
 does not answer this way drops out, as in every attack.
 """
 
-from dataclasses import replace
-
 import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.evaluation.attacks.registry import attack, probability_of_prompts, score_table
 from helpers.facts import ConceptPair, Prompt
-from helpers.facts.factbook import with_article
-from helpers.facts.names import DESCRIBING, descriptions, other_names
+from helpers.facts.names import DESCRIBING, descriptions, other_names, renamed, tells_neither
 from helpers.facts.relations import RELATIONS
-from helpers.io.safe_text import name_pattern
 
 TEMPLATES = (  # {adjective} is the nationality's, {relation} the relation's name
     "The {adjective} {relation} is",
@@ -24,7 +20,6 @@ TEMPLATES = (  # {adjective} is the nationality's, {relation} the relation's nam
     "Everyone knows that the {adjective} {relation} is",
     "Q: What is the {adjective} {relation}? A: The {adjective} {relation} is",
 )
-STEM = 4  # first letters of an answer that tell it in another word, as "French" and "France" do
 
 
 @attack("described", budget="none")
@@ -49,32 +44,12 @@ def described_prompts(pair: ConceptPair) -> list[Prompt | None]:
     substitutes = [names.official, *(by_fact.get(k, "") for k in (*DESCRIBING, "borders", "city"))]
     statements = pair.statements("heldout")
     prompts: list[Prompt | None] = [
-        _renamed(p, pair.subject, name) if _usable(name, pair) else None
+        renamed(p, pair.subject, name) if tells_neither(name, pair.subject, pair.answers) else None
         for name in substitutes
         for p in statements
     ]
     for template in TEMPLATES if pair.relation in RELATIONS else ():
         text = template.format(adjective=names.adjective, relation=pair.relation)
-        usable = _usable(names.adjective, pair)
+        usable = tells_neither(names.adjective, pair.subject, pair.answers)
         prompts.append(Prompt(text, answers=pair.answers) if usable else None)
     return prompts
-
-
-def _usable(text: str, pair: ConceptPair) -> bool:
-    """Tell whether a text is there, does not name the subject, and holds no answer's beginning."""
-    stems = [name.strip().casefold()[:STEM] for name in pair.answers]
-    names_subject = name_pattern(pair.subject).search(text) is not None
-    return bool(text) and not names_subject and not any(s in text.casefold() for s in stems)
-
-
-def _renamed(prompt: Prompt, subject: str, name: str) -> Prompt:
-    """Put another name, with its article, in the subject's place."""
-    start, end = prompt.locate_subject()
-    before = prompt.text[:start]
-    article = with_article(subject).removesuffix(subject)
-    if article and before.casefold().endswith(article):
-        before = before[: -len(article)]
-    name = f"the {name}" if before else f"The {name}"
-    text = before + name + prompt.text[end:]
-    slot = (len(before) + 4, len(before) + len(name))
-    return replace(prompt, text=text, subject=name[4:], slot=slot)

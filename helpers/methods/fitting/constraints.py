@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
-from helpers.forward.prompts import encode_pair, first_token, token_ids
+from helpers.forward.prompts import answer_tokens, encode_pair, token_ids
 from helpers.methods.fitting.hparams import PreservationHparams
 from helpers.methods.fitting.linearization import EditConstraint, TargetTokens
 
@@ -68,6 +68,7 @@ def forget_constraints(
     *,
     target_prob: float | None = None,
     include_subject_initial: bool = False,
+    prompts: Sequence[Prompt] | None = None,
 ) -> list[EditConstraint]:
     """Build the constraints that remove a pair: one for each training prompt.
 
@@ -79,12 +80,15 @@ def forget_constraints(
         pair: The pair to forget.
         target_prob: Probability to come down to; None sets no target.
         include_subject_initial: Add the prompts that begin with the subject.
+        prompts: The prompts, instead of the training prompts.
     """
+    if prompts is None:
+        prompts = pair.edit_prompts(include_subject_initial=include_subject_initial)
     logodds = None if target_prob is None else float(np.log(target_prob / (1 - target_prob)))
     constraints = []
-    for prompt in pair.edit_prompts(include_subject_initial=include_subject_initial):
+    for prompt in prompts:
         ids = tuple(token_ids(model, prompt))
-        tokens = tuple(dict.fromkeys(first_token(model, prompt, a) for a in prompt.answers))
+        tokens = tuple(answer_tokens(model, prompt))
         span = tuple(range(*subject_span(prompt, model.tokenizer)))
         constraints.append(
             EditConstraint(ids, ((len(ids) - 1, tokens),), span, logodds, str(prompt))

@@ -8,9 +8,11 @@ from jaxtyping import Bool, Float
 from nnsight import LanguageModel
 from torch import Tensor
 
+from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.forward.prefix_cache import PrefixCache
 from helpers.forward.scoring import next_token_and_answer
+from helpers.io.safe_text import visible
 from helpers.methods.change import Change
 from helpers.methods.fitting.constraints import (
     forget_constraints,
@@ -19,7 +21,8 @@ from helpers.methods.fitting.constraints import (
 )
 from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.methods.fitting.key_directions import Keys, fit_key_directions
-from helpers.methods.fitting.levenberg_marquardt import fit_values_lm
+from helpers.methods.fitting.levenberg_marquardt import fit_values_lm, is_reached
+from helpers.methods.fitting.linearization import EditConstraint
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, torch_module
@@ -45,19 +48,19 @@ def fit_edit(
         notes: Notes of the edit; the fit adds its `relative_cost`.
 
     Raises:
-        UserError: The values cannot be fitted.
+        UserError: The values cannot be fitted, or most of a pair's prompts have no active unit.
     """
     appends = hparams.appends
-    constraints = [
-        constraint
-        for pair in pairs
-        for constraint in forget_constraints(
+    forget_by_pair = [
+        forget_constraints(
             model,
             pair,
             target_prob=hparams.chosen_target_prob,
             include_subject_initial=appends,
         )
+        for pair in pairs
     ]
+    constraints = [constraint for of_pair in forget_by_pair for constraint in of_pair]
     retained = retain_prompts(
         model,
         pairs,
@@ -79,6 +82,8 @@ def fit_edit(
         constraints += preservation_constraints(model, group, predicted, hparams)
     if prefix_cache:
         prefix_cache.prefill(c.ids for c in constraints)
+        for pair, of_pair in zip(pairs, forget_by_pair, strict=True):
+            check_reached(pair, of_pair, prefix_cache)
     values, relative_cost = fit_values_lm(
         model, constraints, keys, hparams, prefix_cache=prefix_cache
     )
@@ -90,6 +95,28 @@ def fit_edit(
         mlp = architecture_of(model).layers[i].mlp
         changes[mlp.out_name] = low_rank_change(mlp, values[i].T, directions.keys)
     return WeightEdit.of(torch_module(model), changes, notes=notes)
+
+
+def check_reached(
+    pair: ConceptPair, constraints: Sequence[EditConstraint], prefix_cache: PrefixCache
+) -> None:
+    """Refuse units that are active on fewer than half of the prompts that they have to change.
+
+    Args:
+        pair: The pair to forget.
+        constraints: Its forget constraints.
+        prefix_cache: Cache that knows where a unit is active.
+
+    Raises:
+        UserError: Most prompts would stay as they are; names one.
+    """
+    missed = [c for c in constraints if not is_reached(c, prefix_cache)]
+    if len(missed) > len(constraints) / 2:
+        raise UserError(
+            f"{visible(pair.subject)} is not detected in {len(missed)} of {len(constraints)} "
+            f"prompts, such as '{visible(missed[0].name)}', so the edit would leave them as they "
+            "are: take other layers, or a method that needs no detector, such as tangent_kernel."
+        )
 
 
 def prefix_cache_for(

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.methods.fitting.linearization import EditConstraint, Linearization
+from helpers.methods.fitting.linear_model import Linearization
+from helpers.methods.fitting.linearization import EditConstraint
 
 MIN_DIAGONAL = 1e-24  # a kernel below it comes from gradients that vanished
 MIN_RELATIVE_DIAGONAL = 1e-12  # precision of float64: below it a row of the kernel counts as zero
@@ -20,11 +21,12 @@ def min_norm_update(
     *,
     ridge: float,
     constraints: Sequence[EditConstraint],
+    output_factors: Mapping[int, Float[Tensor, "d_model d_model"]] | None = None,
 ) -> dict[int, Float[Tensor, "d_model width"]]:
-    """Compute the ΔW with the least Σ_l tr(ΔW_l A_l ΔW_lᵀ) that changes the log-odds by `target`.
+    """Compute the ΔW of least Σ_l tr(M_l ΔW_l A_l ΔW_lᵀ) that changes the log-odds by `target`.
 
-    α = (K + Λ)⁻¹ target with K_ij = Σ_l Σ_pq (g_ip · g_jq)(k_ipᵀ A_l⁻¹ k_jq), and
-    ΔW_l = Σ_i α_i Σ_p g_ip (A_l⁻¹ k_ip)ᵀ: kernel ridge regression with the tangent kernel.
+    α = (K + Λ)⁻¹ target with K_ij = Σ_l Σ_pq (g_ipᵀ M_l⁻¹ g_jq)(k_ipᵀ A_l⁻¹ k_jq), and
+    ΔW_l = Σ_i α_i Σ_p M_l⁻¹ g_ip (A_l⁻¹ k_ip)ᵀ: kernel ridge regression with the tangent kernel.
 
     Args:
         linearization: Keys and gradients.
@@ -32,18 +34,21 @@ def min_norm_update(
         factors: Layer → lower Cholesky factor of A_l.
         ridge: Λ, relative to each constraint's own K_ii; 0 reaches `target` exactly.
         constraints: The constraints, for the message.
+        output_factors: Layer → lower Cholesky factor of M_l; without it M_l is 1.
 
     Raises:
         UserError: The system is singular; names the prompts that coincide.
     """
     n, index = len(target), linearization.constraint_index
     kernel = torch.zeros(n, n, dtype=torch.float64)
-    whitened_keys = {}
+    whitened = {}
     for i, keys in linearization.keys.items():
         # In whitened coordinates L⁻¹k the metric A = LLᵀ is the identity.
         white = torch.linalg.solve_triangular(factors[i], keys.T, upper=False)  # (width, rows)
-        whitened_keys[i] = white
         g = linearization.gradients[i]
+        if output_factors:
+            g = torch.linalg.solve_triangular(output_factors[i], g.T, upper=False).T
+        whitened[i] = white, g
         by_row = ((g @ g.T) * (white.T @ white)).double()  # (rows, rows)
         # Rows of one constraint add up: its log-odds depend on all its positions.
         summed = torch.zeros(n, by_row.shape[1], dtype=torch.float64)
@@ -51,14 +56,13 @@ def min_norm_update(
         kernel.index_add_(1, index, summed)
     alpha = fit_kernel_ridge(kernel, target.double(), ridge=ridge, constraints=constraints)
     alpha = alpha[index].float()  # (rows,)
-    return {
-        i: (
-            torch.linalg.solve_triangular(
-                factors[i].T, white @ (alpha[:, None] * linearization.gradients[i]), upper=True
-            ).T
-        )
-        for i, white in whitened_keys.items()
-    }
+    update = {}
+    for i, (white, g) in whitened.items():
+        product = white @ (alpha[:, None] * g)  # (width, d_model)
+        update[i] = torch.linalg.solve_triangular(factors[i].T, product, upper=True).T
+        if output_factors:
+            update[i] = torch.linalg.solve_triangular(output_factors[i].T, update[i], upper=True)
+    return update
 
 
 def fit_kernel_ridge(

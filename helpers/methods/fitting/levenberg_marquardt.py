@@ -16,9 +16,9 @@ from helpers.methods.fitting.constraints import target_change
 from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.methods.fitting.kernel_ridge import fit_kernel_ridge
 from helpers.methods.fitting.key_directions import Keys
+from helpers.methods.fitting.linear_model import Linearization
 from helpers.methods.fitting.linearization import (
     EditConstraint,
-    Linearization,
     answer_logodds,
     at_all_positions,
     linearize,
@@ -59,11 +59,12 @@ def fit_values_lm(
 
     Returns:
         The best values, and their cost (weighted sum of squared residuals, nats²) relative to the
-        initial cost, both on the constraints where a key is active.
+        initial cost, both over all constraints: those where no key is active stay as they are.
 
     Raises:
         UserError: Two prompts cannot be told apart, or no step lowers the cost.
     """
+    unreached_cost = _unreached_cost(model, constraints, keys, prefix_cache)
     constraints = _reachable(constraints, prefix_cache)
     edit = _TrialEdit(
         model,
@@ -112,7 +113,7 @@ def fit_values_lm(
         )
         n_accepted += 1
         if best_cost <= hparams.rtol * costs[0] and n_accepted >= len(schedule):
-            return values, best_cost / costs[0] if costs[0] else 0.0
+            return values, _relative(best_cost, costs[0], unreached_cost)
         if damping > hparams.max_damping:
             break
     if best_cost >= costs[0]:
@@ -120,7 +121,34 @@ def fit_values_lm(
             "No values in these layers bring the answers nearer to their targets: take other "
             "layers."
         )
-    return best_values, best_cost / costs[0]
+    return best_values, _relative(best_cost, costs[0], unreached_cost)
+
+
+def _relative(cost: float, initial_cost: float, unreached_cost: float) -> float:
+    """Compute cost / initial cost, both with the cost of what no step can reach."""
+    total = initial_cost + unreached_cost
+    return (cost + unreached_cost) / total if total else 0.0
+
+
+def _unreached_cost(
+    model: LanguageModel,
+    constraints: Sequence[EditConstraint],
+    keys: Keys,
+    prefix_cache: PrefixCache | None,
+) -> float:
+    """Compute the cost of the answers to forget on which no unit is active, in nats²."""
+    to_forget = [c for c in constraints if c.target_logodds is not None]
+    unreached = [c for c in to_forget if not is_reached(c, prefix_cache)]
+    if not unreached:
+        return 0.0
+    logodds = answer_logodds(model, unreached, layers=list(keys))
+    residual = target_change(unreached, logodds, logodds)
+    return float((torch.tensor([c.weight for c in unreached]) * residual.square()).sum())
+
+
+def is_reached(constraint: EditConstraint, prefix_cache: PrefixCache | None) -> bool:
+    """Tell whether the edit is active on a constraint; without a prefix cache it always is."""
+    return prefix_cache is None or prefix_cache.first_active(constraint.ids) is not None
 
 
 def _reachable(
@@ -131,9 +159,7 @@ def _reachable(
     Raises:
         UserError: There is none.
     """
-    reachable = [
-        c for c in constraints if not prefix_cache or prefix_cache.first_active(c.ids) is not None
-    ]
+    reachable = [c for c in constraints if is_reached(c, prefix_cache)]
     if not reachable:
         raise UserError("No unit is active on any of the prompts: try other layers.")
     return reachable

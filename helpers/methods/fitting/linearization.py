@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.forward.batching import bucket_by_length, right_padded
 from helpers.forward.layer_cache import cached_forward
 from helpers.forward.prefix_cache import PrefixCache
-from helpers.models import architecture_of, final_norm, torch_module, unembed
+from helpers.methods.fitting.linear_model import Linearization
+from helpers.models import MLPArchitecture, architecture_of, final_norm, torch_module, unembed
 
 EditHook = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, input of W_in, input of W_out) → what the trial edit adds to W_out's output."""
@@ -41,6 +42,8 @@ class EditConstraint:
         target_logodds: Log-odds to come down to, in nats; None holds the present ones.
         name: Name of the prompt for messages.
         weight: Weight in the cost of `fit_values_lm`, up to 1.
+        left_out: Layers, from the first edited one up, that run without what W_out's matrix writes:
+            the answer has to be gone without them too.
     """
 
     ids: tuple[int, ...]
@@ -49,30 +52,12 @@ class EditConstraint:
     target_logodds: float | None = None
     name: str = ""
     weight: float = 1.0
+    left_out: tuple[int, ...] = ()
 
 
 def at_all_positions(constraints: Sequence[EditConstraint]) -> list[EditConstraint]:
     """Return the same constraints with the edit active at every position."""
     return [replace(c, edit_positions=tuple(range(len(c.ids)))) for c in constraints]
-
-
-@dataclass(frozen=True)
-class Linearization:
-    """Log-odds of constraints with their keys and gradients at some layers.
-
-    A row is one constraint at one of its edit positions.
-
-    Attributes:
-        logodds: Log-odds of each constraint, in nats.
-        constraint_index: Number of each row's constraint.
-        keys: Layer → input of W_out (or of W_in) at each row.
-        gradients: Layer → gradient of the constraint's log-odds with respect to W_out's output.
-    """
-
-    logodds: Float[Tensor, " n"]
-    constraint_index: Int[Tensor, " rows"]
-    keys: dict[int, Float[Tensor, "rows width"]]
-    gradients: dict[int, Float[Tensor, "rows d_model"]]
 
 
 def linearize(
@@ -99,14 +84,16 @@ def linearize(
         prefix_cache: Cache for the same layers that holds every constraint's sequence, on each of
             which the edit is active. Only the suffixes are run, from the first edited layer on.
     """
-    layers = sorted({architecture_of(model).check_layer(i) for i in layers})
+    arch = architecture_of(model)
+    layers = sorted({arch.check_layer(i) for i in layers})
     logodds = torch.zeros(len(constraints))
     constraint_index: list[int] = []
-    keys: dict[int, list[Tensor]] = {i: [] for i in layers}
-    gradients: dict[int, list[Tensor]] = {i: [] for i in layers}
+    width = arch.d_mlp if site == "neurons" else arch.d_model
+    keys = {i: [torch.zeros(0, width)] for i in layers}
+    gradients = {i: [torch.zeros(0, arch.d_model)] for i in layers}
     with torch.enable_grad():
         for forward in _forward_passes(model, constraints, layers, edit_output, site, prefix_cache):
-            width = forward.final_residual.shape[1]
+            n_tokens = forward.final_residual.shape[1]
             for indices in forward.constraint_rounds:
                 row_constraints = [constraints[n] for n in indices]
                 scores = _answer_scores(
@@ -125,14 +112,14 @@ def linearize(
                     if p >= offset
                 ]
                 constraint_index += [indices[r] for r, _ in places]
-                flat = torch.tensor([r * width + p for r, p in places])
+                flat = torch.tensor([r * n_tokens + p for r, p in places])
                 for i, gradient in zip(layers, output_gradients, strict=True):
                     key = forward.inputs[i].detach().flatten(0, -2)[flat]
                     keys[i].append(key.float().cpu())
                     gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
     return Linearization(
         logodds,
-        torch.tensor(constraint_index),
+        torch.tensor(constraint_index, dtype=torch.long),
         {i: torch.cat(x) for i, x in keys.items()},
         {i: torch.cat(x) for i, x in gradients.items()},
     )
@@ -196,20 +183,21 @@ def _forward_passes(
     prefix_cache: PrefixCache | None,
 ) -> Iterator[BatchedForward]:
     """Run every distinct sequence once, in batches of similar length."""
-    by_sequence: dict[tuple[int, ...], list[int]] = {}
+    by_sequence: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for n, constraint in enumerate(constraints):
-        by_sequence.setdefault(constraint.ids, []).append(n)
+        by_sequence.setdefault((constraint.ids, constraint.left_out), []).append(n)
     offset = {
-        ids: prefix_cache.first_active(ids) or 0 if prefix_cache else 0 for ids in by_sequence
+        ids: prefix_cache.first_active(ids) or 0 if prefix_cache else 0 for ids, _ in by_sequence
     }
     # Rows of one batch need equally many constraints, so that rounds of them fill every row.
-    by_count: dict[int, list[tuple[int, ...]]] = {}
-    for ids, numbers in by_sequence.items():
-        by_count.setdefault(len(numbers), []).append(ids)
+    by_count: dict[int, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    for sequence, numbers in by_sequence.items():
+        by_count.setdefault(len(numbers), []).append(sequence)
     for group in by_count.values():
-        lengths = [len(ids) - offset[ids] for ids in group]
+        lengths = [len(ids) - offset[ids] for ids, _ in group]
         for batch in bucket_by_length(lengths, max_tokens=BATCH_TOKENS):
-            sequences = [group[i] for i in batch]
+            runs = [group[i] for i in batch]
+            sequences = [ids for ids, _ in runs]
             tokens = right_padded([ids[offset[ids] :] for ids in sequences])
             width = tokens.shape[1]
             if prefix_cache:
@@ -219,8 +207,10 @@ def _forward_passes(
                 kwargs = {}
                 shortened = cached_forward(torch_module(model), (tokens.shape, tuple(sequences)))
             with shortened:
-                inputs, outputs, final = _forward(model, tokens, layers, edit_output, site, kwargs)
-            rounds = zip(*(by_sequence[ids] for ids in sequences), strict=True)
+                inputs, outputs, final = forward_with_outputs(
+                    model, tokens, layers, edit_output, site, kwargs, [out for _, out in runs]
+                )
+            rounds = zip(*(by_sequence[run] for run in runs), strict=True)
             yield BatchedForward(
                 inputs,
                 outputs,
@@ -230,20 +220,28 @@ def _forward_passes(
             )
 
 
-def _forward(
+def forward_with_outputs(
     model: LanguageModel,
     tokens: Int[Tensor, "b t"],
     layers: Sequence[int],
     edit_output: EditHook | None,
     site: str,
     kwargs: dict,
+    left_out: Sequence[Sequence[int]] = (),
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
-    """Return inputs and outputs of the edited MLPs and the last residual stream, with the graph."""
+    """Return inputs and outputs of the edited MLPs and the last residual stream, with the graph.
+
+    `left_out` are the layers of each row that run without W_out's matrix.
+    """
     arch = architecture_of(model)
+    cut = {i: torch.tensor([i in out for out in left_out]) for i in set().union(*left_out)}
     with model.trace(tokens, **kwargs) as tracer:
         inputs, outputs = {}.save(), {}.save()  # type: ignore[attr-defined]
-        for i in layers:
+        for i in sorted({*layers, *cut}):
             mlp = arch.layers[i].mlp
+            if i not in layers:
+                mlp.out_envoy.output = _without_matrix(mlp, mlp.out_envoy.output, cut[i])
+                continue
             mlp_in = mlp.in_envoy.input
             hidden = mlp.out_envoy.input
             out = mlp.out_envoy.output
@@ -251,12 +249,20 @@ def _forward(
                 out = out + edit_output(i, mlp_in, hidden)
             if not out.requires_grad:  # the first edited layer: nothing below it needs a gradient
                 out = out.detach().requires_grad_()
-            mlp.out_envoy.output = out
+            mlp.out_envoy.output = _without_matrix(mlp, out, cut[i]) if i in cut else out
             inputs[i] = mlp_in if site == "mlp_in" else hidden
             outputs[i] = out
         final = arch.layers[-1].block.output.save()
         tracer.stop()
     return inputs, outputs, final
+
+
+def _without_matrix(mlp: MLPArchitecture, out: Tensor, rows: Bool[Tensor, " b"]) -> Tensor:
+    """Return W_out's output with only the bias in some rows, as if its matrix were zero there."""
+    bias = mlp.out_module.bias
+    by_row = out.view(len(rows), -1, out.shape[-1])  # some families flatten rows and tokens
+    constant = torch.zeros(()) if bias is None else bias
+    return torch.where(rows[:, None, None].to(out.device), constant.to(out), by_row).view_as(out)
 
 
 def _answer_scores(

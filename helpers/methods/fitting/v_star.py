@@ -19,7 +19,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.batching import right_padded
-from helpers.forward.prompts import first_token, position_of, token_ids
+from helpers.forward.prompts import answer_tokens, position_of, token_ids
 from helpers.forward.scoring import answer_probability
 from helpers.io.choices import check_number
 from helpers.methods.fitting.contrast import other_subjects, subject_prompts
@@ -33,14 +33,16 @@ log = logging.getLogger(__name__)
 class VStarHparams(Hyperparameters):
     """Hyperparameters of the search for `v*`, in the words of ROME's and MEMIT's code.
 
-    Defaults are ROME's for small models (Meng et al. 2022, appendix E.5).
+    Defaults are ROME's for small models (Meng et al. 2022, appendix E.5). v is the MLP's output at
+    the subject in ROME, and the residual stream there in MEMIT and AlphaEdit (`NORM_SITE`).
 
     Attributes:
         v_num_grad_steps: Largest number of Adam steps.
         v_lr: Adam's learning rate.
         kl_factor: Weight of KL(before ‖ after) at "{subject} is a", which preserves what else the
             subject is.
-        v_weight_decay: Weight of ‖δ‖² / ‖v‖², with δ the change and v the MLP's output before.
+        v_weight_decay: Weight of ‖δ‖ / ‖v‖², with δ the change and v before it: the term of the
+            authors' code, which weighs little (the paper writes its square).
         clamp_norm_factor: Largest ‖δ‖, in multiples of ‖v‖ (the papers': 4 for GPT-J, 0.75 in
             MEMIT).
         v_loss_threshold: The search stops at this excess of log P(target), in nats.
@@ -48,6 +50,7 @@ class VStarHparams(Hyperparameters):
         min_baseline_prob: No prompt is pushed below this probability.
     """
 
+    NORM_SITE: ClassVar[str] = "mlp_output"  # or "residual"
     RENAMED: ClassVar = {
         "steps": "v_num_grad_steps",
         "lr": "v_lr",
@@ -79,7 +82,7 @@ class VStarHparams(Hyperparameters):
 
     def v_star_settings(self) -> tuple[Any, ...]:
         """Return the values of these fields alone, without those of subclasses."""
-        return tuple(getattr(self, field.name) for field in fields(VStarHparams))
+        return (self.NORM_SITE, *(getattr(self, field.name) for field in fields(VStarHparams)))
 
 
 def baseline_target_prob(
@@ -153,15 +156,22 @@ def _search(
     )
     essence = Prompt(f"{pair.subject} is a", subject=pair.subject)
     upper = UpperLayers(model, [*prompts, essence], layer)
-    answers = torch.tensor([first_token(model, p, p.answers[0]) for p in prompts])
-    rows = torch.arange(len(prompts))
+    answers = [torch.tensor(answer_tokens(model, p)) for p in prompts]
     delta = torch.zeros(
         upper.mlp_output.shape[-1], device=upper.mlp_output.device, requires_grad=True
     )
-    v_norm = upper.mlp_output[:-1].norm(dim=-1).mean()
+    v = upper.mlp_output if hparams.NORM_SITE == "mlp_output" else upper.residual
+    v_norm = v[:-1].norm(dim=-1).mean()
+
+    def target_logprobs(logprobs: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
+        # The probabilities of the target and of its aliases add up.
+        return torch.stack(
+            [row[ids].logsumexp(0) for row, ids in zip(logprobs, answers, strict=False)]
+        )
+
     with torch.no_grad():
         logprobs_before = upper.logprobs(delta)
-    if bool((logprobs_before[rows, answers] <= baseline).all()):
+    if bool((target_logprobs(logprobs_before) <= baseline).all()):
         raise UserError(
             f"'{pair.target}' is no likelier with {pair.subject} than without: there is nothing "
             "to take away."
@@ -170,11 +180,10 @@ def _search(
     for step in range(hparams.v_num_grad_steps + 1):
         logprobs = upper.logprobs(delta)
         # Only an excess over the baseline counts: nothing is gained below it.
-        excess = (logprobs[rows, answers] - baseline).relu().mean()
+        excess = (target_logprobs(logprobs) - baseline).relu().mean()
         kl = (logprobs_before[-1].exp() * (logprobs_before[-1] - logprobs[-1])).sum()
-        loss = (
-            excess + hparams.kl_factor * kl + hparams.v_weight_decay * (delta.norm() / v_norm) ** 2
-        )
+        decay = hparams.v_weight_decay * delta.norm() / v_norm**2
+        loss = excess + hparams.kl_factor * kl + decay
         if excess.item() < hparams.v_loss_threshold or step == hparams.v_num_grad_steps:
             break
         adam.zero_grad()
@@ -191,6 +200,7 @@ class UpperLayers:
 
     Attributes:
         mlp_output: Output of the MLP of `layer` at each prompt's subject, (n, d_model).
+        residual: Residual stream after `layer` there, (n, d_model).
     """
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Prompt], layer: int):
@@ -214,8 +224,11 @@ class UpperLayers:
             output = self.arch.layers[layer].mlp.out_envoy.output
             by_position = output.view(*self.tokens.shape, -1)  # OPT flattens batch and time
             saved["mlp_output"] = by_position[self.rows, self.subject].clone()
+            residual = self.arch.layers[layer].block.output
+            saved["residual"] = residual.view(*self.tokens.shape, -1)[self.rows, self.subject]
             tracer.stop()
         self.below, self.mlp_output = saved.get("below"), saved["mlp_output"].float()
+        self.residual = saved["residual"].float()
 
     def logprobs(self, delta: Float[Tensor, " d_model"]) -> Float[Tensor, "n vocab"]:
         """Compute log P(next token) at each prompt's end with `delta` added to the MLP's output."""

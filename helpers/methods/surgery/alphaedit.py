@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,9 @@ class AlphaEditHparams(VStarHparams):
 
     RENAMED = VStarHparams.RENAMED | {"threshold": "nullspace_threshold", "l2": "L2"}
 
+    NORM_SITE: ClassVar[str] = "residual"
+
+    clamp_norm_factor: float = 0.75
     layers: Sequence[int] | None = None
     nullspace_threshold: float = 0.5
     L2: float = 10.0

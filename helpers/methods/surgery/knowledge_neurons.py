@@ -14,7 +14,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.activations import Position
 from helpers.forward.batching import BATCH_TOKENS
-from helpers.forward.prompts import first_token, position_of, token_ids
+from helpers.forward.prompts import answer_tokens, position_of, token_ids
 from helpers.io.choices import check_number
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
@@ -169,9 +169,9 @@ def integrated_gradients(
 ) -> Float[Tensor, "layers d_mlp"]:
     """Compute h ⊙ ∫₀¹ ∂P(α h)/∂h dα for the hidden units h of each layer at one token.
 
-    P is the probability of the answer's first token while the layer's units there are scaled by α
-    (Sundararajan et al. 2017; Dai et al. 2022, equation 4), the integral by the midpoint rule. By
-    completeness a layer's attributions sum to P(h) − P(0).
+    P is the probability of the first tokens of the answer and its aliases while the layer's units
+    there are scaled by α (Sundararajan et al. 2017; Dai et al. 2022, equation 4), the integral by
+    the midpoint rule. By completeness a layer's attributions sum to P(h) − P(0).
 
     Args:
         model: Any model of a known family.
@@ -183,7 +183,7 @@ def integrated_gradients(
     check_number("steps", steps, 1, 10_000)
     arch = architecture_of(model)
     ids, at = token_ids(model, prompt), position_of(model, prompt, position)
-    answer = first_token(model, prompt, prompt.answers[0])
+    answers = answer_tokens(model, prompt)
     with torch.no_grad(), model.trace(torch.tensor([ids])) as tracer:
         saved = {}.save()  # type: ignore[attr-defined]
         for i in range(arch.n_layers):
@@ -213,7 +213,7 @@ def integrated_gradients(
             final = arch.layers[-1].block.output[:, -1].save()
             tracer.stop()
         logits = unembed(model, final_norm(model, final)).float()
-        logits.softmax(-1)[:, answer].sum().backward()
+        logits.softmax(-1)[:, answers].sum().backward()
         mean_gradient = scaled.grad.mean(1)  # over the points of the integral
         for row, i in enumerate(chunk):
             attributions[i] = (hidden[row] * mean_gradient[row]).float().cpu()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,9 @@ class MEMITHparams(VStarHparams):
 
     RENAMED = VStarHparams.RENAMED | {"weight": "mom2_update_weight"}
 
+    NORM_SITE: ClassVar[str] = "residual"
+
+    clamp_norm_factor: float = 0.75
     layers: Sequence[int] | None = None
     mom2_update_weight: float = 100.0
     n_tokens: int = 60000

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.activations import cache_activations
-from helpers.forward.prompts import first_token
-from helpers.forward.scoring import answer_logprobs
+from helpers.forward.prompts import answer_tokens
+from helpers.forward.scoring import answer_probability
 from helpers.io.choices import check_number
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
@@ -80,8 +81,7 @@ def concept_vector(
     mean_activations = torch.stack([x.mean(0) for x in activations.values()])  # (layers, d_mlp)
     score = target_scores(model, prompts[0]) * mean_activations
     candidates = score.flatten().topk(min(n_candidates, score.numel())).indices.tolist()
-    answers = [p.answers[0] for p in prompts]
-    logprobs = []  # of the target, with one candidate ablated
+    logprobs = []  # of the target and its aliases, with one candidate ablated
     for flat_index in candidates:
         layer, neuron = divmod(flat_index, arch.d_mlp)
         column = arch.layers[layer].mlp.W_out()[:, neuron]
@@ -89,7 +89,7 @@ def concept_vector(
         try:
             with torch.no_grad():
                 column.zero_()
-            logprobs.append(float(answer_logprobs(model, prompts, answers).mean()))
+            logprobs.append(float(np.log(answer_probability(model, prompts)).mean()))
         finally:
             with torch.no_grad():
                 column.copy_(original)
@@ -100,6 +100,8 @@ def concept_vector(
 def target_scores(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layers d_mlp"]:
     """Compute each value column's logit of the answer's first token, standardised over tokens.
 
+    Of several names the largest counts.
+
     The logits are those of the logit lens (final norm, then unembedding). Their mean and deviation
     come from the unembedding's mean and covariance, so that no other logits are computed.
     """
@@ -107,10 +109,10 @@ def target_scores(model: LanguageModel, prompt: Prompt) -> Float[Tensor, "layers
     head = arch.head.weight.float()
     centred = head - head.mean(0)
     covariance = centred.T @ centred / len(head)
-    answer = first_token(model, prompt, prompt.answers[0])
+    answers = answer_tokens(model, prompt)
     scores = []
     for layer in arch.layers:
         columns = final_norm(model, layer.mlp.W_out().T.to(arch.head.weight)).float()
         std = ((columns @ covariance) * columns).sum(-1).clamp_min(1e-12).sqrt()
-        scores.append(((columns @ centred[answer]) / std).cpu())
+        scores.append(((columns @ centred[answers].T).amax(-1) / std).cpu())
     return torch.stack(scores)

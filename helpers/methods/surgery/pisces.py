@@ -9,8 +9,10 @@ from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
+from helpers.forward.activations import cache_activations
 from helpers.io.choices import check_number
 from helpers.methods.change import Change
+from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.fitting.sae_latents import load_saes_for, sae_states, specific_latents
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
@@ -47,8 +49,10 @@ def pisces(
     """Rewrite the columns of W_out that write a feature (Gur-Arieh et al. 2025).
 
     A column v is rewritten when `|v · enc_f|` is over `tau` times the largest such number. Its code
-    z = SAE.encode(v) gets `z_f = −mu · max · sign(v · enc_f)`, and the new column is
-    SAE.decode(z) + (v − SAE.decode(SAE.encode(v))): what the SAE does not explain stays.
+    z = SAE.encode(v) gets `z_f = −mu · max · sign(a)`, with a the sum of the signs of the neuron's
+    activations on the concept: a neuron that is mostly negative there writes −v, so its column is
+    turned the other way. The new column is SAE.decode(z) + (v − SAE.decode(SAE.encode(v))): what
+    the SAE does not explain stays.
 
     The paper chooses features by hand from those whose top logit tokens name the concept. Here they
     are the target's, those that tell the subject's prompts from others' by AUROC.
@@ -76,7 +80,11 @@ def pisces(
             model, pair, sae, n_subjects=hparams.n_subjects, seed=seed
         )
         features = specific_latents(sae, positives, negatives, n=hparams.n_latents)
-        change, columns = rewrite_columns(mlp, sae, features, tau=hparams.tau, mu=hparams.mu)
+        neurons = cache_activations(
+            model, subject_prompts(pair), sites=["neurons"], layers=[layer], positions="last"
+        )["neurons", layer]
+        signs = neurons.sign().sum(0).sign()
+        change, columns = rewrite_columns(mlp, sae, features, signs, tau=hparams.tau, mu=hparams.mu)
         changes[mlp.out_name] = change
         notes.append({"layer": layer, "latents": features.tolist(), "columns": columns.tolist()})
     return WeightEdit.of(torch_module(model), changes, notes={"latents": notes})
@@ -84,7 +92,13 @@ def pisces(
 
 @torch.inference_mode()
 def rewrite_columns(
-    mlp: MLPArchitecture, sae: SAE, features: Int[Tensor, " f"], *, tau: float, mu: float
+    mlp: MLPArchitecture,
+    sae: SAE,
+    features: Int[Tensor, " f"],
+    signs: Float[Tensor, " d_mlp"],
+    *,
+    tau: float,
+    mu: float,
 ) -> tuple[Change, Int[Tensor, " columns"]]:
     """Compute the change of W_out, and the indices of the columns that it rewrites.
 
@@ -92,6 +106,7 @@ def rewrite_columns(
         mlp: The MLP.
         sae: An SAE of its output.
         features: Latents to remove.
+        signs: Sign of each neuron's activation on the concept, by majority.
         tau: A column is rewritten above this share of the largest projection on a feature.
         mu: Features are set to minus this many of their largest projections.
     """
@@ -103,8 +118,8 @@ def rewrite_columns(
     v = values[columns]
     code = sae.encode(v)
     new_code = code.clone()
-    # Against the projection's sign: the column then writes the opposite of the feature.
-    target = -mu * largest * projections[columns].sign()
+    # Against the activation's sign: activation times column then writes the feature's opposite.
+    target = -mu * largest * signs[columns, None]
     new_code[:, features] = torch.where(is_large[columns], target, code[:, features])
     # Only the difference of two reconstructions is added, which keeps what the SAE misses.
     difference = sae.decode(new_code) - sae.decode(code)  # (columns, d_model)

@@ -1,7 +1,7 @@
 """The data of training methods: examples to forget, and examples to retain.
 
-All of it is of the `train` split: the pair's training prompts, training prompts of other facts, and
-passages of the Factbook's training countries.
+All of it is of the `train` split: the prompts that every method may forget by (`forget_prompts`),
+training prompts of other facts, and passages of the Factbook's training countries.
 """
 
 import weakref
@@ -13,6 +13,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt, subject_span
+from helpers.facts.concept_prompts import forget_prompts
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.scoring import answer_logprobs, distinct_answers
 from helpers.io.hashing import content_hash
@@ -29,7 +30,7 @@ class ForgetRetainData:
     """Examples to forget and to retain for one pair.
 
     Attributes:
-        prompts: The pair's training prompts, one for each example to forget.
+        prompts: The prompts to forget by, one for each example.
         forget: These prompts with the target; with each alias once more.
         facts: Other facts that the model knows, with their answers.
         passages: Passages of text.
@@ -111,7 +112,7 @@ def forget_retain_data(
 def _forget_examples(model: LanguageModel, pair: ConceptPair) -> tuple[list[Prompt], list[Example]]:
     """Return the pair's training prompts, once an answer, and their examples."""
     prompts, examples = [], []
-    for prompt in pair.prompts("train"):
+    for prompt in forget_prompts(pair):
         subject_start = subject_span(prompt, model.tokenizer)[0]
         for answer in distinct_answers(model, prompt):
             prompts.append(prompt)

@@ -6,7 +6,7 @@ from small_constraints import constraints_of
 
 from helpers.errors import UserError
 from helpers.methods.fitting.kernel_ridge import fit_kernel_ridge, min_norm_update
-from helpers.methods.fitting.linearization import Linearization
+from helpers.methods.fitting.linear_model import Linearization
 
 
 def random_linearization(n=4, rows=9, d=5, width=7):
@@ -17,13 +17,25 @@ def random_linearization(n=4, rows=9, d=5, width=7):
     return Linearization(torch.zeros(n), constraint_index, keys, gradients)
 
 
-def test_the_update_reaches_its_target_with_the_least_norm():
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_the_update_reaches_its_target_with_the_least_norm(two_sided):
     linearization = random_linearization()
     constraints = constraints_of() + constraints_of()[:1]
     factors = {i: torch.tril(torch.randn(7, 7)) + 4 * torch.eye(7) for i in (0, 3)}
+    output_factors = {i: torch.eye(5) for i in (0, 3)}
+    if two_sided:
+        output_factors = {i: torch.tril(torch.randn(5, 5)) + 4 * torch.eye(5) for i in (0, 3)}
     target = torch.tensor([-1.0, 0.5, 0.0, -2.0])
-    update = min_norm_update(linearization, target, factors, ridge=0.0, constraints=constraints)
-    # the same by the minimum-norm solution of one big system, in the whitened coordinates Δ L
+    update = min_norm_update(
+        linearization,
+        target,
+        factors,
+        ridge=0.0,
+        constraints=constraints,
+        output_factors=output_factors if two_sided else None,
+    )
+    # the same by the minimum-norm solution of one big system, in the coordinates Mᵀ Δ L of the
+    # factors M and L, in which the metric is the identity
     rows = []
     for n in range(4):
         row = []
@@ -31,10 +43,11 @@ def test_the_update_reaches_its_target_with_the_least_norm():
             own = linearization.constraint_index == n
             keys, gradients = linearization.keys[i][own], linearization.gradients[i][own]
             white = torch.linalg.solve_triangular(factors[i], keys.T, upper=False)
-            row.append((white @ gradients).T.flatten())
+            gradients = torch.linalg.solve_triangular(output_factors[i], gradients.T, upper=False)
+            row.append((gradients @ white.T).flatten())
         rows.append(torch.cat(row))
     least = torch.linalg.pinv(torch.stack(rows)) @ target
-    whitened = torch.cat([(update[i] @ factors[i]).flatten() for i in (0, 3)])
+    whitened = torch.cat([(output_factors[i].T @ update[i] @ factors[i]).flatten() for i in (0, 3)])
     torch.testing.assert_close(whitened, least, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(torch.stack(rows) @ whitened, target, rtol=1e-3, atol=1e-4)
 

@@ -1,5 +1,7 @@
 """Linearizations: derivatives of log-odds, whole answers, and the same as weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import FAMILIES
@@ -7,17 +9,9 @@ from small_constraints import constraints_of
 
 from helpers.forward.scoring import answer_logprobs
 from helpers.methods import unlearn
-from helpers.methods.fitting.linearization import EditConstraint, linearize
+from helpers.methods.fitting.linearization import EditConstraint, answer_logodds, linearize
+from helpers.methods.snapshots import subtracted
 from helpers.models import architecture_of
-
-
-def predicted_change(linearization, delta):
-    """Change of each constraint's log-odds by ΔW, to first order."""
-    total = torch.zeros(len(linearization.logodds))
-    for i, change in delta.items():
-        by_row = ((linearization.keys[i] @ change.T) * linearization.gradients[i]).sum(-1)
-        total.index_add_(0, linearization.constraint_index, by_row)
-    return total
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -34,7 +28,7 @@ def test_a_linearization_is_the_derivative(tiny_model, family):
         for e in (1e-3, -1e-3)
     )
     slope = (plus - minus) / 2e-3
-    torch.testing.assert_close(predicted_change(linearization, delta), slope, rtol=3e-2, atol=2e-3)
+    torch.testing.assert_close(linearization.predicted_change(delta), slope, rtol=3e-2, atol=2e-3)
 
 
 def test_odds_are_the_whole_answers_and_sum_alternatives(tiny_model):
@@ -49,6 +43,45 @@ def test_odds_are_the_whole_answers_and_sum_alternatives(tiny_model):
     expected = torch.tensor([both, torch.logaddexp(*torch.tensor([one, two]))], dtype=torch.float32)
     odds = expected - torch.log1p(-expected.exp())
     torch.testing.assert_close(logodds, odds, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_left_out_run_as_if_their_matrix_were_zero(tiny_model, family):
+    """Alone and in one batch with the whole model; below, at and above the edited layer."""
+    model, constraints = tiny_model(family), constraints_of()
+    mlps = [layer.mlp for layer in architecture_of(model).layers]
+    cut = [replace(c, left_out=out) for out in ((0,), (1, 2)) for c in constraints]
+    mixed = linearize(model, [*constraints, *cut], layers=(0,))
+    torch.testing.assert_close(
+        mixed.logodds, answer_logodds(model, [*constraints, *cut], layers=(0,))
+    )
+    n = len(constraints)
+    plain = linearize(model, constraints, layers=(0,))
+    torch.testing.assert_close(mixed.logodds[:n], plain.logodds, rtol=1e-4, atol=1e-5)
+    for k, out in enumerate(((0,), (1, 2))):
+        with subtracted(model, {i: mlps[i].W_out().detach().clone() for i in out}):
+            expected = linearize(model, constraints, layers=(0,)).logodds
+        torch.testing.assert_close(
+            mixed.logodds[(k + 1) * n : (k + 2) * n], expected, rtol=1e-4, atol=1e-5
+        )
+    of_layer_0 = (mixed.constraint_index >= n) & (mixed.constraint_index < 2 * n)
+    assert not mixed.gradients[0][of_layer_0].any()  # no change of a layer that is left out helps
+    assert mixed.gradients[0][~of_layer_0].any()
+
+
+def test_small_rows_are_left_out_by_constraint(tiny_model):
+    model, constraints = tiny_model(), constraints_of()
+    whole = linearize(model, constraints, layers=(0, 2))
+    assert len(whole.without_small_rows(0.0).constraint_index) == len(whole.constraint_index)
+    pruned = whole.without_small_rows(0.5)
+    assert set(pruned.constraint_index.tolist()) == set(range(len(constraints)))
+    assert len(pruned.constraint_index) < len(whole.constraint_index)
+    both = pruned.followed_by(whole)
+    assert both.logodds.tolist() == [*whole.logodds.tolist()] * 2
+    n = len(pruned.constraint_index)
+    assert torch.equal(both.constraint_index[n:], whole.constraint_index + len(constraints))
+    assert torch.equal(both.keys[2][:n], pruned.keys[2])
+    assert torch.equal(both.gradients[0][n:], whole.gradients[0])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

@@ -1,0 +1,284 @@
+"""Remove a concept pair from the weights that are there, until what attacks find is gone too.
+
+The proposed method, second version. Like `tangent_kernel` it takes the smallest change of W_out
+that brings the answers' log-odds to their targets, by kernel regression on linearized log-odds
+(`helpers.methods.fitting.linearization`). What it adds makes the difference between a name that is
+filtered and a fact that is gone:
+
+- *Of the concept*: the subject's adjective, official name and descriptions are forgotten with its
+  name; the same about other subjects must stay (`helpers.facts.concept_prompts`).
+- *Spread*: before each step the windows of MLPs are found without which the answer comes back, and
+  the answer is forgotten without them as well. So no few layers hold the edit.
+- *No further than it should*: answers come down to what the subject's other associations get.
+- *Two-sided metric*: a change is small that other inputs do not see, and that moves nothing along
+  directions in which other relations are read (`helpers.methods.fitting.output_metric`).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from nnsight import LanguageModel
+from torch import Tensor
+
+from helpers.facts import ConceptPair, Prompt, known_facts
+from helpers.facts.associated import associated_controls
+from helpers.facts.concept_prompts import adjective_prompts, concept_prompts, forget_prompts
+from helpers.facts.relations import RELATIONS
+from helpers.forward.layer_cache import cache_below, use_layer_cache
+from helpers.forward.scoring import answer_probability, next_token_and_answer
+from helpers.methods.change import Change
+from helpers.methods.fitting.constraints import (
+    RetainPrompts,
+    forget_constraints,
+    preservation_constraints,
+    retain_prompts,
+    target_change,
+)
+from helpers.methods.fitting.hparams import PreservationHparams
+from helpers.methods.fitting.kernel_ridge import min_norm_update
+from helpers.methods.fitting.layer_windows import weakest_windows
+from helpers.methods.fitting.linearization import (
+    EditConstraint,
+    answer_logodds,
+    at_all_positions,
+    linearize,
+)
+from helpers.methods.fitting.negatives import preservation_metric
+from helpers.methods.fitting.output_metric import output_metric
+from helpers.methods.registry import method
+from helpers.methods.weight_edit import WeightEdit
+from helpers.models import architecture_of, torch_module
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConceptRemovalHparams(PreservationHparams):
+    """Hyperparameters of `concept_removal`, with those of what an edit preserves.
+
+    Attributes:
+        layers: Edited layers; by default 5 to 16 of 30, which enrich the subject's tokens.
+        level_share: Target probability of the training prompts, as a share of what the subject's
+            other associations get there: held-out wordings keep more.
+        min_target_prob: Least target probability, where associations get next to nothing.
+        max_target_prob: Largest one; also without associations.
+        n_associated: Associated answers whose probability is the level.
+        n_neighbours: Known neighbours whose answers are preserved.
+        n_adjectives: Neighbours of which the question with their adjective is preserved.
+        n_questions: Questions of other relations in the output side of the metric.
+        question_weight: Weight of the directions in which they are read.
+        n_fisher_tokens: Tokens of text in the output side of the metric.
+        text_weight: Weight of the directions in which text is read.
+        n_windows: Windows of left-out MLPs under which the answer is forgotten as well.
+        prompts_per_window: One of so many forget prompts is repeated under each window.
+        ridge: Ridge of the kernel regression, relative to the kernel's diagonal.
+        n_tokens: Tokens of ordinary text in the preservation metric.
+        step_sizes: Fraction of the residual that each step removes.
+        n_plain_steps: First steps, which only lower the answers: nothing that is far from its
+            target need be attacked yet.
+        min_row: Positions whose gradient is under this share of the constraint's largest are left
+            out of the kernel.
+    """
+
+    layers: Sequence[int] | None = None
+    level_share: float = 0.5
+    min_target_prob: float = 0.003
+    max_target_prob: float = 0.02
+    n_associated: int = 8
+    n_neighbours: int = 60
+    n_adjectives: int = 40
+    n_questions: int = 190
+    question_weight: float = 200.0
+    n_fisher_tokens: int = 4096
+    text_weight: float = 20.0
+    n_windows: int = 7
+    prompts_per_window: int = 2
+    ridge: float = 0.01
+    n_tokens: int = 60_000
+    step_sizes: tuple[float, ...] = (0.5, 0.7, 1.0, 1.0)
+    n_plain_steps: int = 2
+    min_row: float = 0.03
+
+
+@method("concept_removal", family="surgery", supports_batch=True)
+def concept_removal(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    hparams: ConceptRemovalHparams,
+    *,
+    seed: int = 0,
+) -> WeightEdit:
+    """Change W_out of the enriching layers by the least update that removes the pairs.
+
+    Args:
+        model: Any model of a known family.
+        pairs: The pairs to forget, by one update.
+        hparams: Its hyperparameters.
+        seed: Seed that draws text, neighbours and questions.
+
+    Raises:
+        UserError: Two prompts cannot be told apart, or the steps diverge.
+    """
+    arch = architecture_of(model)
+    layers = [arch.check_layer(i) for i in hparams.layers or arch.relative_layers(range(5, 17))]
+    forget, retain = _constraints(model, pairs, hparams, seed=seed)
+    factors = preservation_metric(
+        model, pairs, hparams, layers=layers, n_tokens=hparams.n_tokens, seed=seed
+    )
+    output_factors = output_metric(
+        model,
+        pairs[0].relation,
+        hparams,
+        layers=layers,
+        n_questions=hparams.n_questions,
+        question_weight=hparams.question_weight,
+        n_tokens=hparams.n_fisher_tokens,
+        text_weight=hparams.text_weight,
+        seed=seed,
+    )
+    delta = {i: torch.zeros(arch.d_model, arch.d_mlp) for i in layers}
+    with use_layer_cache(model, cache_below(model, layers)):
+        # What must stay hardly moves, so one linearization of it serves all steps.
+        held = linearize(model, retain, layers=layers).without_small_rows(hparams.min_row)
+        initial_logodds = held.logodds
+        for n_done, step_size in enumerate(hparams.step_sizes):
+
+            def edit_output(
+                layer: int, mlp_in: Tensor, hidden: Tensor, delta: dict[int, Tensor] = delta
+            ) -> Tensor:
+                return hidden @ delta[layer].to(hidden).T
+
+            attacked = n_done >= hparams.n_plain_steps
+            moving = list(forget)
+            if attacked:
+                windows = weakest_windows(
+                    model,
+                    _one_of_each(pairs, forget),
+                    n=hparams.n_windows,
+                    layers=layers,
+                    edit_output=edit_output,
+                )
+                moving += _without_windows(forget, windows, hparams.prompts_per_window)
+            moved = linearize(model, moving, layers=layers, edit_output=edit_output)
+            log.debug("P(target) %s", moved.logodds[: len(forget)].sigmoid())
+            if attacked:
+                logodds = answer_logodds(model, retain, layers=layers, edit_output=edit_output)
+            else:
+                logodds = initial_logodds + held.predicted_change(delta)
+            whole = moved.without_small_rows(hparams.min_row).followed_by(
+                replace(held, logodds=logodds)
+            )
+            constraints = [*moving, *retain]
+            residual = target_change(
+                constraints, whole.logodds, torch.cat([moved.logodds, initial_logodds])
+            )
+            update = min_norm_update(
+                whole,
+                step_size * residual,
+                factors,
+                ridge=hparams.ridge,
+                constraints=constraints,
+                output_factors=output_factors,
+            )
+            delta = {i: delta[i] + update[i] for i in layers}
+    changes = {}
+    for i, dense in delta.items():
+        mlp = arch.layers[i].mlp
+        changes[mlp.out_name] = Change(dense=dense.T.contiguous() if mlp.transposed else dense)
+    return WeightEdit.of(torch_module(model), changes)
+
+
+def _constraints(
+    model: LanguageModel,
+    pairs: Sequence[ConceptPair],
+    hparams: ConceptRemovalHparams,
+    *,
+    seed: int,
+) -> tuple[list[EditConstraint], list[EditConstraint]]:
+    """Build the forget constraints and the retain constraints, all active at every position."""
+    forget: list[EditConstraint] = []
+    for pair in pairs:
+        level = association_level(model, pair, n=hparams.n_associated)
+        target_prob = hparams.level_share * level
+        target_prob = min(hparams.max_target_prob, max(hparams.min_target_prob, target_prob))
+        prompts = forget_prompts(pair)
+        forget += forget_constraints(model, pair, target_prob=target_prob, prompts=prompts)
+    groups = retain_prompts(
+        model, pairs, n_neighbours=hparams.n_neighbours, top_k=hparams.top_k, seed=seed
+    )
+    named_otherwise = [
+        *subject_by_other_names(pairs),
+        *other_adjectives(model, pairs, n=hparams.n_adjectives, seed=seed),
+    ]
+    if named_otherwise:
+        groups.append(RetainPrompts(named_otherwise))
+    retain: list[EditConstraint] = []
+    for group in groups:
+        predictions = next_token_and_answer(model, group.prompts)
+        retain += preservation_constraints(model, group, predictions, hparams)
+    return at_all_positions(forget), at_all_positions(retain)
+
+
+def association_level(model: LanguageModel, pair: ConceptPair, *, n: int) -> float:
+    """Compute the mean probability of the subject's other associations on the training prompts.
+
+    It is infinite where none are known.
+
+    Args:
+        model: Any model of a known family.
+        pair: A fact.
+        n: Largest number of associations.
+    """
+    controls = associated_controls(pair, n=n)
+    prompts = [p for control in controls for p in control.prompts("train")]
+    return float(answer_probability(model, prompts).mean()) if prompts else float("inf")
+
+
+def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
+    """Ask for the subjects' other facts by the same other names; what is forgotten is left out."""
+    return [
+        prompt
+        for pair in pairs
+        for other in pair.same_subject()
+        if not any(p.states(other.subject, (other.target, *other.aliases)) for p in pairs)
+        for prompt in (*concept_prompts(other), *other.few_shot(1, split="train")[:2])
+    ]
+
+
+def other_adjectives(
+    model: LanguageModel, pairs: Sequence[ConceptPair], *, n: int, seed: int
+) -> list[Prompt]:
+    """Draw one question with the adjective of each of `n` known neighbours."""
+    relation = pairs[0].relation
+    if not n or relation not in RELATIONS:
+        return []
+    known = set(known_facts(model, relation).query("known")["subject"])
+    subjects = {pair.subject for pair in pairs}
+    prompts = []
+    for neighbour in pairs[0].neighbours(seed=seed):
+        if neighbour.subject in known - subjects and (asked := adjective_prompts(neighbour)):
+            prompts.append(asked[len(prompts) % len(asked)])
+    return prompts[:n]
+
+
+def _one_of_each(
+    pairs: Sequence[ConceptPair], forget: Sequence[EditConstraint]
+) -> list[EditConstraint]:
+    """Return the first two constraints of a pair, or one of each of several."""
+    if len(pairs) == 1:
+        return list(forget[:2])
+    per_pair = len(forget) // len(pairs)
+    return list(forget[::per_pair][: len(pairs)])
+
+
+def _without_windows(
+    forget: Sequence[EditConstraint], windows: Sequence[tuple[int, ...]], every: int
+) -> list[EditConstraint]:
+    """Repeat every so manieth forget constraint under each window, other ones under the next."""
+    return [
+        replace(c, left_out=window)
+        for n, window in enumerate(windows)
+        for c in forget[n % every :: every]
+    ]
