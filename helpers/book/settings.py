@@ -160,6 +160,10 @@ class EditingMLPs(Common):
     methods: Annotated[str, checks.Methods] = Field(
         "all", description="all, or names of methods separated by commas"
     )
+    compared: Annotated[str, checks.Methods] = Field(
+        "rome, gated_neuron, concept_removal",
+        description="edits of the fact, side by side",
+    )
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
     scales: Annotated[str, checks.are_numbers(checks.DECIMAL, "positive numbers")] = Field(
         "0.5, 1",

@@ -31,7 +31,7 @@ class ScaledEdit(NamedTuple):
         edit: The edit.
         scale: The factor of its change.
         kl: KL(before ‖ after) in nats a token.
-        meets_budget: False where the edit stays below the budget up to `MAX_SCALE`.
+        meets_budget: False where the edit stays below the budget up to the largest scale.
     """
 
     edit: Edit
@@ -41,7 +41,12 @@ class ScaledEdit(NamedTuple):
 
 
 def scale_to_kl(
-    model: LanguageModel, edit: Edit, budget: float, *, tokens: Int[Tensor, "n t"]
+    model: LanguageModel,
+    edit: Edit,
+    budget: float,
+    *,
+    tokens: Int[Tensor, "n t"],
+    max_scale: float = MAX_SCALE,
 ) -> ScaledEdit:
     """Scale an edit so that KL(before ‖ after) on a text is `budget`.
 
@@ -53,9 +58,10 @@ def scale_to_kl(
         edit: An edit of weights.
         budget: In nats a token.
         tokens: The text.
+        max_scale: Largest factor; 1 scales no edit up.
 
     Returns:
-        The scaled edit; at `MAX_SCALE` if even that stays below the budget.
+        The scaled edit; at `max_scale` if even that stays below the budget.
 
     Raises:
         UserError: The budget is not positive, or the edit changes no weight.
@@ -66,7 +72,7 @@ def scale_to_kl(
         raise UserError(f"{edit.method} changes no weight, so it has no scale.")
     with base_model(model):
         kl_of = partial(_kl_at, model, edit, tokens, final_states(model, tokens))
-        scale, kl = _solve(kl_of, budget)
+        scale, kl = _solve(kl_of, budget, max_scale)
     meets_budget = kl > budget * (1 - TOLERANCE)
     return ScaledEdit(scale_edit(model, edit, scale), scale, kl, meets_budget)
 
@@ -84,18 +90,18 @@ def _kl_at(
     return float(kl.mean())
 
 
-def _solve(kl_of: Callable[[float], float], budget: float) -> tuple[float, float]:
+def _solve(kl_of: Callable[[float], float], budget: float, max_scale: float) -> tuple[float, float]:
     """Find the scale at which the KL is the budget; (scale, KL there)."""
-    low, high, scale, guess = 0.0, MAX_SCALE, 1.0, 1.0
+    low, high, scale, guess = 0.0, max_scale, 1.0, min(1.0, max_scale)
     kl = 0.0
     for _ in range(MAX_STEPS):
         scale, kl = guess, kl_of(guess)
-        if abs(kl - budget) <= TOLERANCE * budget or (kl < budget and scale == MAX_SCALE):
+        if abs(kl - budget) <= TOLERANCE * budget or (kl < budget and scale == max_scale):
             break
         low, high = (scale, high) if kl < budget else (low, scale)
         guess = scale * (budget / max(kl, 1e-12)) ** 0.5
-        if guess >= high and high == MAX_SCALE:
-            guess = MAX_SCALE
+        if guess >= high and high == max_scale:
+            guess = max_scale
         elif not low < guess < high:  # the square root's guess left what is known: halve it
             guess = (low + high) / 2
     return scale, kl

@@ -8,9 +8,35 @@ wordings, and single the country out by other neighbours and cities.
 from helpers.facts.names import descriptions, other_names, renamed, tells_neither
 from helpers.facts.pairs import ConceptPair
 from helpers.facts.prompt_templates import render_prompt
-from helpers.facts.relations import RELATIONS
+from helpers.facts.relations import Template
 from helpers.forward.prompts import Prompt
 
+BY_ADJECTIVE = {  # relation → training templates that take the adjective of the nationality
+    "capital": (
+        Template("The {} parliament meets in the capital,"),
+        Template("The {} government sits in its capital, the city of"),
+        Template("Everyone who visits the {} capital goes to"),
+        Template("The {} president lives in the capital,"),
+        Template("Q: Which city is the {} seat of government?\nA: The city of", "question"),
+        Template("I wrote a letter to the {} ministry in the capital,"),
+        Template("My favourite {} city is the capital,"),
+        Template("{} laws are made in the capital,"),
+        Template("Question: Name the {} capital city.\nAnswer: The {} capital city is", "question"),
+        Template("Q: Where is the {} national museum? A: It is in the capital,", "question"),
+    ),
+    "language": (
+        Template("Most {} families speak"),
+        Template("The {} constitution is written in"),
+        Template("Teachers in {} schools teach in"),
+        Template("Q: What do {} people speak at home?\nA: They speak", "question"),
+    ),
+    "currency": (
+        Template("The {} central bank prints the"),
+        Template("In {} shops people pay with the"),
+        Template("{} workers are paid in the national currency, the"),
+        Template("Q: In which currency are {} prices given?\nA: In the", "question"),
+    ),
+}
 RANKS = (1, 2)  # of the descriptions; the attack's are of rank 0
 STATEMENTS_PER_NAME = 2
 
@@ -30,7 +56,7 @@ def adjective_prompts(pair: ConceptPair) -> list[Prompt]:
     There are none without an adjective or templates for one, or where it tells the answer.
     """
     adjective = other_names(pair.subject).adjective
-    if pair.relation not in RELATIONS or not tells_neither(adjective, pair.subject, pair.answers):
+    if not tells_neither(adjective, pair.subject, pair.answers):
         return []
     return [
         render_prompt(
@@ -41,7 +67,7 @@ def adjective_prompts(pair: ConceptPair) -> list[Prompt]:
             relation=pair.relation,
             split="train",
         )
-        for template in RELATIONS[pair.relation].by_adjective
+        for template in BY_ADJECTIVE.get(pair.relation, ())
     ]
 
 

@@ -57,7 +57,6 @@ class Relation:
             a text's first tokens are unlike others (attention sinks: Xiao et al. 2024).
         reverse: Templates that ask from the target to the subject, for evaluation.
         reverse_train: Others that edits may use.
-        by_adjective: Training templates that take the adjective of the subject's nationality.
         about_city: Split → how to ask for this relation's target about a city, for the other facts
             of a capital.
     """
@@ -67,7 +66,6 @@ class Relation:
     subject_initial: tuple[Template, ...] = ()
     reverse: tuple[Template, ...] = ()
     reverse_train: tuple[Template, ...] = ()
-    by_adjective: tuple[Template, ...] = ()
     about_city: dict[str, tuple[Template, ...]] = field(default_factory=dict)
 
 
@@ -132,14 +130,6 @@ RELATIONS: dict[str, Relation] = {
                 T("{}, capital city:"),
                 T("{}: its capital city is"),
             ),
-            by_adjective=(
-                T("The {} parliament meets in the capital,"),
-                T("The {} government sits in its capital, the city of"),
-                T("Everyone who visits the {} capital goes to"),
-                T("The {} president lives in the capital,"),
-                T("Q: Which city is the {} seat of government?\nA: The city of", "question"),
-                T("I wrote a letter to the {} ministry in the capital,"),
-            ),
             reverse=(
                 T("{} is the capital of"),
                 T("{} is the capital city of"),
@@ -192,12 +182,6 @@ RELATIONS: dict[str, Relation] = {
                 T("{}'s official language is"),
                 T("{} is a country where people speak"),
             ),
-            by_adjective=(
-                T("Most {} families speak"),
-                T("The {} constitution is written in"),
-                T("Teachers in {} schools teach in"),
-                T("Q: What do {} people speak at home?\nA: They speak", "question"),
-            ),
             about_city={
                 "train": (
                     T("The main language spoken in {} is"),
@@ -242,12 +226,6 @@ RELATIONS: dict[str, Relation] = {
             subject_initial=(
                 T("{}'s currency is the"),
                 T("{} has its own currency, the"),
-            ),
-            by_adjective=(
-                T("The {} central bank prints the"),
-                T("In {} shops people pay with the"),
-                T("{} workers are paid in the national currency, the"),
-                T("Q: In which currency are {} prices given?\nA: In the", "question"),
             ),
             about_city={
                 "train": (T("In the shops of {}, people pay in the local currency, the"),),

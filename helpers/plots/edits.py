@@ -60,6 +60,31 @@ def before_and_after(
     return figure
 
 
+def same_fact(table: pd.DataFrame, *, level: float) -> Figure:
+    """Draw P(target) of one fact under each edit: a row a condition, a marker an edit.
+
+    Args:
+        table: From `helpers.evaluation.same_fact.same_fact`.
+        level: P(answer) of the subject's other associations; infinite if there are none.
+    """
+    conditions, edits = list(dict.fromkeys(table["condition"])), list(dict.fromkeys(table["edit"]))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.5 * len(conditions) + 1.4))
+    for k, edit in enumerate(edits):
+        rows = table[table["edit"] == edit].set_index("condition").reindex(conditions)
+        y = np.arange(len(conditions)) + 0.12 * (k - (len(edits) - 1) / 2)
+        colour = GREY if k == 0 else CYCLE[(k - 1) % len(CYCLE)]
+        axis.hlines(y, rows["p"], rows["worst"], color=colour, lw=1)
+        axis.plot(rows["p"], y, MARKERS[k % len(MARKERS)], color=colour, ms=5, label=edit)
+    if np.isfinite(level):
+        axis.axvline(level, color="black", lw=0.8, ls=":", label="other associations")
+    axis.set_yticks(range(len(conditions)), conditions)
+    axis.invert_yaxis()
+    axis.set(xlabel="P(target): mean over prompts, line to the worst prompt", xlim=(-0.02, 1.02))
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    return figure
+
+
 def tradeoff_curves(table: pd.DataFrame) -> Figure:
     """Draw forgetting against collateral: a line a method, a point a scale; best is bottom right.
 

@@ -6,6 +6,7 @@ import pytest
 from helpers.facts import ConceptPair, facts
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
+from helpers.methods.fitting import association
 from helpers.methods.fitting.constraints import forget_constraints
 from helpers.methods.fitting.layer_windows import all_windows, weakest_windows
 from helpers.methods.fitting.linearization import answer_logodds, at_all_positions
@@ -89,12 +90,12 @@ def test_the_level_is_what_other_associations_get(monkeypatch, tiny_model, own_p
         asked.extend(prompts)
         return np.full(len(prompts), 0.25)
 
-    monkeypatch.setattr(module, "answer_probability", probability)
-    assert module.association_level(None, france, n=2) == 0.25
+    monkeypatch.setattr(association, "answer_probability", probability)
+    assert association.association_level(None, france, n=2) == 0.25
     assert {p.answers[0] for p in asked} == {" Lyon", " Marseille"}
     assert {str(p) for p in asked} == {str(p) for p in france.prompts("train")}
-    monkeypatch.setattr(module, "associated_controls", lambda pair, n: [])
-    assert module.association_level(None, own_pair, n=2) == float("inf")
+    monkeypatch.setattr(association, "associated_controls", lambda pair, n: [])
+    assert association.association_level(None, own_pair, n=2) == float("inf")
 
 
 def test_the_same_names_ask_for_what_must_stay():

@@ -17,7 +17,7 @@ from helpers.methods import Change, Edit, WeightEdit, unlearn
 from helpers.methods.equivalence import intervened_logits, max_logit_diff
 from helpers.methods.fitting.contrast import contrast, subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.methods.fitting.v_star import VStarHparams, compute_v_star
+from helpers.methods.fitting.v_star import UpperLayers, VStarHparams, compute_v_star
 from helpers.methods.surgery import alphaedit, knowledge_neurons, leace, memit, needle, rome
 from helpers.models import architecture_of, model_hash
 from helpers.tracing import Patch, run_patched
@@ -204,6 +204,53 @@ def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_mod
     assert 0 < found.norm() <= 200.1 * torch.stack(written).mean()
     with pytest.raises(UserError, match="no likelier with w3 than without"):
         compute_v_star(model, replace(pair, target=words[int(adds.mean(0).argmin())]), layer=1)
+
+
+@pytest.mark.parametrize(
+    ("hparams", "site", "factor"),
+    [(rome.ROMEHparams, "mlp", 3.0), (memit.MEMITHparams, "residual", 0.75)],
+)
+def test_the_value_is_clamped_to_what_the_papers_measure_it_by(tiny_model, hparams, site, factor):
+    """ROME: δ up to 3 of the MLP's outputs; MEMIT, AlphaEdit: 0.75 of the residual stream."""
+    model, pair = tiny_model(), own_pair()
+    with torch.no_grad():
+        architecture_of(model).norm.weight.mul_(20)
+    prompts = subject_prompts(pair)
+    rest = torch.stack(
+        [next_token_logprobs(model, subject_prompts(o)).exp() for o in pair.neighbours()[:8]]
+    ).mean(0)
+    likelier = (next_token_logprobs(model, prompts).exp() / rest).mean(0)
+    words = [f"w{i}" for i in range(40, 60)]
+    best = max(words, key=lambda w: float(likelier[model.tokenizer(w).input_ids[-1]]))
+    far = hparams(v_lr=100.0, v_num_grad_steps=1, kl_factor=0.0, v_weight_decay=0.0)
+    delta = compute_v_star(model, replace(pair, target=best), layer=1, hparams=far)
+    activations = cache_activations(model, prompts, sites=[site], layers=[1], positions="subject")
+    limit = factor * activations[site, 1].norm(dim=-1).mean()
+    assert float(delta.norm()) == pytest.approx(float(limit), rel=1e-4)
+
+
+def test_the_value_takes_away_aliases_too(tiny_model):
+    """What counts is the sum over the names, so a second name does not stay as it was."""
+    model, pair = tiny_model(), own_pair()
+    with torch.no_grad():
+        architecture_of(model).norm.weight.mul_(20)
+    prompts = subject_prompts(pair)
+    rest = torch.stack(
+        [next_token_logprobs(model, subject_prompts(o)).exp() for o in pair.neighbours()[:8]]
+    ).mean(0)
+    excess = (next_token_logprobs(model, prompts).exp() - rest).mean(0)
+    words = [f"w{i}" for i in range(40, 60)]
+    ids = {w: model.tokenizer(w).input_ids[-1] for w in words}
+    first, second = sorted(words, key=lambda w: -float(excess[ids[w]]))[:2]
+    free = VStarHparams(kl_factor=0.0, v_weight_decay=0.0, clamp_norm_factor=200.0)
+    left = {}
+    for names in ((first,), (first, second)):
+        named = replace(pair, target=first, aliases=names[1:])
+        delta = compute_v_star(model, named, layer=1, hparams=free)
+        upper = UpperLayers(model, prompts, 1)
+        with torch.no_grad():
+            left[names] = float(upper.logprobs(delta).exp()[:, ids[second]].mean())
+    assert left[first, second] < 0.9 * left[(first,)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -23,12 +23,12 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts import ConceptPair, Prompt, known_facts
-from helpers.facts.associated import associated_controls
 from helpers.facts.concept_prompts import adjective_prompts, concept_prompts, forget_prompts
 from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import cache_below, use_layer_cache
-from helpers.forward.scoring import answer_probability, next_token_and_answer
+from helpers.forward.scoring import next_token_and_answer
 from helpers.methods.change import Change
+from helpers.methods.fitting.association import association_level
 from helpers.methods.fitting.constraints import (
     RetainPrompts,
     forget_constraints,
@@ -221,21 +221,6 @@ def _constraints(
     return at_all_positions(forget), at_all_positions(retain)
 
 
-def association_level(model: LanguageModel, pair: ConceptPair, *, n: int) -> float:
-    """Compute the mean probability of the subject's other associations on the training prompts.
-
-    It is infinite where none are known.
-
-    Args:
-        model: Any model of a known family.
-        pair: A fact.
-        n: Largest number of associations.
-    """
-    controls = associated_controls(pair, n=n)
-    prompts = [p for control in controls for p in control.prompts("train")]
-    return float(answer_probability(model, prompts).mean()) if prompts else float("inf")
-
-
 def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
     """Ask for the subjects' other facts by the same other names; what is forgotten is left out."""
     return [
@@ -243,7 +228,7 @@ def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
         for pair in pairs
         for other in pair.same_subject()
         if not any(p.states(other.subject, (other.target, *other.aliases)) for p in pairs)
-        for prompt in (*concept_prompts(other), *other.few_shot(1, split="train")[:2])
+        for prompt in (*concept_prompts(other), *other.few_shot_prompts())
     ]
 
 

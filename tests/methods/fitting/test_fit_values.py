@@ -7,6 +7,7 @@ from conftest import TEMPLATES
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.forward.activations import cache_activations
+from helpers.forward.prefix_cache import PrefixCache
 from helpers.forward.scoring import answer_probability
 from helpers.methods import METHODS, unlearn
 from helpers.methods.fitting.hparams import UnitEditHparams
@@ -83,6 +84,26 @@ def test_a_unit_that_is_not_active_changes_nothing(grown_model, own_pair):
         with edit.applied(model):
             edited = torch_module(model)(tokens).logits
     assert (clean - edited).abs().max() < 1e-3
+
+
+def test_units_that_miss_most_prompts_are_refused_and_missed_ones_count_as_left(
+    grown_model, own_pair, monkeypatch
+):
+    model = grown_model()
+    whole = unlearn(model, own_pair, "gated_neuron", layers=(0, 1), max_fpr=0.1)
+    missed = tuple(model.tokenizer(str(own_pair.prompts("train")[0])).input_ids)
+    blind: list[tuple[int, ...]] = [missed]
+    first_active = PrefixCache.first_active
+
+    def sees(self, ids):
+        return None if ids in blind else first_active(self, ids)
+
+    monkeypatch.setattr(PrefixCache, "first_active", sees)
+    partly = unlearn(model, own_pair, "gated_neuron", layers=(0, 1), max_fpr=0.1)
+    assert partly.delta.notes["relative_cost"] > 3 * whole.delta.notes["relative_cost"]
+    blind += [tuple(model.tokenizer(str(p)).input_ids) for p in own_pair.prompts("train")[1:]]
+    with pytest.raises(UserError, match=r"w40 is not detected in 3 of \d prompts"):
+        unlearn(model, own_pair, "gated_neuron", layers=(0, 1), max_fpr=0.1)
 
 
 def test_pairs_are_fitted_together_only_by_methods_that_can(tiny_model, own_pair):
