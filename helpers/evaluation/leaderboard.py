@@ -23,6 +23,8 @@ REPORTED = METRICS | {name: itemgetter(name) for name in SUMMARY_COLUMNS}
 """Name → column of a table of `tradeoff`, each with its interval."""
 ABSENT = KnownState.ABSENT.value
 INTERVENTION, NOT_ATTACKED = "intervention", "not attacked"
+FORMS = ("changes weights", "suppresses", "intervenes")
+"""Existing weights change; neurons are appended that can be cut off; activations change alone."""
 EXACT = {
     "log_odds": "from the oracle",
     "log_odds_low": "from the oracle low",
@@ -53,8 +55,8 @@ def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd
     parts = []
     for step, table in tables.items():
         table = add_summary_columns(table)
-        if "removes" in table:  # a mixture of truth values and blanks where a pair was refused
-            table = table.assign(removes=table["removes"].astype(float))
+        for flag in {"removes", "appends"} & set(table):  # blank where a pair was refused
+            table[flag] = table[flag].astype(float)
         numbers = [
             c for c in table if c not in ID_COLUMNS and pd.api.types.is_numeric_dtype(table[c])
         ]
@@ -89,9 +91,9 @@ def leaderboard(
         method, family, facts, refused, each of `METRICS`, forgetting and retention with `… low` and
         `… high` (95 % over facts, seeds of one fact averaged first), score, one-sided (facts
         without a reference for two-sided forgetting), seconds (median), attacks find (on how many
-        facts and seeds the attacks `tradeoff.MINI_ATTACKS` predict which state), finding and share
-        found (see `_finding`), verdict, front (no other method is at least as good in finding,
-        forgetting and retention, and better in one; never a control).
+        facts and seeds the attacks `tradeoff.MINI_ATTACKS` predict which state), form (one of
+        `FORMS`), finding and share found (see `_finding`), verdict, front (no other method is at
+        least as good in finding, forgetting and retention, and better in one; never a control).
     """
     rows = [
         {
@@ -153,7 +155,17 @@ def _summary_row(part: pd.DataFrame) -> dict[str, Any]:
     finding, share = _finding(scored, len(refused))
     counts = _predicted_states(scored)
     row["attacks find"] = INTERVENTION if finding == INTERVENTION else counts
-    return row | {"finding": finding, "share found": share}
+    return row | {"form": _form(scored), "finding": finding, "share found": share}
+
+
+def _form(scored: pd.DataFrame) -> str:
+    """Say by what a method forgets: `FORMS`; "" where it was not recorded."""
+    if not len(scored) or not {"removes", "appends"} <= set(scored):
+        return ""
+    changes, suppresses, intervenes = FORMS
+    if not scored["removes"].any():
+        return intervenes
+    return suppresses if scored["appends"].any() else changes
 
 
 def _n_facts(wide: pd.DataFrame) -> int:

@@ -84,7 +84,8 @@ def tradeoff(
 
     Returns:
         One row per pair, method, seed and scale: subject, target, method, family, seed, scale,
-        refused, seconds (of the method), removes, norm, delta_rank (largest), folding_gap (largest
+        refused, seconds (of the method), removes (the weights change), appends (neurons), norm,
+        delta_rank (largest), folding_gap (largest
         difference of a logit between weights and intervention; NaN where more than the MLPs
         changes, or no weight), each metric of the scorecard by its name, `paraphrases_before`, and
         the columns of `add_summary_columns`. With text also `stitching` (mean P(target) of that
@@ -135,6 +136,7 @@ def _rows(
         "refused": "",
         "seconds": edit.seconds,
         "removes": edit.changes_weights,
+        "appends": edit.changes_weights and edit.delta.appends_neurons,
         **_weight_columns(model, edit, pair.prompts(config.split)[:1]),
         **reference_columns(model, pair, split=config.split, seed=seed),
     }

@@ -218,16 +218,9 @@ class ConceptPair:
         """
         return [
             *self.prompts("train"),
-            *self.few_shot_prompts(),
+            *self.few_shot(1, split="train")[:N_FEW_SHOT_PROMPTS],
+            *self.few_shot(3, split="train")[:N_FEW_SHOT_PROMPTS],
             *(self.subject_initial_prompts() if include_subject_initial else ()),
-        ]
-
-    def few_shot_prompts(self) -> list[Prompt]:
-        """Return the few-shot prompts among those that an edit is fitted to."""
-        return [
-            prompt
-            for n_examples in (1, 3)
-            for prompt in self.few_shot(n_examples, split="train")[:N_FEW_SHOT_PROMPTS]
         ]
 
     def fingerprint(self) -> list[tuple[str, tuple[str, ...]]]:

@@ -27,6 +27,7 @@ def results(
     seed=0,
     states="absent",
     removes=True,
+    appends=False,
 ):
     """A table of `tradeoff`; `states`: the predicted state of all facts, or a list with None."""
     n = len(remaining)
@@ -49,6 +50,7 @@ def results(
                 np.nan if i in refused else abs(x - 1) for i, x in enumerate(neighbours)
             ],
             "removes": [None if i in refused else removes for i in range(n)],
+            "appends": [None if i in refused else appends for i in range(n)],
         }
     )
     for word in PREDICTED_STATES:
@@ -171,6 +173,21 @@ def test_an_intervention_is_never_absent():
     assert list(board.index) == ["edits", "asks", "hides"]
     assert board.loc["asks", ["finding", "attacks find"]].tolist() == ["intervention"] * 2
     assert board.loc["asks", "share found"] == 1
+
+
+def test_the_form_says_by_what_a_method_forgets():
+    board = board_of(
+        results("asks", [0.0], [1.0], family="inference", removes=False),
+        results("filters", [0.0], [1.0], appends=True),
+        results("edits", [0.0, 0.1], [1.0, 1.0], refused=(1,)),
+        results("refuses", [0.0], [1.0], refused=(0,)),
+    ).set_index("method")
+    assert board["form"].to_dict() == {
+        "asks": "intervenes",
+        "filters": "suppresses",
+        "edits": "changes weights",
+        "refuses": "",
+    }
 
 
 def test_no_control_is_on_the_front_or_pushes_a_method_off_it():

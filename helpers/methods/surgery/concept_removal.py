@@ -228,7 +228,7 @@ def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
         for pair in pairs
         for other in pair.same_subject()
         if not any(p.states(other.subject, (other.target, *other.aliases)) for p in pairs)
-        for prompt in (*concept_prompts(other), *other.few_shot_prompts())
+        for prompt in (*concept_prompts(other), *other.few_shot(1, split="train")[:2])
     ]
 
 
