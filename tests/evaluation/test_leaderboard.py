@@ -66,7 +66,7 @@ def test_a_method_that_only_hides_is_seen_by_what_stitching_brings_back(knowing,
     def hides(model, pair, hparams, *, seed):
         return logit_suppression(model, pair).delta
 
-    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    model, pair = knowing(), ConceptPair("France", "Paris")
     monkeypatch.setitem(METHODS, "hides", Method("hides", "surgery", hides, Hyperparameters))
     methods = {"hides": {}, "gated_neuron": {"layers": (0,)}, "in_context": {}}
     scales = dict.fromkeys(methods, (1.0,))
