@@ -1,6 +1,6 @@
 """Small constraints for tests of the fit."""
 
-from helpers.methods.fitting.linearization import EditConstraint
+from helpers.methods.fitting.edit_constraint import EditConstraint
 
 SEQUENCES = ((5, 9, 14, 22), (7, 8, 30), (11, 12, 13, 14, 15, 16))
 

@@ -7,9 +7,10 @@ from helpers.facts import ConceptPair, facts
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.methods.fitting import association
+from helpers.methods.fitting.adversarial_cuts import all_windows, weakest_windows
 from helpers.methods.fitting.constraints import forget_constraints
-from helpers.methods.fitting.layer_windows import all_windows, weakest_windows
-from helpers.methods.fitting.linearization import answer_logodds, at_all_positions
+from helpers.methods.fitting.edit_constraint import at_all_positions
+from helpers.methods.fitting.linearization import answer_logodds
 from helpers.methods.snapshots import subtracted
 from helpers.methods.surgery import concept_removal as module
 from helpers.models import architecture_of, model_hash
@@ -56,7 +57,7 @@ def test_attacked_windows_of_layers_bring_less_back(grown_model, own_pair):
             max_target_prob=goal,
             min_target_prob=1e-6,
             n_windows=n_windows,
-            prompts_per_window=1,
+            every=1,
             **(SMALL | {"layers": range(architecture_of(model).n_layers)}),
         )
         with edit.applied(model):

@@ -340,7 +340,7 @@ def test_controls_have_equal_rank_and_norm(tiny_model, family, like, control):
 
 
 def test_appended_neurons_have_a_control_of_their_own_size(knowing):
-    model, pair = knowing(), ConceptPair("Kenya", "Nairobi")
+    model, pair = knowing(), ConceptPair("France", "Paris")
     like = unlearn(model, pair, "gated_neuron").delta
     random = unlearn(model, pair, "random_direction", like="gated_neuron").delta
     assert set(random.changes) == set(like.changes)

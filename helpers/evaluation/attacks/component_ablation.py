@@ -28,12 +28,8 @@ from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods.fitting.constraints import forget_constraints
 from helpers.methods.fitting.contrast import contrast
-from helpers.methods.fitting.linearization import (
-    EditConstraint,
-    Linearization,
-    at_all_positions,
-    linearize,
-)
+from helpers.methods.fitting.edit_constraint import EditConstraint, at_all_positions
+from helpers.methods.fitting.linearization import Linearization, linearize
 from helpers.methods.snapshots import subtracted
 from helpers.models import architecture_of
 

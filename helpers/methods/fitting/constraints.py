@@ -17,8 +17,8 @@ from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
 from helpers.facts.factbook import with_article
 from helpers.facts.relations import RELATIONS
 from helpers.forward.prompts import answer_tokens, encode_pair, token_ids
+from helpers.methods.fitting.edit_constraint import EditConstraint, TargetTokens
 from helpers.methods.fitting.hparams import PreservationHparams
-from helpers.methods.fitting.linearization import EditConstraint, TargetTokens
 
 # Prompts that fit any country: the model's own most likely next tokens are preserved there.
 GENERIC_TEMPLATES = (

@@ -19,10 +19,10 @@ from helpers.methods.fitting.constraints import (
     preservation_constraints,
     retain_prompts,
 )
+from helpers.methods.fitting.edit_constraint import EditConstraint
 from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.methods.fitting.key_directions import Keys, fit_key_directions
 from helpers.methods.fitting.levenberg_marquardt import fit_values_lm, is_reached
-from helpers.methods.fitting.linearization import EditConstraint
 from helpers.methods.fitting.units import GatedUnits
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
 from helpers.models import architecture_of, torch_module

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from helpers.errors import UserError
+from helpers.methods.fitting.edit_constraint import EditConstraint
 from helpers.methods.fitting.linear_model import Linearization
-from helpers.methods.fitting.linearization import EditConstraint
 
 MIN_DIAGONAL = 1e-24  # a kernel below it comes from gradients that vanished
 MIN_RELATIVE_DIAGONAL = 1e-12  # precision of float64: below it a row of the kernel counts as zero

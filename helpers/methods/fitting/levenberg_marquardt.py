@@ -13,16 +13,12 @@ from helpers.errors import UserError
 from helpers.forward.layer_cache import LayerCache, cache_below, use_layer_cache
 from helpers.forward.prefix_cache import PrefixCache
 from helpers.methods.fitting.constraints import target_change
+from helpers.methods.fitting.edit_constraint import EditConstraint, at_all_positions
 from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.methods.fitting.kernel_ridge import fit_kernel_ridge
 from helpers.methods.fitting.key_directions import Keys
 from helpers.methods.fitting.linear_model import Linearization
-from helpers.methods.fitting.linearization import (
-    EditConstraint,
-    answer_logodds,
-    at_all_positions,
-    linearize,
-)
+from helpers.methods.fitting.linearization import answer_logodds, linearize
 from helpers.models import architecture_of
 
 Values = dict[int, Float[Tensor, "n d_model"]]

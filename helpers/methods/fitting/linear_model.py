@@ -57,6 +57,16 @@ class Linearization:
             total.index_add_(0, self.constraint_index, by_row)
         return total
 
+    def first(self, n: int) -> "Linearization":
+        """Return the linearization of the first `n` constraints."""
+        rows = (self.constraint_index < n).nonzero()[:, 0]
+        return Linearization(
+            self.logodds[:n],
+            self.constraint_index[rows],
+            {i: k[rows] for i, k in self.keys.items()},
+            {i: g[rows] for i, g in self.gradients.items()},
+        )
+
     def followed_by(self, other: "Linearization") -> "Linearization":
         """Return this linearization with the other's constraints after its own."""
         return Linearization(

@@ -8,8 +8,8 @@ steps along it overshoot several times. The trial edit is added as an interventi
 weights stay untouched.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,44 +20,13 @@ from torch import Tensor
 from helpers.forward.batching import bucket_by_length, right_padded
 from helpers.forward.layer_cache import cached_forward
 from helpers.forward.prefix_cache import PrefixCache
+from helpers.methods.fitting.edit_constraint import EditConstraint, Run
 from helpers.methods.fitting.linear_model import Linearization
-from helpers.models import MLPArchitecture, architecture_of, final_norm, torch_module, unembed
+from helpers.models import architecture_of, final_norm, torch_module, unembed
 
 EditHook = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, input of W_in, input of W_out) → what the trial edit adds to W_out's output."""
-TargetTokens = tuple[tuple[int, tuple[int, ...]], ...]
-"""(position, tokens) pairs: the tokens that may follow each position."""
 BATCH_TOKENS = 512  # tokens of one forward pass whose graph is kept
-
-
-@dataclass(frozen=True)
-class EditConstraint:
-    """An answer whose log-odds an edit lowers or holds.
-
-    Attributes:
-        ids: Tokens of the prompt, and of the answer without its last token.
-        target_tokens: (position, tokens) pairs; the answer's log-probability sums log P(next token
-            in `tokens`) over them.
-        edit_positions: Positions where the edit is active; gradients elsewhere are discarded.
-        target_logodds: Log-odds to come down to, in nats; None holds the present ones.
-        name: Name of the prompt for messages.
-        weight: Weight in the cost of `fit_values_lm`, up to 1.
-        left_out: Layers, from the first edited one up, that run without what W_out's matrix writes:
-            the answer has to be gone without them too.
-    """
-
-    ids: tuple[int, ...]
-    target_tokens: TargetTokens
-    edit_positions: tuple[int, ...]
-    target_logodds: float | None = None
-    name: str = ""
-    weight: float = 1.0
-    left_out: tuple[int, ...] = ()
-
-
-def at_all_positions(constraints: Sequence[EditConstraint]) -> list[EditConstraint]:
-    """Return the same constraints with the edit active at every position."""
-    return [replace(c, edit_positions=tuple(range(len(c.ids)))) for c in constraints]
 
 
 def linearize(
@@ -96,12 +65,13 @@ def linearize(
             n_tokens = forward.final_residual.shape[1]
             for indices in forward.constraint_rounds:
                 row_constraints = [constraints[n] for n in indices]
-                scores = _answer_scores(
-                    model, forward.final_residual, row_constraints, forward.offsets
-                )
+                scores = _scores(model, forward, row_constraints)
                 is_last = indices is forward.constraint_rounds[-1]
                 output_gradients = torch.autograd.grad(
-                    scores.sum(), [forward.outputs[i] for i in layers], retain_graph=not is_last
+                    scores.sum(),
+                    [forward.outputs[i] for i in layers],
+                    retain_graph=not is_last,
+                    materialize_grads=True,  # the lens reads below some of the layers
                 )
                 logodds[indices] = scores.detach().float().cpu()
                 # A row of the batch and a position of its suffix, for every edit position
@@ -150,7 +120,7 @@ def answer_logodds(
     for forward in _forward_passes(model, constraints, layers, edit_output, site, prefix_cache):
         for indices in forward.constraint_rounds:
             row_constraints = [constraints[n] for n in indices]
-            scores = _answer_scores(model, forward.final_residual, row_constraints, forward.offsets)
+            scores = _scores(model, forward, row_constraints)
             logodds[indices] = scores.float().cpu()
     return logodds
 
@@ -163,6 +133,7 @@ class BatchedForward:
         inputs: Layer → input of the edited MLP.
         outputs: Layer → output of the edited MLP, with the trial edit.
         final_residual: Residual stream after the last layer.
+        read: Layer → residual stream after it, for the layers that the lens reads.
         constraint_rounds: Lists of constraint numbers, each with one constraint of every row.
         offsets: Position within its sequence at which each row's suffix begins.
     """
@@ -170,6 +141,7 @@ class BatchedForward:
     inputs: dict[int, Tensor]
     outputs: dict[int, Tensor]
     final_residual: Float[Tensor, "b t d_model"]
+    read: dict[int, Float[Tensor, "b t d_model"]]
     constraint_rounds: list[list[int]]
     offsets: list[int]
 
@@ -183,21 +155,23 @@ def _forward_passes(
     prefix_cache: PrefixCache | None,
 ) -> Iterator[BatchedForward]:
     """Run every distinct sequence once, in batches of similar length."""
-    by_sequence: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    by_run: dict[Run, list[int]] = {}
     for n, constraint in enumerate(constraints):
-        by_sequence.setdefault((constraint.ids, constraint.left_out), []).append(n)
+        by_run.setdefault(constraint.run, []).append(n)
     offset = {
-        ids: prefix_cache.first_active(ids) or 0 if prefix_cache else 0 for ids, _ in by_sequence
+        ids: prefix_cache.first_active(ids) or 0 if prefix_cache else 0 for ids, _, _ in by_run
     }
     # Rows of one batch need equally many constraints, so that rounds of them fill every row.
-    by_count: dict[int, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
-    for sequence, numbers in by_sequence.items():
-        by_count.setdefault(len(numbers), []).append(sequence)
+    by_count: dict[int, list[Run]] = {}
+    for run, numbers in by_run.items():
+        by_count.setdefault(len(numbers), []).append(run)
     for group in by_count.values():
-        lengths = [len(ids) - offset[ids] for ids, _ in group]
+        lengths = [len(ids) - offset[ids] for ids, _, _ in group]
         for batch in bucket_by_length(lengths, max_tokens=BATCH_TOKENS):
             runs = [group[i] for i in batch]
-            sequences = [ids for ids, _ in runs]
+            sequences = [ids for ids, _, _ in runs]
+            read_by = [constraints[n].lens for run in runs for n in by_run[run]]
+            lenses = {lens.layer for lens in read_by if lens}
             tokens = right_padded([ids[offset[ids] :] for ids in sequences])
             width = tokens.shape[1]
             if prefix_cache:
@@ -207,14 +181,15 @@ def _forward_passes(
                 kwargs = {}
                 shortened = cached_forward(torch_module(model), (tokens.shape, tuple(sequences)))
             with shortened:
-                inputs, outputs, final = forward_with_outputs(
-                    model, tokens, layers, edit_output, site, kwargs, [out for _, out in runs]
+                inputs, outputs, final, read = forward_with_outputs(
+                    model, tokens, layers, edit_output, site, kwargs, runs, lenses
                 )
-            rounds = zip(*(by_sequence[run] for run in runs), strict=True)
+            rounds = zip(*(by_run[run] for run in runs), strict=True)
             yield BatchedForward(
                 inputs,
                 outputs,
                 final.reshape(len(sequences), width, -1),
+                {i: x.reshape(len(sequences), width, -1) for i, x in read.items()},
                 [list(indices) for indices in rounds],
                 [offset[ids] for ids in sequences],
             )
@@ -227,42 +202,91 @@ def forward_with_outputs(
     edit_output: EditHook | None,
     site: str,
     kwargs: dict,
-    left_out: Sequence[Sequence[int]] = (),
-) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
-    """Return inputs and outputs of the edited MLPs and the last residual stream, with the graph.
+    runs: Sequence[Run] = (),
+    lens_layers: Collection[int] = (),
+) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor, dict[int, Tensor]]:
+    """Return inputs and outputs of the edited MLPs and residual streams, with the graph.
 
-    `left_out` are the layers of each row that run without W_out's matrix.
+    Args:
+        model: The model.
+        tokens: Token ids, a row for each run.
+        layers: The edited layers.
+        edit_output: Hook that adds the trial edit.
+        site: Where inputs are read.
+        kwargs: Arguments of the forward pass.
+        runs: Says which neurons of each row are at zero; none by default.
+        lens_layers: Layers after which the residual stream is returned.
+
+    Returns:
+        Layer → input, layer → output, the last residual stream, and those of `lens_layers`.
     """
     arch = architecture_of(model)
-    cut = {i: torch.tensor([i in out for out in left_out]) for i in set().union(*left_out)}
+    cut = _cut_neurons(runs, arch.d_mlp)
     with model.trace(tokens, **kwargs) as tracer:
-        inputs, outputs = {}.save(), {}.save()  # type: ignore[attr-defined]
-        for i in sorted({*layers, *cut}):
+        inputs, outputs, read = {}.save(), {}.save(), {}.save()  # type: ignore[attr-defined]
+        for i in sorted({*layers, *cut, *lens_layers}):
             mlp = arch.layers[i].mlp
+            if i in layers:
+                mlp_in = mlp.in_envoy.input
+            if i in cut:
+                mlp.out_envoy.input = _with_zeros(mlp.out_envoy.input, cut[i])
             if i not in layers:
-                mlp.out_envoy.output = _without_matrix(mlp, mlp.out_envoy.output, cut[i])
+                if i in lens_layers:
+                    read[i] = arch.layers[i].block.output
                 continue
-            mlp_in = mlp.in_envoy.input
             hidden = mlp.out_envoy.input
             out = mlp.out_envoy.output
             if edit_output is not None:
                 out = out + edit_output(i, mlp_in, hidden)
             if not out.requires_grad:  # the first edited layer: nothing below it needs a gradient
                 out = out.detach().requires_grad_()
-            mlp.out_envoy.output = _without_matrix(mlp, out, cut[i]) if i in cut else out
+            mlp.out_envoy.output = out
             inputs[i] = mlp_in if site == "mlp_in" else hidden
             outputs[i] = out
+            if i in lens_layers:
+                read[i] = arch.layers[i].block.output
         final = arch.layers[-1].block.output.save()
         tracer.stop()
-    return inputs, outputs, final
+    return inputs, outputs, final, read
 
 
-def _without_matrix(mlp: MLPArchitecture, out: Tensor, rows: Bool[Tensor, " b"]) -> Tensor:
-    """Return W_out's output with only the bias in some rows, as if its matrix were zero there."""
-    bias = mlp.out_module.bias
-    by_row = out.view(len(rows), -1, out.shape[-1])  # some families flatten rows and tokens
-    constant = torch.zeros(()) if bias is None else bias
-    return torch.where(rows[:, None, None].to(out.device), constant.to(out), by_row).view_as(out)
+def _cut_neurons(runs: Sequence[Run], d_mlp: int) -> dict[int, Bool[Tensor, "b d_mlp"]]:
+    """Mark the neurons of each row that are at zero, in the layers where there are any."""
+    cut: dict[int, Bool[Tensor, "b d_mlp"]] = {}
+    for row, (_, left_out, neurons) in enumerate(runs):
+        for i, which in [*((i, slice(None)) for i in left_out), *neurons]:
+            cut.setdefault(i, torch.zeros(len(runs), d_mlp, dtype=torch.bool))[row, which] = True
+    return cut
+
+
+def _with_zeros(hidden: Tensor, cut: Bool[Tensor, "b d_mlp"]) -> Tensor:
+    """Return W_out's input with some neurons of each row at zero."""
+    by_row = hidden.view(len(cut), -1, hidden.shape[-1])  # some families flatten rows and tokens
+    return by_row.masked_fill(cut[:, None].to(hidden.device), 0).view_as(hidden)
+
+
+def _scores(
+    model: LanguageModel, forward: BatchedForward, constraints: Sequence[EditConstraint]
+) -> Float[Tensor, " b"]:
+    """Compute each row's score, one constraint a row: log-odds, or what the lens reads."""
+    plain = [row for row, c in enumerate(constraints) if c.lens is None]
+    scores = torch.zeros(len(constraints), device=forward.final_residual.device)
+    if plain:
+        answers = _answer_scores(
+            model,
+            forward.final_residual[plain],
+            [constraints[row] for row in plain],
+            [forward.offsets[row] for row in plain],
+        )
+        scores = scores.index_add(0, torch.tensor(plain, device=scores.device), answers)
+    for row, constraint in enumerate(constraints):
+        if lens := constraint.lens:
+            state = forward.read[lens.layer][row, lens.position - forward.offsets[row]]
+            logits = unembed(model, final_norm(model, state[None]))[0].float()
+            [(_, tokens)] = constraint.target_tokens
+            reading = logits[list(tokens)].mean() - logits[list(lens.against)].mean()
+            scores = scores.index_add(0, torch.tensor([row], device=scores.device), reading[None])
+    return scores
 
 
 def _answer_scores(

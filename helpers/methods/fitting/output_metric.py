@@ -154,7 +154,7 @@ def _likelihood_gradients(
 ) -> dict[int, Float[Tensor, "n d_model"]]:
     """Compute the gradient of Σ log P(drawn next token) at W_out's outputs."""
     with torch.enable_grad():
-        _, outputs, final = forward_with_outputs(model, tokens, layers, None, "neurons", {})
+        _, outputs, final, _ = forward_with_outputs(model, tokens, layers, None, "neurons", {})
         states = final_norm(model, final).reshape(tokens.numel(), -1)
         logprobs = unembed(model, states).float().log_softmax(-1)
         drawn = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)

@@ -7,18 +7,22 @@ filtered and a fact that is gone:
 
 - *Of the concept*: the subject's adjective, official name and descriptions are forgotten with its
   name; the same about other subjects must stay (`helpers.facts.concept_prompts`).
-- *Spread*: before each step the windows of MLPs are found without which the answer comes back, and
-  the answer is forgotten without them as well. So no few layers hold the edit.
+- *Robust by construction*: what an attacker would do becomes a constraint. Before each of the last
+  steps the windows of MLPs and the neurons are found without which the answer comes back, and the
+  answer is forgotten without them as well. So no few layers or neurons hold the edit. The logit
+  lens at the subject is brought down too.
 - *No further than it should*: answers come down to what the subject's other associations get.
 - *Two-sided metric*: a change is small that other inputs do not see, and that moves nothing along
   directions in which other relations are read (`helpers.methods.fitting.output_metric`).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
@@ -28,6 +32,7 @@ from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.scoring import next_token_and_answer
 from helpers.methods.change import Change
+from helpers.methods.fitting.adversarial_cuts import suppressing_neurons, weakest_windows
 from helpers.methods.fitting.association import association_level
 from helpers.methods.fitting.constraints import (
     RetainPrompts,
@@ -36,22 +41,21 @@ from helpers.methods.fitting.constraints import (
     retain_prompts,
     target_change,
 )
+from helpers.methods.fitting.edit_constraint import EditConstraint, at_all_positions
 from helpers.methods.fitting.hparams import PreservationHparams
 from helpers.methods.fitting.kernel_ridge import min_norm_update
-from helpers.methods.fitting.layer_windows import weakest_windows
-from helpers.methods.fitting.linearization import (
-    EditConstraint,
-    answer_logodds,
-    at_all_positions,
-    linearize,
-)
+from helpers.methods.fitting.lens_constraints import lens_constraints
+from helpers.methods.fitting.linear_model import Linearization
+from helpers.methods.fitting.linearization import EditHook, answer_logodds, linearize
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.fitting.output_metric import output_metric
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import architecture_of, torch_module
+from helpers.models import Architecture, architecture_of, torch_module
 
 log = logging.getLogger(__name__)
+
+N_DECIDING = 3  # answers by which a window is chosen
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,11 @@ class ConceptRemovalHparams(PreservationHparams):
         n_fisher_tokens: Tokens of text in the output side of the metric.
         text_weight: Weight of the directions in which text is read.
         n_windows: Windows of left-out MLPs under which the answer is forgotten as well.
-        prompts_per_window: One of so many forget prompts is repeated under each window.
+        n_neurons: Numbers of neurons that lower the answer most and are cut, likewise.
+        every: One of so many forget prompts is repeated under each cut.
+        lens_layers: Layers after which the lens is lowered at the subject; by default six from 11
+            to 28 of 30.
+        n_lens_prompts: Training statements in which it is.
         ridge: Ridge of the kernel regression, relative to the kernel's diagonal.
         n_tokens: Tokens of ordinary text in the preservation metric.
         step_sizes: Fraction of the residual that each step removes.
@@ -93,8 +101,11 @@ class ConceptRemovalHparams(PreservationHparams):
     question_weight: float = 200.0
     n_fisher_tokens: int = 4096
     text_weight: float = 20.0
-    n_windows: int = 7
-    prompts_per_window: int = 2
+    n_windows: int = 4
+    n_neurons: tuple[int, ...] = (16, 64)
+    every: int = 2
+    lens_layers: Sequence[int] | None = None
+    n_lens_prompts: int = 4
     ridge: float = 0.01
     n_tokens: int = 60_000
     step_sizes: tuple[float, ...] = (0.5, 0.7, 1.0, 1.0)
@@ -124,6 +135,14 @@ def concept_removal(
     arch = architecture_of(model)
     layers = [arch.check_layer(i) for i in hparams.layers or arch.relative_layers(range(5, 17))]
     forget, retain = _constraints(model, pairs, hparams, seed=seed)
+    n_answers = len(forget)
+    lens_layers = hparams.lens_layers
+    if lens_layers is None:
+        lens_layers = arch.relative_layers((11, 14, 18, 21, 25, 28))
+    for pair in pairs:
+        forget += lens_constraints(
+            model, pair, layers=lens_layers, n_prompts=hparams.n_lens_prompts, seed=seed
+        )
     factors = preservation_metric(
         model, pairs, hparams, layers=layers, n_tokens=hparams.n_tokens, seed=seed
     )
@@ -150,23 +169,19 @@ def concept_removal(
             ) -> Tensor:
                 return hidden @ delta[layer].to(hidden).T
 
-            attacked = n_done >= hparams.n_plain_steps
+            moved = linearize(model, forget, layers=layers, edit_output=edit_output)
+            log.debug("scores of what is forgotten: %s", moved.logodds)
             moving = list(forget)
-            if attacked:
-                windows = weakest_windows(
-                    model,
-                    _one_of_each(pairs, forget),
-                    n=hparams.n_windows,
-                    layers=layers,
-                    edit_output=edit_output,
-                )
-                moving += _without_windows(forget, windows, hparams.prompts_per_window)
-            moved = linearize(model, moving, layers=layers, edit_output=edit_output)
-            log.debug("P(target) %s", moved.logodds[: len(forget)].sigmoid())
-            if attacked:
-                logodds = answer_logodds(model, retain, layers=layers, edit_output=edit_output)
-            else:
+            if n_done < hparams.n_plain_steps:
                 logodds = initial_logodds + held.predicted_change(delta)
+            else:
+                W_out = {i: _values(arch, i) + delta[i] for i in layers}
+                cut = _cut(model, moved, forget[:n_answers], W_out, hparams, edit_output)
+                moved = moved.followed_by(
+                    linearize(model, cut, layers=layers, edit_output=edit_output)
+                )
+                moving += cut
+                logodds = answer_logodds(model, retain, layers=layers, edit_output=edit_output)
             whole = moved.without_small_rows(hparams.min_row).followed_by(
                 replace(held, logodds=logodds)
             )
@@ -248,22 +263,40 @@ def other_adjectives(
     return prompts[:n]
 
 
-def _one_of_each(
-    pairs: Sequence[ConceptPair], forget: Sequence[EditConstraint]
-) -> list[EditConstraint]:
-    """Return the first two constraints of a pair, or one of each of several."""
-    if len(pairs) == 1:
-        return list(forget[:2])
-    per_pair = len(forget) // len(pairs)
-    return list(forget[::per_pair][: len(pairs)])
+def _values(arch: Architecture, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+    return arch.layers[layer].mlp.W_out().detach().float().cpu()
 
 
-def _without_windows(
-    forget: Sequence[EditConstraint], windows: Sequence[tuple[int, ...]], every: int
+def _cut(
+    model: LanguageModel,
+    moved: Linearization,
+    answers: Sequence[EditConstraint],
+    W_out: Mapping[int, Float[Tensor, "d_model d_mlp"]],
+    hparams: ConceptRemovalHparams,
+    edit_output: EditHook,
 ) -> list[EditConstraint]:
-    """Repeat every so manieth forget constraint under each window, other ones under the next."""
+    """Repeat some of the answers' constraints under what an attacker would cut now.
+
+    Args:
+        model: The model.
+        moved: Linearization of all that is forgotten, the answers first.
+        answers: Constraints of the answers.
+        W_out: Layer → its values with the trial edit.
+        hparams: Gives the numbers of windows, neurons and prompts.
+        edit_output: Hook that adds the trial edit.
+    """
+    few = answers[:: max(1, len(answers) // N_DECIDING)][:N_DECIDING]
+    windows = weakest_windows(
+        model, few, n=hparams.n_windows, layers=list(W_out), edit_output=edit_output
+    )
+    of_answers = moved.first(len(answers))
+    cuts: list[dict[str, Any]] = [{"left_out": window} for window in windows]
+    cuts += [
+        {"cut_neurons": suppressing_neurons(of_answers, W_out, n=n)} for n in hparams.n_neurons
+    ]
+    # Other prompts under the next cut, so that each prompt meets some.
     return [
-        replace(c, left_out=window)
-        for n, window in enumerate(windows)
-        for c in forget[n % every :: every]
+        replace(c, **cut)
+        for k, cut in enumerate(cuts)
+        for c in answers[k % hparams.every :: hparams.every]
     ]

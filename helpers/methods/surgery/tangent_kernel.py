@@ -26,9 +26,10 @@ from helpers.methods.fitting.constraints import (
     retain_prompts,
     target_change,
 )
+from helpers.methods.fitting.edit_constraint import EditConstraint
 from helpers.methods.fitting.hparams import PreservationHparams
 from helpers.methods.fitting.kernel_ridge import min_norm_update
-from helpers.methods.fitting.linearization import EditConstraint, linearize
+from helpers.methods.fitting.linearization import linearize
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightEdit

@@ -7,11 +7,13 @@ import torch
 from conftest import FAMILIES
 from small_constraints import constraints_of
 
+from helpers.forward.activations import cache_activations
 from helpers.forward.scoring import answer_logprobs
 from helpers.methods import unlearn
-from helpers.methods.fitting.linearization import EditConstraint, answer_logodds, linearize
+from helpers.methods.fitting.edit_constraint import EditConstraint, LensReading
+from helpers.methods.fitting.linearization import answer_logodds, linearize
 from helpers.methods.snapshots import subtracted
-from helpers.models import architecture_of
+from helpers.models import architecture_of, final_norm, unembed
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,8 +67,62 @@ def test_layers_left_out_run_as_if_their_matrix_were_zero(tiny_model, family):
             mixed.logodds[(k + 1) * n : (k + 2) * n], expected, rtol=1e-4, atol=1e-5
         )
     of_layer_0 = (mixed.constraint_index >= n) & (mixed.constraint_index < 2 * n)
-    assert not mixed.gradients[0][of_layer_0].any()  # no change of a layer that is left out helps
-    assert mixed.gradients[0][~of_layer_0].any()
+    assert not mixed.keys[0][of_layer_0].any()  # no change of a layer that is left out helps
+    assert mixed.keys[0][~of_layer_0].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_neurons_are_at_zero_for_the_trial_edit_too(tiny_model, family):
+    model, constraints = tiny_model(family), constraints_of()
+    arch = architecture_of(model)
+    neurons = ((0, 3), (2, 1), (2, 5))
+    torch.manual_seed(0)
+    delta = {0: 0.1 * torch.randn(arch.d_model, arch.d_mlp)}
+    cut = [replace(c, cut_neurons=neurons) for c in constraints]
+    found = answer_logodds(
+        model, [*constraints, *cut], layers=(0,), edit_output=lambda i, x, h: h @ delta[i].T
+    )
+    columns = {i: torch.zeros(arch.d_model, arch.d_mlp) for i in (0, 2)}
+    for i, n in neurons:
+        columns[i][:, n] = arch.layers[i].mlp.W_out().detach()[:, n]
+    delta[0][:, 3] = 0
+    with subtracted(model, columns):
+        expected = answer_logodds(
+            model, constraints, layers=(0,), edit_output=lambda i, x, h: h @ delta[i].T
+        )
+    torch.testing.assert_close(found[len(cut) :], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lens_reads_the_answer_inside_the_model(tiny_model, family):
+    """Its value is the logit lens's, and its linearization the derivative."""
+    model, (first, *others) = tiny_model(family), constraints_of()
+    arch = architecture_of(model)
+    lens = LensReading(layer=1, position=2, against=(7, 9))
+    read = replace(first, lens=lens)
+    constraints = [first, read, *others]
+    linearization = linearize(model, constraints, layers=(0, 2))
+    states = cache_activations(model, [first.ids], sites=["residual"], layers=[1], positions=[[2]])[
+        "residual", 1
+    ]
+    logits = unembed(model, final_norm(model, states.to(arch.head.weight)))[0].float()
+    assert float(linearization.logodds[1]) == pytest.approx(
+        float(logits[20] - logits[[7, 9]].mean()), rel=1e-4, abs=1e-5
+    )
+    plain = linearize(model, [first, *others], layers=(0, 2)).logodds
+    torch.testing.assert_close(linearization.logodds[[0, 2, 3]], plain, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(0)
+    delta = {i: torch.randn(arch.d_model, arch.d_mlp) for i in (0, 2)}
+    plus, minus = (
+        answer_logodds(
+            model, constraints, layers=(0, 2), edit_output=lambda i, x, h, e=e: e * (h @ delta[i].T)
+        )
+        for e in (1e-3, -1e-3)
+    )
+    slope = (plus - minus) / 2e-3
+    torch.testing.assert_close(linearization.predicted_change(delta), slope, rtol=3e-2, atol=3e-3)
+    own = linearization.constraint_index == 1
+    assert not linearization.gradients[2][own].any()  # the layer lies above the reading
 
 
 def test_small_rows_are_left_out_by_constraint(tiny_model):

@@ -1,12 +1,17 @@
-"""Windows of layers without whose MLPs an answer comes back: what an attacker would leave out."""
+"""What an attacker would cut: layers and neurons without which an answer comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from nnsight import LanguageModel
+from torch import Tensor
 
-from helpers.methods.fitting.linearization import EditConstraint, EditHook, answer_logodds
+from helpers.methods.fitting.edit_constraint import EditConstraint
+from helpers.methods.fitting.linear_model import Linearization
+from helpers.methods.fitting.linearization import EditHook, answer_logodds
 from helpers.models import architecture_of
 
 Window = tuple[int, ...]
@@ -50,3 +55,27 @@ def weakest_windows(
         ):
             chosen.append(window)
     return chosen
+
+
+def suppressing_neurons(
+    linearization: Linearization, W_out: Mapping[int, Float[Tensor, "d_model d_mlp"]], *, n: int
+) -> tuple[tuple[int, int], ...]:
+    """Find the neurons that lower the answers most, to first order: Σ_p h_p (g_pᵀ W_out).
+
+    Args:
+        linearization: Of the answers to forget.
+        W_out: Layer → its values with the trial edit.
+        n: Number of neurons.
+
+    Returns:
+        (layer, neuron) pairs.
+    """
+    effects = torch.stack(
+        [
+            (linearization.keys[i] * (linearization.gradients[i] @ W)).sum(0)
+            for i, W in W_out.items()
+        ]
+    )
+    order = effects.flatten().argsort()[:n].tolist()
+    layers, width = list(W_out), effects.shape[1]
+    return tuple((layers[k // width], k % width) for k in order)
