@@ -4,7 +4,8 @@ The score of an attack on an edited model says little by itself. So each attack 
 original, which shows all that could come back, and on two kinds of controls, which show what comes
 without the fact. *Unrelated* controls are the same prompts about subjects whose fact the model
 never knew. *Associated* controls are the same prompts scored for non-answers that the subject is
-associated with, in the original: an attack that ranks answers finds these as well (`by_rank`).
+associated with, in the original: an attack that ranks answers, or samples many, finds these too
+(`Attack.needs_associated`).
 """
 
 import functools
@@ -218,6 +219,6 @@ def _comparisons(
             tables.append(attacker.table(State.ORIGINAL, pair))
         for control in controls[: N_CONTROLS_EXPENSIVE if few else None]:
             tables.append(attacker.table(State.CONTROL, control))
-        if entry.by_rank or entry.name == PLAIN:
+        if entry.needs_associated or entry.name == PLAIN:
             tables += [attacker.table(State.ASSOCIATED, fact) for fact in associated]
     return [table for table in tables if "why" not in table]

@@ -69,14 +69,15 @@ class NotFiniteError(UserError):
 def zero_state(rows: pd.DataFrame, name: str) -> State:
     """Return the controls that are the zero of an attack's scores.
 
-    Associated controls for an attack that ranks answers, if there are any; else unrelated ones.
+    Associated controls for an attack that finds those by itself, if there are any; else unrelated
+    ones.
 
     Args:
         rows: The attack's rows of `Evidence.table`.
         name: The attack.
     """
     has_associated = (rows["state"] == State.ASSOCIATED).any()
-    return State.ASSOCIATED if ATTACKS[name].by_rank and has_associated else State.CONTROL
+    return State.ASSOCIATED if ATTACKS[name].needs_associated and has_associated else State.CONTROL
 
 
 def recovery_ratios(

@@ -72,7 +72,9 @@ class Attack:
         expensive: It is compared with a few control facts only.
         counts_for_verdict: The verdict rests on it; otherwise it is only reported.
         by_rank: Its score is a rank among answers, in which all that the subject is associated with
-            stands high: its zero are associated controls.
+            stands high.
+        amplifies: It finds answers of small probability too, which all that the subject is
+            associated with has.
         kind: What the attacker does.
         shows_suppression: What it recovers, the edited weights compute by themselves: it cuts
             something off, or reads before the answer is handed over.
@@ -86,8 +88,14 @@ class Attack:
     expensive: bool = False
     counts_for_verdict: bool = True
     by_rank: bool = False
+    amplifies: bool = False
     kind: AttackKind = AttackKind.PROMPTS
     shows_suppression: bool = False
+
+    @property
+    def needs_associated(self) -> bool:
+        """Tell whether its zero are associated controls: it finds these without the fact."""
+        return self.by_rank or self.amplifies
 
 
 class AttackRegistry(dict[str, Attack]):
@@ -114,6 +122,7 @@ def attack(
     expensive: bool = False,
     counts_for_verdict: bool = True,
     by_rank: bool = False,
+    amplifies: bool = False,
     kind: AttackKind = AttackKind.PROMPTS,
     shows_suppression: bool = False,
 ) -> Callable:
@@ -135,6 +144,7 @@ def attack(
             expensive=expensive,
             counts_for_verdict=counts_for_verdict,
             by_rank=by_rank,
+            amplifies=amplifies,
             kind=kind,
             shows_suppression=shows_suppression,
         )

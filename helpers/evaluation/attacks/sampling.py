@@ -13,7 +13,7 @@ from helpers.forward.scoring import answer_probability
 SAMPLES = (1, 8, 64)
 
 
-@attack("sampling", budget="samples")
+@attack("sampling", budget="samples", amplifies=True)
 def sampling(
     model: LanguageModel, pair: ConceptPair, *, seed: int = 0, samples: Sequence[int] = SAMPLES
 ) -> pd.DataFrame:
