@@ -2,15 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.facts import ConceptPair, facts
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.methods.fitting import association
-from helpers.methods.fitting.adversarial_cuts import all_windows, weakest_windows
+from helpers.methods.fitting.adversarial_cuts import (
+    all_windows,
+    suppressing_neurons,
+    weakest_windows,
+)
 from helpers.methods.fitting.constraints import forget_constraints
 from helpers.methods.fitting.edit_constraint import at_all_positions
-from helpers.methods.fitting.linearization import answer_logodds
+from helpers.methods.fitting.linearization import answer_logodds, linearize
 from helpers.methods.snapshots import subtracted
 from helpers.methods.surgery import concept_removal as module
 from helpers.models import architecture_of, model_hash
@@ -58,6 +63,7 @@ def test_attacked_windows_of_layers_bring_less_back(grown_model, own_pair):
             min_target_prob=1e-6,
             n_windows=n_windows,
             every=1,
+            first_late_layer=0,
             **(SMALL | {"layers": range(architecture_of(model).n_layers)}),
         )
         with edit.applied(model):
@@ -107,3 +113,36 @@ def test_the_same_names_ask_for_what_must_stay():
     language = next(ConceptPair.of(f) for f in facts("language") if f.subject == "France")
     together = module.subject_by_other_names([france, language])
     assert not any(p.relation in ("capital", "language") for p in together)
+
+
+def test_early_layers_act_at_the_subject_alone(grown_model, own_pair):
+    model = grown_model()
+    constraints = forget_constraints(model, own_pair)
+    no_edit = lambda layer, mlp_in, hidden: 0 * mlp_in  # noqa: E731
+    found = module.linearize_at(model, constraints, (0, 2), 2, no_edit)
+    whole = linearize(model, at_all_positions(constraints), layers=(0, 2), edit_output=no_edit)
+    at_subject = [
+        p in constraints[n].edit_positions
+        for n, p in zip(found.constraint_index.tolist(), found.positions.tolist(), strict=True)
+    ]
+    at_subject = torch.tensor(at_subject)
+    assert not found.gradients[0][~at_subject].any() and (~at_subject).any()
+    assert torch.equal(found.gradients[0][at_subject], whole.gradients[0][at_subject])
+    assert torch.equal(found.gradients[2], whole.gradients[2])
+
+
+def test_the_neurons_that_lower_the_answer_most_are_cut(grown_model, own_pair):
+    model = grown_model()
+    constraints = at_all_positions(forget_constraints(model, own_pair))
+    linearization = linearize(model, constraints, layers=(0, 2))
+    layers = architecture_of(model).layers
+    W_out = {i: layers[i].mlp.W_out().detach().float() for i in (0, 2)}
+    chosen = suppressing_neurons(linearization, W_out, n=5)
+    effects = {}
+    for i, W in W_out.items():
+        for n in range(W.shape[1]):
+            delta = torch.zeros_like(W)
+            delta[:, n] = W[:, n]
+            effects[i, n] = float(linearization.predicted_change({i: delta}).sum())
+    assert list(chosen) == sorted(effects, key=effects.__getitem__)[:5]
+    assert effects[chosen[0]] < 0

@@ -1,8 +1,9 @@
-"""Constraints on what the logit lens reads at the subject's tokens.
+"""Constraints on what the logit lens reads inside the model.
 
 An edit may keep an answer from being said and leave it where the middle layers gather what is known
-of the subject. So the lens is lowered there as well: to the level of the subject's other
-associations, by the measure of the attack `logit_lens_subject`.
+of the subject, or where upper layers collect the answer. So the lens is lowered there as well: to
+the level of the subject's other associations, by the measure of the attacks `logit_lens` and
+`logit_lens_subject`.
 """
 
 from collections.abc import Sequence
@@ -24,11 +25,12 @@ N_SUBJECTS = 12  # other subjects, whose mean reading is the zero of each token
 def lens_constraints(
     model: LanguageModel, pair: ConceptPair, *, layers: Sequence[int], n_prompts: int, seed: int = 0
 ) -> list[EditConstraint]:
-    """Build constraints that lower the lens's reading of the answer at the subject's last token.
+    """Build constraints that lower the lens's reading of the answer at two tokens of each prompt.
 
-    The reading is the answer's logit less the mean logit of the subject's other associations. Its
-    goal is the mean of the same reading in the same prompts about other subjects: there neither is
-    favoured. There are no constraints for a pair without associations or other subjects.
+    They are the subject's last token and the prompt's. The reading is the answer's logit less the
+    mean logit of the subject's other associations. Its goal is the mean of the same reading in the
+    same prompts about other subjects: there neither is favoured. There are no constraints for a
+    pair without associations or other subjects.
 
     Args:
         model: Any model of a known family.
@@ -56,7 +58,7 @@ def lens_constraints(
         )
         flat = [reading for readings in of_others for reading in readings]
         scores = answer_logodds(model, flat, layers=[min(layers)])
-        goals = scores.reshape(len(others), len(layers)).mean(0)
+        goals = scores.reshape(len(others), -1).mean(0)
         constraints += [
             replace(c, target_logodds=float(goal)) for c, goal in zip(own, goals, strict=True)
         ]
@@ -70,16 +72,18 @@ def _readings(
     against: tuple[int, ...],
     layers: Sequence[int],
 ) -> list[EditConstraint]:
-    """Read one prompt at its subject's last token, after each layer."""
+    """Read one prompt at its subject's last token and its own, after each layer."""
     ids = tuple(token_ids(model, prompt))
-    position = subject_span(prompt, model.tokenizer)[1] - 1
+    start, end = subject_span(prompt, model.tokenizer)
+    positions = (end - 1, len(ids) - 1)
     return [
         EditConstraint(
-            ids[: position + 1],
+            ids,
             ((position, tokens),),
-            tuple(range(position + 1)),
+            tuple(range(start, end)),
             name=str(prompt),
             lens=LensReading(layer, position, against),
         )
+        for position in positions
         for layer in layers
     ]

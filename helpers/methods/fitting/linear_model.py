@@ -1,10 +1,10 @@
 """The first-order model of answers' log-odds in W_out: a row for each constraint and position."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -17,12 +17,14 @@ class Linearization:
     Attributes:
         logodds: Log-odds of each constraint, in nats.
         constraint_index: Number of each row's constraint.
+        positions: Position of each row in its sequence.
         keys: Layer → input of W_out (or of W_in) at each row.
         gradients: Layer → gradient of the constraint's log-odds with respect to W_out's output.
     """
 
     logodds: Float[Tensor, " n"]
     constraint_index: Int[Tensor, " rows"]
+    positions: Int[Tensor, " rows"]
     keys: dict[int, Float[Tensor, "rows width"]]
     gradients: dict[int, Float[Tensor, "rows d_model"]]
 
@@ -39,13 +41,7 @@ class Linearization:
         )
         size, index = squares.sum(0).sqrt(), self.constraint_index
         largest = torch.zeros(len(self.logodds)).scatter_reduce(0, index, size, "amax")
-        rows = (size >= min_size * largest[index]).nonzero()[:, 0]
-        return Linearization(
-            self.logodds,
-            index[rows],
-            {i: k[rows] for i, k in self.keys.items()},
-            {i: g[rows] for i, g in self.gradients.items()},
-        )
+        return self._with_rows(size >= min_size * largest[index], self.logodds)
 
     def predicted_change(
         self, delta: Mapping[int, Float[Tensor, "d_model width"]]
@@ -59,19 +55,34 @@ class Linearization:
 
     def first(self, n: int) -> "Linearization":
         """Return the linearization of the first `n` constraints."""
-        rows = (self.constraint_index < n).nonzero()[:, 0]
+        return self._with_rows(self.constraint_index < n, self.logodds[:n])
+
+    def _with_rows(
+        self, rows: Bool[Tensor, " rows"], logodds: Float[Tensor, " n"]
+    ) -> "Linearization":
+        """Return some of the rows."""
         return Linearization(
-            self.logodds[:n],
+            logodds,
             self.constraint_index[rows],
+            self.positions[rows],
             {i: k[rows] for i, k in self.keys.items()},
             {i: g[rows] for i, g in self.gradients.items()},
         )
+
+    def without_gradients(self, layer: int, rows: Bool[Tensor, " rows"]) -> "Linearization":
+        """Return the same with the gradients of some rows at zero in one layer.
+
+        What these rows do to the answer is then not used by a change of that layer.
+        """
+        gradients = self.gradients[layer].masked_fill(rows[:, None], 0)
+        return replace(self, gradients=self.gradients | {layer: gradients})
 
     def followed_by(self, other: "Linearization") -> "Linearization":
         """Return this linearization with the other's constraints after its own."""
         return Linearization(
             torch.cat([self.logodds, other.logodds]),
             torch.cat([self.constraint_index, other.constraint_index + len(self.logodds)]),
+            torch.cat([self.positions, other.positions]),
             {i: torch.cat([k, other.keys[i]]) for i, k in self.keys.items()},
             {i: torch.cat([g, other.gradients[i]]) for i, g in self.gradients.items()},
         )

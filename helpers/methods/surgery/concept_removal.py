@@ -63,7 +63,11 @@ class ConceptRemovalHparams(PreservationHparams):
     """Hyperparameters of `concept_removal`, with those of what an edit preserves.
 
     Attributes:
-        layers: Edited layers; by default 5 to 16 of 30, which enrich the subject's tokens.
+        layers: Edited layers; by default 5 to 22 of 30: those that enrich the subject's tokens, and
+            those in which the answer is handed over.
+        first_late_layer: Layer, of 30, from which on the change may act at all tokens of what is
+            to be forgotten. Below it acts at the subject's tokens alone: the tokens after it do not
+            know the subject yet, and are the same in other subjects' prompts.
         level_share: Target probability of the training prompts, as a share of what the subject's
             other associations get there: held-out wordings keep more.
         min_target_prob: Least target probability, where associations get next to nothing.
@@ -91,6 +95,7 @@ class ConceptRemovalHparams(PreservationHparams):
     """
 
     layers: Sequence[int] | None = None
+    first_late_layer: int = 17
     level_share: float = 0.5
     min_target_prob: float = 0.003
     max_target_prob: float = 0.02
@@ -133,7 +138,7 @@ def concept_removal(
         UserError: Two prompts cannot be told apart, or the steps diverge.
     """
     arch = architecture_of(model)
-    layers = [arch.check_layer(i) for i in hparams.layers or arch.relative_layers(range(5, 17))]
+    layers = [arch.check_layer(i) for i in hparams.layers or arch.relative_layers(range(5, 23))]
     forget, retain = _constraints(model, pairs, hparams, seed=seed)
     n_answers = len(forget)
     lens_layers = hparams.lens_layers
@@ -143,6 +148,7 @@ def concept_removal(
         forget += lens_constraints(
             model, pair, layers=lens_layers, n_prompts=hparams.n_lens_prompts, seed=seed
         )
+    first_late = arch.relative_layers([hparams.first_late_layer])[0]
     factors = preservation_metric(
         model, pairs, hparams, layers=layers, n_tokens=hparams.n_tokens, seed=seed
     )
@@ -169,7 +175,7 @@ def concept_removal(
             ) -> Tensor:
                 return hidden @ delta[layer].to(hidden).T
 
-            moved = linearize(model, forget, layers=layers, edit_output=edit_output)
+            moved = linearize_at(model, forget, layers, first_late, edit_output)
             log.debug("scores of what is forgotten: %s", moved.logodds)
             moving = list(forget)
             if n_done < hparams.n_plain_steps:
@@ -177,9 +183,7 @@ def concept_removal(
             else:
                 W_out = {i: _values(arch, i) + delta[i] for i in layers}
                 cut = _cut(model, moved, forget[:n_answers], W_out, hparams, edit_output)
-                moved = moved.followed_by(
-                    linearize(model, cut, layers=layers, edit_output=edit_output)
-                )
+                moved = moved.followed_by(linearize_at(model, cut, layers, first_late, edit_output))
                 moving += cut
                 logodds = answer_logodds(model, retain, layers=layers, edit_output=edit_output)
             whole = moved.without_small_rows(hparams.min_row).followed_by(
@@ -212,7 +216,7 @@ def _constraints(
     *,
     seed: int,
 ) -> tuple[list[EditConstraint], list[EditConstraint]]:
-    """Build the forget constraints and the retain constraints, all active at every position."""
+    """Build the forget constraints and the retain constraints."""
     forget: list[EditConstraint] = []
     for pair in pairs:
         level = association_level(model, pair, n=hparams.n_associated)
@@ -223,17 +227,38 @@ def _constraints(
     groups = retain_prompts(
         model, pairs, n_neighbours=hparams.n_neighbours, top_k=hparams.top_k, seed=seed
     )
-    named_otherwise = [
+    more = [
+        *neighbours_in_all_formats(model, pairs, n=hparams.n_neighbours, seed=seed),
         *subject_by_other_names(pairs),
         *other_adjectives(model, pairs, n=hparams.n_adjectives, seed=seed),
     ]
-    if named_otherwise:
-        groups.append(RetainPrompts(named_otherwise))
+    if more:
+        groups.append(RetainPrompts(more))
     retain: list[EditConstraint] = []
     for group in groups:
         predictions = next_token_and_answer(model, group.prompts)
         retain += preservation_constraints(model, group, predictions, hparams)
-    return at_all_positions(forget), at_all_positions(retain)
+    return forget, at_all_positions(retain)
+
+
+def neighbours_in_all_formats(
+    model: LanguageModel, pairs: Sequence[ConceptPair], *, n: int, seed: int
+) -> list[Prompt]:
+    """Draw one question, chat, list or few-shot prompt about each of `n` known neighbours.
+
+    `retain_prompts` holds statements alone, and what is forgotten comes in all formats.
+    """
+    relation, subjects = pairs[0].relation, {pair.subject for pair in pairs}
+    if not n or relation not in RELATIONS:
+        return []
+    known = set(known_facts(model, relation).query("known")["subject"]) - subjects
+    prompts = []
+    for neighbour in pairs[0].neighbours(seed=seed):
+        if neighbour.subject in known:
+            pool = neighbour.edit_prompts(include_subject_initial=True)
+            pool = [p for p in pool if p.format != "completion" or p.text.startswith(p.subject)]
+            prompts.append(pool[len(prompts) % len(pool)])
+    return prompts[:n]
 
 
 def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
@@ -261,6 +286,32 @@ def other_adjectives(
         if neighbour.subject in known - subjects and (asked := adjective_prompts(neighbour)):
             prompts.append(asked[len(prompts) % len(asked)])
     return prompts[:n]
+
+
+def linearize_at(
+    model: LanguageModel,
+    constraints: Sequence[EditConstraint],
+    layers: Sequence[int],
+    first_late: int,
+    edit_output: EditHook,
+) -> Linearization:
+    """Linearize at all positions from layer `first_late` on, and at `edit_positions` below it.
+
+    Args:
+        model: Any model of a known family.
+        constraints: Constraints whose `edit_positions` are the subject's tokens.
+        layers: The edited layers.
+        first_late: The first layer in which all positions count.
+        edit_output: Hook that adds the trial edit.
+    """
+    whole = linearize(model, at_all_positions(constraints), layers=layers, edit_output=edit_output)
+    ends = [(c.edit_positions[0], c.edit_positions[-1]) for c in constraints]
+    first, last = torch.tensor(ends).T[:, whole.constraint_index]  # of each row's constraint
+    outside = (whole.positions < first) | (whole.positions > last)
+    for i in layers:
+        if i < first_late:
+            whole = whole.without_gradients(i, outside)
+    return whole
 
 
 def _values(arch: Architecture, layer: int) -> Float[Tensor, "d_model d_mlp"]:
