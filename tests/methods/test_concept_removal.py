@@ -63,7 +63,6 @@ def test_attacked_windows_of_layers_bring_less_back(grown_model, own_pair):
             min_target_prob=1e-6,
             n_windows=n_windows,
             every=1,
-            first_late_layer=0,
             **(SMALL | {"layers": range(architecture_of(model).n_layers)}),
         )
         with edit.applied(model):
@@ -113,22 +112,6 @@ def test_the_same_names_ask_for_what_must_stay():
     language = next(ConceptPair.of(f) for f in facts("language") if f.subject == "France")
     together = module.subject_by_other_names([france, language])
     assert not any(p.relation in ("capital", "language") for p in together)
-
-
-def test_early_layers_act_at_the_subject_alone(grown_model, own_pair):
-    model = grown_model()
-    constraints = forget_constraints(model, own_pair)
-    no_edit = lambda layer, mlp_in, hidden: 0 * mlp_in  # noqa: E731
-    found = module.linearize_at(model, constraints, (0, 2), 2, no_edit)
-    whole = linearize(model, at_all_positions(constraints), layers=(0, 2), edit_output=no_edit)
-    at_subject = [
-        p in constraints[n].edit_positions
-        for n, p in zip(found.constraint_index.tolist(), found.positions.tolist(), strict=True)
-    ]
-    at_subject = torch.tensor(at_subject)
-    assert not found.gradients[0][~at_subject].any() and (~at_subject).any()
-    assert torch.equal(found.gradients[0][at_subject], whole.gradients[0][at_subject])
-    assert torch.equal(found.gradients[2], whole.gradients[2])
 
 
 def test_the_neurons_that_lower_the_answer_most_are_cut(grown_model, own_pair):

@@ -1,7 +1,7 @@
 """The first-order model of answers' log-odds in W_out: a row for each constraint and position."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,14 +17,12 @@ class Linearization:
     Attributes:
         logodds: Log-odds of each constraint, in nats.
         constraint_index: Number of each row's constraint.
-        positions: Position of each row in its sequence.
         keys: Layer → input of W_out (or of W_in) at each row.
         gradients: Layer → gradient of the constraint's log-odds with respect to W_out's output.
     """
 
     logodds: Float[Tensor, " n"]
     constraint_index: Int[Tensor, " rows"]
-    positions: Int[Tensor, " rows"]
     keys: dict[int, Float[Tensor, "rows width"]]
     gradients: dict[int, Float[Tensor, "rows d_model"]]
 
@@ -64,25 +62,15 @@ class Linearization:
         return Linearization(
             logodds,
             self.constraint_index[rows],
-            self.positions[rows],
             {i: k[rows] for i, k in self.keys.items()},
             {i: g[rows] for i, g in self.gradients.items()},
         )
-
-    def without_gradients(self, layer: int, rows: Bool[Tensor, " rows"]) -> "Linearization":
-        """Return the same with the gradients of some rows at zero in one layer.
-
-        What these rows do to the answer is then not used by a change of that layer.
-        """
-        gradients = self.gradients[layer].masked_fill(rows[:, None], 0)
-        return replace(self, gradients=self.gradients | {layer: gradients})
 
     def followed_by(self, other: "Linearization") -> "Linearization":
         """Return this linearization with the other's constraints after its own."""
         return Linearization(
             torch.cat([self.logodds, other.logodds]),
             torch.cat([self.constraint_index, other.constraint_index + len(self.logodds)]),
-            torch.cat([self.positions, other.positions]),
             {i: torch.cat([k, other.keys[i]]) for i, k in self.keys.items()},
             {i: torch.cat([g, other.gradients[i]]) for i, g in self.gradients.items()},
         )

@@ -57,7 +57,6 @@ def linearize(
     layers = sorted({arch.check_layer(i) for i in layers})
     logodds = torch.zeros(len(constraints))
     constraint_index: list[int] = []
-    positions: list[int] = []
     width = arch.d_mlp if site == "neurons" else arch.d_model
     keys = {i: [torch.zeros(0, width)] for i in layers}
     gradients = {i: [torch.zeros(0, arch.d_model)] for i in layers}
@@ -83,7 +82,6 @@ def linearize(
                     if p >= offset
                 ]
                 constraint_index += [indices[r] for r, _ in places]
-                positions += [p + forward.offsets[r] for r, p in places]
                 flat = torch.tensor([r * n_tokens + p for r, p in places])
                 for i, gradient in zip(layers, output_gradients, strict=True):
                     key = forward.inputs[i].detach().flatten(0, -2)[flat]
@@ -92,7 +90,6 @@ def linearize(
     return Linearization(
         logodds,
         torch.tensor(constraint_index, dtype=torch.long),
-        torch.tensor(positions, dtype=torch.long),
         {i: torch.cat(x) for i, x in keys.items()},
         {i: torch.cat(x) for i, x in gradients.items()},
     )

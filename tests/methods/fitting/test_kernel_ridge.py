@@ -14,8 +14,7 @@ def random_linearization(n=4, rows=9, d=5, width=7):
     constraint_index = torch.arange(rows) % n
     keys = {i: torch.randn(rows, width) for i in (0, 3)}
     gradients = {i: torch.randn(rows, d) for i in (0, 3)}
-    positions = torch.zeros(rows, dtype=torch.long)
-    return Linearization(torch.zeros(n), constraint_index, positions, keys, gradients)
+    return Linearization(torch.zeros(n), constraint_index, keys, gradients)
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
