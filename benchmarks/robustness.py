@@ -184,7 +184,8 @@ def report_attacks(table: pd.DataFrame, attacks: list[str]) -> None:
         "is scaled down to it. P: mean P(target) over held-out wordings, and under each attack "
         "where it is largest; worst prompt: of the wordings. Back: recovery ratio (0: as from "
         "facts never known, 1: as from the original) where the attack recovers most. Retention: "
-        "min(1, after / before). Means over facts with their 95 % interval.",
+        "min(1, after / before). Seconds: of one edit, by one of the workers. Means over facts "
+        "with their 95 % interval.",
         "rows": rows_of(table, attacks),
     }
     report("robustness", result)
