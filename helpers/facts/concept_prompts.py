@@ -37,6 +37,28 @@ BY_ADJECTIVE = {  # relation → training templates that take the adjective of t
         Template("Q: In which currency are {} prices given?\nA: In the", "question"),
     ),
 }
+OTHER_FORMATS = {  # relation → chats and lists, as the templates of `capital` have them
+    "language": (
+        Template("Which language is spoken in {}?", "chat", "The language of {} is"),
+        Template("Country | Language\n{} |", "list"),
+    ),
+    "currency": (
+        Template("What is the currency of {}?", "chat", "The currency of {} is the"),
+        Template("Country | Currency\n{} |", "list"),
+    ),
+    "continent": (
+        Template("What continent is {} in?", "chat", "{} is on the continent of"),
+        Template("Country | Continent\n{} |", "list"),
+    ),
+    "region": (
+        Template("Which region does {} belong to?", "chat", "{} belongs to"),
+        Template("Country | Region\n{} |", "list"),
+    ),
+    "nationality": (
+        Template("What are people from {} called?", "chat", "People from {} are called"),
+        Template("Country | Nationality\n{} |", "list"),
+    ),
+}
 RANKS = (1, 2)  # of the descriptions; the attack's are of rank 0
 STATEMENTS_PER_NAME = 2
 
@@ -69,6 +91,11 @@ def adjective_prompts(pair: ConceptPair) -> list[Prompt]:
         )
         for template in BY_ADJECTIVE.get(pair.relation, ())
     ]
+
+
+def prompts_in_other_formats(pair: ConceptPair) -> list[Prompt]:
+    """Return training prompts in formats that the relation's own training templates lack."""
+    return pair.fill(OTHER_FORMATS.get(pair.relation, ()))
 
 
 def concept_prompts(pair: ConceptPair) -> list[Prompt]:

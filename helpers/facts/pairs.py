@@ -151,6 +151,10 @@ class ConceptPair:
         templates = self.templates or RELATIONS[self.relation].templates
         return [self._prompt(t, split) for t in templates[split]]
 
+    def fill(self, templates: Iterable[Template]) -> list[Prompt]:
+        """Return prompts of other training templates than the relation's."""
+        return [self._prompt(t, "train") for t in templates]
+
     def statements(self, split: str = "train") -> list[Prompt]:
         """Return the prompts of a split that are statements to complete; no questions or chats.
 

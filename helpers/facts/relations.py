@@ -157,8 +157,6 @@ RELATIONS: dict[str, Relation] = {
                         "Question: What language is spoken in {}?\nAnswer: The language is",
                         "question",
                     ),
-                    T("Which language is spoken in {}?", "chat", "The language of {} is"),
-                    T("Country | Language\n{} |", "list"),
                 ),
                 "dev": (
                     T("The people of {} speak"),
@@ -208,8 +206,6 @@ RELATIONS: dict[str, Relation] = {
                         "Answer: The currency of the country is the",
                         "question",
                     ),
-                    T("What is the currency of {}?", "chat", "The currency of {} is the"),
-                    T("Country | Currency\n{} |", "list"),
                 ),
                 "dev": (
                     T("Prices in {} are given in the local currency, the"),
@@ -245,8 +241,6 @@ RELATIONS: dict[str, Relation] = {
                     T("{} is located on the continent of"),
                     T("The continent on which {} lies is"),
                     T("Question: On which continent is {}?\nAnswer:", "question"),
-                    T("What continent is {} in?", "chat", "{} is on the continent of"),
-                    T("Country | Continent\n{} |", "list"),
                 ),
                 "dev": (
                     T("{} belongs to the continent of"),
@@ -290,8 +284,6 @@ RELATIONS: dict[str, Relation] = {
                     T("{} is one of the countries of"),
                     T("{} is a country in"),
                     T("{} lies in the part of the world known as"),
-                    T("Which region does {} belong to?", "chat", "{} belongs to"),
-                    T("Country | Region\n{} |", "list"),
                 ),
                 "dev": (
                     T("{} is often counted among the nations of"),
@@ -320,8 +312,6 @@ RELATIONS: dict[str, Relation] = {
                         "Question: What is the nationality of people from {}?\nAnswer: They are",
                         "question",
                     ),
-                    T("What are people from {} called?", "chat", "People from {} are called"),
-                    T("Country | Nationality\n{} |", "list"),
                 ),
                 "dev": (
                     T("The nationality of a person from {} is"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from helpers.errors import UserError
 from helpers.evaluation import same_fact as module
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
@@ -43,7 +44,13 @@ def test_without_associations_there_is_no_level(knowing):
     assert [text.get_text() for text in labels] == [module.ORIGINAL]
 
 
-def test_a_refusal_is_told(knowing):
-    edits, refused = module.make_edits(knowing(), ConceptPair("Kenya", "Nairobi"), "gated_neuron")
-    assert not edits and len(refused) == 1
-    assert refused[0].startswith("gated_neuron (Kenya is not detected in")
+def test_a_refusal_is_told(monkeypatch):
+    def unlearn(model, pair, name, *, seed):
+        if name == "rome":
+            raise UserError("There is nothing to take away.")
+        return name
+
+    monkeypatch.setattr(module, "unlearn", unlearn)
+    edits, refused = module.make_edits(None, ConceptPair("Kenya", "Nairobi"), "rome, memit")
+    assert edits == {"memit": "memit"}
+    assert refused == ["rome (There is nothing to take away.)"]

@@ -4,7 +4,12 @@ import pytest
 
 from helpers.evaluation.attacks.described import described_prompts
 from helpers.facts import ConceptPair, facts
-from helpers.facts.concept_prompts import adjective_prompts, concept_prompts
+from helpers.facts.concept_prompts import (
+    OTHER_FORMATS,
+    adjective_prompts,
+    concept_prompts,
+    prompts_in_other_formats,
+)
 from helpers.facts.names import tells_neither
 from helpers.facts.relations import SPLITS, Template
 
@@ -41,6 +46,17 @@ def test_the_attack_asks_in_words_that_no_edit_has_seen():
         pair = ConceptPair.of(fact)
         trained = {str(p) for p in concept_prompts(pair)}
         assert not trained & {str(p) for p in described_prompts(pair) if p is not None}
+
+
+def test_other_formats_are_new_to_their_relation():
+    for relation in OTHER_FORMATS:
+        for fact in facts(relation)[::40]:
+            pair = ConceptPair.of(fact)
+            prompts = prompts_in_other_formats(pair)
+            known = {str(p) for split in SPLITS for p in pair.prompts(split)}
+            assert {p.format for p in prompts} == {"chat", "list"}
+            assert not known & {str(p) for p in prompts}
+            assert all(p.split == "train" and p.relation == relation for p in prompts)
 
 
 def test_other_subjects_and_relations_have_none():

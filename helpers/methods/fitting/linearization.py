@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
 
@@ -57,9 +57,8 @@ def linearize(
     layers = sorted({arch.check_layer(i) for i in layers})
     logodds = torch.zeros(len(constraints))
     constraint_index: list[int] = []
-    width = arch.d_mlp if site == "neurons" else arch.d_model
-    keys = {i: [torch.zeros(0, width)] for i in layers}
-    gradients = {i: [torch.zeros(0, arch.d_model)] for i in layers}
+    keys: dict[int, list[Tensor]] = {i: [] for i in layers}
+    gradients: dict[int, list[Tensor]] = {i: [] for i in layers}
     with torch.enable_grad():
         for forward in _forward_passes(model, constraints, layers, edit_output, site, prefix_cache):
             n_tokens = forward.final_residual.shape[1]
@@ -87,11 +86,12 @@ def linearize(
                     key = forward.inputs[i].detach().flatten(0, -2)[flat]
                     keys[i].append(key.float().cpu())
                     gradients[i].append(gradient.flatten(0, -2)[flat].float().cpu())
+    width = arch.d_mlp if site == "neurons" else arch.d_model  # of no constraint at all
     return Linearization(
         logodds,
         torch.tensor(constraint_index, dtype=torch.long),
-        {i: torch.cat(x) for i, x in keys.items()},
-        {i: torch.cat(x) for i, x in gradients.items()},
+        {i: torch.cat(x) if x else torch.zeros(0, width) for i, x in keys.items()},
+        {i: torch.cat(x) if x else torch.zeros(0, arch.d_model) for i, x in gradients.items()},
     )
 
 
@@ -221,7 +221,7 @@ def forward_with_outputs(
         Layer → input, layer → output, the last residual stream, and those of `lens_layers`.
     """
     arch = architecture_of(model)
-    cut = _cut_neurons(runs, arch.d_mlp)
+    cut = _cut_neurons(runs)
     with model.trace(tokens, **kwargs) as tracer:
         inputs, outputs, read = {}.save(), {}.save(), {}.save()  # type: ignore[attr-defined]
         for i in sorted({*layers, *cut, *lens_layers}):
@@ -229,7 +229,7 @@ def forward_with_outputs(
             if i in layers:
                 mlp_in = mlp.in_envoy.input
             if i in cut:
-                mlp.out_envoy.input = _with_zeros(mlp.out_envoy.input, cut[i])
+                mlp.out_envoy.input = _with_zeros(mlp.out_envoy.input, cut[i], len(tokens))
             if i not in layers:
                 if i in lens_layers:
                     read[i] = arch.layers[i].block.output
@@ -250,19 +250,22 @@ def forward_with_outputs(
     return inputs, outputs, final, read
 
 
-def _cut_neurons(runs: Sequence[Run], d_mlp: int) -> dict[int, Bool[Tensor, "b d_mlp"]]:
-    """Mark the neurons of each row that are at zero, in the layers where there are any."""
-    cut: dict[int, Bool[Tensor, "b d_mlp"]] = {}
+def _cut_neurons(runs: Sequence[Run]) -> dict[int, list[tuple[int, int | slice]]]:
+    """List (row, neuron or all of them) that are at zero, for the layers where there are any."""
+    cut: dict[int, list[tuple[int, int | slice]]] = {}
     for row, (_, left_out, neurons) in enumerate(runs):
         for i, which in [*((i, slice(None)) for i in left_out), *neurons]:
-            cut.setdefault(i, torch.zeros(len(runs), d_mlp, dtype=torch.bool))[row, which] = True
+            cut.setdefault(i, []).append((row, which))
     return cut
 
 
-def _with_zeros(hidden: Tensor, cut: Bool[Tensor, "b d_mlp"]) -> Tensor:
+def _with_zeros(hidden: Tensor, cut: Sequence[tuple[int, int | slice]], n_rows: int) -> Tensor:
     """Return W_out's input with some neurons of each row at zero."""
-    by_row = hidden.view(len(cut), -1, hidden.shape[-1])  # some families flatten rows and tokens
-    return by_row.masked_fill(cut[:, None].to(hidden.device), 0).view_as(hidden)
+    by_row = hidden.view(n_rows, -1, hidden.shape[-1])  # some families flatten rows and tokens
+    mask = torch.zeros(n_rows, hidden.shape[-1], dtype=torch.bool, device=hidden.device)
+    for row, which in cut:
+        mask[row, which] = True
+    return by_row.masked_fill(mask[:, None], 0).view_as(hidden)
 
 
 def _scores(

@@ -27,7 +27,12 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts import ConceptPair, Prompt, known_facts
-from helpers.facts.concept_prompts import adjective_prompts, concept_prompts, forget_prompts
+from helpers.facts.concept_prompts import (
+    adjective_prompts,
+    concept_prompts,
+    forget_prompts,
+    prompts_in_other_formats,
+)
 from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.scoring import next_token_and_answer
@@ -268,7 +273,11 @@ def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
         for pair in pairs
         for other in pair.same_subject()
         if not any(p.states(other.subject, (other.target, *other.aliases)) for p in pairs)
-        for prompt in (*concept_prompts(other), *other.few_shot(1, split="train")[:2])
+        for prompt in (
+            *concept_prompts(other),
+            *other.few_shot(1, split="train")[:2],
+            *prompts_in_other_formats(other),
+        )
     ]
 
 

@@ -1,6 +1,9 @@
 """The output side of the metric: second moments of gradients, by hand."""
 
+from dataclasses import replace
+
 import pandas as pd
+import pytest
 import torch
 from small_constraints import constraints_of
 
@@ -70,12 +73,21 @@ def test_questions_are_about_other_relations(monkeypatch, tiny_model):
     assert len({str(p) for p in questions}) == 20
 
 
-def test_question_moments_sum_over_all_positions(tiny_model, monkeypatch, tmp_path):
+def test_questions_count_alike_at_their_subjects_tokens(tiny_model, monkeypatch, tmp_path):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     model, constraints = tiny_model(), constraints_of()
-    monkeypatch.setattr(module, "other_questions", lambda *a, **k: [Prompt("w1")])
+    questions = [Prompt(c.name, subject="s") for c in constraints]
+    monkeypatch.setattr(module, "other_questions", lambda *a, **k: questions)
     monkeypatch.setattr(module, "next_token_and_answer", lambda *a: None)
     monkeypatch.setattr(module, "preservation_constraints", lambda *a: constraints)
-    G = module.question_moments(model, "capital", PreservationHparams(), [0, 2], 3, 0)
-    for i, gradients in linearize(model, constraints, layers=[0, 2]).gradients.items():
-        torch.testing.assert_close(G[i], gradients.double().T @ gradients.double())
+    monkeypatch.setattr(module, "subject_span", lambda prompt, tokenizer: (1, 3))
+    G = module.question_moments(model, "capital", PreservationHparams(), [0, 1], 3, 0)
+    at_subject = [replace(c, edit_positions=(1, 2)) for c in constraints]
+    linearization = linearize(model, at_subject, layers=[0, 1])
+    for i in (0, 1):
+        expected = torch.zeros_like(G[i])
+        for n in range(len(constraints)):
+            g = linearization.gradients[i][linearization.constraint_index == n].double()
+            expected += g.T @ g / g.square().sum()
+        torch.testing.assert_close(G[i], expected, rtol=1e-4, atol=1e-6)
+        assert float(G[i].trace()) == pytest.approx(len(constraints), rel=1e-4)
