@@ -1,4 +1,4 @@
-"""What an attacker would cut: layers and neurons without which an answer comes back."""
+"""Adversarial cuts: the layers and neurons without which an answer comes back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -56,7 +56,7 @@ class EditConstraint:
 
     @property
     def run(self) -> "Run":
-        """What a forward pass depends on."""
+        """Name all that a forward pass depends on."""
         return self.ids, self.left_out, self.cut_neurons
 
 

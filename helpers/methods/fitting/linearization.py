@@ -254,8 +254,10 @@ def _cut_neurons(runs: Sequence[Run]) -> dict[int, list[tuple[int, int | slice]]
     """List (row, neuron or all of them) that are at zero, for the layers where there are any."""
     cut: dict[int, list[tuple[int, int | slice]]] = {}
     for row, (_, left_out, neurons) in enumerate(runs):
-        for i, which in [*((i, slice(None)) for i in left_out), *neurons]:
-            cut.setdefault(i, []).append((row, which))
+        for i in left_out:
+            cut.setdefault(i, []).append((row, slice(None)))
+        for i, neuron in neurons:
+            cut.setdefault(i, []).append((row, neuron))
     return cut
 
 
