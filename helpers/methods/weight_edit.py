@@ -5,10 +5,11 @@ bias that the layer does not have starts as zeros.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -251,6 +252,17 @@ def _changed_tensor(
 def _n_outputs(owner: nn.Module) -> int:
     """Return the number of a linear layer's outputs."""
     return owner.nf if isinstance(owner, Conv1D) else owner.weight.shape[0]
+
+
+def dense_changes(
+    arch: Architecture, delta: Mapping[int, Float[Tensor, "d_model d_mlp"]]
+) -> dict[str, Change]:
+    """Return the changes of W_out, layer → added matrix, in the memory layout of the weights."""
+    mlps = {i: arch.layers[i].mlp for i in delta}
+    return {
+        mlp.out_name: Change(dense=delta[i].T.contiguous() if mlp.transposed else delta[i])
+        for i, mlp in mlps.items()
+    }
 
 
 def low_rank_change(mlp: MLPArchitecture, left: Tensor, right: Tensor) -> Change:

@@ -36,7 +36,6 @@ from helpers.facts.concept_prompts import (
 from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.scoring import next_token_and_answer
-from helpers.methods.change import Change
 from helpers.methods.fitting.adversarial_cuts import suppressing_neurons, weakest_windows
 from helpers.methods.fitting.association import association_level
 from helpers.methods.fitting.constraints import (
@@ -55,7 +54,7 @@ from helpers.methods.fitting.linearization import EditHook, answer_logodds, line
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.fitting.output_metric import output_metric
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightEdit
+from helpers.methods.weight_edit import WeightEdit, dense_changes
 from helpers.models import Architecture, architecture_of, torch_module
 
 log = logging.getLogger(__name__)
@@ -207,11 +206,7 @@ def concept_removal(
                 output_factors=output_factors,
             )
             delta = {i: delta[i] + update[i] for i in layers}
-    changes = {}
-    for i, dense in delta.items():
-        mlp = arch.layers[i].mlp
-        changes[mlp.out_name] = Change(dense=dense.T.contiguous() if mlp.transposed else dense)
-    return WeightEdit.of(torch_module(model), changes)
+    return WeightEdit.of(torch_module(model), dense_changes(arch, delta))
 
 
 def _constraints(

@@ -19,7 +19,6 @@ from torch import Tensor
 from helpers.facts import ConceptPair
 from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.scoring import next_token_and_answer
-from helpers.methods.change import Change
 from helpers.methods.fitting.constraints import (
     forget_constraints,
     preservation_constraints,
@@ -32,7 +31,7 @@ from helpers.methods.fitting.kernel_ridge import min_norm_update
 from helpers.methods.fitting.linearization import linearize
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.registry import method
-from helpers.methods.weight_edit import WeightEdit
+from helpers.methods.weight_edit import WeightEdit, dense_changes
 from helpers.models import architecture_of, torch_module
 
 log = logging.getLogger(__name__)
@@ -114,11 +113,7 @@ def tangent_kernel(
             linearization, target, factors, ridge=hparams.ridge, constraints=constraints
         )
         delta = {i: delta[i] + update[i] for i in layers}
-    changes = {}
-    for i, dense in delta.items():
-        mlp = arch.layers[i].mlp
-        changes[mlp.out_name] = Change(dense=dense.T.contiguous() if mlp.transposed else dense)
-    return WeightEdit.of(torch_module(model), changes)
+    return WeightEdit.of(torch_module(model), dense_changes(arch, delta))
 
 
 def _constraints(
