@@ -61,7 +61,7 @@ def measure(pair, name, hyperparameters, attacks, budgets) -> pd.DataFrame:
     for budget in budgets:
         scaled = scale_to_kl(lm, edit, budget, tokens=tokens, max_scale=1.0)
         rest = {"budget_kl": budget, "scale": scaled.scale, "kl": scaled.kl}
-        rest |= {"meets_budget": scaled.meets_budget, "seconds": edit.seconds}
+        rest["seconds"] = edit.seconds
         with scaled.edit.applied(lm):
             card = evaluate(lm, pair, n_neighbours=16, parts=("efficacy", "retention"))
             groups = ("neighbours", "same_subject", "same_target")

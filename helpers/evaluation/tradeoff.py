@@ -85,12 +85,12 @@ def tradeoff(
     Returns:
         One row per pair, method, seed and scale: subject, target, method, family, seed, scale,
         refused, seconds (of the method), removes (the weights change), appends (neurons), norm,
-        delta_rank (largest), folding_gap (largest
-        difference of a logit between weights and intervention; NaN where more than the MLPs
-        changes, or no weight), each metric of the scorecard by its name, `paraphrases_before`, and
-        the columns of `add_summary_columns`. With text also `stitching` (mean P(target) of that
-        attack; NaN where it is not applicable), and `state_…`: 1 for the one of `PREDICTED_STATES`
-        that `MINI_ATTACKS` predict, and 0 for the others.
+        delta_rank (largest), folding_gap (largest difference of a logit between weights and
+        intervention; NaN where more than the MLPs changes, or no weight), each metric of the
+        scorecard by its name, `paraphrases_before`, and the columns of `add_summary_columns`. With
+        text also `stitching` (mean P(target) of that attack; NaN where it is not applicable), and
+        `state_…`: 1 for the one of `PREDICTED_STATES` that `MINI_ATTACKS` predict, and 0 for the
+        others.
     """
     base = {"model": model_hash(model), "config": vars(config), "code": code_hash(__file__)}
     tables = []

@@ -206,6 +206,25 @@ def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_mod
         compute_v_star(model, replace(pair, target=words[int(adds.mean(0).argmin())]), layer=1)
 
 
+WORDS = [f"w{i}" for i in range(40, 60)]
+
+
+def with_and_without_the_subject(model, pair):
+    """The pair's prompts, P(each of `WORDS`) after them, and its mean over other subjects.
+
+    The final norm is scaled up first: else all words are about as likely.
+    """
+    with torch.no_grad():
+        architecture_of(model).norm.weight.mul_(20)
+    ids = [model.tokenizer(w).input_ids[-1] for w in WORDS]
+    prompts = subject_prompts(pair)
+    own, *others = (
+        next_token_logprobs(model, p).exp()[:, ids]
+        for p in (prompts, *map(subject_prompts, pair.neighbours()[:8]))
+    )
+    return prompts, own, torch.stack(others).mean(0)
+
+
 @pytest.mark.parametrize(
     ("hparams", "site", "factor"),
     [(rome.ROMEHparams, "mlp", 3.0), (memit.MEMITHparams, "residual", 0.75)],
@@ -213,15 +232,8 @@ def test_the_value_found_takes_away_what_the_subject_adds_to_the_target(tiny_mod
 def test_the_value_is_clamped_to_what_the_papers_measure_it_by(tiny_model, hparams, site, factor):
     """ROME: δ up to 3 of the MLP's outputs; MEMIT, AlphaEdit: 0.75 of the residual stream."""
     model, pair = tiny_model(), own_pair()
-    with torch.no_grad():
-        architecture_of(model).norm.weight.mul_(20)
-    prompts = subject_prompts(pair)
-    rest = torch.stack(
-        [next_token_logprobs(model, subject_prompts(o)).exp() for o in pair.neighbours()[:8]]
-    ).mean(0)
-    likelier = (next_token_logprobs(model, prompts).exp() / rest).mean(0)
-    words = [f"w{i}" for i in range(40, 60)]
-    best = max(words, key=lambda w: float(likelier[model.tokenizer(w).input_ids[-1]]))
+    prompts, own, rest = with_and_without_the_subject(model, pair)
+    best = WORDS[int((own / rest).mean(0).argmax())]
     far = hparams(v_lr=100.0, v_num_grad_steps=1, kl_factor=0.0, v_weight_decay=0.0)
     delta = compute_v_star(model, replace(pair, target=best), layer=1, hparams=far)
     activations = cache_activations(model, prompts, sites=[site], layers=[1], positions="subject")
@@ -232,16 +244,9 @@ def test_the_value_is_clamped_to_what_the_papers_measure_it_by(tiny_model, hpara
 def test_the_value_takes_away_aliases_too(tiny_model):
     """What counts is the sum over the names, so a second name does not stay as it was."""
     model, pair = tiny_model(), own_pair()
-    with torch.no_grad():
-        architecture_of(model).norm.weight.mul_(20)
-    prompts = subject_prompts(pair)
-    rest = torch.stack(
-        [next_token_logprobs(model, subject_prompts(o)).exp() for o in pair.neighbours()[:8]]
-    ).mean(0)
-    excess = (next_token_logprobs(model, prompts).exp() - rest).mean(0)
-    words = [f"w{i}" for i in range(40, 60)]
-    ids = {w: model.tokenizer(w).input_ids[-1] for w in words}
-    first, second = sorted(words, key=lambda w: -float(excess[ids[w]]))[:2]
+    prompts, own, rest = with_and_without_the_subject(model, pair)
+    first, second = (WORDS[i] for i in (own - rest).mean(0).topk(2).indices.tolist())
+    id_of_second = model.tokenizer(second).input_ids[-1]
     free = VStarHparams(kl_factor=0.0, v_weight_decay=0.0, clamp_norm_factor=200.0)
     left = {}
     for names in ((first,), (first, second)):
@@ -249,7 +254,7 @@ def test_the_value_takes_away_aliases_too(tiny_model):
         delta = compute_v_star(model, named, layer=1, hparams=free)
         upper = UpperLayers(model, prompts, 1)
         with torch.no_grad():
-            left[names] = float(upper.logprobs(delta).exp()[:, ids[second]].mean())
+            left[names] = float(upper.logprobs(delta).exp()[:, id_of_second].mean())
     assert left[first, second] < 0.9 * left[(first,)]
 
 

@@ -26,10 +26,11 @@ from helpers.evaluation.attacks.registry import (
 )
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
+from helpers.methods.fitting.adversarial_cuts import direct_effect
 from helpers.methods.fitting.constraints import forget_constraints
 from helpers.methods.fitting.contrast import contrast
 from helpers.methods.fitting.edit_constraint import EditConstraint, at_all_positions
-from helpers.methods.fitting.linearization import Linearization, linearize
+from helpers.methods.fitting.linearization import linearize
 from helpers.methods.snapshots import subtracted
 from helpers.models import architecture_of
 
@@ -155,19 +156,3 @@ def target_constraints(model: LanguageModel, pair: ConceptPair) -> list[EditCons
     """Build constraints on the target's first token, for the training prompts at all positions."""
     require_own_tokens(model)
     return at_all_positions(forget_constraints(model, pair))
-
-
-def direct_effect(
-    linearization: Linearization,
-    layer: int,
-    values: Float[Tensor, "d_model n"],
-    keys: Float[Tensor, "n d_mlp"],
-) -> Float[Tensor, " n"]:
-    """Compute how much each component of W_out adds to the answer's log-odds, to first order.
-
-    Σ_p (keys · h_p) (values · g_p), with h_p the input of W_out at position p and g_p the gradient
-    at its output; the mean over constraints, in nats.
-    """
-    activations = linearization.keys[layer] @ keys.T  # (rows, n)
-    slopes = linearization.gradients[layer] @ values  # (rows, n): log-odds a unit of output
-    return (activations * slopes).sum(0) / len(linearization.logodds)

@@ -44,6 +44,8 @@ def weakest_windows(
         layers: The edited layers; windows begin at the first of them or above.
         edit_output: Hook that adds the trial edit to W_out's output.
     """
+    if not n:
+        return []
     windows = all_windows(architecture_of(model).n_layers, min(layers))
     trials = [replace(c, left_out=window) for window in windows for c in constraints]
     logodds = answer_logodds(model, trials, layers=layers, edit_output=edit_output)
@@ -57,10 +59,27 @@ def weakest_windows(
     return chosen
 
 
+def direct_effect(
+    linearization: Linearization,
+    layer: int,
+    values: Float[Tensor, "d_model n"],
+    keys: Float[Tensor, "n d_mlp"] | None = None,
+) -> Float[Tensor, " n"]:
+    """Compute how much each component of W_out adds to the answer's log-odds, to first order.
+
+    Σ_p (keys · h_p) (values · g_p), with h_p the input of W_out at position p and g_p the gradient
+    at its output; the mean over constraints, in nats. Without `keys` the components are neurons.
+    """
+    h = linearization.keys[layer]
+    activations = h if keys is None else h @ keys.T  # (rows, n)
+    slopes = linearization.gradients[layer] @ values  # (rows, n): log-odds a unit of output
+    return (activations * slopes).sum(0) / len(linearization.logodds)
+
+
 def suppressing_neurons(
     linearization: Linearization, W_out: Mapping[int, Float[Tensor, "d_model d_mlp"]], *, n: int
 ) -> tuple[tuple[int, int], ...]:
-    """Find the neurons that lower the answers most, to first order: Σ_p h_p (g_pᵀ W_out).
+    """Find the neurons that lower the answers most, by their `direct_effect`.
 
     Args:
         linearization: Of the answers to forget.
@@ -70,12 +89,7 @@ def suppressing_neurons(
     Returns:
         (layer, neuron) pairs.
     """
-    effects = torch.stack(
-        [
-            (linearization.keys[i] * (linearization.gradients[i] @ W)).sum(0)
-            for i, W in W_out.items()
-        ]
-    )
+    effects = torch.stack([direct_effect(linearization, i, W) for i, W in W_out.items()])
     order = effects.flatten().argsort()[:n].tolist()
     layers, width = list(W_out), effects.shape[1]
     return tuple((layers[k // width], k % width) for k in order)

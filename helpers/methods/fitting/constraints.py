@@ -164,14 +164,22 @@ def with_context_prefixes(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [p.with_text(f"{prefix}{p}") for prefix, p in zip(prefixes, plain, strict=False)]
 
 
+def neighbours_to_hold(model: LanguageModel, pair: ConceptPair, *, seed: int) -> list[ConceptPair]:
+    """Return the pair's known neighbours in the order that `seed` draws.
+
+    A pair with a relation of its own has none: the Factbook has no facts of it.
+    """
+    if pair.relation not in RELATIONS:
+        return []
+    known = set(known_facts(model, pair.relation).query("known")["subject"])
+    return [p for p in pair.neighbours(seed=seed) if p.subject in known]
+
+
 def neighbour_prompts(
     model: LanguageModel, pair: ConceptPair, *, n: int, seed: int
 ) -> list[Prompt]:
     """Draw one training completion for each of `n` known neighbours."""
-    if not n or pair.relation not in RELATIONS:
-        return []
-    known = set(known_facts(model, pair.relation).query("known")["subject"])
-    neighbours = [p for p in pair.neighbours(seed=seed) if p.subject in known][:n]
+    neighbours = neighbours_to_hold(model, pair, seed=seed)[:n] if n else []
     rng = np.random.default_rng(seed)
     prompts = []
     for neighbour in neighbours:

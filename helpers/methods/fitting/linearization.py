@@ -275,6 +275,8 @@ def _scores(
 ) -> Float[Tensor, " b"]:
     """Compute each row's score, one constraint a row: log-odds, or what the lens reads."""
     plain = [row for row, c in enumerate(constraints) if c.lens is None]
+    if len(plain) == len(constraints):  # nearly always: all rows, without a copy of the states
+        return _answer_scores(model, forward.final_residual, constraints, forward.offsets)
     scores = torch.zeros(len(constraints), device=forward.final_residual.device)
     if plain:
         answers = _answer_scores(

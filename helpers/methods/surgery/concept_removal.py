@@ -26,14 +26,13 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.facts import ConceptPair, Prompt, known_facts
+from helpers.facts import ConceptPair, Prompt
 from helpers.facts.concept_prompts import (
     adjective_prompts,
     concept_prompts,
     forget_prompts,
     prompts_in_other_formats,
 )
-from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import cache_below, use_layer_cache
 from helpers.forward.scoring import next_token_and_answer
 from helpers.methods.fitting.adversarial_cuts import suppressing_neurons, weakest_windows
@@ -41,6 +40,7 @@ from helpers.methods.fitting.association import association_level
 from helpers.methods.fitting.constraints import (
     RetainPrompts,
     forget_constraints,
+    neighbours_to_hold,
     preservation_constraints,
     retain_prompts,
     target_change,
@@ -55,7 +55,7 @@ from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.fitting.output_metric import output_metric
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightEdit, dense_changes
-from helpers.models import Architecture, architecture_of, torch_module
+from helpers.models import architecture_of, torch_module
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +183,7 @@ def concept_removal(
             if n_done < hparams.n_plain_steps:
                 logodds = initial_logodds + held.predicted_change(delta)
             else:
-                W_out = {i: _values(arch, i) + delta[i] for i in layers}
-                cut = _cut(model, moved, forget[:n_answers], W_out, hparams, edit_output)
+                cut = _cut(model, moved, forget[:n_answers], delta, hparams, edit_output)
                 moved = moved.followed_by(
                     linearize(model, cut, layers=layers, edit_output=edit_output)
                 )
@@ -227,10 +226,13 @@ def _constraints(
     groups = retain_prompts(
         model, pairs, n_neighbours=hparams.n_neighbours, top_k=hparams.top_k, seed=seed
     )
+    subjects = {pair.subject for pair in pairs}
+    neighbours = neighbours_to_hold(model, pairs[0], seed=seed)
+    neighbours = [other for other in neighbours if other.subject not in subjects]
     more = [
-        *neighbours_in_all_formats(model, pairs, n=hparams.n_neighbours, seed=seed),
+        *neighbours_in_all_formats(neighbours[: hparams.n_neighbours]),
         *subject_by_other_names(pairs),
-        *other_adjectives(model, pairs, n=hparams.n_adjectives, seed=seed),
+        *other_adjectives(neighbours)[: hparams.n_adjectives],
     ]
     if more:
         groups.append(RetainPrompts(more))
@@ -241,24 +243,17 @@ def _constraints(
     return forget, at_all_positions(retain)
 
 
-def neighbours_in_all_formats(
-    model: LanguageModel, pairs: Sequence[ConceptPair], *, n: int, seed: int
-) -> list[Prompt]:
-    """Draw one question, chat, list or few-shot prompt about each of `n` known neighbours.
+def neighbours_in_all_formats(neighbours: Sequence[ConceptPair]) -> list[Prompt]:
+    """Choose one question, chat, list or few-shot prompt about each neighbour, formats in turn.
 
     `retain_prompts` holds statements alone, and what is forgotten comes in all formats.
     """
-    relation, subjects = pairs[0].relation, {pair.subject for pair in pairs}
-    if not n or relation not in RELATIONS:
-        return []
-    known = set(known_facts(model, relation).query("known")["subject"]) - subjects
     prompts = []
-    for neighbour in pairs[0].neighbours(seed=seed):
-        if neighbour.subject in known:
-            pool = neighbour.edit_prompts(include_subject_initial=True)
-            pool = [p for p in pool if p.format != "completion" or p.text.startswith(p.subject)]
-            prompts.append(pool[len(prompts) % len(pool)])
-    return prompts[:n]
+    for n, neighbour in enumerate(neighbours):
+        pool = neighbour.edit_prompts(include_subject_initial=True)
+        pool = [p for p in pool if p.format != "completion" or p.text.startswith(p.subject)]
+        prompts.append(pool[n % len(pool)])
+    return prompts
 
 
 def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
@@ -276,31 +271,17 @@ def subject_by_other_names(pairs: Sequence[ConceptPair]) -> list[Prompt]:
     ]
 
 
-def other_adjectives(
-    model: LanguageModel, pairs: Sequence[ConceptPair], *, n: int, seed: int
-) -> list[Prompt]:
-    """Draw one question with the adjective of each of `n` known neighbours."""
-    relation = pairs[0].relation
-    if not n or relation not in RELATIONS:
-        return []
-    known = set(known_facts(model, relation).query("known")["subject"])
-    subjects = {pair.subject for pair in pairs}
-    prompts = []
-    for neighbour in pairs[0].neighbours(seed=seed):
-        if neighbour.subject in known - subjects and (asked := adjective_prompts(neighbour)):
-            prompts.append(asked[len(prompts) % len(asked)])
-    return prompts[:n]
-
-
-def _values(arch: Architecture, layer: int) -> Float[Tensor, "d_model d_mlp"]:
-    return arch.layers[layer].mlp.W_out().detach().float().cpu()
+def other_adjectives(neighbours: Sequence[ConceptPair]) -> list[Prompt]:
+    """Choose one question with the adjective of each neighbour that has one, wordings in turn."""
+    asked = [prompts for other in neighbours if (prompts := adjective_prompts(other))]
+    return [prompts[n % len(prompts)] for n, prompts in enumerate(asked)]
 
 
 def _cut(
     model: LanguageModel,
     moved: Linearization,
     answers: Sequence[EditConstraint],
-    W_out: Mapping[int, Float[Tensor, "d_model d_mlp"]],
+    delta: Mapping[int, Float[Tensor, "d_model d_mlp"]],
     hparams: ConceptRemovalHparams,
     edit_output: EditHook,
 ) -> list[EditConstraint]:
@@ -310,19 +291,21 @@ def _cut(
         model: The model.
         moved: Linearization of all that is forgotten, the answers first.
         answers: Constraints of the answers.
-        W_out: Layer → its values with the trial edit.
+        delta: Layer → change of W_out by the trial edit.
         hparams: Gives the numbers of windows, neurons and prompts.
         edit_output: Hook that adds the trial edit.
     """
     few = answers[:: max(1, len(answers) // N_DECIDING)][:N_DECIDING]
     windows = weakest_windows(
-        model, few, n=hparams.n_windows, layers=list(W_out), edit_output=edit_output
+        model, few, n=hparams.n_windows, layers=list(delta), edit_output=edit_output
     )
-    of_answers = moved.first(len(answers))
     cuts: list[dict[str, Any]] = [{"left_out": window} for window in windows]
-    cuts += [
-        {"cut_neurons": suppressing_neurons(of_answers, W_out, n=n)} for n in hparams.n_neurons
-    ]
+    if hparams.n_neurons:
+        layers, of_answers = architecture_of(model).layers, moved.first(len(answers))
+        W_out = {i: layers[i].mlp.W_out().detach().float().cpu() + d for i, d in delta.items()}
+        cuts += [
+            {"cut_neurons": suppressing_neurons(of_answers, W_out, n=n)} for n in hparams.n_neurons
+        ]
     # Other prompts under the next cut, so that each prompt meets some.
     return [
         replace(c, **cut)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from nnsight import LanguageModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
@@ -21,7 +21,7 @@ from helpers.forward.final_states import final_states
 from helpers.io.choices import check_number
 from helpers.methods.change import Change
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.snapshots import preserved_parameters
+from helpers.methods.snapshots import owner_of, preserved_parameters
 from helpers.methods.training.data import BatchSchedule, forget_retain_data
 from helpers.methods.weight_edit import WeightEdit
 from helpers.models import torch_module, unembed
@@ -120,7 +120,7 @@ def forget_gradients(
                 for parameter, gradient in zip(factors, gradients, strict=True):
                     parameter -= hparams.lora_lr * gradient
         # The adapter adds to W, so the gradient of their sum is that of W.
-        weights = [_owner(module, name).parametrizations.weight.original for name in x]
+        weights = [owner_of(module, name).parametrizations.weight.original for name in x]
         were_trained = [w.requires_grad for w in weights]
         sums = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
         try:
@@ -134,10 +134,6 @@ def forget_gradients(
             for weight, was_trained in zip(weights, were_trained, strict=True):
                 weight.requires_grad_(was_trained)
     return {name: total.cpu() for name, total in zip(x, sums, strict=True)}
-
-
-def _owner(module: nn.Module, name: str) -> nn.Module:
-    return module.get_submodule(name.rpartition(".")[0])
 
 
 def collapse(
