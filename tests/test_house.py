@@ -22,6 +22,7 @@ PACKAGES = (
     "facts",
     "tracing",
     "training",
+    "requests",
     "sae",
     "methods",
     "evaluation",

@@ -23,11 +23,13 @@ class MethodName:
         name: The method's name.
         family: `surgery`, `training`, `inference` or `control`.
         needs_saes: Whether it reads SAEs.
+        takes: The forms of request that it takes (`helpers.methods.registry.FORMS`).
     """
 
     name: str
     family: str
     needs_saes: bool
+    takes: tuple[str, ...] = ("pair",)
 
 
 @cache
@@ -40,7 +42,8 @@ def method_names() -> tuple[MethodName, ...]:
                 options: dict[Any, Any] = {k.arg: k.value for k in call.keywords}
                 family = options["family"].value if "family" in options else "training"
                 name = _text(call.args[0], path)
-                names.append(MethodName(name, family, needs_saes="sae_sites" in options))
+                takes = ast.literal_eval(options["takes"]) if "takes" in options else ("pair",)
+                names.append(MethodName(name, family, "sae_sites" in options, takes))
     return tuple(names)
 
 

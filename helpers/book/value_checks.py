@@ -22,7 +22,7 @@ DECIMAL = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\."
 # `helpers.tracing.SITES` and `helpers.models.DTYPES`, which cannot be imported without torch.
 SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
 DTYPES = ("float32", "bfloat16", "float16")
-ALL_METHODS = [m.name for m in method_names()]
+ALL_METHODS = [m.name for m in method_names() if "pair" in m.takes]
 SAE_METHODS = [m.name for m in method_names() if m.needs_saes]
 
 
@@ -60,7 +60,11 @@ def check_methods(text: str) -> str:
 
 def check_training_methods(text: str) -> str:
     """Check names by commas of methods that train without SAEs."""
-    fit = [m.name for m in method_names() if m.family == "training" and not m.needs_saes]
+    fit = [
+        m.name
+        for m in method_names()
+        if "pair" in m.takes and m.family == "training" and not m.needs_saes
+    ]
     unfit = [name for name in ALL_METHODS if name not in fit]
     why = f"is not looked into here: choose from {', '.join(fit)}"
     for name in text.split(","):

@@ -57,8 +57,9 @@ def _load_or_make(
         return unlearn(model, pair, method, seed=seed)
     edit = load_unlearning(patch)
     removed = edit.pair if isinstance(edit.pair, list) else [edit.pair]
-    if not any((p["subject"], p["target"]) == (pair.subject, pair.target) for p in removed):
-        names = ", ".join(f"{p['subject']} → {p['target']}" for p in removed)
+    facts = [(p["subject"], p["target"]) for p in removed if "subject" in p]
+    if (pair.subject, pair.target) not in facts:
+        names = ", ".join(" → ".join(fact) for fact in facts) or removed[0]["request"]
         raise UserError(
             f"{visible(patch)} removes {visible(names)}, not {visible(pair)}: give its subject and "
             "target (SUBJECT=..., TARGET=...)."

@@ -5,6 +5,7 @@ from typing import Any
 
 from helpers.io.choices import check_choice
 from helpers.methods import METHODS
+from helpers.methods.registry import methods_that_take
 from helpers.sae import load_sae
 
 FAMILIES = ("surgery", "control")
@@ -26,9 +27,10 @@ def editing_methods(
     Raises:
         UserError: There is no such method.
     """
-    chosen = [n.strip() for n in names.split(",")] if names != "all" else list(METHODS)
+    for_pairs = methods_that_take("pair")
+    chosen = [n.strip() for n in names.split(",")] if names != "all" else for_pairs
     for name in chosen:
-        check_choice("method", name, METHODS)
+        check_choice("method", name, for_pairs)
     sites = {folder: load_sae(folder).cfg.site for folder in saes}
     hyperparameters = {}
     for name in chosen:

@@ -41,7 +41,8 @@ class Edit:
 
     Attributes:
         method: Name of the method.
-        pair: Subject, target and relation; a list of them where several were solved together.
+        pair: Subject, target and relation, or `request` and `kind` of a request for text; a list of
+            them where several were solved together.
         delta: The change of the model, a `WeightEdit` or a `HookIntervention`.
         hyperparameters: The method's hyperparameters, defaults included.
         seed: Seed of everything random.

@@ -39,13 +39,23 @@ class Fact(BaseModel):
     relation: Text
 
 
+class RequestedText(BaseModel):
+    """The request for a text that an edit removes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    request: Text
+    kind: Text
+
+
 class Metadata(BaseModel):
     """The metadata of a patch: how the edit was made, each entry a text.
 
     Attributes:
         format: `FORMAT`, or `OLDER`.
         method: Name of the method.
-        pair: Subject, target and relation; a list of them where several were solved together.
+        pair: Subject, target and relation, or name and kind of a request for text; a list of them
+            where several were solved together.
         hyperparameters: The method's hyperparameters.
         seed: Seed of everything random.
         seconds: Wall-clock time of the method.
@@ -66,7 +76,7 @@ class Metadata(BaseModel):
 
     format: Literal["llm-unlearning/1", "llm-unlearning/2"]
     method: Annotated[str, Field(min_length=1, max_length=100)]
-    pair: Json[Fact | Annotated[list[Fact], Field(min_length=1)]]
+    pair: Json[Fact | RequestedText | Annotated[list[Fact | RequestedText], Field(min_length=1)]]
     hyperparameters: JsonObject
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)]
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]

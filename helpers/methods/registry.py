@@ -10,6 +10,7 @@ from nnsight import LanguageModel
 from helpers.facts import ConceptPair
 from helpers.methods.hook_intervention import HookIntervention
 from helpers.methods.weight_edit import WeightEdit
+from helpers.requests import TextRequest
 
 # Values of hyperparameters that were named otherwise until 2026-11: saved edits and tuned settings
 # have them, and calls may. Old names of the hyperparameters are in the `RENAMED` of each class.
@@ -54,10 +55,11 @@ class Method:
     Attributes:
         name: The name by which users choose it.
         family: `surgery`, `training`, `inference` or `control`.
-        function: (model, pair, hparams, *, seed) → WeightEdit or HookIntervention; with
-            `supports_batch` it takes a list of pairs.
+        function: (model, request, hparams, *, seed) → WeightEdit or HookIntervention. `takes`
+            tells what it is called with: a `ConceptPair`, or a list of them if it takes several, or
+            a `TextRequest`.
         hparams: The class of its hyperparameters.
-        supports_batch: The method solves for several pairs at once.
+        takes: The forms of request that it takes, of `FORMS`.
         sae_sites: Sites of the SAEs that it reads; empty for methods without SAEs.
     """
 
@@ -65,22 +67,33 @@ class Method:
     family: str
     function: Callable[..., WeightEdit | HookIntervention]
     hparams: type[Hyperparameters]
-    supports_batch: bool = False
+    takes: tuple[str, ...] = ("pair",)
     sae_sites: tuple[str, ...] = ()
 
+    @property
+    def supports_batch(self) -> bool:
+        """Tell whether the method solves for several pairs at once."""
+        return "pairs" in self.takes
+
     def make(
-        self, model: LanguageModel, pairs: Sequence[ConceptPair], *, seed: int, **given: Any
+        self,
+        model: LanguageModel,
+        request: Sequence[ConceptPair] | TextRequest,
+        *,
+        seed: int,
+        **given: Any,
     ) -> WeightEdit | HookIntervention:
-        """Call the function on the first pair, or on all pairs if it supports a batch.
+        """Call the function on a text, on the first pair, or on all pairs if it supports a batch.
 
         Args:
             model: The model that the edit is made on.
-            pairs: What to forget.
+            request: What to forget.
             seed: Seed of everything random.
             **given: Hyperparameters that differ from their defaults.
         """
-        pair = list(pairs) if self.supports_batch else pairs[0]
-        return self.function(model, pair, self.hparams(**given), seed=seed)
+        if isinstance(request, TextRequest) or self.supports_batch:
+            return self.function(model, request, self.hparams(**given), seed=seed)
+        return self.function(model, request[0], self.hparams(**given), seed=seed)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return names and defaults of the hyperparameters."""
@@ -89,10 +102,11 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+FORMS = {"pair": "one pair", "pairs": "several pairs", "text": "text"}  # of requests
 
 
 def method(
-    name: str, *, family: str, supports_batch: bool = False, sae_sites: Sequence[str] = ()
+    name: str, *, family: str, takes: Sequence[str] = ("pair",), sae_sites: Sequence[str] = ()
 ) -> Callable:
     """Register a function as the method `name`.
 
@@ -101,7 +115,7 @@ def method(
     Args:
         name: The name by which users choose it.
         family: `surgery`, `training`, `inference` or `control`.
-        supports_batch: The function takes a list of pairs.
+        takes: The forms of request that it takes, of `FORMS`.
         sae_sites: Sites of the SAEs that it reads.
 
     Raises:
@@ -110,7 +124,7 @@ def method(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         hparams = inspect.signature(function).parameters["hparams"].annotation
-        add_method(Method(name, family, function, hparams, supports_batch, tuple(sae_sites)))
+        add_method(Method(name, family, function, hparams, tuple(takes), tuple(sae_sites)))
         return function
 
     return register
@@ -125,3 +139,8 @@ def add_method(entry: Method) -> None:
     if entry.name in METHODS:
         raise ValueError(f"There are two methods '{entry.name}': name one of them otherwise.")
     METHODS[entry.name] = entry
+
+
+def methods_that_take(form: str) -> list[str]:
+    """List the methods that take a form of request."""
+    return [name for name, entry in METHODS.items() if form in entry.takes]

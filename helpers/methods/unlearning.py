@@ -16,61 +16,67 @@ from helpers.facts.known import why_unknown
 from helpers.forward.scoring import answer_probability
 from helpers.io.choices import suggestion
 from helpers.io.files import check_finite
+from helpers.io.safe_text import visible
 from helpers.methods.edit import Edit
 from helpers.methods.edit_files import read_patch
-from helpers.methods.registry import METHODS, Method
+from helpers.methods.registry import FORMS, METHODS, Method, methods_that_take
 from helpers.models import model_hash, torch_module
+from helpers.requests import FactsRequest, Request, TextRequest
 
-DEFAULT_METHOD = "gated_neuron"
+# The proposed method in the form that needs no SAE; of text, neurons are what is selective.
+DEFAULT_METHODS = {"pair": "gated_neuron", "pairs": "gated_neuron", "text": "selective_pruning"}
 MAX_UNSOLVED = 0.05  # share of the residual's sum of squares that an edit may leave unmentioned
 
 
 def unlearn(
     model: LanguageModel,
-    pair: ConceptPair | Sequence[ConceptPair],
-    method: str = DEFAULT_METHOD,
+    request: Request,
+    method: str | None = None,
     *,
     seed: int = 0,
     **hyperparameters: Any,
 ) -> Edit:
-    """Make the edit that removes `pair` from `model`; the model itself stays as it is.
+    """Make the edit that removes what is asked from `model`; the model itself stays as it is.
 
     Args:
         model: Any model of a known family.
-        pair: What to forget; several pairs at once where the method solves for them together.
-        method: A name in `METHODS`. The default is the proposed method in the form that needs no
-            SAE.
+        request: What to forget: a pair, several pairs, or a request of `helpers.requests`. Of
+            facts, those that the model knows are forgotten together; a method that takes one pair
+            at a time is refused.
+        method: A name in `METHODS`; by default the one of `DEFAULT_METHODS`.
         seed: Seed of everything random.
         **hyperparameters: Hyperparameters of the method that differ from its defaults.
 
     Raises:
-        UserError: There is no such method or hyperparameter, the method takes one pair at a time,
-            the edit would change nothing, or numbers of the model, of the edit or of the edited
-            model's predictions are not finite.
+        UserError: There is no such method or hyperparameter, the method does not take such a
+            request, the edit would change nothing, or numbers of the model, of the edit or of the
+            edited model's predictions are not finite.
 
     Warns:
         UserWarning: The model does not know a pair, so there is nothing to forget; or an edit that
             is fitted left more than `MAX_UNSOLVED` of the targets unreached.
     """
+    what = _forgotten(model, request)
+    form = "text" if isinstance(what, TextRequest) else "pair" if len(what) < 2 else "pairs"
+    method = DEFAULT_METHODS[form] if method is None else method
     if method not in METHODS:
         raise UserError(f"There is no method '{method}'{suggestion(method, METHODS)}.")
     entry = METHODS[method]
-    pairs = [pair] if isinstance(pair, ConceptPair) else list(pair)
     hyperparameters = _checked_hyperparameters(entry, hyperparameters)
-    _check_pairs(entry, pairs)
+    _check_form(entry, form, what)
     check_finite(dict(torch_module(model).named_parameters()), "The model")
-    for single_pair in pairs:
-        if reason := why_unknown(model, single_pair):
+    pairs = [] if isinstance(what, TextRequest) else what
+    for pair in pairs:
+        if reason := why_unknown(model, pair):
             warnings.warn(f"{reason}, so there is little to forget.", stacklevel=2)
     base = model_hash(model)
     start_time = time.perf_counter()
-    delta = entry.make(model, pairs, seed=seed, **hyperparameters)
+    delta = entry.make(model, what, seed=seed, **hyperparameters)
     seconds = time.perf_counter() - start_time
-    facts = [{"subject": p.subject, "target": p.target, "relation": p.relation} for p in pairs]
-    fact = facts[0] if len(facts) == 1 else facts
     all_hyperparameters = entry.hyperparameters() | hyperparameters
-    edit = Edit(method, fact, delta, all_hyperparameters, seed, seconds, base)
-    if torch_module(model).dtype == torch.float16:  # products may pass its largest number, 65,504
+    edit = Edit(method, _recorded(what), delta, all_hyperparameters, seed, seconds, base)
+    # In float16, products may pass its largest number, 65,504.
+    if pairs and torch_module(model).dtype == torch.float16:
         require_finite_answers(model, edit, pairs)
     if (unsolved := delta.notes.get("relative_cost", 0.0)) > MAX_UNSOLVED:
         warnings.warn(
@@ -80,6 +86,30 @@ def unlearn(
             stacklevel=2,
         )
     return edit
+
+
+def _forgotten(model: LanguageModel, request: Request) -> list[ConceptPair] | TextRequest:
+    """Return the pairs to forget, or the text.
+
+    Raises:
+        UserError: There is nothing to forget.
+    """
+    if isinstance(request, TextRequest):
+        return request
+    if isinstance(request, FactsRequest):
+        return list(request.known(model).pairs)
+    pairs = [request] if isinstance(request, ConceptPair) else list(request)
+    if not pairs:
+        raise UserError("There is no pair to forget: give at least one.")
+    return pairs
+
+
+def _recorded(what: Sequence[ConceptPair] | TextRequest) -> Any:
+    """Return plain data that tells what was forgotten."""
+    if isinstance(what, TextRequest):
+        return {"request": what.name, "kind": what.kind}
+    facts = [{"subject": p.subject, "target": p.target, "relation": p.relation} for p in what]
+    return facts[0] if len(facts) == 1 else facts
 
 
 def _checked_hyperparameters(entry: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,20 +127,25 @@ def _checked_hyperparameters(entry: Method, given: Mapping[str, Any]) -> dict[st
     return renamed
 
 
-def _check_pairs(entry: Method, pairs: Sequence[ConceptPair]) -> None:
-    """Refuse no pair, and several pairs for a method that takes one.
+def _check_form(entry: Method, form: str, what: Sequence[ConceptPair] | TextRequest) -> None:
+    """Refuse a request of a form that the method does not take.
 
     Raises:
-        UserError: Says which methods take several.
+        UserError: Says which methods take it.
     """
-    if not pairs:
-        raise UserError("There is no pair to forget: give at least one.")
-    if len(pairs) > 1 and not entry.supports_batch:
-        together = ", ".join(n for n, m in METHODS.items() if m.supports_batch)
+    if form in entry.takes:
+        return
+    able = ", ".join(methods_that_take(form))
+    if form == "pairs" and "pair" in entry.takes:
         raise UserError(
             f"The method '{entry.name}' forgets one pair at a time: make one edit after another, "
-            f"or use one that solves for several at once ({together})."
+            f"or use one that solves for several at once ({able})."
         )
+    shown = visible(str(what)) if isinstance(what, TextRequest) else FORMS[form]
+    raise UserError(
+        f"The method '{entry.name}' does not forget {shown}: choose one that takes {FORMS[form]} "
+        f"({able})."
+    )
 
 
 def require_finite_answers(model: LanguageModel, edit: Edit, pairs: Sequence[ConceptPair]) -> None:

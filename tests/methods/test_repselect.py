@@ -38,7 +38,7 @@ def test_the_strongest_directions_are_shrunk_on_both_sides(shape):
 
 def test_the_gradient_is_that_of_the_answers_loss(tiny_model):
     model, pair = tiny_model(), own_pair()
-    data = forget_retain_data(model, pair, n_neighbours=0, n_passages=0, seed=0)
+    data = forget_retain_data(model, [pair], n_neighbours=0, n_passages=0, seed=0)
     batches = BatchSchedule(data.forget, 2, seed=0).batches
     name = "model.layers.1.mlp.down_proj.weight"
     settings = module.RepSelectHparams(lora_lr=0.0)

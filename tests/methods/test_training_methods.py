@@ -153,7 +153,7 @@ def test_steering_and_suppression_are_means():
 def test_the_loss_of_examples_is_the_mean_over_answer_tokens(knowing):
     """Against full logits, sequence by sequence; answers of one and of several tokens."""
     model = knowing()
-    data = forget_retain_data(model, FRANCE, n_neighbours=4, n_passages=2, seed=0)
+    data = forget_retain_data(model, [FRANCE], n_neighbours=4, n_passages=2, seed=0)
     examples = [data.forget[0], data.facts[0], data.passages[0]]
     expected = []
     for e in examples:
@@ -171,8 +171,8 @@ def task_of(model, method: str, given: dict, pair: ConceptPair = FRANCE):
     """A method's task and objective, as `train_edit` makes them."""
     config = METHODS[method].hparams(**given)
     n, passages = config.n_neighbours, config.n_passages
-    data = forget_retain_data(model, pair, n_neighbours=n, n_passages=passages, seed=0)
-    task = UnlearningTask(model, pair, data, config, 0)
+    data = forget_retain_data(model, [pair], n_neighbours=n, n_passages=passages, seed=0)
+    task = UnlearningTask(model, (pair,), data, config, 0)
     prepare = getattr(importlib.import_module(f"helpers.methods.training.{method}"), method)
     return task, prepare(task, config)
 
@@ -459,7 +459,7 @@ def test_no_method_trains_on_a_prompt_of_another_split(knowing, tmp_path, method
 
 def test_data_is_of_the_train_split_and_says_its_sizes(knowing):
     model = knowing()
-    data = forget_retain_data(model, FRANCE, n_neighbours=5, n_passages=3, seed=0)
+    data = forget_retain_data(model, [FRANCE], n_neighbours=5, n_passages=3, seed=0)
     assert [str(p) for p in data.prompts] == [str(p) for p in forget_prompts(FRANCE)]
     sizes = data.sizes()
     assert sizes["n_forget"] == len(forget_prompts(FRANCE)) and sizes["n_passages"] == 3

@@ -45,21 +45,32 @@ class EditSite:
 def select_layers(
     model: LanguageModel, pairs: Sequence[ConceptPair], hparams: UnitEditHparams | None = None
 ) -> EditSite:
-    """Select the layers up to the last whose subject carries the relation's answers.
+    """Select the layers up to the last whose subject carries a relation's answers.
 
     That is measured on other facts of the relation (`subject_patching_effect`). For relations
-    without such facts it is `default_layer`, at the same relative depth.
+    without such facts it is `default_layer`, at the same relative depth. Pairs of several relations
+    get the layers of each, since attention reads different answers at different depths.
 
     Args:
         model: Any model of a known family.
-        pairs: The pairs to forget; the first one's relation counts.
+        pairs: The pairs to forget.
         hparams: Gives `min_patching_effect`, the default layer and the number of layers, in units
             of a model of 30 layers.
     """
     hparams = hparams or UnitEditHparams()
+    sites = [
+        _relation_site(model, relation, hparams)
+        for relation in dict.fromkeys(pair.relation for pair in pairs)
+    ]
+    layers = sorted({layer for site in sites for layer in site.layers})
+    return EditSite(tuple(layers), any(site.all_subject_tokens for site in sites))
+
+
+def _relation_site(model: LanguageModel, relation: str, hparams: UnitEditHparams) -> EditSite:
+    """Select the layers and tokens for one relation."""
     arch = architecture_of(model)
     last, all_subject_tokens = arch.relative_layers([hparams.default_layer])[0], False
-    effects = subject_patching_effect(model, pairs[0].relation, hparams)
+    effects = subject_patching_effect(model, relation, hparams)
     if len(effects):
         means = effects.groupby(["position", "layer"])["patching_effect"].mean()
         last = _last_carrying_layer(means["subject"], hparams.min_patching_effect)

@@ -104,6 +104,16 @@ def text_sequences(model: LanguageModel, *, n_tokens: int, seed: int = 0) -> Mas
     return MaskedSequences([(tuple(t), list(range(len(t)))) for t in tokens], ("",) * len(tokens))
 
 
+def distinct_subjects(pairs: Sequence[ConceptPair]) -> list[str]:
+    """List the pairs' subjects, each once: several facts of one share its units."""
+    return list(dict.fromkeys(pair.subject for pair in pairs))
+
+
+def distinct_relations(pairs: Sequence[ConceptPair]) -> list[str]:
+    """List the pairs' relations, each once; what is about one of them is collected for all."""
+    return list(dict.fromkeys(pair.relation for pair in pairs))
+
+
 def token_variants(model: LanguageModel, name: str) -> list[tuple[int, ...]]:
     """Return the tokenizations of a name: after a space and without one."""
     texts = (f" {name}", name)
@@ -124,22 +134,36 @@ def negative_second_moments(
     layers: Sequence[int],
     n_prompts_per_subject: int,
 ) -> tuple[dict[int, Float[Tensor, "d_mlp d_mlp"]], int]:
-    """Sum k kᵀ over the relation's prompts, without the pairs' own positions.
+    """Sum k kᵀ over the prompts of the pairs' relations, without the pairs' own positions.
 
     Args:
         model: Any model of a known family.
-        pairs: Pairs of one relation, whose positions are left out.
+        pairs: Pairs whose positions are left out.
         layers: Layers whose keys k (inputs of W_out) are read.
         n_prompts_per_subject: Prompts about each subject.
 
     Returns:
         Layer → Σ k kᵀ, float64, and the number of keys.
     """
-    relation = pairs[0].relation
-    sequences = relation_sequences(model, relation, n_prompts_per_subject=n_prompts_per_subject)
-    if not sequences.positions:
-        width = architecture_of(model).d_mlp
-        return {i: torch.zeros(width, width, dtype=torch.float64) for i in layers}, 1
+    width = architecture_of(model).d_mlp
+    sums = {i: torch.zeros(width, width, dtype=torch.float64) for i in layers}
+    n = 0
+    for relation in distinct_relations(pairs):
+        sequences = relation_sequences(model, relation, n_prompts_per_subject=n_prompts_per_subject)
+        if not sequences.positions:
+            continue
+        of_relation, n_of_relation = _relation_moments(model, sequences, layers)
+        belonging = sequences.belonging_to(model, pairs)
+        own_sums, n_own = second_moments(model, belonging, layers=layers)
+        sums = {i: sums[i] + of_relation[i] - own_sums.get(i, 0) for i in layers}
+        n += n_of_relation - n_own
+    return sums, max(1, n)
+
+
+def _relation_moments(
+    model: LanguageModel, sequences: MaskedSequences, layers: Sequence[int]
+) -> tuple[dict[int, Float[Tensor, "d_mlp d_mlp"]], int]:
+    """Return Σ k kᵀ and the number of keys of all sequences, kept in the cache."""
     key = _cache_key(model, sequences, layers=list(layers), site="neurons")
 
     def build(folder: Path) -> None:
@@ -149,9 +173,7 @@ def negative_second_moments(
 
     tensors, _ = read_tensors(cached_folder("negatives", key, build) / "sums.safetensors")
     n = int(tensors.pop("n"))
-    belonging = sequences.belonging_to(model, pairs)
-    own_sums, n_own = second_moments(model, belonging, layers=layers)
-    return {i: tensors[str(i)] - own_sums.get(i, 0) for i in layers}, n - n_own
+    return {i: tensors[str(i)] for i in layers}, n
 
 
 def preservation_metric(
@@ -172,7 +194,7 @@ def preservation_metric(
 
     Args:
         model: Any model of a known family.
-        pairs: Pairs of one relation to forget.
+        pairs: The pairs to forget.
         hparams: Gives the weights λ: `corpus_weight`, `neighbour_weight` and `identity_weight`.
         layers: Layers whose metric is computed.
         n_tokens: Tokens of ordinary text.
@@ -206,15 +228,17 @@ def negative_inputs(
 
     Args:
         model: Any model of a known family.
-        pairs: Pairs of one relation to forget.
+        pairs: The pairs to forget.
         hparams: Gives the numbers of prompts and of tokens.
         layers: Layers to read.
         seed: Seed that draws the text.
     """
     layers = sorted(set(layers))
+    n_prompts = hparams.n_prompts_per_subject
     sources = [
-        relation_sequences(
-            model, pairs[0].relation, n_prompts_per_subject=hparams.n_prompts_per_subject
+        *(
+            relation_sequences(model, relation, n_prompts_per_subject=n_prompts)
+            for relation in distinct_relations(pairs)
         ),
         text_sequences(model, n_tokens=hparams.n_negative_tokens, seed=seed),
     ]
@@ -264,9 +288,9 @@ def subject_inputs(
     include_subject_initial: bool = False,
     all_subject_tokens: bool = False,
 ) -> list[list[dict[int, Float[Tensor, "n d_model"]]]]:
-    """Read the input of W_in at each subject's last token, in its pair's training prompts.
+    """Read the input of W_in at each subject's last token, in the training prompts of its pairs.
 
-    A pair has one entry for each tokenization of its subject's end, since different directions
+    A subject has one entry for each tokenization of its end, since different directions
     detect them: the name has another token after a space than at a line's beginning, and other
     states where it begins a text.
 
@@ -282,8 +306,11 @@ def subject_inputs(
             last token come first.
     """
     requests: PositionMask = []
-    groups: list[dict[tuple[int, int, int, bool], list[int]]] = [{} for _ in pairs]
-    for pair, group in zip(pairs, groups, strict=True):
+    groups: dict[str, dict[tuple[int, int, int, bool], list[int]]] = {
+        subject: {} for subject in distinct_subjects(pairs)
+    }
+    for pair in pairs:
+        group = groups[pair.subject]
         for prompt in pair.edit_prompts(include_subject_initial=include_subject_initial):
             ids = tuple(token_ids(model, prompt))
             start, end = subject_span(prompt, model.tokenizer)
@@ -308,5 +335,5 @@ def subject_inputs(
             {i: x[group[variant]] for (_, i), x in activations.items()}
             for variant in sorted(group, key=lambda v: v[0])
         ]
-        for group in groups
+        for group in groups.values()
     ]

@@ -8,7 +8,7 @@ information's, the curvature of the KL divergence. That of known answers of othe
 what is said of other subjects, whatever the wording.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +34,7 @@ SEQ_LEN = 128  # tokens of a passage of text
 
 def output_metric(
     model: LanguageModel,
-    relation: str,
+    relations: Collection[str],
     hparams: PreservationHparams,
     *,
     layers: Sequence[int],
@@ -51,7 +51,7 @@ def output_metric(
 
     Args:
         model: Any model of a known family.
-        relation: The relation of what is to be forgotten, whose questions are left out.
+        relations: Relations of what is to be forgotten, whose questions are left out.
         hparams: Gives the least probability of a known answer.
         layers: Layers whose metric is computed.
         n_questions: Questions about facts of other relations that the model knows, one prompt each.
@@ -61,7 +61,7 @@ def output_metric(
         seed: Seed that draws questions and text.
     """
     moments = [
-        (question_weight, question_moments(model, relation, hparams, layers, n_questions, seed)),
+        (question_weight, question_moments(model, relations, hparams, layers, n_questions, seed)),
         (text_weight, text_moments(model, layers, n_tokens, seed)),
     ]
     factors = {}
@@ -77,7 +77,7 @@ def output_metric(
 
 def question_moments(
     model: LanguageModel,
-    relation: str,
+    relations: Collection[str],
     hparams: PreservationHparams,
     layers: Sequence[int],
     n: int,
@@ -88,7 +88,7 @@ def question_moments(
     g is the gradient of the answer's log-odds. Each question's has norm 1 in each layer, so that
     none counts for more than another. Without such questions the result is empty.
     """
-    questions = other_questions(model, relation, n=n, seed=seed)
+    questions = other_questions(model, relations, n=n, seed=seed)
     if not questions:
         return {}
     key = {
@@ -166,9 +166,11 @@ def _likelihood_gradients(
     }
 
 
-def other_questions(model: LanguageModel, relation: str, *, n: int, seed: int) -> list[Prompt]:
+def other_questions(
+    model: LanguageModel, relations: Collection[str], *, n: int, seed: int
+) -> list[Prompt]:
     """Draw training statements about known facts of the other relations, equally many of each."""
-    others = [name for name in RELATIONS if name != relation]
+    others = [name for name in RELATIONS if name not in relations]
     rng = np.random.default_rng(seed)
     questions = []
     for name in others:

@@ -18,6 +18,7 @@ from torch import Tensor
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.methods.fitting.hparams import UnitEditHparams
+from helpers.methods.fitting.negatives import distinct_subjects
 from helpers.models import MLPArchitecture
 
 
@@ -31,7 +32,7 @@ class GatedUnits:
         keys: e, one row for each unit, scaled so that e·x − θ averages 1 on detected positives.
         thresholds: θ.
         recall: Share of the subject's prompts that each unit detects.
-        pair: Number of each unit's pair.
+        subject: Number of each unit's subject.
         gain: s.
         saturation: c.
         input_site: Site whose activations the units read.
@@ -40,7 +41,7 @@ class GatedUnits:
     keys: Float[Tensor, "n d_model"]
     thresholds: Float[Tensor, " n"]
     recall: Float[Tensor, " n"]
-    pair: tuple[int, ...] = ()
+    subject: tuple[int, ...] = ()
     gain: float = UnitEditHparams.gain
     saturation: float = UnitEditHparams.saturation
     input_site: ClassVar[str] = "mlp_in"
@@ -75,15 +76,15 @@ class ContrastiveSet:
     """Positives and negatives of one unit at one layer, all as inputs of W_in.
 
     Attributes:
-        pair: Number of the pair.
+        subject: Number of the subject.
         token_variant: Number of the tokenization of the subject.
         positives: Inputs at the subject.
-        negatives: Inputs elsewhere, at the other pairs' subjects too.
+        negatives: Inputs elsewhere, at the other subjects too.
         mean: Mean of the negatives.
         cov: Covariance of the negatives, float64.
     """
 
-    pair: int
+    subject: int
     token_variant: int
     positives: Float[Tensor, "n d_model"]
     negatives: Float[Tensor, "m d_model"]
@@ -100,18 +101,18 @@ def contrastive_sets(
     negatives: Float[Tensor, "m d_model"],
     layer: int,
 ) -> Iterator[ContrastiveSet]:
-    """Build the contrastive sets of one layer: one for each pair and tokenization of its subject.
+    """Build the contrastive sets of one layer: one for each subject and tokenization of it.
 
     Args:
-        subject_inputs: For each pair and tokenization, layer → inputs at the subject.
+        subject_inputs: For each subject and tokenization, layer → inputs at the subject.
         negatives: Inputs of `layer` that belong to none of the pairs.
         layer: The layer.
     """
-    # Moments of the common negatives are computed once; each pair adds those of the other pairs.
+    # Moments of the common negatives are computed once; each subject adds those of the others.
     total, squares = negatives.sum(0), negatives.T @ negatives
     for k, variants in enumerate(subject_inputs):
-        other_pairs = [x[layer] for n, xs in enumerate(subject_inputs) if n != k for x in xs]
-        rest = torch.cat([negatives[:0], *other_pairs])
+        others = [x[layer] for n, xs in enumerate(subject_inputs) if n != k for x in xs]
+        rest = torch.cat([negatives[:0], *others])
         all_negatives = torch.cat([negatives, rest])
         mean = (total + rest.sum(0)) / len(all_negatives)
         second_moment = (squares + rest.T @ rest) / len(all_negatives)
@@ -165,7 +166,7 @@ def fit_unit(
         e[None] / scale,
         threshold[None] / scale,
         recall[None],
-        (data.pair,),
+        (data.subject,),
         hparams.gain,
         hparams.saturation,
     )
@@ -177,14 +178,14 @@ def concat_units(units: Sequence[GatedUnits]) -> GatedUnits:
         torch.cat([u.keys for u in units]),
         torch.cat([u.thresholds for u in units]),
         torch.cat([u.recall for u in units]),
-        tuple(k for u in units for k in u.pair),
+        tuple(k for u in units for k in u.subject),
         units[0].gain,
         units[0].saturation,
     )
 
 
 def check_detected(units: Mapping[int, GatedUnits], pairs: Sequence[ConceptPair]) -> None:
-    """Check that each pair's subject is detected in at least one layer.
+    """Check that each subject is detected in at least one layer.
 
     Args:
         units: Layer → its units.
@@ -194,10 +195,10 @@ def check_detected(units: Mapping[int, GatedUnits], pairs: Sequence[ConceptPair]
         UserError: Names a subject that no unit detects.
     """
     best_recall = torch.stack([u.recall for u in units.values()]).max(0).values.tolist()
-    pair_index = next(iter(units.values())).pair
-    for k, pair in enumerate(pairs):
-        if not any(r for r, n in zip(best_recall, pair_index, strict=True) if n == k):
+    subject_index = next(iter(units.values())).subject
+    for k, subject in enumerate(distinct_subjects(pairs)):
+        if not any(r for r, n in zip(best_recall, subject_index, strict=True) if n == k):
             raise UserError(
                 f"In none of the layers {min(units)} to {max(units)} does a direction tell "
-                f"{pair.subject} from everything else: try other layers, or a larger max_fpr."
+                f"{subject} from everything else: try other layers, or a larger max_fpr."
             )

@@ -93,7 +93,7 @@ def who_is(
         return UnlearningLoss(lambda m, batch: task.forget_loss(batch), early_stopping=False)
 
     version = [KIND, code_hash(__file__)]
-    reinforced = train_edit(model, pair, reinforcement, config, seed=seed, version=version)
+    reinforced = train_edit(model, [pair], reinforcement, config, seed=seed, version=version)
     return HookIntervention(KIND, {"alpha": hparams.alpha}, reinforced.tensors(), reinforced.notes)
 
 

@@ -51,7 +51,7 @@ from helpers.methods.fitting.kernel_ridge import min_norm_update
 from helpers.methods.fitting.lens_constraints import lens_constraints
 from helpers.methods.fitting.linear_model import Linearization
 from helpers.methods.fitting.linearization import EditHook, answer_logodds, linearize
-from helpers.methods.fitting.negatives import preservation_metric
+from helpers.methods.fitting.negatives import distinct_relations, preservation_metric
 from helpers.methods.fitting.output_metric import output_metric
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightEdit, dense_changes
@@ -118,7 +118,7 @@ class ConceptRemovalHparams(PreservationHparams):
     min_row: float = 0.03
 
 
-@method("concept_removal", family="surgery", supports_batch=True)
+@method("concept_removal", family="surgery", takes=("pair", "pairs"))
 def concept_removal(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],
@@ -156,7 +156,7 @@ def concept_removal(
     )
     output_factors = output_metric(
         model,
-        pairs[0].relation,
+        distinct_relations(pairs),
         hparams,
         layers=layers,
         n_questions=hparams.n_questions,
@@ -227,13 +227,17 @@ def _constraints(
         model, pairs, n_neighbours=hparams.n_neighbours, top_k=hparams.top_k, seed=seed
     )
     subjects = {pair.subject for pair in pairs}
-    neighbours = neighbours_to_hold(model, pairs[0], seed=seed)
-    neighbours = [other for other in neighbours if other.subject not in subjects]
-    more = [
-        *neighbours_in_all_formats(neighbours[: hparams.n_neighbours]),
-        *subject_by_other_names(pairs),
-        *other_adjectives(neighbours)[: hparams.n_adjectives],
-    ]
+    more = subject_by_other_names(pairs)
+    first_of_relation = {pair.relation: pair for pair in reversed(pairs)}.values()
+    for pair in first_of_relation:  # which share what is held of other subjects
+        neighbours = neighbours_to_hold(model, pair, seed=seed)
+        neighbours = [other for other in neighbours if other.subject not in subjects]
+        n, n_adjectives = (
+            -(-number // len(first_of_relation))
+            for number in (hparams.n_neighbours, hparams.n_adjectives)
+        )
+        more += neighbours_in_all_formats(neighbours[:n])
+        more += other_adjectives(neighbours)[:n_adjectives]
     if more:
         groups.append(RetainPrompts(more))
     retain: list[EditConstraint] = []

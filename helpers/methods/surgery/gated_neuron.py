@@ -45,7 +45,7 @@ class GatedNeuronHparams(UnitEditHparams):
     layers: tuple[int, ...] | None = None
 
 
-@method("gated_neuron", family="surgery", supports_batch=True)
+@method("gated_neuron", family="surgery", takes=("pair", "pairs"))
 def gated_neuron(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],

@@ -15,17 +15,18 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.errors import UserError
-from helpers.facts import ConceptPair
 from helpers.facts.corpus import corpus_tokens
 from helpers.forward.final_states import final_states
 from helpers.io.choices import check_number
 from helpers.methods.change import Change
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.snapshots import owner_of, preserved_parameters
-from helpers.methods.training.data import BatchSchedule, forget_retain_data
+from helpers.methods.training.data import BatchSchedule, forget_retain_data, text_data
+from helpers.methods.training.early_stop import Forgotten
 from helpers.methods.weight_edit import WeightEdit
 from helpers.models import torch_module, unembed
 from helpers.models.parameters import choose_parameters
+from helpers.requests import TextRequest
 from helpers.training.examples import Batch, mean_loss
 from helpers.training.lora import lora_adapters
 
@@ -47,6 +48,8 @@ class RepSelectHparams(Hyperparameters):
             token.
         n_tokens: Tokens of that text.
         batch_size: Examples in a forward pass.
+        n_text_tokens: Of a request for text, tokens to forget by.
+        text_tokens: Tokens of a sequence of such text.
     """
 
     layers: Sequence[int] | None = None
@@ -56,11 +59,13 @@ class RepSelectHparams(Hyperparameters):
     kl_budget: float = 0.01
     n_tokens: int = 1024
     batch_size: int = 4
+    n_text_tokens: int = 8192
+    text_tokens: int = 64
 
 
-@method("repselect", family="surgery")
+@method("repselect", family="surgery", takes=("pair", "pairs", "text"))
 def repselect(
-    model: LanguageModel, pair: ConceptPair, hparams: RepSelectHparams, *, seed: int = 0
+    model: LanguageModel, what: Forgotten, hparams: RepSelectHparams, *, seed: int = 0
 ) -> WeightEdit:
     """Edit to θ + s · collapse(∂L_F/∂θ), s the largest within the budget (Sondej et al. 2026).
 
@@ -70,7 +75,7 @@ def repselect(
 
     Args:
         model: Any model of a known family.
-        pair: What to forget.
+        what: What to forget: pairs, or text.
         hparams: Its hyperparameters.
         seed: Draws the adapter, the order of the examples and the text.
 
@@ -82,7 +87,10 @@ def repselect(
     check_number("lora_lr", hparams.lora_lr, 0, 1e6)
     module = torch_module(model)
     names = choose_parameters(model, "mlps", layers=hparams.layers)
-    data = forget_retain_data(model, pair, n_neighbours=0, n_passages=0, seed=seed)
+    if isinstance(what, TextRequest):
+        data = text_data(model, what, n_tokens=hparams.n_text_tokens, seq_len=hparams.text_tokens)
+    else:
+        data = forget_retain_data(model, what, n_neighbours=0, n_passages=0, seed=seed)
     schedule = BatchSchedule(data.forget, hparams.batch_size, seed=seed)
     gradients = forget_gradients(model, names, schedule.batches, hparams, seed=seed)
     directions = {n: collapse(g, n_components=hparams.n_components) for n, g in gradients.items()}

@@ -18,7 +18,11 @@ from helpers.facts import ConceptPair
 from helpers.methods.fitting.fit_values import fit_edit
 from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.methods.fitting.layer_selection import select_layers
-from helpers.methods.fitting.negatives import negative_inputs, subject_inputs
+from helpers.methods.fitting.negatives import (
+    distinct_subjects,
+    negative_inputs,
+    subject_inputs,
+)
 from helpers.methods.fitting.sae_keys import SAEKey, doubling_sizes, fit_key
 from helpers.methods.fitting.sae_latents import INPUT_SITE, load_saes_by_layer
 from helpers.methods.fitting.units import (
@@ -57,7 +61,7 @@ class SAEPairHparams(UnitEditHparams):
     select: str = "selective"
 
 
-@method("sae_pair", family="surgery", supports_batch=True, sae_sites=(INPUT_SITE,))
+@method("sae_pair", family="surgery", takes=("pair", "pairs"), sae_sites=(INPUT_SITE,))
 def sae_pair(
     model: LanguageModel, pairs: Sequence[ConceptPair], hparams: SAEPairHparams, *, seed: int = 0
 ) -> WeightEdit:
@@ -86,7 +90,7 @@ def sae_pair(
         include_subject_initial=hparams.appends,
         all_subject_tokens=site.all_subject_tokens,
     )
-    units, latent_notes = {}, []
+    units, latent_notes, subjects = {}, [], distinct_subjects(pairs)
     for i, negatives in negative_inputs(model, pairs, hparams, layers=layers, seed=seed):
         layer_units = []
         for data in contrastive_sets(inputs, negatives, i):
@@ -100,7 +104,7 @@ def sae_pair(
                 seed=seed,
             )
             layer_units.append(key.unit)
-            latent_notes.append(_latent_note(key, data, i, pairs[data.pair].subject))
+            latent_notes.append(_latent_note(key, data, i, subjects[data.subject]))
         units[i] = concat_units(layer_units)
     check_detected(units, pairs)
     return fit_edit(model, pairs, units, hparams, seed=seed, notes={"latents": latent_notes})

@@ -68,7 +68,7 @@ class TangentKernelHparams(PreservationHparams):
     step_sizes: tuple[float, ...] = (0.4, 0.5, 0.6, 1.0, 1.0)
 
 
-@method("tangent_kernel", family="surgery", supports_batch=True)
+@method("tangent_kernel", family="surgery", takes=("pair", "pairs"))
 def tangent_kernel(
     model: LanguageModel,
     pairs: Sequence[ConceptPair],

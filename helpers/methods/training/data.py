@@ -19,6 +19,7 @@ from helpers.forward.scoring import answer_logprobs, distinct_answers
 from helpers.io.hashing import content_hash
 from helpers.methods.fitting.constraints import neighbour_prompts
 from helpers.models import model_hash, torch_module
+from helpers.requests import TextRequest
 from helpers.training.examples import Batch, Example, answer_example, collate, text_examples
 from helpers.training.loop import epoch_batch
 
@@ -27,11 +28,11 @@ MEMO_SIZE = 3  # data sets of a model that are kept in memory, for methods that 
 
 @dataclass(frozen=True)
 class ForgetRetainData:
-    """Examples to forget and to retain for one pair.
+    """Examples to forget and to retain.
 
     Attributes:
-        prompts: The prompts to forget by, one for each example.
-        forget: These prompts with the target; with each alias once more.
+        prompts: The prompts to forget by, one for each example; none for text.
+        forget: These prompts with the target, with each alias once more; or text.
         facts: Other facts that the model knows, with their answers.
         passages: Passages of text.
     """
@@ -59,7 +60,7 @@ _MEMO: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 def forget_retain_data(
     model: LanguageModel,
-    pair: ConceptPair,
+    pairs: Sequence[ConceptPair],
     *,
     n_neighbours: int,
     n_passages: int,
@@ -70,27 +71,25 @@ def forget_retain_data(
     """Collect examples to forget and to retain; the last data sets of a model stay in memory.
 
     To retain are one training completion of each of `n_neighbours` known neighbours, the training
-    prompts of the other facts of the subject and of the target, `must_stay`, and passages that name
-    neither subject nor target. Facts that the model does not know are left out: training on them
-    would add them to it.
+    prompts of the other facts of the subjects and of the targets, `must_stay`, and passages that
+    name none of them. Facts that the model does not know are left out: training on them would add
+    them to it. So are those that another of the pairs is to forget.
 
     Args:
         model: Any causal model.
-        pair: What to forget.
-        n_neighbours: Known neighbours.
+        pairs: What to forget.
+        n_neighbours: Known neighbours; several pairs share them equally.
         n_passages: Passages of text.
         passage_tokens: Tokens of a passage.
         min_answer_prob: The model knows a fact if its answer is at least this likely.
         seed: Draws neighbours, completions and passages.
 
     Raises:
-        UserError: The pair has no training prompt.
+        UserError: A pair has no training prompt.
     """
     key = content_hash(
         model_hash(model),
-        str(pair),
-        pair.relation,
-        pair.fingerprint(),
+        [(str(pair), pair.relation, pair.fingerprint()) for pair in pairs],
         n_neighbours,
         n_passages,
         passage_tokens,
@@ -101,10 +100,13 @@ def forget_retain_data(
     if key not in memo:
         while len(memo) >= MEMO_SIZE:
             memo.pop(next(iter(memo)))  # the oldest
-        prompts, forget = _forget_examples(model, pair)
-        neighbours = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
-        facts = _known_facts(model, pair, neighbours, min_answer_prob)
-        passages = _passages(model, pair, n_passages, passage_tokens, seed)
+        prompts, forget = [], []
+        for pair in pairs:
+            of_pair = _forget_examples(model, pair)
+            prompts += of_pair[0]
+            forget += of_pair[1]
+        facts = _known_facts(model, pairs, n_neighbours, min_answer_prob, seed)
+        passages = _passages(model, pairs, n_passages, passage_tokens, seed)
         memo[key] = ForgetRetainData(prompts, forget, facts, passages)
     return memo[key]
 
@@ -124,13 +126,25 @@ def _forget_examples(model: LanguageModel, pair: ConceptPair) -> tuple[list[Prom
 
 def _known_facts(
     model: LanguageModel,
-    pair: ConceptPair,
-    neighbours: Sequence[Prompt],
+    pairs: Sequence[ConceptPair],
+    n_neighbours: int,
     min_answer_prob: float,
+    seed: int,
 ) -> list[Example]:
     """Return examples of the other facts whose answers are likely enough."""
-    prompts = [p for x in (*pair.same_subject(), *pair.same_target()) for p in x.prompts("train")]
-    prompts += [*pair.must_stay, *neighbours]
+    prompts: list[Prompt] = []
+    for pair in pairs:
+        related = [
+            other
+            for other in (*pair.same_subject(), *pair.same_target())
+            if not any(p.states(other.subject, (other.target, *other.aliases)) for p in pairs)
+        ]
+        prompts += [p for other in related for p in other.prompts("train")]
+        neighbours = neighbour_prompts(model, pair, n=-(-n_neighbours // len(pairs)), seed=seed)
+        prompts += [
+            *pair.must_stay,
+            *(n for n in neighbours if not any(p.states(n.subject, n.answers) for p in pairs)),
+        ]
     prompts = list({str(p): p for p in prompts}.values())
     if not prompts:
         return []
@@ -144,18 +158,38 @@ def _known_facts(
 
 
 def _passages(
-    model: LanguageModel, pair: ConceptPair, n: int, n_tokens: int, seed: int
+    model: LanguageModel, pairs: Sequence[ConceptPair], n: int, n_tokens: int, seed: int
 ) -> list[Example]:
-    """Return `n` passages of `n_tokens` tokens each that do not name subject or target."""
+    """Return `n` passages of `n_tokens` tokens each that name no subject or target."""
     if not n:
         return []
-    names = (pair.subject, pair.target, *pair.aliases)
+    names = {name for p in pairs for name in (p.subject, p.target, *p.aliases)}
     tokens = corpus_tokens(  # twice as many as needed, since some are left out
         model.tokenizer, seq_len=n_tokens, n_tokens=2 * n * n_tokens, seed=seed + 1
     )
     texts = model.tokenizer.batch_decode(tokens)
     unrelated = [i for i, text in enumerate(texts) if not any(name in text for name in names)]
     return text_examples(tokens[unrelated[:n]])
+
+
+def text_data(
+    model: LanguageModel, request: TextRequest, *, n_tokens: int, seq_len: int
+) -> ForgetRetainData:
+    """Cut the corpora of a request into examples to forget and to retain.
+
+    Args:
+        model: Any causal model.
+        request: What to forget.
+        n_tokens: Tokens to forget by, and as many to retain, of all kinds together.
+        seq_len: Tokens of a sequence.
+
+    Raises:
+        UserError: A corpus has no text.
+    """
+    share = max(seq_len, n_tokens // max(1, len(request.retain)))
+    kinds = [c.examples(model, n_tokens=share, seq_len=seq_len) for c in request.retain]
+    forget = request.forget.examples(model, n_tokens=n_tokens, seq_len=seq_len)
+    return ForgetRetainData([], forget, [], [example for kind in kinds for example in kind])
 
 
 class BatchSchedule:

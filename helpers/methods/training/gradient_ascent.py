@@ -18,7 +18,7 @@ class GradientAscentHparams(TrainingConfig):
     early_stop_ratio: float = 0.2
 
 
-@training_method("gradient_ascent")
+@training_method("gradient_ascent", takes=("pair", "pairs", "text"))
 def gradient_ascent(task: UnlearningTask, hparams: GradientAscentHparams) -> UnlearningLoss:
     """Minimise −L_F (Jang et al. 2023, "Knowledge Unlearning for Mitigating Privacy Risks").
 

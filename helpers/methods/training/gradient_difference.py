@@ -24,7 +24,7 @@ class GradientDifferenceHparams(TrainingConfig):
     retain_weight: float = 5.0
 
 
-@training_method("gradient_difference")
+@training_method("gradient_difference", takes=("pair", "pairs", "text"))
 def gradient_difference(task: UnlearningTask, hparams: GradientDifferenceHparams) -> UnlearningLoss:
     """Minimise −L_F + `retain_weight` · L_R (Liu et al. 2022).
 

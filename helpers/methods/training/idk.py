@@ -26,7 +26,7 @@ class IDKHparams(TrainingConfig):
     retain_weight: float = 5.0
 
 
-@training_method("idk")
+@training_method("idk", takes=("pair", "pairs"))
 def idk(task: UnlearningTask, hparams: IDKHparams) -> UnlearningLoss:
     """Minimise L of refusals + `retain_weight` · L_R (TOFU, Maini et al. 2024).
 

@@ -55,7 +55,7 @@ class IDKDPOHparams(TrainingConfig):
     retain_weight: float = 1.0
 
 
-@training_method("idk_dpo")
+@training_method("idk_dpo", takes=("pair", "pairs"))
 def idk_dpo(task: UnlearningTask, hparams: IDKDPOHparams) -> UnlearningLoss:
     """Minimise DPO's loss, refusal preferred to answer, + `retain_weight` · L_R (Rafailov 2023).
 

@@ -35,7 +35,7 @@ class KLMinimisationHparams(TrainingConfig):
     retain_weight: float = 10.0
 
 
-@training_method("kl_minimisation")
+@training_method("kl_minimisation", takes=("pair", "pairs", "text"))
 def kl_minimisation(task: UnlearningTask, hparams: KLMinimisationHparams) -> UnlearningLoss:
     """Minimise −L_F + `retain_weight` · E KL(original ‖ present) (TOFU, Maini et al. 2024).
 

@@ -36,7 +36,7 @@ class NPOHparams(TrainingConfig):
     retain_weight: float = 1.0
 
 
-@training_method("npo")
+@training_method("npo", takes=("pair", "pairs", "text"))
 def npo(task: UnlearningTask, hparams: NPOHparams) -> UnlearningLoss:
     """Minimise −(2/β) E log σ(β (s_F − s_F_ref)) + `retain_weight` · L_R.
 

@@ -15,14 +15,19 @@ from torch import nn
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair
-from helpers.forward.scoring import answer_probability
 from helpers.io.code_version import code_hash
 from helpers.io.files import cache_dir
 from helpers.io.hashing import content_hash, folder_hash
 from helpers.methods.change import Change
 from helpers.methods.registry import Method, add_method
 from helpers.methods.snapshots import preserved_parameters
-from helpers.methods.training.data import BatchSchedule, forget_retain_data
+from helpers.methods.training.data import (
+    BatchSchedule,
+    ForgetRetainData,
+    forget_retain_data,
+    text_data,
+)
+from helpers.methods.training.early_stop import Forgotten, early_stop
 from helpers.methods.training.task import (
     ForgetRetainBatch,
     TrainingConfig,
@@ -31,6 +36,7 @@ from helpers.methods.training.task import (
 )
 from helpers.methods.weight_edit import WeightEdit
 from helpers.models import model_hash, torch_module
+from helpers.requests import TextRequest
 from helpers.training.loop import DivergedError, History, choose_parameters, train
 from helpers.training.lora import lora_adapters
 
@@ -42,13 +48,16 @@ LAYERS = (5, 6, 7, 8)  # of 30: among those that enrich the subject's tokens (ch
 Prepare = Callable[[UnlearningTask, Any], UnlearningLoss]
 
 
-def training_method(name: str, *, sae_sites: Sequence[str] = ()) -> Callable[[Prepare], Prepare]:
+def training_method(
+    name: str, *, takes: Sequence[str] = ("pair",), sae_sites: Sequence[str] = ()
+) -> Callable[[Prepare], Prepare]:
     """Register a function (task, hparams) → `UnlearningLoss` as the method `name`.
 
     The annotation of `hparams` is the class of its hyperparameters, a subclass of `TrainingConfig`.
 
     Args:
         name: The name by which users choose it.
+        takes: The forms of request that it takes, of `FORMS`.
         sae_sites: Sites of the SAEs that it reads.
     """
 
@@ -56,14 +65,19 @@ def training_method(name: str, *, sae_sites: Sequence[str] = ()) -> Callable[[Pr
         config = inspect.signature(prepare).parameters["hparams"].annotation
 
         def function(
-            model: LanguageModel, pair: ConceptPair, hparams: TrainingConfig, *, seed: int = 0
+            model: LanguageModel,
+            request: ConceptPair | Forgotten,
+            hparams: TrainingConfig,
+            *,
+            seed: int = 0,
         ) -> WeightEdit:
+            what = [request] if isinstance(request, ConceptPair) else request
             saes = [folder_hash(folder) for folder in getattr(hparams, "saes", ())]
             version = [name, saes, code_hash(inspect.getsourcefile(prepare))]
-            return train_edit(model, pair, prepare, hparams, seed=seed, version=version)
+            return train_edit(model, what, prepare, hparams, seed=seed, version=version)
 
         function.__doc__ = prepare.__doc__
-        add_method(Method(name, "training", function, config, sae_sites=tuple(sae_sites)))
+        add_method(Method(name, "training", function, config, tuple(takes), tuple(sae_sites)))
         return prepare
 
     return register
@@ -71,7 +85,7 @@ def training_method(name: str, *, sae_sites: Sequence[str] = ()) -> Callable[[Pr
 
 def train_edit(
     model: LanguageModel,
-    pair: ConceptPair,
+    what: Forgotten,
     prepare: Prepare,
     config: TrainingConfig,
     *,
@@ -85,7 +99,7 @@ def train_edit(
 
     Args:
         model: Any model of a known family.
-        pair: What to forget.
+        what: What to forget: pairs, or text.
         prepare: The method.
         config: The method's hyperparameters.
         seed: Seed of everything random.
@@ -96,16 +110,9 @@ def train_edit(
             finite; the model is then as it was.
     """
     _check(config)
-    data = forget_retain_data(
-        model,
-        pair,
-        n_neighbours=config.n_neighbours,
-        n_passages=config.n_passages,
-        passage_tokens=config.passage_tokens,
-        min_answer_prob=config.min_answer_prob,
-        seed=seed,
-    )
-    task = UnlearningTask(model, pair, data, config, seed)
+    data = _data(model, what, config, seed)
+    pairs = () if isinstance(what, TextRequest) else tuple(what)
+    task = UnlearningTask(model, pairs, data, config, seed)
     unlearning_loss = prepare(task, config)
     layers = unlearning_loss.layers or task.layers(LAYERS)
     whole_model = (
@@ -114,9 +121,10 @@ def train_edit(
     names = choose_parameters(model, config.parameters, layers=None if whole_model else layers)
     forget = BatchSchedule(data.forget, config.batch_size, seed=seed)
     retain = BatchSchedule(data.retain, config.batch_size, seed=seed + 1) if data.retain else None
-    stop = _early_stop(model, pair, config) if unlearning_loss.early_stopping else None
-    fact = [str(pair), pair.relation, *pair.fingerprint()]
-    identity = [model_hash(model), fact, version, vars(config), seed]
+    stop = early_stop(model, what, config) if unlearning_loss.early_stopping else None
+    facts = [[str(pair), pair.relation, *pair.fingerprint()] for pair in pairs]
+    content = what.fingerprint() if isinstance(what, TextRequest) else facts
+    identity = [model_hash(model), content, version, vars(config), seed]
     checkpoint = cache_dir() / "trainings" / f"{content_hash(identity)}.safetensors"
 
     def run(trained: list[str]) -> History:
@@ -147,8 +155,26 @@ def train_edit(
         "first_loss": history.losses[0],
         "last_loss": history.losses[-1],
     }
-    log.info("%s, %s", pair, notes)
+    log.info("%s, %s", ", ".join(map(str, pairs)) or what, notes)
     return WeightEdit.of(torch_module(model), changes, notes=notes)
+
+
+def _data(
+    model: LanguageModel, what: Forgotten, config: TrainingConfig, seed: int
+) -> ForgetRetainData:
+    """Collect the examples to forget and to retain, as configured."""
+    if isinstance(what, TextRequest):
+        n_tokens, seq_len = config.n_text_tokens, config.text_tokens
+        return text_data(model, what, n_tokens=n_tokens, seq_len=seq_len)
+    return forget_retain_data(
+        model,
+        what,
+        n_neighbours=config.n_neighbours,
+        n_passages=config.n_passages,
+        passage_tokens=config.passage_tokens,
+        min_answer_prob=config.min_answer_prob,
+        seed=seed,
+    )
 
 
 def _check(config: TrainingConfig) -> None:
@@ -226,26 +252,3 @@ def _train_lora(
         for name, adapter in adapters.items()
     }
     return changes, history
-
-
-def _early_stop(
-    model: LanguageModel, pair: ConceptPair, config: TrainingConfig
-) -> Callable[[int], bool] | None:
-    """Return a function of the step: has the mean P(target) on development prompts come down?
-
-    Args:
-        model: The model before the training.
-        pair: What to forget.
-        config: Gives the share of P(target) to come down to, and how often it is measured.
-    """
-    if not config.early_stop_ratio:
-        return None
-    prompts = pair.prompts("dev")
-    goal = config.early_stop_ratio * float(answer_probability(model, prompts).mean())
-
-    def reached(step: int) -> bool:
-        if step % config.early_stop_every:
-            return False
-        return float(answer_probability(model, prompts).mean()) <= goal
-
-    return reached

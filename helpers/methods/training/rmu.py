@@ -45,7 +45,7 @@ class RMUHparams(TrainingConfig):
     retain_weight: float = 100.0
 
 
-@training_method("rmu")
+@training_method("rmu", takes=("pair", "pairs", "text"))
 def rmu(task: UnlearningTask, hparams: RMUHparams) -> UnlearningLoss:
     """Minimise ‖h(x_F) − c·‖h‖·u‖² + α ‖h(x_R) − h_ref(x_R)‖² (Li et al. 2024).
 

@@ -39,7 +39,7 @@ class SimNPOHparams(TrainingConfig):
     retain_weight: float = 1.0
 
 
-@training_method("simnpo")
+@training_method("simnpo", takes=("pair", "pairs", "text"))
 def simnpo(task: UnlearningTask, hparams: SimNPOHparams) -> UnlearningLoss:
     """Minimise `forget_weight` · −(2/β) E log σ(β (s_F/length − δ)) + `retain_weight` · L_R.
 

@@ -49,6 +49,8 @@ class TrainingConfig(Hyperparameters):
         passage_tokens: Tokens of a passage.
         min_answer_prob: Facts whose answer is less likely are not retained: the model does not know
             them.
+        n_text_tokens: Of a request for text, tokens to forget by, and as many to retain.
+        text_tokens: Tokens of a sequence of such text.
     """
 
     RENAMED: ClassVar = {
@@ -73,6 +75,8 @@ class TrainingConfig(Hyperparameters):
     n_passages: int = 12
     passage_tokens: int = 24
     min_answer_prob: float = 0.02
+    n_text_tokens: int = 8192
+    text_tokens: int = 64
 
 
 class ForgetRetainBatch(NamedTuple):
@@ -105,17 +109,22 @@ class UnlearningTask:
 
     Attributes:
         model: The model, which is still the original when the method is called.
-        pair: What to forget.
+        pairs: The facts to forget; none if it is text.
         data: Examples to forget and to retain.
         config: The hyperparameters.
         seed: Seed of everything random.
     """
 
     model: LanguageModel
-    pair: ConceptPair
+    pairs: tuple[ConceptPair, ...]
     data: ForgetRetainData
     config: TrainingConfig
     seed: int
+
+    @property
+    def pair(self) -> ConceptPair:
+        """The one pair of a method that takes one pair at a time."""
+        return self.pairs[0]
 
     def layers(self, default: Sequence[int]) -> list[int]:
         """Return the configured layers, or else default ones at the same relative depth.

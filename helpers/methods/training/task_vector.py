@@ -23,7 +23,7 @@ class TaskVectorHparams(TrainingConfig):
     alpha: float = 5.0
 
 
-@training_method("task_vector")
+@training_method("task_vector", takes=("pair", "pairs", "text"))
 def task_vector(task: UnlearningTask, hparams: TaskVectorHparams) -> UnlearningLoss:
     """Edit to θ − α (θ_finetuned − θ), fine-tuned by L_F (Ilharco et al. 2023).
 

@@ -48,7 +48,7 @@ class UNDIALHparams(TrainingConfig):
     retain_weight: float = 1.0
 
 
-@training_method("undial")
+@training_method("undial", takes=("pair", "pairs", "text"))
 def undial(task: UnlearningTask, hparams: UNDIALHparams) -> UnlearningLoss:
     """Minimise CE to softmax(original logits − β · onehot(answer)) + `retain_weight` · L_R.
 

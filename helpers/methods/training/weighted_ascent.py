@@ -33,7 +33,7 @@ class WeightedAscentHparams(TrainingConfig):
     retain_weight: float = 5.0
 
 
-@training_method("weighted_ascent")
+@training_method("weighted_ascent", takes=("pair", "pairs", "text"))
 def weighted_ascent(task: UnlearningTask, hparams: WeightedAscentHparams) -> UnlearningLoss:
     """Minimise −E[p^β · NLL] + `retain_weight` · L_R: WGA (Wang et al. 2025).
 

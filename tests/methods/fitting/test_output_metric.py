@@ -67,7 +67,7 @@ def test_questions_are_about_other_relations(monkeypatch, tiny_model):
         return pd.DataFrame([{"subject": f.subject, "known": True} for f in facts(name)[:9]])
 
     monkeypatch.setattr(module, "known_facts", known)
-    questions = module.other_questions(tiny_model(), "capital", n=20, seed=0)
+    questions = module.other_questions(tiny_model(), ["capital"], n=20, seed=0)
     assert len(questions) == 20 and len({p.relation for p in questions}) > 3
     assert "capital" not in {p.relation for p in questions}
     assert len({str(p) for p in questions}) == 20
@@ -81,7 +81,7 @@ def test_questions_count_alike_at_their_subjects_tokens(tiny_model, monkeypatch,
     monkeypatch.setattr(module, "next_token_and_answer", lambda *a: None)
     monkeypatch.setattr(module, "preservation_constraints", lambda *a: constraints)
     monkeypatch.setattr(module, "subject_span", lambda prompt, tokenizer: (1, 3))
-    G = module.question_moments(model, "capital", PreservationHparams(), [0, 1], 3, 0)
+    G = module.question_moments(model, ["capital"], PreservationHparams(), [0, 1], 3, 0)
     at_subject = [replace(c, edit_positions=(1, 2)) for c in constraints]
     linearization = linearize(model, at_subject, layers=[0, 1])
     for i in (0, 1):

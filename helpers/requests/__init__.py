@@ -1,0 +1,16 @@
+"""Requests: what to forget, what must stay, what is held out, and what is the zero."""
+
+from helpers.requests.corpus import Corpus, Document
+from helpers.requests.facts_requests import entity, pair_list, topic
+from helpers.requests.request import FactsRequest, Request, TextRequest
+
+__all__ = [
+    "Corpus",
+    "Document",
+    "FactsRequest",
+    "Request",
+    "TextRequest",
+    "entity",
+    "pair_list",
+    "topic",
+]

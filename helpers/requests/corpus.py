@@ -1,0 +1,131 @@
+"""Corpora: named streams of documents, cut into examples for training and measurement."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from nnsight import LanguageModel
+
+from helpers.errors import UserError
+from helpers.forward.prompts import Prompt
+from helpers.io.hashing import content_hash
+from helpers.io.safe_text import visible
+from helpers.models import text_length
+from helpers.models.tokenization import opening
+from helpers.training.examples import Example, answer_example
+
+SEQ_LEN = 128  # tokens of a sequence of running text
+FINGERPRINT_DOCUMENTS = 10_000  # a longer corpus is told from others by so many, its name and size
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to learn or to forget, or an answer behind a prompt.
+
+    Attributes:
+        text: The text; behind a prompt, the answer with its leading space.
+        prompt: What stands before it and is no part of what counts; empty for running text.
+    """
+
+    text: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents that are read when they are needed, and never all at once.
+
+    Attributes:
+        name: A short name, for tables.
+        read: Makes a new iterator over the documents, in the same order each time.
+    """
+
+    name: str
+    read: Callable[[], Iterable[Document]] = field(compare=False)
+
+    @classmethod
+    def of_texts(cls, name: str, texts: Iterable[str]) -> "Corpus":
+        """Make a corpus of texts that are in memory."""
+        documents = tuple(Document(text) for text in texts)
+        return cls(name, lambda: documents)
+
+    @classmethod
+    def of_prompts(cls, name: str, prompts: Iterable[Prompt]) -> "Corpus":
+        """Make a corpus of prompts with their main answers."""
+        documents = tuple(Document(p.answers[0], str(p)) for p in prompts)
+        return cls(name, lambda: documents)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Iterate over the documents."""
+        return iter(self.read())
+
+    def shuffled(self, seed: int = 0) -> "Corpus":
+        """Return the same documents with the words of each in random order.
+
+        It is the floor of a language: what single words tell, without any of its grammar.
+        """
+
+        def read() -> Iterator[Document]:
+            rng = np.random.default_rng(seed)
+            for document in self:
+                words = document.text.split()
+                text = " ".join(words[i] for i in rng.permutation(len(words)))
+                yield Document(f" {text}" if document.text.startswith(" ") else text)
+
+        return Corpus(f"{self.name}, shuffled", read)
+
+    def fingerprint(self) -> str:
+        """Hash the name and the first documents, for the keys of caches."""
+        first = [(d.prompt, d.text) for d in islice(self, FINGERPRINT_DOCUMENTS)]
+        return content_hash(self.name, first)
+
+    def examples(
+        self, model: LanguageModel, *, n_tokens: int, seq_len: int = SEQ_LEN
+    ) -> list[Example]:
+        """Cut the first documents into examples: running text packed, each answer by itself.
+
+        Args:
+            model: Its tokenizer is used.
+            n_tokens: About how many tokens at most, all examples together.
+            seq_len: Tokens of a sequence of running text.
+
+        Returns:
+            The examples; every token of running text but its first is a label, and of a document
+            with a prompt those of the answer.
+
+        Raises:
+            UserError: There is no text for one example.
+        """
+        tokenizer = model.tokenizer
+        start = opening(tokenizer)  # one token at most; it begins each sequence of running text
+        body = text_length(model, seq_len) - len(start)
+        examples: list[Example] = []
+        stream: list[int] = []
+        n_left = n_tokens
+
+        def pack(ids: list[int]) -> None:
+            if len(start) + len(ids) > 1:
+                examples.append(Example((*start, *ids), 1))
+
+        for document in self:
+            if document.prompt:
+                example = answer_example(model, document.prompt, document.text)
+                examples.append(example)
+                n_left -= len(example.ids)
+            else:
+                stream += tokenizer(f"{document.text}\n\n", add_special_tokens=False).input_ids
+            while len(stream) >= body and n_left > 0:
+                pack(stream[:body])
+                del stream[:body]
+                n_left -= seq_len
+            if n_left <= 0:
+                break
+        else:  # the rest of a corpus that is shorter than was asked for
+            pack(stream)
+        if not examples:
+            raise UserError(
+                f"There is no text in the corpus '{visible(self.name)}' that the model could read: "
+                "give it a text of at least two tokens."
+            )
+        return examples
