@@ -31,6 +31,7 @@ MAX_UNSOLVED = 0.05  # share of the residual's sum of squares that an edit may l
 def unlearn(
     model: LanguageModel,
     request: Request,
+    /,
     method: str | None = None,
     *,
     seed: int = 0,

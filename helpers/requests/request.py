@@ -66,6 +66,10 @@ class FactsRequest:
             )
         return FactsRequest(self.name, self.kind, known, self.passages)
 
+    def first(self, n: int) -> "FactsRequest":
+        """Return the request with its first `n` facts alone."""
+        return FactsRequest(self.name, self.kind, self.pairs[:n], self.passages)
+
 
 @dataclass(frozen=True)
 class TextRequest:

@@ -118,12 +118,17 @@ def in_batches(examples: Sequence[Example], size: int = 16) -> Iterator[Batch]:
         yield collate(examples, order[start : start + size])
 
 
-def label_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "m vocab"]:
-    """Compute logits where labels are predicted, with gradients where they are enabled."""
+def label_states(model: LanguageModel, batch: Batch) -> Float[Tensor, "m d_model"]:
+    """Compute final hidden states where labels are predicted."""
     module = torch_module(model)
     batch = batch.to(module.device)
     states = module.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    return unembed(model, states[batch.label_row, batch.label_position]).float()
+    return states[batch.label_row, batch.label_position]
+
+
+def label_logits(model: LanguageModel, batch: Batch) -> Float[Tensor, "m vocab"]:
+    """Compute logits where labels are predicted, with gradients where they are enabled."""
+    return unembed(model, label_states(model, batch)).float()
 
 
 def token_losses(scores: Float[Tensor, "m vocab"], batch: Batch) -> Float[Tensor, " m"]:

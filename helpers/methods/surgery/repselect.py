@@ -24,7 +24,7 @@ from helpers.methods.snapshots import owner_of, preserved_parameters
 from helpers.methods.training.data import BatchSchedule, forget_retain_data, text_data
 from helpers.methods.training.early_stop import Forgotten
 from helpers.methods.weight_edit import WeightEdit
-from helpers.models import torch_module, unembed
+from helpers.models import text_length, torch_module, unembed
 from helpers.models.parameters import choose_parameters
 from helpers.requests import TextRequest
 from helpers.training.examples import Batch, mean_loss
@@ -96,7 +96,9 @@ def repselect(
     directions = {n: collapse(g, n_components=hparams.n_components) for n, g in gradients.items()}
     if not any(bool(d.any()) for d in directions.values()):
         raise UserError("The gradient of the answers is zero: there is nothing to move along.")
-    tokens = corpus_tokens(model.tokenizer, n_tokens=hparams.n_tokens, seed=seed)
+    tokens = corpus_tokens(
+        model.tokenizer, seq_len=text_length(model), n_tokens=hparams.n_tokens, seed=seed
+    )
     scale, kl = largest_scale(model, directions, tokens, hparams.kl_budget)
     changes = {name: Change(dense=scale * d) for name, d in directions.items()}
     return WeightEdit.of(module, changes, notes={"scale": scale, "kl": kl} | data.sizes())
