@@ -10,7 +10,7 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR PATCH ORIGINAL RETRAINED SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR CAPABILITY REQUEST PATCH ORIGINAL RETRAINED SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
 	UNLEARNING_CACHE
 # They are passed on as they were typed: 'value' keeps make from expanding them, the quotes the shell.
 given = $(findstring command line,$(origin $(1)))
@@ -36,6 +36,7 @@ RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
 	$(call parameter,SUBJECT,subject) $(call parameter,TARGET,target) \
 	$(call parameter,RELATION,relation) $(call parameter,MODEL,model) \
 	$(call parameter,PAIR,pair_file) $(call parameter,SEED,seed) \
+	$(call parameter,CAPABILITY,capability) $(call parameter,REQUEST,request_file) \
 	$(call each,SET,--set) $(if $(call given,ONLY),--only $(call each,ONLY)) \
 	$(if $(filter 1 yes,$(if $(call given,UPDATE),$(value UPDATE))),--update)
 
@@ -62,6 +63,8 @@ help:  ## this list
 	@echo "  PROFILE=smoke            smoke, default (as published), full, or a YAML file of your own"
 	@echo "  SUBJECT=Japan TARGET=Tokyo [RELATION=capital]     the fact that is traced and unlearned"
 	@echo "  PAIR=mine.yaml           a fact with prompts of your own"
+	@echo "  CAPABILITY=french        what chapter 13 removes: a language, python, multiplication"
+	@echo "  REQUEST=mine.yaml        a file with a list of facts (chapter 12) or with text (chapter 13)"
 	@echo "  MODEL=gpt2               a hub name, a local folder or a .gguf file"
 	@echo "  ORIGINAL=gpt2 MODEL=unlearned     of verify: a model, and the checkpoint or adapter to attack"
 	@echo "  RETRAINED=folder         of verify: a checkpoint that was trained without the fact"

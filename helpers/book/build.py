@@ -23,12 +23,17 @@ from urllib.parse import urlsplit
 import yaml
 
 from helpers.book.check import check
+from helpers.book.methods_page import methods_page
 from helpers.book.pages import Executed, benchmark_tables, page_words, status_table
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.io.safe_text import escape_markdown
 
-MARKS = {"book/status.md": "<!-- status -->", "book/benchmarks.md": "<!-- benchmarks -->"}
+MARKS = {  # page → the comment whose place a generated part takes
+    "book/status.md": "<!-- status -->",
+    "book/benchmarks.md": "<!-- benchmarks -->",
+    "book/methods.md": "<!-- methods -->",
+}
 MATHJAX = "sphinx-mathjax-offline"
 MATHJAX_PARTS = ("tex-chtml.js", "output/chtml/fonts/woff-v2/", "input/tex/extensions/")
 TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-autoapi", MATHJAX)
@@ -113,6 +118,7 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
     tables = {
         "book/status.md": status_table(pages),
         "book/benchmarks.md": benchmark_tables(ROOT / "benchmarks" / "results"),
+        "book/methods.md": methods_page(ROOT / "benchmarks" / "results"),
     }
     for name, mark in MARKS.items():
         files[name] = files[name].decode().replace(mark, tables[name]).encode()

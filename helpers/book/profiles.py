@@ -18,6 +18,7 @@ MODELS = ("model", "checkpoint", "retrained")  # parameters that may be names on
 # Parameters that name a file or folder: test of existence, kind, advice.
 PATHS = {
     "pair_file": (os.path.isfile, "file", "give the path of a YAML file with a pair"),
+    "request_file": (os.path.isfile, "file", "give the path of a request, or reader:path"),
     "patch": (os.path.isfile, "file", "give an edit that save() wrote"),
     "saes": (os.path.isdir, "folder", "give those of trained SAEs"),
     **dict.fromkeys(MODELS, _MODEL),
@@ -107,10 +108,33 @@ def with_absolute_paths(values: dict[Any, Any], base: Path) -> dict[Any, Any]:
     """
     absolute = dict(values)
     for name in PATHS.keys() & {k for k, v in values.items() if isinstance(v, str) and v}:
-        parts = values[name].split(",") if name == "saes" else [values[name]]
+        reader, text = split_reader(values[name]) if name == "request_file" else ("", values[name])
+        parts = text.split(",") if name == "saes" or reader else [text]
         paths = [_absolute_path(name, part.strip(), base) for part in parts if part.strip()]
-        absolute[name] = ",".join(paths)
+        absolute[name] = (f"{reader}:" if reader else "") + ",".join(paths)
     return absolute
+
+
+def split_reader(text: str) -> tuple[str, str]:
+    """Split `tofu:forget.json` into the reader and its paths; without a reader it is empty."""
+    reader, colon, paths = text.partition(":")
+    return (reader, paths) if colon and re.fullmatch(r"[a-z_]{2,}", reader) else ("", text)
+
+
+def request_files(text: str) -> list[str]:
+    """List the files of a request: those of a reader, or a YAML file and the files that it names.
+
+    Args:
+        text: The parameter `request_file`.
+    """
+    reader, paths = split_reader(text)
+    if reader or not text.lower().endswith((".yaml", ".yml")):
+        return [path for path in (paths.split(",") if reader else [text]) if path]
+    content = read_yaml(Path(text), label="Request")
+    named = content.values() if isinstance(content, dict) else ()
+    parts = [part for value in named for part in (value if isinstance(value, list) else [value])]
+    beside = [Path(text).parent / part for part in parts if isinstance(part, str)]
+    return [text, *(str(path) for path in beside if os.path.isfile(path))]
 
 
 def _absolute_path(name: str, text: str, base: Path) -> str:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from helpers.book.profiles import MODELS
+from helpers.book.profiles import MODELS, request_files
 from helpers.book.settings import ROOT
 from helpers.book.sources import (
     file_fingerprint,
@@ -57,6 +57,9 @@ def input_hashes(stem: str, values: dict[str, Any]) -> dict[str, str]:
     """
     source = notebook_path(stem)
     files = {name: values[name] for name in ("pair_file", "patch") if values.get(name)}
+    files |= {
+        f"request {n}": f for n, f in enumerate(request_files(values.get("request_file", "")))
+    }
     models = {name: values[name] for name in MODELS if values.get(name)}
     folders = [folder.strip() for folder in values.get("saes", "").split(",") if folder.strip()]
     return {

@@ -35,23 +35,27 @@ class MethodName:
 @cache
 def method_names() -> tuple[MethodName, ...]:
     """List all methods, sorted by folder and file."""
-    names = []
+    return tuple(name for name, _, _ in registered_methods())
+
+
+def registered_methods() -> Iterator[tuple[MethodName, Path, ast.FunctionDef]]:
+    """Yield each method's entry, its file and its function, sorted by folder and file."""
     for folder in METHOD_FOLDERS:
         for path in sorted((HELPERS / "methods" / folder).glob("*.py")):
-            for call in _registrations(path, ("method", "training_method")):
+            for call, function in _registrations(path, ("method", "training_method")):
                 options: dict[Any, Any] = {k.arg: k.value for k in call.keywords}
                 family = options["family"].value if "family" in options else "training"
                 name = _text(call.args[0], path)
                 takes = ast.literal_eval(options["takes"]) if "takes" in options else ("pair",)
-                names.append(MethodName(name, family, "sae_sites" in options, takes))
-    return tuple(names)
+                yield MethodName(name, family, "sae_sites" in options, takes), path, function
 
 
 @cache
 def attack_names() -> tuple[str, ...]:
     """List all attacks, sorted by file."""
     paths = sorted((HELPERS / "evaluation" / "attacks").glob("*.py"))
-    return tuple(_text(c.args[0], p) for p in paths for c in _registrations(p, ("attack",)))
+    calls = [(call, path) for path in paths for call, _ in _registrations(path, ("attack",))]
+    return tuple(_text(call.args[0], path) for call, path in calls)
 
 
 @cache
@@ -64,13 +68,13 @@ def renamed_attacks() -> dict[str, str]:
     return {}
 
 
-def _registrations(path: Path, decorators: tuple[str, ...]) -> Iterator[ast.Call]:
-    """Yield calls of the decorators at a module's top level."""
+def _registrations(path: Path, decorators: tuple[str, ...]) -> Iterator[tuple[ast.Call, Any]]:
+    """Yield calls of the decorators at a module's top level, each with the statement around it."""
     for statement in _parsed(path).body:
         is_function = isinstance(statement, ast.FunctionDef)
         for node in statement.decorator_list if is_function else ast.walk(statement):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in decorators:
-                yield node
+                yield node, statement
 
 
 def _name(assignment: ast.Assign) -> str:

@@ -202,6 +202,8 @@ def check_model_apart(notebooks: dict[str, dict]) -> None:
         UserError: The model does not load or does not know the fact, or the process was killed.
     """
     values = {key: next(iter(notebooks.values()))[key] for key in Common.model_fields}
+    requested = ("request_file", "capability")  # parameters of some notebooks alone
+    values |= {key: v[key] for v in notebooks.values() for key in requested if v.get(key)}
     # The process reads all of stdin first, so that no library can wait for an answer there.
     done = subprocess.run(
         [sys.executable, "-m", "helpers.book.run_settings"],
@@ -222,10 +224,11 @@ def check_model_apart(notebooks: dict[str, dict]) -> None:
 
 
 def check_model(values: dict[str, Any]) -> None:
-    """Check that the model loads and knows the fact.
+    """Check that the model loads and knows the fact, and what else is asked to be forgotten.
 
     Raises:
-        UserError: It doesn't; the sentence gives the target's probability and known facts.
+        UserError: It doesn't; the sentence gives the target's probability and known facts. Or a
+            request is malformed, or of a capability that the model lacks.
     """
     from helpers.facts import ConceptPair, require_known  # on use: it imports torch
 
@@ -237,7 +240,14 @@ def check_model(values: dict[str, Any]) -> None:
     )
     from helpers.models import load_model  # only now: a wrong name is reported without torch
 
-    require_known(load_model(values["model"], dtype=values["dtype"], device=values["device"]), pair)
+    model = load_model(values["model"], dtype=values["dtype"], device=values["device"])
+    require_known(model, pair)
+    from helpers.book.chapter_requests import facts_request, text_request
+
+    if values.get("request_file"):
+        facts_request(values["request_file"], pair).known(model)
+    if values.get("capability"):
+        text_request(model, "", values["capability"])
 
 
 def environment() -> dict[str, str]:

@@ -23,7 +23,7 @@ DEFAULT_MODEL = Common.model_fields["model"].default
 
 # Settings reach a step as values of its parameters, which have a hash of their own. So a new
 # notebook's class in settings.py is no reason to rerun the others.
-NOT_INPUTS = {"helpers/book/settings.py"}
+NOT_INPUTS = {"helpers/book/settings.py", "helpers/book/common_settings.py"}
 
 
 def notebook_path(stem: str) -> Path:

@@ -72,6 +72,26 @@ def check_training_methods(text: str) -> str:
     return text
 
 
+def check_methods_that_take(form: str, description: str) -> Callable[[str], str]:
+    """Make a check of names by commas of methods that take a form of request, without SAEs.
+
+    Args:
+        form: The form, as a method's decorator names it.
+        description: The form in words.
+    """
+
+    def check(text: str) -> str:
+        fit = [m.name for m in method_names() if form in m.takes and not m.needs_saes]
+        every = [m.name for m in method_names()]
+        why = f"does not forget {description} here: choose from {', '.join(fit)}"
+        for name in text.split(","):
+            unfit = [other for other in every if other not in fit]
+            is_one_of("method", every, unfit=unfit, why=why)(name.strip())
+        return text
+
+    return check
+
+
 def check_attacks(text: str) -> str:
     """Check `all` or names of attacks by commas, `paraphrases` among them; old names become new."""
     names = [name.strip() for name in text.split(",")]
@@ -115,6 +135,8 @@ OneMethod = AfterValidator(
     )
 )
 Methods = AfterValidator(check_methods)
+MethodsOfPairs = AfterValidator(check_methods_that_take("pairs", "several facts together"))
+MethodsOfText = AfterValidator(check_methods_that_take("text", "text"))
 TrainingMethodNames = AfterValidator(check_training_methods)
 Attacks = AfterValidator(check_attacks)
 
