@@ -104,7 +104,9 @@ def forget_retain_data(
         prompts, forget = _forget_examples(model, pair)
         neighbours = neighbour_prompts(model, pair, n=n_neighbours, seed=seed)
         facts = _known_facts(model, pair, neighbours, min_answer_prob)
-        passages = _passages(model, pair, n_passages, passage_tokens, seed)
+        passages = unrelated_passages(
+            model, pair, n=n_passages, n_tokens=passage_tokens, seed=seed + 1
+        )
         memo[key] = ForgetRetainData(prompts, forget, facts, passages)
     return memo[key]
 
@@ -143,15 +145,23 @@ def _known_facts(
     ]
 
 
-def _passages(
-    model: LanguageModel, pair: ConceptPair, n: int, n_tokens: int, seed: int
+def unrelated_passages(
+    model: LanguageModel, pair: ConceptPair, *, n: int, n_tokens: int, seed: int
 ) -> list[Example]:
-    """Return `n` passages of `n_tokens` tokens each that do not name subject or target."""
+    """Return passages of the Factbook that do not name subject or target.
+
+    Args:
+        model: Any causal model; its tokenizer is used.
+        pair: What is forgotten.
+        n: Largest number of passages.
+        n_tokens: Tokens of each.
+        seed: Draws them.
+    """
     if not n:
         return []
     names = (pair.subject, pair.target, *pair.aliases)
     tokens = corpus_tokens(  # twice as many as needed, since some are left out
-        model.tokenizer, seq_len=n_tokens, n_tokens=2 * n * n_tokens, seed=seed + 1
+        model.tokenizer, seq_len=n_tokens, n_tokens=2 * n * n_tokens, seed=seed
     )
     texts = model.tokenizer.batch_decode(tokens)
     unrelated = [i for i, text in enumerate(texts) if not any(name in text for name in names)]
