@@ -1,11 +1,11 @@
 """Training methods: their losses against formulas worked out apart, their data, their result."""
 
-import importlib
 import math
 
 import pytest
 import torch
 from conftest import KNOWN
+from small_trainings import FRANCE, QUICK, TRAINED, numbers, task_of
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Template
@@ -13,7 +13,7 @@ from helpers.facts.concept_prompts import forget_prompts
 from helpers.forward.prompts import input_text
 from helpers.forward.scoring import answer_logprobs, answer_probability
 from helpers.io.files import cache_dir
-from helpers.methods import METHODS, unlearn
+from helpers.methods import unlearn
 from helpers.methods.fitting.sae_latents import sae_states, specific_latents
 from helpers.methods.training.crisp import suppression
 from helpers.methods.training.data import BatchSchedule, forget_retain_data
@@ -24,39 +24,20 @@ from helpers.methods.training.npo import npo_loss
 from helpers.methods.training.refusals import refusal_examples
 from helpers.methods.training.rmu import steering_loss
 from helpers.methods.training.simnpo import simnpo_loss
-from helpers.methods.training.task import ForgetRetainBatch, UnlearningTask
+from helpers.methods.training.task import ForgetRetainBatch
 from helpers.methods.training.undial import undial_loss
 from helpers.methods.training.weighted_ascent import weighted
 from helpers.models import architecture_of, model_hash
 from helpers.models.tokenization import encode
-from helpers.sae import SAEConfig, load_sae, save_sae
-from helpers.sae.topk import TopKSAE
+from helpers.sae import load_sae
 from helpers.training.examples import collate, mean_loss
 from helpers.training.lora import lora_adapters
 
-FRANCE, INDIA = ConceptPair("France", "Paris"), ConceptPair("India", "New Delhi")
-TRAINED = [name for name, m in METHODS.items() if m.family == "training"]
-QUICK = {"steps": 12, "lr": 0.01, "n_neighbours": 6, "n_passages": 3, "early_stop_ratio": 0.0}
+INDIA = ConceptPair("India", "New Delhi")
 
 
 def logsigmoid(x: float) -> float:
     return -math.log(1 + math.exp(-x))
-
-
-def numbers(method: str, model, folder) -> dict:
-    found = QUICK | ({"lr": 0.002} if method in ("rmu", "weighted_ascent") else {})
-    if "retain_weight" in METHODS[method].hyperparameters() and method != "rmu":
-        found["retain_weight"] = 1.0
-    if "saes" in METHODS[method].hyperparameters():
-        d = architecture_of(model).d_model
-        torch.manual_seed(0)
-        for layer in (1, 2):
-            cfg = SAEConfig(
-                "topk", d, 4 * d, k=16, site="mlp_in", layer=layer, model_hash=model_hash(model)
-            )
-            save_sae(TopKSAE(cfg), folder / str(layer))
-        found |= {"saes": (str(folder / "1"), str(folder / "2")), "n_latents": 3, "beta": 0.3}
-    return found
 
 
 def test_there_are_thirteen():
@@ -165,16 +146,6 @@ def test_the_loss_of_examples_is_the_mean_over_answer_tokens(knowing):
         found = mean_loss(model, collate(examples))
     assert len(examples[2].ids) - examples[2].labels_start > 1
     assert found.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
-
-
-def task_of(model, method: str, given: dict, pair: ConceptPair = FRANCE):
-    """A method's task and objective, as `train_edit` makes them."""
-    config = METHODS[method].hparams(**given)
-    n, passages = config.n_neighbours, config.n_passages
-    data = forget_retain_data(model, [pair], n_neighbours=n, n_passages=passages, seed=0)
-    task = UnlearningTask(model, (pair,), data, config, 0)
-    prepare = getattr(importlib.import_module(f"helpers.methods.training.{method}"), method)
-    return task, prepare(task, config)
 
 
 class Plain:
@@ -331,7 +302,7 @@ def test_a_whole_objective_is_its_formula(knowing, method):
         now = [Plain(model, x, layer=1) for x in parts]
         with torch.no_grad():
             step = ForgetRetainBatch(collate(data.forget), collate(data.retain))
-            found = objective.loss(model._module, step).item()
+            found = objective.loss(step).item()
     pairs = list(zip(was, now, strict=True))
     expected = formula(*pairs, context)
     assert found == pytest.approx(expected, rel=1e-3)
@@ -398,7 +369,7 @@ def test_the_whole_objective_of_crisp_is_its_formula(knowing, tmp_path):
         read = [inputs_of_mlps(model, part, layers) for part in (data.forget, data.retain)]
         with torch.no_grad():
             step = ForgetRetainBatch(collate(data.forget), collate(data.retain))
-            found = objective.loss(model._module, step).item()
+            found = objective.loss(step).item()
     expected = formula(*read, was)
     assert found == pytest.approx(expected, rel=1e-3)
     assert abs(expected - before) > 0.01 * abs(before)
@@ -415,7 +386,7 @@ def test_a_method_lowers_its_own_objective(knowing, tmp_path, method):
 
     def value() -> float:
         with torch.no_grad():
-            return objective.loss(model._module, whole).item()
+            return objective.loss(whole).item()
 
     before = value()
     edit = unlearn(model, FRANCE, method, **given)

@@ -85,13 +85,19 @@ def test_one_edit_forgets_an_entity(knowing, name, options):
         assert after < 0.5 * before, str(pair)
 
 
-@pytest.mark.parametrize("name", ["gradient_ascent", "npo", "repselect"])
-def test_methods_that_train_forget_text(grown_model, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gradient_ascent", {"steps": 4}),
+        *(("npo", {"steps": 6, "robust": robust}) for robust in ("", "sam", "lat", "layered")),
+        ("repselect", {"kl_budget": 0.5, "n_tokens": 64}),
+    ],
+)
+def test_methods_that_train_forget_text(grown_model, name, options, tmp_path, monkeypatch):
     from helpers.evaluation.text_scorecard import evaluate_text
 
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
-    model, request = grown_model(), text_request()
-    options = {"kl_budget": 0.5, "n_tokens": 64} if name == "repselect" else {"steps": 4}
+    model, request = grown_model(), text_request([f"w5 w6 w{i} w8 w9 w10" * 12 for i in range(8)])
     edit = unlearn(model, request, name, **options)
     with edit.applied(model):
         card = evaluate_text(model, request, n_tokens=64)

@@ -19,8 +19,13 @@ from helpers.io.safe_text import visible
 from helpers.methods.change import changes_of
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.training.recipe import LAYERS, train_edit
-from helpers.methods.training.task import TrainingConfig, UnlearningLoss, UnlearningTask
+from helpers.methods.training.recipe import train_edit
+from helpers.methods.training.task import (
+    LAYERS,
+    TrainingConfig,
+    UnlearningLoss,
+    UnlearningTask,
+)
 from helpers.models import architecture_of, body_of, torch_module
 from helpers.models.hooks import Hook
 
@@ -90,7 +95,7 @@ def who_is(
     )
 
     def reinforcement(task: UnlearningTask, _: TrainingConfig) -> UnlearningLoss:
-        return UnlearningLoss(lambda m, batch: task.forget_loss(batch), early_stopping=False)
+        return UnlearningLoss(task.forget_loss, early_stopping=False)
 
     version = [KIND, code_hash(__file__)]
     reinforced = train_edit(model, [pair], reinforcement, config, seed=seed, version=version)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.forward.activations import Key, trace_activations
 from helpers.io.choices import check_number
@@ -97,17 +97,20 @@ def crisp(task: UnlearningTask, hparams: CRISPHparams) -> UnlearningLoss:
             (errors * mask).sum() / mask.sum().clamp_min(1) for mask in (fact_mask, ~fact_mask)
         )
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
         states = dict(zip(keys, read(batch.forget, from_subject=True), strict=True))
         features = sum(suppression(states[key] @ W + b) for key, W, b in encoders)
-        total = (1 - hparams.beta) * (features / len(encoders))
-        if batch.retain is not None:
-            facts, text = retain_errors(batch.retain)
-            total = total + hparams.beta * facts + hparams.beta * hparams.gamma * text
-        return total
+        return (1 - hparams.beta) * (features / len(encoders))
+
+    def retain_loss(batch: ForgetRetainBatch) -> Tensor | float:
+        if batch.retain is None:
+            return 0.0
+        facts, text = retain_errors(batch.retain)
+        return facts + hparams.gamma * text
 
     last = max(layer for _, layer in keys)
-    return UnlearningLoss(loss, layers=task.config.layers or range(last + 1))
+    layers = task.config.layers or range(last + 1)
+    return UnlearningLoss(forget_loss, retain_loss, hparams.beta, layers=layers)
 
 
 def _encoders(

@@ -106,7 +106,9 @@ def forget_retain_data(
             prompts += of_pair[0]
             forget += of_pair[1]
         facts = _known_facts(model, pairs, n_neighbours, min_answer_prob, seed)
-        passages = _passages(model, pairs, n_passages, passage_tokens, seed)
+        passages = unrelated_passages(
+            model, pairs, n=n_passages, n_tokens=passage_tokens, seed=seed + 1
+        )
         memo[key] = ForgetRetainData(prompts, forget, facts, passages)
     return memo[key]
 
@@ -157,15 +159,23 @@ def _known_facts(
     ]
 
 
-def _passages(
-    model: LanguageModel, pairs: Sequence[ConceptPair], n: int, n_tokens: int, seed: int
+def unrelated_passages(
+    model: LanguageModel, pairs: Sequence[ConceptPair], *, n: int, n_tokens: int, seed: int
 ) -> list[Example]:
-    """Return `n` passages of `n_tokens` tokens each that name no subject or target."""
+    """Return passages of the Factbook that name no subject or target.
+
+    Args:
+        model: Any causal model; its tokenizer is used.
+        pairs: What is forgotten; nothing of the Factbook if it is text.
+        n: Largest number of passages.
+        n_tokens: Tokens of each.
+        seed: Draws them.
+    """
     if not n:
         return []
     names = {name for p in pairs for name in (p.subject, p.target, *p.aliases)}
     tokens = corpus_tokens(  # twice as many as needed, since some are left out
-        model.tokenizer, seq_len=n_tokens, n_tokens=2 * n * n_tokens, seed=seed + 1
+        model.tokenizer, seq_len=n_tokens, n_tokens=2 * n * n_tokens, seed=seed
     )
     texts = model.tokenizer.batch_decode(tokens)
     unrelated = [i for i, text in enumerate(texts) if not any(name in text for name in names)]

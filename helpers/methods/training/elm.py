@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.forward.generation import greedy
 from helpers.forward.prompts import input_text
@@ -100,22 +100,24 @@ def elm(task: UnlearningTask, hparams: ELMHparams) -> UnlearningLoss:
     references = [x.softmax(-1) for x in task.reference_logits(data.retain)]
     continuations = _continuations(task, hparams.n_continuation_tokens)
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
-        forget, retain = batch.forget, batch.retain
-        target = torch.cat([targets[i] for i in forget.index])
-        ce = cross_entropy(label_logits(model, forget), target)
-        total = mean_per_sequence(ce, forget).mean()
-        if retain is not None and hparams.retain_weight:
-            reference = torch.cat([references[i] for i in retain.index])
-            ce = cross_entropy(label_logits(model, retain), reference)
-            total = total + hparams.retain_weight * mean_per_sequence(ce, retain).mean()
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
+        target = torch.cat([targets[i] for i in batch.forget.index])
+        ce = cross_entropy(label_logits(model, batch.forget), target)
+        return mean_per_sequence(ce, batch.forget).mean()
+
+    def retain_loss(batch: ForgetRetainBatch) -> Tensor | float:
+        total: Tensor | float = 0.0
+        if batch.retain is not None and hparams.retain_weight:
+            reference = torch.cat([references[i] for i in batch.retain.index])
+            ce = cross_entropy(label_logits(model, batch.retain), reference)
+            total = hparams.retain_weight * mean_per_sequence(ce, batch.retain).mean()
         if hparams.fluency_weight and continuations:
-            index = [i % len(continuations) for i in forget.index.tolist()]
+            index = [i % len(continuations) for i in batch.forget.index.tolist()]
             fluency_loss = mean_loss(model, collate(continuations, index))
             total = total + hparams.fluency_weight * fluency_loss
         return total
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(forget_loss, retain_loss)
 
 
 def _after_context(task: UnlearningTask, context: str) -> list[Example]:

@@ -29,4 +29,4 @@ def gradient_ascent(task: UnlearningTask, hparams: GradientAscentHparams) -> Unl
         task: What to forget.
         hparams: Its hyperparameters.
     """
-    return UnlearningLoss(lambda module, batch: -task.forget_loss(batch))
+    return UnlearningLoss(lambda batch: -task.forget_loss(batch))

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
 from helpers.methods.training.recipe import training_method
 from helpers.methods.training.task import (
-    ForgetRetainBatch,
     TrainingConfig,
     UnlearningLoss,
     UnlearningTask,
@@ -34,8 +31,6 @@ def gradient_difference(task: UnlearningTask, hparams: GradientDifferenceHparams
         task: What to forget.
         hparams: Its hyperparameters.
     """
-
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
-        return -task.forget_loss(batch) + hparams.retain_weight * task.retain_loss(batch)
-
-    return UnlearningLoss(loss)
+    return UnlearningLoss(
+        lambda batch: -task.forget_loss(batch), task.retain_loss, hparams.retain_weight
+    )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.methods.training.recipe import training_method
 from helpers.methods.training.refusals import refusal_examples
@@ -39,8 +39,7 @@ def idk(task: UnlearningTask, hparams: IDKHparams) -> UnlearningLoss:
     """
     refusals = refusal_examples(task)
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
-        refused = mean_loss(task.model, collate(refusals, batch.forget.index.tolist()))
-        return refused + hparams.retain_weight * task.retain_loss(batch)
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
+        return mean_loss(task.model, collate(refusals, batch.forget.index.tolist()))
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(forget_loss, task.retain_loss, hparams.retain_weight)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from helpers.methods.training.recipe import training_method
@@ -72,10 +72,9 @@ def idk_dpo(task: UnlearningTask, hparams: IDKDPOHparams) -> UnlearningLoss:
     def nll(batch: Batch) -> PerSequence:
         return sum_per_sequence(token_losses(label_logits(task.model, batch), batch), batch)
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
         index = batch.forget.index
         win, lose = nll(collate(refusals, index.tolist())), nll(batch.forget)
-        dpo = dpo_loss(win, lose, win_reference[index], lose_reference[index], beta=hparams.beta)
-        return dpo + hparams.retain_weight * task.retain_loss(batch)
+        return dpo_loss(win, lose, win_reference[index], lose_reference[index], beta=hparams.beta)
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(forget_loss, task.retain_loss, hparams.retain_weight)

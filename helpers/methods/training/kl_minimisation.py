@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.methods.training.recipe import training_method
 from helpers.methods.training.task import (
@@ -48,12 +48,13 @@ def kl_minimisation(task: UnlearningTask, hparams: KLMinimisationHparams) -> Unl
     """
     references = task.reference_logits(task.data.retain)
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
-        total = -task.forget_loss(batch)
-        if batch.retain is not None:
-            reference = torch.cat([references[i] for i in batch.retain.index])
-            kl = kl_to_reference(label_logits(task.model, batch.retain), reference)
-            total = total + hparams.retain_weight * mean_per_sequence(kl, batch.retain).mean()
-        return total
+    def retain_loss(batch: ForgetRetainBatch) -> Tensor | float:
+        if batch.retain is None:
+            return 0.0
+        reference = torch.cat([references[i] for i in batch.retain.index])
+        kl = kl_to_reference(label_logits(task.model, batch.retain), reference)
+        return mean_per_sequence(kl, batch.retain).mean()
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(
+        lambda batch: -task.forget_loss(batch), retain_loss, hparams.retain_weight
+    )

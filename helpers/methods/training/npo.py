@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from helpers.methods.training.recipe import training_method
@@ -51,10 +51,9 @@ def npo(task: UnlearningTask, hparams: NPOHparams) -> UnlearningLoss:
     """
     references = task.reference_sums(task.data.forget)
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
         forget = batch.forget
         nll = sum_per_sequence(token_losses(label_logits(task.model, forget), forget), forget)
-        npo_term = npo_loss(nll, references[forget.index], beta=hparams.beta)
-        return npo_term + hparams.retain_weight * task.retain_loss(batch)
+        return npo_loss(nll, references[forget.index], beta=hparams.beta)
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(forget_loss, task.retain_loss, hparams.retain_weight)

@@ -21,19 +21,11 @@ from helpers.io.hashing import content_hash, folder_hash
 from helpers.methods.change import Change
 from helpers.methods.registry import Method, add_method
 from helpers.methods.snapshots import preserved_parameters
-from helpers.methods.training.data import (
-    BatchSchedule,
-    ForgetRetainData,
-    forget_retain_data,
-    text_data,
-)
+from helpers.methods.training.data import ForgetRetainData, forget_retain_data, text_data
 from helpers.methods.training.early_stop import Forgotten, early_stop
-from helpers.methods.training.task import (
-    ForgetRetainBatch,
-    TrainingConfig,
-    UnlearningLoss,
-    UnlearningTask,
-)
+from helpers.methods.training.robust.wrappers import check_robust, robust_losses
+from helpers.methods.training.stages import Stages
+from helpers.methods.training.task import TrainingConfig, UnlearningLoss, UnlearningTask
 from helpers.methods.weight_edit import WeightEdit
 from helpers.models import model_hash, torch_module
 from helpers.requests import TextRequest
@@ -41,9 +33,6 @@ from helpers.training.loop import DivergedError, History, choose_parameters, tra
 from helpers.training.lora import lora_adapters
 
 log = logging.getLogger(__name__)
-
-LAYERS = (5, 6, 7, 8)  # of 30: among those that enrich the subject's tokens (chapter 02)
-
 
 Prepare = Callable[[UnlearningTask, Any], UnlearningLoss]
 
@@ -110,17 +99,18 @@ def train_edit(
             finite; the model is then as it was.
     """
     _check(config)
+    check_robust(config)
     data = _data(model, what, config, seed)
     pairs = () if isinstance(what, TextRequest) else tuple(what)
     task = UnlearningTask(model, pairs, data, config, seed)
-    unlearning_loss = prepare(task, config)
-    layers = unlearning_loss.layers or task.layers(LAYERS)
+    tasks, losses = robust_losses(task, lambda task: prepare(task, config))
+    stages = Stages(tasks, losses)
+    unlearning_loss = losses[-1]
+    layers = task.trained_layers(unlearning_loss)
     whole_model = (
         config.parameters == "all" and config.layers is None and not unlearning_loss.layers
     )
     names = choose_parameters(model, config.parameters, layers=None if whole_model else layers)
-    forget = BatchSchedule(data.forget, config.batch_size, seed=seed)
-    retain = BatchSchedule(data.retain, config.batch_size, seed=seed + 1) if data.retain else None
     stop = early_stop(model, what, config) if unlearning_loss.early_stopping else None
     facts = [[str(pair), pair.relation, *pair.fingerprint()] for pair in pairs]
     content = what.fingerprint() if isinstance(what, TextRequest) else facts
@@ -130,14 +120,14 @@ def train_edit(
     def run(trained: list[str]) -> History:
         return train(
             torch_module(model),
-            unlearning_loss.loss,
-            lambda i: ForgetRetainBatch(forget.batch(i), retain.batch(i) if retain else None),
+            lambda _, i: stages.loss(i),
+            lambda i: i,
             steps=config.steps,
             lr=config.lr,
             parameters=trained,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             seed=seed,
-            stop=stop,
+            stop=stages.only_in_last(stop) if stop else None,
             checkpoint=checkpoint,
             identity=identity,
         )

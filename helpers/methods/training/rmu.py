@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.forward.activations import trace_activations
 from helpers.methods.training.activations import reference_activations, token_positions
@@ -72,12 +72,13 @@ def rmu(task: UnlearningTask, hparams: RMUHparams) -> UnlearningLoss:
     u = torch.rand(before.shape[-1], generator=generator).to(before.device)
     goal = hparams.steering_coeff * before.norm(dim=-1).mean() * u / u.norm()
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
-        total = steering_loss(states(batch.forget, from_subject=True), goal)
-        if batch.retain is not None:
-            reference = torch.cat([references[i] for i in batch.retain.index])
-            retain_loss = steering_loss(states(batch.retain, from_subject=False), reference)
-            total = total + hparams.retain_weight * retain_loss
-        return total
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
+        return steering_loss(states(batch.forget, from_subject=True), goal)
 
-    return UnlearningLoss(loss, layers=layers)
+    def retain_loss(batch: ForgetRetainBatch) -> Tensor | float:
+        if batch.retain is None:
+            return 0.0
+        reference = torch.cat([references[i] for i in batch.retain.index])
+        return steering_loss(states(batch.retain, from_subject=False), reference)
+
+    return UnlearningLoss(forget_loss, retain_loss, hparams.retain_weight, layers=layers)

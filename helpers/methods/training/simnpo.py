@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from helpers.methods.training.recipe import training_method
@@ -50,11 +50,10 @@ def simnpo(task: UnlearningTask, hparams: SimNPOHparams) -> UnlearningLoss:
         hparams: Its hyperparameters.
     """
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
         forget = batch.forget
         nll = mean_per_sequence(token_losses(label_logits(task.model, forget), forget), forget)
         simnpo_term = simnpo_loss(nll, beta=hparams.beta, delta=hparams.delta)
-        total = hparams.forget_weight * simnpo_term
-        return total + hparams.retain_weight * task.retain_loss(batch)
+        return hparams.forget_weight * simnpo_term
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(forget_loss, task.retain_loss, hparams.retain_weight)

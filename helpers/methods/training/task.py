@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Float
 from nnsight import LanguageModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.facts import ConceptPair
 from helpers.methods.registry import Hyperparameters
@@ -22,6 +22,8 @@ from helpers.training.examples import (
     sum_per_sequence,
     token_losses,
 )
+
+LAYERS = (5, 6, 7, 8)  # of 30: among those that enrich the subject's tokens (chapter 02)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ class TrainingConfig(Hyperparameters):
             them.
         n_text_tokens: Of a request for text, tokens to forget by, and as many to retain.
         text_tokens: Tokens of a sequence of such text.
+        robust: A wrapper of `helpers.methods.training.robust` that makes the forgetting harder to
+            undo: `sam`, `lat`, `ilu` or `layered`; empty for none.
+        sam_rho: ρ, the length of `sam`'s step in the trained parameters.
+        lat_epsilon: ε, the largest length of `lat`'s perturbation of a token's state, in mean
+            lengths of a state.
+        lat_steps: Steps of gradient descent by which `lat` finds it.
+        ilu_weight: λ, the weight of `ilu`'s penalty.
+        layered_folds: Parts of the prompts to forget, one after another, in `layered`.
     """
 
     RENAMED: ClassVar = {
@@ -77,6 +87,12 @@ class TrainingConfig(Hyperparameters):
     min_answer_prob: float = 0.02
     n_text_tokens: int = 8192
     text_tokens: int = 64
+    robust: str = ""
+    sam_rho: float = 0.01
+    lat_epsilon: float = 0.5
+    lat_steps: int = 4
+    ilu_weight: float = 1.0
+    layered_folds: int = 3
 
 
 class ForgetRetainBatch(NamedTuple):
@@ -88,19 +104,36 @@ class ForgetRetainBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class UnlearningLoss:
-    """The loss that a method minimises, with its choices for the training.
+    """The loss that a method minimises, in two terms, with its choices for the training.
 
     Attributes:
-        loss: (module, `ForgetRetainBatch`) → scalar.
+        forget_loss: Batch → scalar, of what is to be forgotten. In its forward passes the rows are
+            the batch's examples to forget, or sequences with the same prompts.
+        retain_loss: Batch → scalar, of what must stay; None for a method that retains nothing.
+        retain_weight: Weight of `retain_loss`.
         layers: The method's own choice of blocks.
         delta_scale: Factor of the trained change in the edit: −α for a task vector.
         early_stopping: Whether forgetting on development prompts may end the training.
     """
 
-    loss: Callable[[nn.Module, ForgetRetainBatch], Tensor]
+    forget_loss: Callable[[ForgetRetainBatch], Tensor]
+    retain_loss: Callable[[ForgetRetainBatch], Tensor | float] | None = None
+    retain_weight: float = 1.0
     layers: Sequence[int] | None = None
     delta_scale: float = 1.0
     early_stopping: bool = True
+
+    @property
+    def retains(self) -> bool:
+        """Tell whether there is a term for what must stay."""
+        return self.retain_loss is not None and self.retain_weight != 0
+
+    def loss(self, batch: ForgetRetainBatch) -> Float[Tensor, ""]:
+        """Compute `forget_loss` + `retain_weight` · `retain_loss`."""
+        forget_loss = self.forget_loss(batch)
+        if self.retain_loss is None or not self.retains:
+            return forget_loss
+        return forget_loss + self.retain_weight * self.retain_loss(batch)
 
 
 @dataclass(frozen=True)
@@ -135,6 +168,10 @@ class UnlearningTask:
         arch = architecture_of(self.model)
         layers = self.config.layers or arch.relative_layers(default)
         return sorted({arch.check_layer(i) for i in layers})
+
+    def trained_layers(self, loss: UnlearningLoss) -> Sequence[int]:
+        """Return the blocks that are trained: a loss's own choice, or the configured ones."""
+        return loss.layers or self.layers(LAYERS)
 
     def forget_loss(self, batch: ForgetRetainBatch) -> Float[Tensor, ""]:
         """Compute L_F: mean token NLL of the answers to forget."""

@@ -32,7 +32,7 @@ def task_vector(task: UnlearningTask, hparams: TaskVectorHparams) -> UnlearningL
         hparams: Its hyperparameters.
     """
     return UnlearningLoss(
-        lambda module, batch: task.forget_loss(batch),
+        task.forget_loss,
         delta_scale=-hparams.alpha,
         early_stopping=False,
     )

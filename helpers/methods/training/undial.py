@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.methods.training.recipe import training_method
 from helpers.methods.training.task import (
@@ -60,14 +60,12 @@ def undial(task: UnlearningTask, hparams: UNDIALHparams) -> UnlearningLoss:
     """
     references = task.reference_logits(task.data.forget)
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
         forget = batch.forget
         reference = torch.cat([references[i] for i in forget.index])
         labels = forget.label_ids.to(reference.device)
         logits = label_logits(task.model, forget)
         ce = mean_per_sequence(undial_loss(logits, reference, labels, beta=hparams.beta), forget)
-        if not hparams.retain_weight:
-            return ce.mean()
-        return ce.mean() + hparams.retain_weight * task.retain_loss(batch)
+        return ce.mean()
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(forget_loss, task.retain_loss, hparams.retain_weight)

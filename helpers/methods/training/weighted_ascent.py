@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.methods.training.recipe import training_method
 from helpers.methods.training.task import (
@@ -44,10 +44,10 @@ def weighted_ascent(task: UnlearningTask, hparams: WeightedAscentHparams) -> Unl
         hparams: Its hyperparameters.
     """
 
-    def loss(module: nn.Module, batch: ForgetRetainBatch) -> Tensor:
+    def forget_loss(batch: ForgetRetainBatch) -> Tensor:
         forget = batch.forget
         nll = token_losses(label_logits(task.model, forget), forget)
         weighted_nll = mean_per_sequence(weighted(nll, beta=hparams.beta), forget)
-        return -weighted_nll.mean() + hparams.retain_weight * task.retain_loss(batch)
+        return -weighted_nll.mean()
 
-    return UnlearningLoss(loss)
+    return UnlearningLoss(forget_loss, task.retain_loss, hparams.retain_weight)
