@@ -24,7 +24,7 @@ from helpers.models.architecture import MLPArchitecture
 from helpers.training.examples import Batch, Example, in_batches, label_logits
 
 BATCH_SIZE = 4  # sequences of a pass
-LAYERS_PER_PASS = 6  # whose sums are held at once: half as many numbers as the default model has
+LAYERS_PER_PASS = 6  # their sums take less memory than the default model
 
 
 @dataclass(frozen=True)

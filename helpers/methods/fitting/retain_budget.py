@@ -5,6 +5,7 @@ retained text has risen by a given share, or until the text to forget is predict
 the same words in random order. Both are measured on text that the method is not fitted on.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from helpers.requests.corpus import SEQ_LEN
 from helpers.training.examples import Example, in_batches, label_logits, token_losses
 
 BATCH_SIZE = 4  # sequences of a forward pass
+MIN_FLOOR = 1.05  # times the loss on the text: with a floor below, word order tells nothing
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class RetainBudget:
         forget: Examples to forget by.
         retain: Examples to retain, of all kinds, about equally many tokens of each.
         before: Losses of the model as it is.
-        floor: Its loss on the development text with the words of each document in random order.
+        floor: Its loss on the development text with the words of each document in random order;
+            that of a uniform guess where their order tells nothing, as in answers of one word.
     """
 
     def __init__(
@@ -108,13 +111,15 @@ class RetainBudget:
             # Of a short corpus, each part gets its share.
             n_last = max(1, round(len(examples) * n_dev_each / (n_each + n_dev_each)))
             self.retain += examples[:-n_last]
-            self._retain_dev[corpus.name] = examples[-n_last:]
+            self._retain_dev.setdefault(corpus.name, []).extend(examples[-n_last:])
         self.retain = self.retain or [e for part in self._retain_dev.values() for e in part]
         self._dev = request.dev.examples(model, n_tokens=n_dev)
         self._cache = None if layers is None else cache_below(model, layers)
         self.before = self.losses()
         shuffled = request.dev.shuffled().examples(model, n_tokens=n_dev)
         self.floor = mean_token_loss(model, shuffled)
+        if self.floor < MIN_FLOOR * self.before.forget:
+            self.floor = math.log(len(model.tokenizer))
 
     def losses(self) -> Losses:
         """Measure the model as it is now, with the edits and hooks that are on it."""

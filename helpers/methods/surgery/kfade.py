@@ -1,7 +1,7 @@
 """K-FADE: a few uphill Gauss-Newton steps on the text to forget, by K-FAC of what must stay.
 
-McKinney et al. 2026 (arXiv 2602.10568). Only the paper's abstract was at hand: this is the update
-that it describes in words, not the paper's code, and its damping, its step sizes and its stopping
+McKinney et al. 2026, "Gauss-Newton Unlearning for the LLM Era" (arXiv 2602.10568). This follows the
+paper's abstract, which describes the update in words. The damping, the step sizes and the stopping
 rule are this project's.
 """
 
