@@ -6,7 +6,7 @@ import torch
 from helpers.facts import ConceptPair
 from helpers.facts.relations import Template
 from helpers.methods import Edit
-from helpers.methods.surgery.neurons import deletion
+from helpers.methods.deleted_neurons import deletion
 from helpers.models import model_hash
 
 CHOSEN = [(0, 3), (2, 5), (2, 1), (2, 17)]  # (layer, neuron)

@@ -25,7 +25,7 @@ from helpers.forward.final_states import final_states
 from helpers.forward.generation import greedy
 from helpers.forward.scoring import answer_probability, answer_rank
 from helpers.methods import Change, Edit, WeightEdit, base_model, unlearn
-from helpers.methods.surgery.neurons import deletion
+from helpers.methods.deleted_neurons import deletion
 from helpers.models import architecture_of, model_hash
 
 JAPAN = ConceptPair("Japan", "Tokyo")

@@ -25,6 +25,7 @@ from helpers.methods import (
 from helpers.methods.change import tensors_hash
 from helpers.methods.fitting.fit_values import append_units
 from helpers.methods.fitting.units import GatedUnits
+from helpers.methods.inference.neuron_adjust import MOMENTS
 from helpers.models import architecture_of, load_model, model_hash
 from helpers.sae import SAEConfig, build
 
@@ -72,9 +73,12 @@ def saved(model, tmp_path_factory) -> list[tuple[Edit, bytes]]:
         "who_is", {"alpha": 2.0}, {f"{mlp.out_name}.{k}": v for k, v in factors.items()}
     )
     asking = HookIntervention("in_context", {"text": "w1 w2"}, notes={"request": "w1 w2"})
+    moments = {f"1.{name}": torch.ones(2) for name in MOMENTS}
+    settings = {"layers": [{"layer": 1, "neurons": [2, 9]}]}
+    shift = HookIntervention("neuron_adjust", settings, moments)
     pair = {"subject": "w1", "target": "w2", "relation": "own"}
     found, path = [], tmp_path_factory.mktemp("patches") / "patch.safetensors"
-    for k, delta in enumerate((low, dense, neurons, clamp, who, asking)):
+    for k, delta in enumerate((low, dense, neurons, clamp, who, asking, shift)):
         about = [pair] * 2 if k % 2 else pair
         made = Edit("made", about, delta, {"layers": [1]}, k, 0.25, model_hash(model))
         made.save(path)

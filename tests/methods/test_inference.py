@@ -31,7 +31,7 @@ from helpers.sae import SAEConfig, build, save_sae
 
 FRANCE = ConceptPair("France", "Paris")
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [9, 5, 4, 6, 10]])
-NAMES = [name for name, m in METHODS.items() if m.family == "inference"]
+NAMES = [n for n, m in METHODS.items() if m.family == "inference" and "pair" in m.takes]
 SITES = ("mlp_in", "mlp")
 
 

@@ -120,7 +120,8 @@ def random_rows(
 
 def _reference_edit(model: LanguageModel, pair: ConceptPair, name: str, seed: int) -> WeightEdit:
     """Make the edit of another method, which is no control, with its defaults."""
-    if name not in METHODS or METHODS[name].family == "control":
-        known = ", ".join(n for n, m in METHODS.items() if m.family != "control")
+    fit = [n for n, m in METHODS.items() if m.family != "control" and "pair" in m.takes]
+    if name not in fit:
+        known = ", ".join(fit)
         raise UserError(f"There is no method '{name}' to take the size from; there are {known}.")
     return cast(WeightEdit, METHODS[name].make(model, [pair], seed=seed))

@@ -4,7 +4,6 @@ It is the literal form of this project's first idea: if a row of W_in detects th
 the row and the column that it activates. The neuron's other functions are lost with it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,11 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.forward.activations import cache_activations, stack_layers
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
+from helpers.methods.deleted_neurons import deletion, random_like
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.weight_edit import WeightEdit, low_rank_change
-from helpers.models import architecture_of, model_hash, torch_module
+from helpers.methods.weight_edit import WeightEdit
+from helpers.models import architecture_of, model_hash
 from helpers.stats.auroc import auroc_by_unit
 
 
@@ -120,51 +120,6 @@ def _ranked(
         }
     )
     return table.sort_values("score", ascending=False, ignore_index=True)
-
-
-def random_like(
-    model: LanguageModel, chosen: Sequence[tuple[int, int]], *, seed: int = 0
-) -> list[tuple[int, int]]:
-    """Draw as many neurons of the same layers, among the others.
-
-    Args:
-        model: Any model of a known family.
-        chosen: (layer, neuron) pairs.
-        seed: Draws the neurons.
-    """
-    rng, d_mlp = np.random.default_rng(seed), architecture_of(model).d_mlp
-    drawn = []
-    for layer in sorted({layer for layer, _ in chosen}):
-        excluded = {neuron for chosen_layer, neuron in chosen if chosen_layer == layer}
-        others = [i for i in range(d_mlp) if i not in excluded]
-        drawn += [(layer, int(i)) for i in rng.permutation(others)[: len(excluded)]]
-    return drawn
-
-
-def deletion(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> WeightEdit:
-    """Return the edit that zeroes the rows and columns of neurons.
-
-    Its rank in each matrix is the number of neurons deleted there.
-
-    Args:
-        model: Any model of a known family.
-        chosen: (layer, neuron) pairs.
-
-    Raises:
-        UserError: There is no such layer or neuron.
-    """
-    arch = architecture_of(model)
-    chosen = [(arch.check_layer(layer), arch.check_neuron(i)) for layer, i in chosen]
-    changes = {}
-    for layer in sorted({layer for layer, _ in chosen}):
-        mlp = arch.layers[layer].mlp
-        index = sorted({neuron for chosen_layer, neuron in chosen if chosen_layer == layer})
-        one_hot = torch.eye(arch.d_mlp)[index]  # (n, d_mlp)
-        for name, keys in ((mlp.in_name, mlp.W_in()), (mlp.gate_name, mlp.W_gate())):
-            if name and keys is not None:  # one_hotᵀ times minus the rows themselves
-                changes[name] = low_rank_change(mlp, one_hot.T, -keys[index])
-        changes[mlp.out_name] = low_rank_change(mlp, -mlp.W_out()[:, index], one_hot)
-    return WeightEdit.of(torch_module(model), changes)
 
 
 def _top(ranked: pd.DataFrame, n: int) -> list[tuple[int, int]]:

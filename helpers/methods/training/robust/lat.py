@@ -22,8 +22,8 @@ def lat(task: UnlearningTask, loss: UnlearningLoss) -> UnlearningLoss:
     Latent adversarial training (Sheshadri et al. 2024, "Latent Adversarial Training Improves
     Robustness to Persistent Harmful Behaviors in LLMs"). δ is added to the residual stream that
     enters the first trained block, at the tokens of the prompts, or of running text. It minimises
-    L_F, so it makes the answer likely again. Its length is at most ε at each token. The paper's ε is
-    an absolute length that depends on model and layer; here it is a multiple of the original
+    L_F, so it makes the answer likely again. Its length is at most ε at each token. The paper's ε
+    is an absolute length that depends on model and layer; here it is a multiple of the original
     states' mean length.
 
     Args:
