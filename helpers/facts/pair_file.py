@@ -202,10 +202,20 @@ def read_pair_file(path: str | Path) -> PairFile:
             another kind; the sentence names the field.
     """
     path = Path(path).expanduser()
-    shown = visible(path)
-    if not _is_there(path):
-        raise UserError(f"There is no file {shown}; give the path of a YAML file with a pair.")
-    content = read_yaml(path, scalars_as_text=True)
+    require_file(path)
+    return check_pair(read_yaml(path, scalars_as_text=True), visible(path))
+
+
+def check_pair(content: Any, shown: str) -> PairFile:
+    """Check the content of a pair's file.
+
+    Args:
+        content: What was read from YAML.
+        shown: Where it stands, for sentences.
+
+    Raises:
+        UserError: It has something missing, misspelt or of another kind.
+    """
     if not isinstance(content, dict) or not {"subject", "target"} <= content.keys():
         raise UserError(f"{shown} must name at least 'subject:' and 'target:'.")
     if any(content[key] in ("", Unquoted("", "nothing")) for key in ("subject", "target")):
@@ -214,6 +224,18 @@ def read_pair_file(path: str | Path) -> PairFile:
         return PairFile.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{shown}: {_sentence(error)}.") from None
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path without a file.
+
+    Raises:
+        UserError: There is no file.
+    """
+    if not _is_there(path):
+        raise UserError(
+            f"There is no file {visible(path)}; give the path of a YAML file with a pair."
+        )
 
 
 def _is_there(path: Path) -> bool:
