@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 
 from helpers.errors import UserError
 from helpers.facts.corpus import passages
@@ -64,30 +65,30 @@ def request_of_files(name: str, files: Files) -> TextRequest:
     forgotten, kept = files["forget"], files.get("retain", ())
     to_deal = {role for role in SHARE_OF if not files.get(role)}
     n_texts = sum((counts[f.path] for f in forgotten), Counter())["text"]
-    forget = _corpus(f"{name}: forget", forgotten, "train", to_deal, n_texts)
-    dev = _corpus(f"{name}: dev", forgotten, "dev", to_deal, n_texts)
+    names = _Names()
+    forget = _corpus(names.take("forgotten"), forgotten, "train", to_deal, n_texts)
+    dev = _corpus(names.take("forgotten dev"), forgotten, "dev", to_deal, n_texts)
     if files.get("dev"):
-        dev = _corpus(f"{name}: dev", files["dev"], "train", set(), 0)
-    heldout = [_corpus(_name(f), [f], "train", set(), 0) for f in files.get("heldout", ())]
-    heldout = heldout or [_corpus(f"{name}: heldout", forgotten, "heldout", to_deal, n_texts)]
+        dev = _whole(names, files["dev"])
+    heldout = [_whole(names, [file]) for file in files.get("heldout", ())]
+    heldout = heldout or [
+        _corpus(names.take("forgotten heldout"), forgotten, "heldout", to_deal, n_texts)
+    ]
     for corpus in (forget, dev, *heldout):
         _require_documents(corpus)
-    retain, retained = (
-        [],
-        [_corpus(_name(f), [f], "train", set(), 0) for f in files.get("retained", ())],
-    )
+    retain, retained = [], [_whole(names, [file]) for file in files.get("retained", ())]
+    to_hold_out = not retained
     for file in kept:
         n_texts = counts[file.path]["text"]
-        to_deal = {"heldout"} if n_texts >= FEW and not files.get("retained") else set()
-        retain.append(_corpus(_name(file), [file], "train", to_deal, n_texts))
-        if not files.get("retained") and (to_deal or not n_texts):
-            retained.append(
-                _corpus(f"{_name(file)}, held out", [file], "heldout", to_deal, n_texts)
-            )
+        to_deal = {"heldout"} if n_texts >= FEW and to_hold_out else set()
+        retain.append(_corpus(names.take(file.path.stem), [file], "train", to_deal, n_texts))
+        if to_hold_out and (to_deal or not n_texts):
+            name_heldout = names.take(f"{file.path.stem} heldout")
+            retained.append(_corpus(name_heldout, [file], "heldout", to_deal, n_texts))
     if not retain:
         log.info("%s names no text to retain: the Factbook's passages have to stay.", visible(name))
-        retain = [_ordinary_text("train")]
-    retained = retained or [_ordinary_text("heldout")]
+        retain = [_ordinary_text(names.take("ordinary text"), "train")]
+    retained = retained or [_ordinary_text(names.take("ordinary text heldout"), "heldout")]
     never_learned = files.get("never_learned", ())
     request = TextRequest(
         name,
@@ -97,7 +98,7 @@ def request_of_files(name: str, files: Files) -> TextRequest:
         tuple(heldout),
         tuple(retain),
         tuple(retained),
-        _corpus("never learned", never_learned, "train", set(), 0) if never_learned else None,
+        _whole(names, never_learned) if never_learned else None,
         _questions(files.get("questions", ())),
         _questions(files.get("retained_questions", ())),
     )
@@ -143,6 +144,27 @@ def _corpus(
     return Corpus(name, partial(_Deal.documents, _Deal(tuple(files), split, shares, n_shares)))
 
 
+def _whole(names: "_Names", files: Sequence[ItemFile]) -> Corpus:
+    """Make a corpus of all documents of files, in the wording that they have there."""
+    name = names.take(" ".join(file.path.stem for file in files))
+    return _corpus(name, files, "train", set(), 0)
+
+
+class _Names:
+    """The names of a request's corpora, each of which is taken once: tables go by them."""
+
+    def __init__(self) -> None:
+        """Begin without names."""
+        self._taken: set[str] = set()
+
+    def take(self, name: str) -> str:
+        """Return a name, with a number behind it where another corpus has it."""
+        numbered = (f"{name} {n}" for n in count(2))
+        free = next(n for n in chain([name], numbered) if n not in self._taken)
+        self._taken.add(free)
+        return free
+
+
 def _require_documents(corpus: Corpus) -> None:
     if next(iter(corpus), None) is None:
         raise UserError(
@@ -156,10 +178,6 @@ def _questions(files: Sequence[ItemFile]) -> tuple[Prompt, ...]:
     return tuple(item.asked() for file in files for item in file)
 
 
-def _name(file: ItemFile) -> str:
-    return file.path.stem
-
-
-def _ordinary_text(split: str) -> Corpus:
+def _ordinary_text(name: str, split: str) -> Corpus:
     """Return Factbook passages, which stand for ordinary text."""
-    return Corpus(f"ordinary text ({split})", lambda: (Document(p.text) for p in passages(split)))
+    return Corpus(name, lambda: (Document(p.text) for p in passages(split)))

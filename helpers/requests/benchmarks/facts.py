@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,16 @@ def facts_request(
     forgotten = list(dict.fromkeys(by_role["forget"]))
     if n_repeated := len(by_role["forget"]) - len(forgotten):
         log.info("%d facts of %s come more than once.", n_repeated, visible(paths[0]))
-    others: dict[str, list[ConceptPair]] = {}
-    for pair in dict.fromkeys(by_role["retain"]):
-        others.setdefault(pair.relation, []).append(pair)
+    others: dict[str, dict[str, ConceptPair]] = {}  # relation → subject → pair
+    for pair in by_role["retain"]:
+        if pair.relation != OWN_RELATION:
+            others.setdefault(pair.relation, {}).setdefault(pair.subject, pair)
     index = ForgottenFacts(forgotten)
     pairs = []
     for pair in forgotten:
-        same = others.get(pair.relation, []) if pair.relation != OWN_RELATION else []
-        by_subject = {o.subject: o for o in reversed(same) if o.subject != pair.subject}
+        first = islice(others.get(pair.relation, {}).values(), N_OTHERS + 1)
+        compared = tuple(o for o in first if o.subject != pair.subject)[:N_OTHERS]
         must_stay = tuple(p for p in pair.must_stay if index.asked_by(p) is None)
-        compared = tuple(by_subject.values())[-N_OTHERS:]
         pairs.append(replace(pair, must_stay=must_stay, others=compared))
     request = pair_list(f"{benchmark} {paths[0].stem}", pairs)
     check_apart(request)

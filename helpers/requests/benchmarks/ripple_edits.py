@@ -7,7 +7,7 @@ original fact. The tests of `Relation_Specificity` and `Forgetfulness` must stay
 about what follows from the fact, and are not part of the request.
 
 The rows name subjects by their Wikidata ids alone. So the target is where the two sentences differ,
-and the subject is how the prompts of `Relation_Specificity` end like them.
+and the subject is how the tests' prompts end like them, or else the words behind the last "of".
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ from helpers.requests.rows import Row
 
 FIELDS = "'edit' with 'prompt' and 'original_fact'"
 MUST_STAY = ("Relation_Specificity", "Forgetfulness")
+KINDS = (*MUST_STAY, "Logical_Generalization", "Compositionality_I", "Compositionality_II")
 
 
 def read(paths: Sequence[Path]) -> FactsRequest:
@@ -50,9 +51,10 @@ def to_pairs(row: Row) -> list[ConceptPair]:
     shared = _common_beginning(edited, original)
     end = shared.rfind(" is ") + len(" is") if " is " in shared else shared.rfind(" ")
     statement, target = original[:end].strip(), original[max(0, end) :].strip()
-    queries = {kind: _queries(row.get(kind)) for kind in MUST_STAY}
-    subject = _subject(statement, [text_field(q, "prompt") for q in queries[MUST_STAY[0]]])
-    stay = (_stay_prompt(q, subject) for of_kind in queries.values() for q in of_kind if subject)
+    queries = {kind: _queries(row.get(kind)) for kind in KINDS}
+    prompts = [text_field(query, "prompt") for of_kind in queries.values() for query in of_kind]
+    subject = _subject(statement, prompts)
+    stay = (_stay_prompt(q, subject) for kind in MUST_STAY for q in queries[kind] if subject)
     pair = make_pair(
         subject,
         [target] if target else [],
