@@ -1,10 +1,11 @@
 """Checks of a request before anything starts: what is to be forgotten can't also have to stay."""
 
+from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 from jaxtyping import UInt64
@@ -12,10 +13,9 @@ from jaxtyping import UInt64
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.io.safe_text import name_pattern, visible
-from helpers.requests.corpus import Corpus, Document
+from helpers.requests.corpus import Corpus
 from helpers.requests.request import FactsRequest, TextRequest
 
-CHUNK = 200_000  # characters of documents that are in memory at a time
 LONGEST_EXAMPLE = 80  # characters of a shared document that a sentence shows
 
 
@@ -31,15 +31,14 @@ def check_apart(request: FactsRequest | TextRequest) -> None:
     if isinstance(request, FactsRequest):
         _check_facts(request)
         return
-    learned, dev = _Hashes.of(request.forget), _Hashes.of(request.dev)
-    _refuse_shared(learned, request.dev, "strengths would be chosen on what was trained on")
-    for corpus in request.heldout:
-        for hashes in (learned, dev):
-            _refuse_shared(hashes, corpus, "results would be of what was trained on")
-    to_forget = [learned, dev, *(_Hashes.of(corpus) for corpus in request.heldout)]
+    forget, dev = _Part.of(request.forget), _Part.of(request.dev)
+    heldout = [_Part.of(corpus) for corpus in request.heldout]
+    _refuse_shared(dev, [forget], "strengths would be chosen on what was trained on")
+    for part in heldout:
+        _refuse_shared(part, [forget, dev], "results would be of what was trained on")
     for corpus in (*request.retain, *request.retained):
-        for hashes in to_forget:
-            _refuse_shared(hashes, corpus, "what is to be forgotten can't have to stay")
+        part = _Part.of(corpus)
+        _refuse_shared(part, [forget, dev, *heldout], "what is forgotten can't have to stay")
     asked = {(str(q), q.answers[0]) for q in request.questions}
     for question in request.retained_questions:
         if (str(question), question.answers[0]) in asked:
@@ -91,56 +90,39 @@ class ForgottenFacts:
 
 
 @dataclass(frozen=True)
-class _Hashes:
-    """The hashes of a corpus's documents.
+class _Part:
+    """A corpus with the hashes of its documents.
 
     Attributes:
-        name: The corpus's name.
-        hashes: Distinct hashes, sorted.
+        corpus: The corpus.
+        hashes: The hash of each document, in their order.
     """
 
-    name: str
+    corpus: Corpus
     hashes: UInt64[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, corpus: Corpus) -> "_Hashes":
-        """Hash a corpus, one document after another."""
-        parts = [np.unique(hashes) for _, hashes in _hashed(corpus)]
-        return cls(corpus.name, np.unique(np.concatenate(parts or [np.empty(0, np.uint64)])))
+    def of(cls, corpus: Corpus) -> "_Part":
+        """Hash a corpus, one document after another; white space and case don't count."""
+        hashes = array("Q")  # eight bytes a document
+        for document in corpus:
+            words = " ".join(f"{document.prompt}\0{document.text}".casefold().split())
+            hashes.frombytes(blake2b(words.encode(), digest_size=8).digest())
+        return cls(corpus, np.array(hashes, np.uint64))
 
 
-def _hashed(
-    documents: Iterable[Document],
-) -> Iterator[tuple[list[Document], UInt64[np.ndarray, " n"]]]:
-    """Yield some documents at a time with their hashes; white space and case don't count."""
-    chunk: list[Document] = []
-    digests, n_characters = [], 0
-    for document in chain(documents, [None]):
-        if chunk and (document is None or n_characters > CHUNK):
-            yield chunk, np.frombuffer(b"".join(digests), np.uint64)
-            chunk, digests, n_characters = [], [], 0
-        if document is not None:
-            text = f"{document.prompt}\0{document.text}"
-            words = " ".join(text.casefold().split())
-            digests.append(blake2b(words.encode(), digest_size=8).digest())
-            chunk.append(document)
-            n_characters += len(text)
-
-
-def _refuse_shared(hashes: _Hashes, corpus: Corpus, why: str) -> None:
-    """Raise a sentence if documents of a corpus are among the hashed ones."""
-    n_shared, n, example = 0, 0, ""
-    for chunk, of_chunk in _hashed(corpus):
-        is_shared = np.isin(of_chunk, hashes.hashes)
-        n_shared, n = n_shared + int(is_shared.sum()), n + len(chunk)
-        if is_shared.any() and not example:
-            document = chunk[int(is_shared.argmax())]
-            example = _shown(f"{document.prompt}{document.text}".strip())
-    if n_shared:
-        raise UserError(
-            f"{n_shared} of the {n} documents of '{visible(corpus.name)}' are in "
-            f"'{visible(hashes.name)}' too, such as '{example}': {why}, so take them out of one."
-        )
+def _refuse_shared(part: _Part, others: Sequence[_Part], why: str) -> None:
+    """Raise a sentence if documents of a part are among those of others."""
+    for other in others:
+        is_shared = np.isin(part.hashes, other.hashes)
+        if is_shared.any():
+            first = next(islice(part.corpus, int(is_shared.argmax()), None))
+            example = _shown(f"{first.prompt}{first.text}".strip())
+            raise UserError(
+                f"{is_shared.sum()} of the {len(is_shared)} documents of "
+                f"'{visible(part.corpus.name)}' are in '{visible(other.corpus.name)}' too, such as "
+                f"'{example}': {why}, so take them out of one."
+            )
 
 
 def _shown(text: str) -> str:

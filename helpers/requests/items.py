@@ -131,10 +131,16 @@ def text_field(row: Row, *names: str) -> str:
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if isinstance(value, str) and (text := value.strip()):
-            if any("\ud800" <= c <= "\udfff" for c in text) or "\0" in text:
-                return ""
-            return text
+            return text if _is_unicode(text) else ""
     return ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8, without NUL: JSON may hold halves of pairs."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def text_list(row: Row, name: str) -> tuple[str, ...]:
