@@ -231,10 +231,11 @@ class ConceptPair:
         ]
 
     def fingerprint(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Return text and answers of every prompt of the pair, for the keys of caches."""
+        """Return texts with answers, and subjects with targets, for the keys of caches."""
         prompts = [p for split in SPLITS for p in self.prompts(split)]
         prompts += [*self.subject_initial_prompts(), *self.reverse(), *self.must_stay]
-        others = [(o.subject, (o.target, *o.aliases)) for o in self.others]
+        others = [(o.subject, (o.target, *o.aliases, *o.associated)) for o in self.others]
+        others += [(self.subject, self.associated)] if self.associated else []
         return [(p.text, tuple(p.answers)) for p in prompts] + others
 
     def subject_initial_prompts(self) -> list[Prompt]:

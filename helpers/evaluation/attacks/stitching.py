@@ -22,6 +22,7 @@ from helpers.evaluation.attacks.registry import (
 )
 from helpers.facts import ConceptPair, known_facts
 from helpers.facts.known import why_unknown
+from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
@@ -41,6 +42,11 @@ def stitching(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.D
     if active_interventions(torch_module(model)):
         raise AttackNotApplicableError(
             "What is changed by an intervention has no layers of its own."
+        )
+    if pair.relation not in RELATIONS and not pair.others:
+        raise AttackNotApplicableError(
+            "The layer to stitch at is that of other subjects of the relation, and there are none: "
+            "name some that the model knows under 'others:'."
         )
     with base_model(model):
         layer = handover_layer(model, pair.factbook_relation, others=pair.others, seed=seed)
