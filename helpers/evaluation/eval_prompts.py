@@ -1,15 +1,16 @@
 """Evaluation prompts: which prompts measure forgetting, and which measure retention."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.facts import ConceptPair, Prompt, facts, known_facts
-from helpers.facts.known import KNOWN_PROB
-from helpers.facts.relations import RELATIONS
+from helpers.facts import ConceptPair, Prompt
+from helpers.facts.comparison import compared_facts
+from helpers.facts.known import KNOWN_PROB, known_subjects
 from helpers.forward.scoring import answer_probability
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
@@ -98,21 +99,18 @@ def known_neighbours(
             mean P(answer) on them has to be at least `KNOWN_PROB` too, since the ratio after /
             before of less shows nothing.
     """
-    if pair.relation not in RELATIONS:
-        return []
-    known = set(known_facts(model, pair.relation).query("known")["subject"])
+    known = known_subjects(model, pair)
     if split != "train":
-        known &= _known_in_split(model, pair.relation, known, split)
+        known &= _known_in_split(
+            model, [p for p in compared_facts(pair) if p.subject in known], split
+        )
     neighbours = [p for p in pair.neighbours() if p.subject in known]
     order = np.random.default_rng(seed).permutation(len(neighbours))[:n]
     return [neighbours[i] for i in order]
 
 
-def _known_in_split(
-    model: LanguageModel, relation: str, subjects: set[str], split: str
-) -> set[str]:
+def _known_in_split(model: LanguageModel, pairs: Sequence[ConceptPair], split: str) -> set[str]:
     """Select subjects whose target has a mean probability of at least `KNOWN_PROB` in a split."""
-    pairs = [ConceptPair.of(f) for f in facts(relation) if f.subject in subjects]
     prompts = [p for pair in pairs for p in pair.statements(split)]
     key = {
         "model": model_hash(model),
@@ -125,7 +123,7 @@ def _known_in_split(
         mean = p.reshape(len(pairs), -1).mean(1)
         return pd.DataFrame({"subject": [pair.subject for pair in pairs], "p": mean})
 
-    if not pairs:
+    if not prompts:
         return set()
     table = cached_table("facts-known-in-split", key, build)
     return set(table[table["p"] >= KNOWN_PROB]["subject"])

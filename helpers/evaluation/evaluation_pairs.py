@@ -5,7 +5,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, fact_split, known_facts
-from helpers.facts.known import WELL_KNOWN_PROB
+from helpers.facts.known import WELL_KNOWN_PROB, known_others
 
 BOOK_FACT = ("France", "Paris")  # the settings' default
 # Subjects that were looked at while the methods were written.
@@ -58,7 +58,7 @@ def evaluation_pairs(
     """Return the facts that a run reports on: its own if it is not the book's, and held-out ones.
 
     The methods were built on the book's own fact, so it is no evidence. A user's own fact is what
-    the user wants to know about.
+    the user wants to know about. The held-out ones are its `others` where it has any.
 
     Args:
         model: The original model.
@@ -72,6 +72,11 @@ def evaluation_pairs(
     user_pairs = [] if (pair.subject, pair.target) == BOOK_FACT else [pair]
     if n == len(user_pairs):
         return user_pairs
+    if pair.others:
+        table = known_others(model, pair).query("known")
+        known = set(table[table["probability"] >= WELL_KNOWN_PROB]["subject"])
+        others = [p for p in pair.comparison_pairs(seed=seed) if p.subject in known]
+        return user_pairs + others[: n - len(user_pairs)]
     heldout = known_pairs(
         model, pair.factbook_relation, "heldout", n=n - len(user_pairs), seed=seed, besides=pair
     )

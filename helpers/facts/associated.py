@@ -53,22 +53,17 @@ def associated_controls(pair: ConceptPair, *, n: int, seed: int = 0) -> list[Con
         n: Largest number of controls.
         seed: Draws the other subjects.
     """
-    own = [_with_target(pair, pair.subject, name) for name in associated_targets(pair)[:n]]
+    own = [pair.about(pair.subject, name) for name in associated_targets(pair)[:n]]
     others = pair.comparison_pairs(4 * n, seed=seed) if len(own) < n else []
     taken = {pair.target, *pair.aliases}
     by_subject = [
-        [_with_target(pair, o.subject, name) for name in associated_targets(o) if name not in taken]
+        [pair.about(o.subject, name) for name in associated_targets(o) if name not in taken]
         for o in others
     ]
     # One of each subject before a second one of any.
     ranks = range(max(map(len, by_subject), default=0))
     borrowed = [names[i] for i in ranks for names in by_subject if i < len(names)]
     return [*own, *borrowed][:n]
-
-
-def _with_target(pair: ConceptPair, subject: str, target: str) -> ConceptPair:
-    """Ask about a subject in the pair's own templates, and score another target."""
-    return ConceptPair(subject, target, pair.relation, (), pair.templates)
 
 
 def _without_answers(pair: ConceptPair, names: Iterable[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Known facts: the ones that a model predicts, and with what probability."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
@@ -18,6 +20,16 @@ N_PROMPTS = 4  # training completions that decide whether a fact is known
 KNOWN_PROB = 0.1
 WELL_KNOWN_PROB = 0.2  # facts whose remaining probability is reported as a share
 SURELY_KNOWN_PROB = 0.3  # facts that test the verdict, which drops prompts of low probability
+COLUMNS = [
+    "subject",
+    "target",
+    "probability",
+    "lowest",
+    "highest",
+    "rank",
+    "n_prompts",
+    "known",
+]
 
 
 def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame:
@@ -36,9 +48,28 @@ def known_facts(model: LanguageModel, relation: str = "capital") -> pd.DataFrame
         whole target, aliases summed), lowest, highest, rank (the best; 0 is the likeliest),
         n_prompts, known. Cached by the model's hash and the prompts' texts.
     """
-    pairs = [ConceptPair.of(fact) for fact in facts(relation)]
+    return _known_table(model, [ConceptPair.of(fact) for fact in facts(relation)])
+
+
+def known_others(model: LanguageModel, pair: ConceptPair) -> pd.DataFrame:
+    """Score the facts that a pair is compared with, as `known_facts` does.
+
+    They are its `others` where it has any, and those of its relation otherwise.
+    """
+    return _known_table(model, pair.others) if pair.others else known_facts(model, pair.relation)
+
+
+def known_subjects(model: LanguageModel, pair: ConceptPair) -> set[str]:
+    """Select the subjects of `known_others` whose fact the model knows."""
+    return set(known_others(model, pair).query("known")["subject"])
+
+
+def _known_table(model: LanguageModel, pairs: Sequence[ConceptPair]) -> pd.DataFrame:
+    """Build the table of `known_facts` for pairs with equally many prompts, or take it cached."""
     prompts = [knowledge_prompts(pair) for pair in pairs]
     flat = [prompt for of_pair in prompts for prompt in of_pair]
+    if not flat:
+        return pd.DataFrame(columns=COLUMNS).astype({"known": bool})
     key = {
         "model": model_hash(model),
         "prompts": [[str(p), p.answers] for p in flat],
@@ -74,7 +105,10 @@ def require_known(model: LanguageModel, pair: ConceptPair) -> None:
     reason = why_unknown(model, pair)
     if reason is None:
         return
-    known = known_facts(model, pair.factbook_relation).query("known").head(5)
+    table = known_others(model, pair)
+    if not pair.others and pair.relation != pair.factbook_relation:
+        table = known_facts(model, pair.factbook_relation)
+    known = table.query("known").head(5)
     better = ", ".join(f"{r.subject} → {r.target}" for r in known.itertuples())
     raise UserError(f"{reason}; facts that it knows are {better or 'none of this relation'}.")
 

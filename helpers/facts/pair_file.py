@@ -14,10 +14,12 @@ from pydantic import (
 )
 
 from helpers.errors import UserError
-from helpers.facts.relations import SPLITS
+from helpers.facts.relations import SPLITS, Template
+from helpers.forward.prompts import Prompt, answer_separator
 from helpers.io.safe_text import is_control, name_pattern, visible
 from helpers.io.yaml_files import Unquoted, read_yaml
 
+OWN_RELATION = "own"  # the relation of a pair that brings its own prompts
 LONGEST_NAME = 300  # characters of a subject, a target, an alias or a relation
 LONGEST_TEXT = 20_000  # characters of a prompt
 
@@ -102,6 +104,28 @@ class MustStay(BaseModel):
     prompt: Annotated[Text, Field(min_length=1)]
     answer: Name
 
+    def as_prompt(self, subject: str) -> Prompt:
+        """Make the prompt; it has a subject only if it names `subject`."""
+        named_subject = subject if name_pattern(subject).search(self.prompt) else ""
+        answer = f"{answer_separator(self.prompt)}{self.answer}"
+        return Prompt(self.prompt, subject=named_subject, answers=(answer,), relation=OWN_RELATION)
+
+
+class OtherSubject(BaseModel):
+    """Another subject and its target, for the same prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subject: Name
+    target: Name
+    aliases: Annotated[list[Name], BeforeValidator(_one_or_more)] = []
+    associated: Annotated[list[Name], BeforeValidator(_one_or_more)] = []
+
+
+Splits = Annotated[dict[str, Texts], BeforeValidator(_splits)]
+MustStayList = Annotated[list[MustStay], BeforeValidator(_one_or_more)]
+OthersList = Annotated[list[OtherSubject], BeforeValidator(_one_or_more)]
+
 
 class PairFile(BaseModel):
     """The content of a pair's file; only `subject` and `target` are required."""
@@ -112,9 +136,10 @@ class PairFile(BaseModel):
     target: Name
     relation: Name | None = None
     aliases: Annotated[list[Name], BeforeValidator(_one_or_more)] = []
-    prompts: Annotated[dict[str, Texts], BeforeValidator(_splits)] | None = None
-    must_stay: Annotated[list[MustStay], BeforeValidator(_one_or_more)] = []
+    prompts: Splits | None = None
+    must_stay: MustStayList = []
     associated: Annotated[list[Name], BeforeValidator(_one_or_more)] = []
+    others: OthersList = []
 
     @field_validator("relation", "prompts", mode="before")
     @classmethod
@@ -126,6 +151,13 @@ class PairFile(BaseModel):
     def _consistent(self) -> "PairFile":
         """Refuse prompts without a slot or with the answer, and a fact to forget and to retain."""
         names = name_pattern(self.target, *self.aliases)
+        subjects = [self.subject, *(other.subject for other in self.others)]
+        if len(set(subjects)) < len(subjects):
+            twice = next(s for s in subjects if subjects.count(s) > 1)
+            raise ValueError(
+                f"'others:' holds '{visible(twice)}', which is the subject or comes twice: name "
+                "each other subject once"
+            )
         for text in (t for texts in (self.prompts or {}).values() for t in texts):
             short = visible(text)[:80]
             if "{}" not in text:
@@ -151,6 +183,16 @@ class PairFile(BaseModel):
         """Return the target and its aliases, case-folded."""
         return {name.casefold() for name in (self.target, *self.aliases)}
 
+    def relation_name(self) -> str:
+        """Return the relation that is named, or else `own` with prompts and `capital` without."""
+        return self.relation or (OWN_RELATION if self.prompts else "capital")
+
+    def templates(self) -> dict[str, tuple[Template, ...]] | None:
+        """Return split → templates; None without prompts."""
+        if not self.prompts:
+            return None
+        return {split: tuple(map(Template, texts)) for split, texts in self.prompts.items()}
+
 
 def read_pair_file(path: str | Path) -> PairFile:
     """Read and check a pair's file.
@@ -160,10 +202,20 @@ def read_pair_file(path: str | Path) -> PairFile:
             another kind; the sentence names the field.
     """
     path = Path(path).expanduser()
-    shown = visible(path)
-    if not _is_there(path):
-        raise UserError(f"There is no file {shown}; give the path of a YAML file with a pair.")
-    content = read_yaml(path, scalars_as_text=True)
+    require_file(path)
+    return check_pair(read_yaml(path, scalars_as_text=True), visible(path))
+
+
+def check_pair(content: Any, shown: str) -> PairFile:
+    """Check the content of a pair's file.
+
+    Args:
+        content: What was read from YAML.
+        shown: Where it stands, for sentences.
+
+    Raises:
+        UserError: It has something missing, misspelt or of another kind.
+    """
     if not isinstance(content, dict) or not {"subject", "target"} <= content.keys():
         raise UserError(f"{shown} must name at least 'subject:' and 'target:'.")
     if any(content[key] in ("", Unquoted("", "nothing")) for key in ("subject", "target")):
@@ -172,6 +224,18 @@ def read_pair_file(path: str | Path) -> PairFile:
         return PairFile.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{shown}: {_sentence(error)}.") from None
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path without a file.
+
+    Raises:
+        UserError: There is no file.
+    """
+    if not _is_there(path):
+        raise UserError(
+            f"There is no file {visible(path)}; give the path of a YAML file with a pair."
+        )
 
 
 def _is_there(path: Path) -> bool:
@@ -188,11 +252,14 @@ def _sentence(error: ValidationError) -> str:
     where = ":".join(map(visible, keys)) + ":" if keys else ""
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     if first["type"] == "extra_forbidden":
-        allowed = MustStay if keys[0] == "must_stay" else PairFile
+        items: dict[str, type[BaseModel]] = {"must_stay": MustStay, "others": OtherSubject}
+        allowed = items.get(keys[0], PairFile)
         known = ", ".join(allowed.model_fields)
         return f"there is no '{visible(keys[-1])}'; known are {known}"
     if keys and keys[0] == "must_stay" and (first["type"] == "missing" or len(keys) == 1):
         return "each item of 'must_stay:' needs 'prompt:' and 'answer:'"
+    if keys and keys[0] == "others" and (first["type"] == "missing" or len(keys) == 1):
+        return "each item of 'others:' needs 'subject:' and 'target:'"
     if first["type"] == "too_short" or first["type"] == "string_too_short":
         return f"'{where}' is empty: give at least one text"
     return f"'{where}' {message}" if where else message

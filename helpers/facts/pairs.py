@@ -1,6 +1,6 @@
 """A concept pair: one subject, one target, and the prompts from the one to the other."""
 
-import difflib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,13 +9,15 @@ import numpy as np
 
 from helpers.errors import UserError
 from helpers.facts.factbook import Fact, facts, with_article
-from helpers.facts.pair_file import MustStay, clean_name, read_pair_file
+from helpers.facts.find_fact import find_fact
+from helpers.facts.pair_file import PairFile, clean_name, read_pair_file
 from helpers.facts.prompt_templates import render_prompt, with_answer
 from helpers.facts.relations import RELATIONS, SPLITS, Template, check_split
-from helpers.forward.prompts import Prompt, answer_separator
-from helpers.io.safe_text import name_pattern, visible
+from helpers.forward.prompts import Prompt
+from helpers.io.safe_text import visible
 
-OWN_RELATION = "own"  # the relation of a pair that brings its own prompts
+log = logging.getLogger(__name__)
+
 # Well-known subjects whose facts are the solved examples of few-shot and list prompts.
 FEW_SHOT_SUBJECTS = ("Germany", "Italy", "Japan", "Spain", "Egypt", "Poland")
 TRAIN_FEW_SHOT_SUBJECTS = ("Greece", "Ireland", "Cuba", "Norway", "Iran", "Vietnam")
@@ -34,6 +36,8 @@ class ConceptPair:
         templates: Split → templates, instead of the relation's.
         must_stay: Prompts whose answers have to stay, beside the Factbook's.
         associated: Non-answers that the subject is associated with, instead of the Factbook's.
+        others: The same questions about other subjects, with which the pair is compared instead of
+            with the Factbook's; they take the pair's relation and templates.
     """
 
     subject: str
@@ -43,13 +47,13 @@ class ConceptPair:
     templates: dict[str, tuple[Template, ...]] | None = field(default=None, compare=False)
     must_stay: tuple[Prompt, ...] = field(default=(), compare=False)
     associated: tuple[str, ...] = field(default=(), compare=False)
+    others: tuple["ConceptPair", ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self):
-        """Check the names and fill in the aliases.
+        """Check the names, fill in the aliases, and put the others into the pair's templates.
 
         Raises:
-            UserError: Subject or target is empty or no plain text, the relation is unknown, or the
-                relation is the Factbook's and it has no such subject.
+            UserError: Subject or target is empty or no plain text, or the Factbook has no fact.
         """
         for name in ("subject", "target", "relation"):
             object.__setattr__(self, name, clean_name(getattr(self, name), name))
@@ -64,25 +68,16 @@ class ConceptPair:
                 "answer."
             )
         object.__setattr__(self, "aliases", tuple(dict.fromkeys(aliases)))
+        others = (
+            o
+            if (o.relation, o.others) == (self.relation, ()) and o.templates is self.templates
+            else replace(o, relation=self.relation, templates=self.templates, others=())
+            for o in self.others
+        )
+        object.__setattr__(self, "others", tuple(others))
         if self.templates is not None:
             return
-        if self.relation not in RELATIONS:
-            raise UserError(
-                f"There is no relation '{visible(self.relation)}'; choose from "
-                f"{', '.join(RELATIONS)}, or give your own prompts in a YAML file."
-            )
-        known = {f.subject: f for f in facts(self.relation)}
-        if self.subject not in known:
-            names = sorted({*known, *(f.subject for f in facts("language"))})
-            close = difflib.get_close_matches(self.subject, names, n=3)
-            hint = (
-                f"did you mean {' or '.join(close)}?" if close else "use a country's English name"
-            )
-            raise UserError(
-                f"The Factbook has no {self.relation} for '{visible(self.subject)}': {hint}; "
-                "for anything else give your own prompts in a YAML file."
-            )
-        fact = known[self.subject]
+        fact = find_fact(self.subject, self.relation)
         if not self.aliases and self.target in (fact.target, *fact.aliases):
             others = tuple(t for t in (fact.target, *fact.aliases) if t != self.target)
             object.__setattr__(self, "aliases", others)
@@ -102,29 +97,43 @@ class ConceptPair:
 
         The file names `subject` and `target` and, if wanted, `relation` and `aliases`; `prompts`,
         a list of at least three texts with `{}` for the subject, which are dealt out to the splits
-        in turn, or lists under `train`, `dev` and `heldout`; and `must_stay`, a list of `prompt`
-        and `answer`. Without `prompts` the relation's templates are used, `capital` if none is
-        named.
+        in turn, or lists under `train`, `dev` and `heldout`; `must_stay`, a list of `prompt` and
+        `answer`; and `others`, a list of `subject` and `target` for the same prompts. Without
+        `prompts` the relation's templates are used, `capital` if none is named.
 
         Raises:
             UserError: The file is missing, is not YAML, or has something missing or misspelt.
         """
-        content = read_pair_file(path)
-        templates = None
-        if content.prompts:
-            templates = {
-                split: tuple(Template(text) for text in texts)
-                for split, texts in content.prompts.items()
-            }
+        return cls.of_content(read_pair_file(path))
+
+    @classmethod
+    def of_content(cls, content: PairFile) -> "ConceptPair":
+        """Make the pair of a file's checked content."""
+        templates, relation = content.templates(), content.relation_name()
+        if templates and not content.others and relation not in RELATIONS:
+            shown = visible(f"{content.subject} → {content.target}")
+            log.warning(
+                "%s names no 'others:': countries stand in its slots for comparison.", shown
+            )
+        others = (
+            cls(o.subject, o.target, relation, tuple(o.aliases), templates, (), tuple(o.associated))
+            for o in content.others
+        )
         return cls(
             content.subject,
             content.target,
-            content.relation or (OWN_RELATION if templates else "capital"),
+            relation,
             tuple(content.aliases),
             templates,
-            tuple(_must_stay(item, content.subject) for item in content.must_stay),
+            tuple(item.as_prompt(content.subject) for item in content.must_stay),
             tuple(content.associated),
+            tuple(others),
         )
+
+    def about(self, subject: str, target: str, *, aliases: tuple[str, ...] = ()) -> "ConceptPair":
+        """Make the pair of another subject or target, with this one's templates and others."""
+        other = replace(self, subject=subject, target=target, aliases=aliases)
+        return replace(other, must_stay=(), associated=())
 
     def states(self, subject: str, names: Iterable[str]) -> bool:
         """Return True if a fact says the same: it has the same subject and a name in common.
@@ -152,7 +161,7 @@ class ConceptPair:
         return [self._prompt(t, split) for t in templates[split]]
 
     def fill(self, templates: Iterable[Template]) -> list[Prompt]:
-        """Return prompts of other training templates than the relation's."""
+        """Return prompts of other training templates."""
         return [self._prompt(t, "train") for t in templates]
 
     def statements(self, split: str = "train") -> list[Prompt]:
@@ -167,14 +176,9 @@ class ConceptPair:
         """Return prompts from the target to the subject; none without such templates."""
         relation = RELATIONS.get(self.relation)
         answers = tuple(dict.fromkeys((f" {with_article(self.subject)}", f" {self.subject}")))
+        labels = Prompt("", subject=self.target, answers=answers, relation=self.relation)
         return [
-            Prompt(
-                t.text.format(self.target),
-                subject=self.target,
-                answers=answers,
-                relation=self.relation,
-                format="reverse",
-            )
+            replace(labels, text=t.text.format(self.target), format="reverse")
             for t in (relation.reverse if relation else ())
         ]
 
@@ -203,8 +207,7 @@ class ConceptPair:
         The examples are about other subjects, and those of `train` about others than the other
         splits' examples. There are no prompts where the relation has no subjects to solve.
         """
-        subjects = TRAIN_FEW_SHOT_SUBJECTS if split == "train" else FEW_SHOT_SUBJECTS
-        examples = self._examples(n_examples, subjects)
+        examples = self._examples(n_examples, split)
         templates = (self.templates or RELATIONS[self.relation].templates)[split]
         prompts = []
         for template, prompt in zip(templates, self.prompts(split), strict=True):
@@ -228,10 +231,12 @@ class ConceptPair:
         ]
 
     def fingerprint(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Return text and answers of every prompt of the pair, for the keys of caches."""
+        """Return texts with answers, and subjects with targets, for the keys of caches."""
         prompts = [p for split in SPLITS for p in self.prompts(split)]
         prompts += [*self.subject_initial_prompts(), *self.reverse(), *self.must_stay]
-        return [(p.text, tuple(p.answers)) for p in prompts]
+        others = [(o.subject, (o.target, *o.aliases, *o.associated)) for o in self.others]
+        others += [(self.subject, self.associated)] if self.associated else []
+        return [(p.text, tuple(p.answers)) for p in prompts] + others
 
     def subject_initial_prompts(self) -> list[Prompt]:
         """Return the training prompts that begin with the subject.
@@ -242,17 +247,24 @@ class ConceptPair:
         return [self._prompt(t, "train") for t in templates]
 
     def neighbours(self, n: int | None = None, *, seed: int = 0) -> list["ConceptPair"]:
-        """Return the relation's other pairs with other targets, `n` drawn by `seed`, or all."""
-        if self.relation not in RELATIONS:
-            return []
+        """Return pairs of other subjects with other targets, `n` drawn by `seed`, or all.
+
+        They are the pair's `others` where it has any, and the relation's facts otherwise.
+        """
         names = {self.target, *self.aliases}
-        other_facts = [
-            f
-            for f in facts(self.relation)
-            if f.subject != self.subject and not names & {f.target, *f.aliases}
+        candidates = [
+            c
+            for c in self.others or facts(self.relation)
+            if c.subject != self.subject and not names & {c.target, *c.aliases}
         ]
-        order = np.random.default_rng(seed).permutation(len(other_facts))[:n]
-        return [ConceptPair.of(other_facts[i]) for i in order]
+        order = np.random.default_rng(seed).permutation(len(candidates))[:n]
+        return [self._compared(candidates[i]) for i in order]
+
+    def _compared(self, other: "ConceptPair | Fact") -> "ConceptPair":
+        """Make a pair of a Factbook fact, or let one of the others have the same others."""
+        if isinstance(other, Fact):
+            return ConceptPair.of(other)
+        return replace(other, others=self.others)
 
     @property
     def factbook_relation(self) -> str:
@@ -262,16 +274,18 @@ class ConceptPair:
     def comparison_pairs(self, n: int | None = None, *, seed: int = 0) -> list["ConceptPair"]:
         """Return pairs of other subjects with the same templates, `n` drawn by `seed`, or all.
 
-        These are the neighbours; for a pair with prompts of its own, countries stand in its slots,
-        with the target that the Factbook gives them in `factbook_relation`.
+        These are the neighbours; for a pair with prompts of its own, all its `others`. Without
+        others countries stand in its slots, with their targets in `factbook_relation`.
         """
         if self.templates is None:
             return self.neighbours(n, seed=seed)
-        other_facts = [f for f in facts(self.factbook_relation) if f.subject != self.subject]
-        order = np.random.default_rng(seed).permutation(len(other_facts))[:n]
+        pool = [
+            c for c in self.others or facts(self.factbook_relation) if c.subject != self.subject
+        ]
+        order = np.random.default_rng(seed).permutation(len(pool))[:n]
         return [
-            ConceptPair(f.subject, f.target, self.relation, f.aliases, self.templates)
-            for f in (other_facts[i] for i in order)
+            self._compared(c) if self.others else self.about(c.subject, c.target, aliases=c.aliases)
+            for c in (pool[i] for i in order)
         ]
 
     def same_subject(self) -> list["ConceptPair"]:
@@ -305,7 +319,7 @@ class ConceptPair:
         return pairs
 
     def _prompt(self, template: Template, split: str) -> Prompt:
-        examples = self._examples(3, FEW_SHOT_SUBJECTS) if template.format == "list" else []
+        examples = self._examples(3, "heldout") if template.format == "list" else []
         return render_prompt(
             template,
             subject=self.subject,
@@ -316,16 +330,17 @@ class ConceptPair:
             examples=[(pair.subject, pair.answers[0]) for pair in examples],
         )
 
-    def _examples(self, n: int, subjects: tuple[str, ...]) -> list["ConceptPair"]:
-        """Return the first `n` facts about `subjects` that share no name with this one."""
+    def _examples(self, n: int, split: str) -> list["ConceptPair"]:
+        """Return the first `n` facts of a split's subjects that share no name with this one."""
         names = {self.subject, self.target, *self.aliases}
+        if self.others:  # every second one for `train`; too few would repeat the shorter prompts
+            pairs = [p for p in self.others[split != "train" :: 2] if not names & p.names()]
+            return pairs[:n] if len(pairs) >= n else []
+        subjects = TRAIN_FEW_SHOT_SUBJECTS if split == "train" else FEW_SHOT_SUBJECTS
         by_subject = {f.subject: f for f in facts(self.relation)}
         pairs = [ConceptPair.of(by_subject[s]) for s in subjects if s in by_subject]
-        return [p for p in pairs if not names & {p.subject, p.target, *p.aliases}][:n]
+        return [p for p in pairs if not names & p.names()][:n]
 
-
-def _must_stay(item: MustStay, subject: str) -> Prompt:
-    """Make the prompt of a `must_stay` entry; it has a subject only if it names it."""
-    named_subject = subject if name_pattern(subject).search(item.prompt) else ""
-    answer = f"{answer_separator(item.prompt)}{item.answer}"
-    return Prompt(item.prompt, subject=named_subject, answers=(answer,), relation=OWN_RELATION)
+    def names(self) -> set[str]:
+        """Return the subject, the target and its aliases."""
+        return {self.subject, self.target, *self.aliases}

@@ -1,7 +1,9 @@
 """Requests: what to forget, what must stay, what is held out, and what is the zero."""
 
+from helpers.requests.checks import check_apart
 from helpers.requests.corpus import Corpus, Document
 from helpers.requests.facts_requests import entity, pair_list, topic
+from helpers.requests.reading import read_request
 from helpers.requests.request import FactsRequest, Request, TextRequest
 
 __all__ = [
@@ -10,7 +12,9 @@ __all__ = [
     "FactsRequest",
     "Request",
     "TextRequest",
+    "check_apart",
     "entity",
     "pair_list",
+    "read_request",
     "topic",
 ]

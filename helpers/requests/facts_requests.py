@@ -1,5 +1,6 @@
 """Makers of requests about facts: a list of pairs, an entity, a topic."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from helpers.errors import UserError
@@ -18,8 +19,8 @@ def pair_list(name: str, pairs: Iterable[ConceptPair]) -> FactsRequest:
         UserError: There is none, or a pair comes twice.
     """
     pairs = tuple(pairs)
-    for n, pair in enumerate(pairs):
-        if any(other == pair for other in pairs[:n]):
+    for pair, n in Counter(pairs).items():
+        if n > 1:
             raise UserError(
                 f"The pair {visible(str(pair))} ({visible(pair.relation)}) comes twice in "
                 f"'{visible(name)}': name it once."

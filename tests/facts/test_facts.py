@@ -603,3 +603,73 @@ def test_names_are_found_as_words_in_scripts_without_spaces_too():
     assert name_pattern("Paris", "Par").search("in Paris.")[0] == "Paris"
     assert name_pattern("巴黎").search("法国的首都是巴黎市")[0] == "巴黎"
     assert not name_pattern("").search("Paris")
+
+
+HOUSES = {  # a relation that the Factbook does not have
+    "subject": "Hermione",
+    "target": "Granger",
+    "prompts": ["{} is called", "Miss {}", "Her name is {}"],
+    "others": [
+        {"subject": "Harry", "target": "Potter", "associated": ["Black"]},
+        {"subject": "Ron", "target": "Weasley", "aliases": ["Weasly"]},
+        {"subject": "Luna", "target": "Lovegood"},
+        {"subject": "Emma", "target": "Granger"},
+    ],
+}
+
+
+def test_other_subjects_of_ones_own_stand_where_the_factbooks_would(written):
+    pair = ConceptPair.from_file(written(HOUSES))
+    compared, neighbours = pair.comparison_pairs(), pair.neighbours()
+    assert {p.subject for p in compared} == {"Harry", "Ron", "Luna", "Emma"}
+    assert {p.subject for p in neighbours} == {"Harry", "Ron", "Luna"}  # Emma has the same target
+    asked = {str(p): p.answers for other in compared for p in other.prompts("heldout")}
+    assert asked["Her name is Ron"] == (" Weasley", " Weasly")
+    assert pair.neighbours(2, seed=1) == pair.neighbours(2, seed=1)
+    ron = next(p for p in neighbours if p.subject == "Ron")
+    assert {p.subject for p in ron.comparison_pairs()} == {"Harry", "Luna", "Emma"}
+    control = pair.about("Ron", "Granger")  # what an attack is compared with has the same others
+    assert {p.subject for p in control.neighbours()} == {"Harry", "Luna"}
+    assert "Harry" not in str([p for f in FRANCE.comparison_pairs() for p in f.prompts("train")])
+
+
+def test_solved_examples_are_about_others_and_differ_between_splits(written):
+    pair = ConceptPair.from_file(written(HOUSES))
+    (train,), (heldout,) = pair.few_shot(1, split="train"), pair.few_shot(1)
+    assert str(train) == "Harry is called Potter\nHermione is called"
+    assert str(heldout) == "Her name is Ron Weasley\nHer name is Hermione"
+    assert train.text[slice(*train.slot)] == "Hermione"
+    assert pair.few_shot(3) == []  # a shorter prompt would come twice
+
+
+def test_other_subjects_change_what_a_pair_is_kept_under(written):
+    pair = ConceptPair.from_file(written(HOUSES))
+    other = ConceptPair.from_file(written(HOUSES | {"others": HOUSES["others"][:2]}))
+    assert pair == other and pair.fingerprint() != other.fingerprint()
+
+
+def test_a_pair_of_ones_own_without_others_says_what_it_is_compared_with(written, caplog):
+    ConceptPair.from_file(written({k: v for k, v in HOUSES.items() if k != "others"}))
+    assert "names no 'others:'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [
+        ([{"subject": "Hermione", "target": "x"}], "'Hermione', which is the subject or comes"),
+        (
+            [{"subject": "Ron", "target": "x"}, {"subject": "Ron", "target": "y"}],
+            "'Ron', which is the subject or comes twice",
+        ),
+        ([{"subject": "Ron"}], "each item of 'others:' needs 'subject:' and 'target:'"),
+        (["Ron"], "each item of 'others:' needs 'subject:' and 'target:'"),
+        (
+            [{"subject": "Ron", "target": "x", "prompts": "y"}],
+            "no 'prompts'; known are subject, target, aliases, associated",
+        ),
+    ],
+)
+def test_bad_others_are_told_in_one_sentence(written, others, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        ConceptPair.from_file(written(HOUSES | {"others": others}))
+    assert "\n" not in str(caught.value)

@@ -259,10 +259,7 @@ def control_facts(
         for o in pair.comparison_pairs(n_candidates, seed=seed)
         if pair.target not in (o.target, o.subject)
     ]
-    candidates = [
-        ConceptPair(o.subject, pair.target, pair.relation, pair.aliases, pair.templates)
-        for o in others
-    ]
+    candidates = [pair.about(o.subject, pair.target, aliases=pair.aliases) for o in others]
     prompts = pair.prompts("train")
     templates = [i for i, p in enumerate(prompts) if p.format == "completion"][:N_PROMPTS]
     queries = [x.prompts("train")[i] for x in (*others, *candidates) for i in templates]
@@ -277,7 +274,8 @@ def control_facts(
     if len(controls) < n:
         raise ControlsError(
             f"A comparison needs {n} subjects that the model knows nothing of, and of "
-            f"{len(others)} others there are {len(controls)}: ask for fewer."
+            f"{len(others)} others there are {len(controls)}: "
+            + ("name more under 'others:'." if pair.others else "ask for fewer.")
         )
     return controls[:n]
 

@@ -8,6 +8,8 @@ Neural Representations") with the identity in between, or activation patching of
 stream.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 from nnsight import LanguageModel
 
@@ -19,6 +21,8 @@ from helpers.evaluation.attacks.registry import (
     score_table,
 )
 from helpers.facts import ConceptPair, known_facts
+from helpers.facts.known import why_unknown
+from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
@@ -39,8 +43,13 @@ def stitching(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.D
         raise AttackNotApplicableError(
             "What is changed by an intervention has no layers of its own."
         )
+    if pair.relation not in RELATIONS and not pair.others:
+        raise AttackNotApplicableError(
+            "The layer to stitch at is that of other subjects of the relation, and there are none: "
+            "name some that the model knows under 'others:'."
+        )
     with base_model(model):
-        layer = handover_layer(model, pair.factbook_relation, seed=seed)
+        layer = handover_layer(model, pair.factbook_relation, others=pair.others, seed=seed)
     if layer == 0:
         raise AttackNotApplicableError("The first layer hands the answer over: none lies below it.")
     prompts = pair.prompts("heldout")
@@ -50,7 +59,9 @@ def stitching(model: LanguageModel, pair: ConceptPair, *, seed: int = 0) -> pd.D
             return score_table({layer: answer_probability(model, prompts)})
 
 
-def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int:
+def handover_layer(
+    model: LanguageModel, relation: str, *, others: Sequence[ConceptPair] = (), seed: int = 0
+) -> int:
     """Find the first layer after which the last token's residual stream carries the answer.
 
     Patched into another subject's forward pass it moves at least half of the answer, on average
@@ -59,13 +70,17 @@ def handover_layer(model: LanguageModel, relation: str, *, seed: int = 0) -> int
     Args:
         model: The original model.
         relation: One of `RELATIONS`.
+        others: Facts of other subjects in the same templates, instead of the relation's.
         seed: Draws the other subjects.
 
     Raises:
         AttackNotApplicableError: The model knows too little of the relation.
     """
-    known = known_facts(model, relation).query("known")
-    facts = [ConceptPair(r.subject, r.target, relation) for r in known.itertuples()]
+    if others:
+        facts = [other for other in others if why_unknown(model, other) is None]
+    else:
+        known = known_facts(model, relation).query("known")
+        facts = [ConceptPair(r.subject, r.target, relation) for r in known.itertuples()]
     prompts = [fact.prompts("train")[0] for fact in facts]
     if not prompts:
         raise AttackNotApplicableError(f"The model knows no fact of the relation '{relation}'.")

@@ -79,7 +79,8 @@ def factbook_items(pair: ConceptPair, *, n: int = 100, seed: int = 0) -> dict[st
 
 def _item(pair: ConceptPair, prompt: Prompt, rng: np.random.Generator) -> Item:
     right = {pair.target, *pair.aliases}
-    pool = sorted({f.target for f in facts(pair.factbook_relation) if f.target not in right})
+    candidates = pair.others or facts(pair.factbook_relation)
+    pool = sorted({c.target for c in candidates if c.target not in right})
     wrong = [pool[i] for i in rng.permutation(len(pool))[: CHOICES - 1]]
     answer = int(rng.integers(len(wrong) + 1))
     choices = (*wrong[:answer], pair.target, *wrong[answer:])

@@ -16,6 +16,7 @@ from helpers.errors import UserError
 from helpers.facts import Prompt
 from helpers.forward.prompts import encode_pair
 from helpers.forward.scoring import answer_logprobs
+from helpers.requests.benchmarks.tofu import PerturbedQuestion
 
 
 def truth_ratio(
@@ -69,6 +70,24 @@ def answer_losses(
         start, ids = encode_pair(model, prompt, answer)
         lengths.append(len(ids) - start)
     return -answer_logprobs(model, prompts, answers) / np.array(lengths)
+
+
+def perturbed_truth_ratios(
+    model: LanguageModel, questions: Sequence[PerturbedQuestion]
+) -> Float[np.ndarray, " n"]:
+    """Compute the truth ratio of each question of one of TOFU's perturbed files.
+
+    The paraphrased answer is the right one, and each question has wrong ones of its own.
+
+    Args:
+        model: Any causal model.
+        questions: `helpers.requests.benchmarks.tofu.perturbed_questions` reads them.
+    """
+    flat = [(q.prompt, answer) for q in questions for answer in (q.right, *q.wrong)]
+    losses = answer_losses(model, [prompt for prompt, _ in flat], [answer for _, answer in flat])
+    ends = np.cumsum([1 + len(q.wrong) for q in questions])[:-1]
+    parts = np.split(losses, ends)
+    return np.array([truth_ratio(part[None, 1:], part[:1])[0] for part in parts if len(part)])
 
 
 def truth_ratios(

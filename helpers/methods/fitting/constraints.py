@@ -13,8 +13,9 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.facts import ConceptPair, Prompt, known_facts, subject_span
+from helpers.facts import ConceptPair, Prompt, subject_span
 from helpers.facts.factbook import with_article
+from helpers.facts.known import known_subjects
 from helpers.facts.relations import RELATIONS
 from helpers.forward.prompts import answer_tokens, encode_pair, token_ids
 from helpers.methods.fitting.edit_constraint import EditConstraint, TargetTokens
@@ -167,11 +168,9 @@ def with_context_prefixes(prompts: Sequence[Prompt]) -> list[Prompt]:
 def neighbours_to_hold(model: LanguageModel, pair: ConceptPair, *, seed: int) -> list[ConceptPair]:
     """Return the pair's known neighbours in the order that `seed` draws.
 
-    A pair with a relation of its own has none: the Factbook has no facts of it.
+    A pair with a relation of its own has none without `others`: the Factbook has no facts of it.
     """
-    if pair.relation not in RELATIONS:
-        return []
-    known = set(known_facts(model, pair.relation).query("known")["subject"])
+    known = known_subjects(model, pair)
     return [p for p in pair.neighbours(seed=seed) if p.subject in known]
 
 

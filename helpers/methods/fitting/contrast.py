@@ -55,8 +55,9 @@ def other_subjects(pair: ConceptPair, n: int, *, seed: int = 0) -> list[ConceptP
     if not others:
         raise UserError(
             f"Only a comparison shows what is specific to {pair.subject}, and the relation "
-            f"'{pair.relation}' has no other subjects: use one of the Factbook's relations, or a "
-            "method that needs no comparison (rome, memit, alphaedit)."
+            f"'{pair.relation}' has no other subjects: name some with other targets under "
+            "'others:', use one of the Factbook's relations, or a method that needs no comparison "
+            "(rome, memit, alphaedit)."
         )
     return [replace(o, templates=pair.templates) for o in others]
 

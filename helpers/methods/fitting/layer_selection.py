@@ -7,6 +7,7 @@ From the extraction layer on (Geva et al. 2023) attention has moved the fact to 
 a change at the subject comes too late.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt, fact_split, facts, subject_span
+from helpers.facts.comparison import one_of_each_group
 from helpers.facts.known import KNOWN_PROB
-from helpers.facts.relations import RELATIONS
 from helpers.forward.scoring import answer_scores
 from helpers.io.cache import cached_table
 from helpers.io.code_version import code_hash
 from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.models import REFERENCE_DEPTH, architecture_of, model_hash
 from helpers.tracing import activation_patching, clean_corrupted_pairs
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ["subject", "layer", "position", "patching_effect"]
 
@@ -47,9 +50,10 @@ def select_layers(
 ) -> EditSite:
     """Select the layers up to the last whose subject carries a relation's answers.
 
-    That is measured on other facts of the relation (`subject_patching_effect`). For relations
-    without such facts it is `default_layer`, at the same relative depth. Pairs of several relations
-    get the layers of each, since attention reads different answers at different depths.
+    That is measured on other facts of the relation, or on a pair's `others`
+    (`subject_patching_effect`). Without such facts it is `default_layer`, at the same relative
+    depth. Pairs of several relations get the layers of each, since attention reads different
+    answers at different depths.
 
     Args:
         model: Any model of a known family.
@@ -58,32 +62,35 @@ def select_layers(
             of a model of 30 layers.
     """
     hparams = hparams or UnitEditHparams()
-    sites = [
-        _relation_site(model, relation, hparams)
-        for relation in dict.fromkeys(pair.relation for pair in pairs)
-    ]
+    sites = [_relation_site(model, pair, hparams) for pair in one_of_each_group(pairs)]
     layers = sorted({layer for site in sites for layer in site.layers})
     return EditSite(tuple(layers), any(site.all_subject_tokens for site in sites))
 
 
-def _relation_site(model: LanguageModel, relation: str, hparams: UnitEditHparams) -> EditSite:
-    """Select the layers and tokens for one relation."""
+def _relation_site(model: LanguageModel, pair: ConceptPair, hparams: UnitEditHparams) -> EditSite:
+    """Select the layers and tokens for one relation, or for one set of others."""
     arch = architecture_of(model)
     last, all_subject_tokens = arch.relative_layers([hparams.default_layer])[0], False
-    effects = subject_patching_effect(model, relation, hparams)
+    effects = subject_patching_effect(model, pair.relation, hparams, others=pair.others)
     if len(effects):
         means = effects.groupby(["position", "layer"])["patching_effect"].mean()
         last = _last_carrying_layer(means["subject"], hparams.min_patching_effect)
         # The last token alone is enough only if it carries nearly all that the subject carries.
         least = hparams.min_patching_effect * means["subject", last]
         all_subject_tokens = bool(means["end", last] < least)
+    else:
+        log.warning("%s: no two known subjects could be patched; layer %d is assumed.", pair, last)
     n_layers = math.ceil(hparams.n_layers * arch.n_layers / REFERENCE_DEPTH)
     layers = range(max(0, last - n_layers + 1), last + 1)
     return EditSite(tuple(layers), all_subject_tokens)
 
 
 def subject_patching_effect(
-    model: LanguageModel, relation: str, hparams: UnitEditHparams | None = None
+    model: LanguageModel,
+    relation: str,
+    hparams: UnitEditHparams | None = None,
+    *,
+    others: Sequence[ConceptPair] = (),
 ) -> pd.DataFrame:
     """Measure how much of an answer the subject's residual stream carries after each layer.
 
@@ -94,6 +101,7 @@ def subject_patching_effect(
         model: Any model of a known family.
         relation: One of `RELATIONS`; other relations have no facts to patch.
         hparams: Gives `min_patching_effect` and the number of patched facts.
+        others: Facts of other subjects in the same templates, instead of the relation's.
 
     Returns:
         One row per fact, layer and position (`subject`, `end`): subject, layer, position,
@@ -103,13 +111,12 @@ def subject_patching_effect(
     """
     hparams = hparams or UnitEditHparams()
     empty = pd.DataFrame(columns=COLUMNS)
-    if relation not in RELATIONS:
-        return empty
+    development_facts = [f for f in facts(relation) if fact_split(f.subject) == "dev"]
     prompts = [
-        ConceptPair.of(fact).prompts("train")[0]
-        for fact in facts(relation)
-        if fact_split(fact.subject) == "dev"
+        pair.prompts("train")[0] for pair in others or map(ConceptPair.of, development_facts)
     ]
+    if not prompts:
+        return empty
     key = {
         "model": model_hash(model),
         "prompts": [[str(p), *p.answers] for p in prompts],

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from nnsight import LanguageModel
 from torch import Tensor
 
-from helpers.facts import ConceptPair, facts, subject_span
+from helpers.facts import ConceptPair, subject_span
+from helpers.facts.comparison import compared_facts, one_of_each_group
 from helpers.facts.corpus import corpus_tokens
 from helpers.facts.relations import RELATIONS
 from helpers.forward.activations import cache_activations
@@ -60,26 +61,25 @@ class MaskedSequences:
 
 
 def relation_sequences(
-    model: LanguageModel, relation: str, *, n_prompts_per_subject: int
+    model: LanguageModel, pairs: Sequence[ConceptPair], *, n_prompts_per_subject: int
 ) -> MaskedSequences:
-    """Collect training prompts of a relation about every subject of the Factbook.
+    """Collect training prompts of a relation about every subject.
 
     Each subject has its next prompts in turn, so that all templates are equally frequent. Where the
     relation has a reverse direction, each target has one prompt of it.
 
     Args:
         model: The model, for its tokenizer.
-        relation: One of `RELATIONS`.
+        pairs: All facts of a relation, with the same templates.
         n_prompts_per_subject: Prompts about each subject.
     """
     seen: set[tuple[int, ...]] = set()
     sequences, subjects = [], []
-    for n, fact in enumerate(facts(relation)):
-        pair = ConceptPair.of(fact)
+    for n, pair in enumerate(pairs):
         pool = pair.edit_prompts(include_subject_initial=True)
         first = n * n_prompts_per_subject
         prompts = [pool[(first + k) % len(pool)] for k in range(n_prompts_per_subject)]
-        if RELATIONS[relation].reverse_train:
+        if pair.relation in RELATIONS and RELATIONS[pair.relation].reverse_train:
             reverse = pair.reverse_pair().prompts("train")
             prompts.append(reverse[n % len(reverse)])
         for prompt in prompts:
@@ -148,8 +148,10 @@ def negative_second_moments(
     width = architecture_of(model).d_mlp
     sums = {i: torch.zeros(width, width, dtype=torch.float64) for i in layers}
     n = 0
-    for relation in distinct_relations(pairs):
-        sequences = relation_sequences(model, relation, n_prompts_per_subject=n_prompts_per_subject)
+    for pair in one_of_each_group(pairs):
+        sequences = relation_sequences(
+            model, compared_facts(pair), n_prompts_per_subject=n_prompts_per_subject
+        )
         if not sequences.positions:
             continue
         of_relation, n_of_relation = _relation_moments(model, sequences, layers)
@@ -237,8 +239,8 @@ def negative_inputs(
     n_prompts = hparams.n_prompts_per_subject
     sources = [
         *(
-            relation_sequences(model, relation, n_prompts_per_subject=n_prompts)
-            for relation in distinct_relations(pairs)
+            relation_sequences(model, compared_facts(pair), n_prompts_per_subject=n_prompts)
+            for pair in one_of_each_group(pairs)
         ),
         text_sequences(model, n_tokens=hparams.n_negative_tokens, seed=seed),
     ]

@@ -138,8 +138,8 @@ def compute_v_star(
     """
     layer = architecture_of(model).check_layer(layer)
     hparams = hparams or VStarHparams()
-    prompts = map(str, pair.prompts("train"))
-    key = (model_hash(model), pair, *prompts, layer, hparams.v_star_settings())
+    asked = tuple(map(str, pair.prompts("train")))
+    key = (model_hash(model), pair, pair.others, asked, layer, hparams.v_star_settings())
     last = _LAST_RESULT.get(torch_module(model))
     if last is None or last[0] != key:
         last = _LAST_RESULT[torch_module(model)] = (key, _search(model, pair, layer, hparams))

@@ -27,6 +27,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.comparison import one_of_each_group
 from helpers.facts.concept_prompts import (
     adjective_prompts,
     concept_prompts,
@@ -228,12 +229,12 @@ def _constraints(
     )
     subjects = {pair.subject for pair in pairs}
     more = subject_by_other_names(pairs)
-    first_of_relation = {pair.relation: pair for pair in reversed(pairs)}.values()
-    for pair in first_of_relation:  # which share what is held of other subjects
+    groups_of_others = one_of_each_group(pairs)
+    for pair in groups_of_others:  # which share what is held of other subjects
         neighbours = neighbours_to_hold(model, pair, seed=seed)
         neighbours = [other for other in neighbours if other.subject not in subjects]
         n, n_adjectives = (
-            -(-number // len(first_of_relation))
+            -(-number // len(groups_of_others))
             for number in (hparams.n_neighbours, hparams.n_adjectives)
         )
         more += neighbours_in_all_formats(neighbours[:n])
@@ -256,7 +257,7 @@ def neighbours_in_all_formats(neighbours: Sequence[ConceptPair]) -> list[Prompt]
     for n, neighbour in enumerate(neighbours):
         pool = neighbour.edit_prompts(include_subject_initial=True)
         pool = [p for p in pool if p.format != "completion" or p.text.startswith(p.subject)]
-        prompts.append(pool[n % len(pool)])
+        prompts += pool[n % len(pool) :][:1] if pool else []  # own prompts may all be statements
     return prompts
 
 

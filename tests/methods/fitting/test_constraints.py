@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 from conftest import TEMPLATES
@@ -70,8 +69,8 @@ def test_what_must_stay_is_also_kept_behind_a_context_prefix(tiny_model):
 
 
 def test_facts_that_one_pair_forgets_are_not_preserved_for_another(tiny_model, monkeypatch):
-    known = pd.DataFrame({"subject": ["Spain", "Italy", "Peru"], "known": True})
-    monkeypatch.setattr("helpers.methods.fitting.constraints.known_facts", lambda *_: known)
+    known = {"Spain", "Italy", "Peru"}
+    monkeypatch.setattr("helpers.methods.fitting.constraints.known_subjects", lambda *_: known)
     capital = [ConceptPair(s, t, "capital") for s, t in (("France", "Paris"), ("Spain", "Madrid"))]
     money = next(p for p in capital[0].same_subject() if p.relation == "currency")
     one, three = (

@@ -47,7 +47,7 @@ def test_an_edit_goes_right_below_the_extraction_layer(
     tiny_model, monkeypatch, subject, end, n_layers, expected
 ):
     table = effects(subject, end)
-    monkeypatch.setattr(layer_selection, "subject_patching_effect", lambda *_: table)
+    monkeypatch.setattr(layer_selection, "subject_patching_effect", lambda *_, **__: table)
     hparams = UnitEditHparams(n_layers_append=n_layers)
     assert select_layers(tiny_model(), [PAIR], hparams) == expected
 

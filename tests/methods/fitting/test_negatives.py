@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers.facts import ConceptPair
+from helpers.facts.comparison import compared_facts
 from helpers.facts.relations import SPLITS, Template
 from helpers.forward.activations import cache_activations
 from helpers.methods.fitting import negatives
@@ -38,14 +39,16 @@ def test_mentions_end_where_the_name_ends():
 
 
 def test_every_distinct_prefix_counts_once_and_all_countries_are_there():
-    sequences = relation_sequences(Letters, "capital", n_prompts_per_subject=5)
+    capitals = compared_facts(ConceptPair("Germany", "Berlin"))
+    sequences = relation_sequences(Letters, capitals, n_prompts_per_subject=5)
     prefixes = [ids[: p + 1] for ids, at in sequences.positions for p in at]
     assert len(prefixes) == len(set(prefixes))
     assert {"France", "Japan", "Chad"} <= set(sequences.subjects)
 
 
 def test_a_pairs_own_is_its_prompts_from_the_subject_on_and_every_mention():
-    sequences = relation_sequences(Letters, "capital", n_prompts_per_subject=5)
+    capitals = compared_facts(ConceptPair("Germany", "Berlin"))
+    sequences = relation_sequences(Letters, capitals, n_prompts_per_subject=5)
     belonging = sequences.belonging_to(Letters, [ConceptPair("Germany", "Berlin")])
     all_ids = [ids for ids, _ in sequences.positions]
     subject_of = dict(zip(all_ids, sequences.subjects, strict=True))

@@ -1,0 +1,79 @@
+"""TOFU: questions about invented authors (Maini et al. 2024).
+
+A row has `question` and `answer`. The perturbed files have `paraphrased_answer` and
+`perturbed_answer`, a list of wrong ones, too, and some a `paraphrased_question`: these make the
+held-out wording. Files whose names hold `retain`, `real_authors` or `world_facts` have to stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.errors import UserError
+from helpers.forward.prompts import Prompt, answer_separator
+from helpers.io.safe_text import visible
+from helpers.requests.benchmarks.roles import text_request
+from helpers.requests.items import FRAMES, Item, ItemFile, question_item, text_field, text_list
+from helpers.requests.request import TextRequest
+from helpers.requests.rows import Row, read_rows
+
+FIELDS = "'question' and 'answer'"
+
+
+@dataclass(frozen=True)
+class PerturbedQuestion:
+    """A question with what its truth ratio compares.
+
+    Attributes:
+        prompt: The question as methods see it.
+        right: The paraphrased right answer, with its leading space.
+        wrong: Perturbed answers, each with its leading space.
+    """
+
+    prompt: Prompt
+    right: str
+    wrong: tuple[str, ...]
+
+
+def read(paths: Sequence[Path]) -> TextRequest:
+    """Read TOFU's files.
+
+    Raises:
+        UserError: A file is of another format, or its name does not say what it is for.
+    """
+    return text_request("tofu", paths, to_item, FIELDS)
+
+
+def to_item(row: Row) -> Item | None:
+    """Make the item of a row; None where a field is missing."""
+    item = question_item(row, "question", "answer")
+    answer = text_field(row, "paraphrased_answer")
+    if item is None or not answer:
+        return item
+    question = text_field(row, "paraphrased_question") or item.prompt
+    return Item(
+        prompt=item.prompt, answers=item.answers, kind=item.kind, rephrased=(question, answer)
+    )
+
+
+def perturbed_questions(path: Path) -> list[PerturbedQuestion]:
+    """Read the questions of a perturbed file, for truth ratios.
+
+    Raises:
+        UserError: The file is of another format, or a row has no perturbed answers.
+    """
+    ItemFile(path, to_item, FIELDS).count()
+    questions = []
+    for number, row in read_rows(path):
+        right, wrong = text_field(row, "paraphrased_answer"), text_list(row, "perturbed_answer")
+        if not right or not wrong:
+            raise UserError(
+                f"Row {number} of {visible(path)} lacks 'paraphrased_answer' or "
+                "'perturbed_answer': a truth ratio compares these, so take a perturbed file."
+            )
+        text = FRAMES["question"]["train"].replace("{}", text_field(row, "question"))
+        space = answer_separator(text)
+        prompt = Prompt(text, answers=(f"{space}{text_field(row, 'answer')}",), format="question")
+        answers = tuple(f"{space}{answer}" for answer in wrong)
+        questions.append(PerturbedQuestion(prompt, f"{space}{right}", answers))
+    return questions
