@@ -24,7 +24,7 @@ FORMS = {"pair": "a pair", "pairs": "several facts", "text": "text"}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method cost in one measured run.
+    """The cost of a method in one measured run.
 
     Attributes:
         seconds: Wall-clock time of an edit of one pair.

@@ -242,7 +242,7 @@ def check_model(values: dict[str, Any]) -> None:
 
     model = load_model(values["model"], dtype=values["dtype"], device=values["device"])
     require_known(model, pair)
-    from helpers.book.chapter_requests import facts_request, text_request
+    from helpers.book.chapter_requests import facts_request, text_request  # likewise
 
     if values.get("request_file"):
         facts_request(values["request_file"], pair).known(model)

@@ -36,7 +36,7 @@ BATCH_SIZE = 8  # sequences in a forward pass
 
 @dataclass(frozen=True)
 class CorpusOutputs:
-    """What one state of a model makes of a corpus.
+    """Outputs of one state of a model on a corpus.
 
     Attributes:
         states: Final hidden states at the labels of each batch.
@@ -49,7 +49,7 @@ class CorpusOutputs:
 
 @dataclass(frozen=True)
 class TextOutputs:
-    """What one state of a model makes of a request.
+    """Outputs of one state of a model on all that a request measures.
 
     Attributes:
         corpora: Name → outputs.
