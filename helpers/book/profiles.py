@@ -118,7 +118,7 @@ def with_absolute_paths(values: dict[Any, Any], base: Path) -> dict[Any, Any]:
 def split_reader(text: str) -> tuple[str, str]:
     """Split `tofu:forget.json` into the reader and its paths; without a reader it is empty."""
     reader, colon, paths = text.partition(":")
-    return (reader, paths) if colon and re.fullmatch(r"[a-z_]{2,}", reader) else ("", text)
+    return (reader, paths) if colon and re.fullmatch(r"[A-Za-z][\w-]+", reader) else ("", text)
 
 
 def request_files(text: str) -> list[str]:

@@ -1,0 +1,92 @@
+"""Requests from the command line: files are found and recorded, bad ones are refused early."""
+
+import json
+
+import pytest
+
+from helpers.book.chapter_requests import facts_request, text_request
+from helpers.book.profiles import request_files, with_absolute_paths
+from helpers.book.records import input_hashes
+from helpers.book.settings import NOTEBOOKS, validated
+from helpers.errors import UserError
+from helpers.facts import ConceptPair
+from helpers.requests import FactsRequest, TextRequest
+
+CHAPTERS = ("12_entities_and_topics", "13_capabilities")
+FACTS = """name: mine
+pairs:
+  - {subject: France, target: Paris}
+  - {subject: Japan, target: Tokyo}
+"""
+
+
+def write_text_request(folder):
+    """A YAML file of a request for text, with the files that it names."""
+    for name in ("forget", "dev", "heldout", "retain", "retained"):
+        rows = [json.dumps({"text": f"{name} number {i} of its kind"}) for i in range(3)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    path = folder / "text.yaml"
+    names = ("forget", "dev", "heldout", "retain", "retained")
+    path.write_text("".join(f"{name}: {name}.jsonl\n" for name in names))
+    return path
+
+
+def test_paths_are_absolute_behind_a_reader_too(tmp_path):
+    for name in ("a.json", "b.json", "mine.yaml"):
+        (tmp_path / name).write_text("{}")
+    given = {"request_file": "tofu:a.json, b.json"}
+    absolute = with_absolute_paths(given, tmp_path)["request_file"]
+    assert absolute == f"tofu:{tmp_path / 'a.json'},{tmp_path / 'b.json'}"
+    assert request_files(absolute) == [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    plain = with_absolute_paths({"request_file": "mine.yaml"}, tmp_path)["request_file"]
+    assert plain == str(tmp_path / "mine.yaml") and request_files("") == []
+    with pytest.raises(UserError, match=r"There is no file .*missing.json"):
+        with_absolute_paths({"request_file": "tofu:missing.json"}, tmp_path)
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_a_changed_file_of_a_request_makes_its_chapters_again(tmp_path, stem):
+    path = write_text_request(tmp_path)
+    values = validated(stem, {"request_file": str(path)}).model_dump(mode="json")
+    before = input_hashes(stem, values)
+    (tmp_path / "heldout.jsonl").write_text('{"text": "another"}')
+    after = input_hashes(stem, values)
+    changed = {name for name in after if after[name] != before[name]}
+    assert len(changed) == 1 and changed.pop().startswith("request ")
+    path.write_text(path.read_text() + "\n# a comment\n")
+    assert input_hashes(stem, values) != after
+
+
+def test_a_chapter_takes_the_file_of_its_kind_and_else_its_own_request(tmp_path, knowing):
+    (tmp_path / "facts.yaml").write_text(FACTS)
+    facts, text = str(tmp_path / "facts.yaml"), str(write_text_request(tmp_path))
+    pair = ConceptPair("France", "Paris")
+    assert isinstance(facts_request(facts, pair), FactsRequest)
+    assert [p.subject for p in facts_request(facts, pair).pairs] == ["France", "Japan"]
+    for file in ("", text):
+        request = facts_request(file, pair)
+        assert request.kind == "entity" and {p.subject for p in request.pairs} == {"France"}
+    model = knowing()
+    assert isinstance(text_request(model, text, ""), TextRequest)
+    with pytest.raises(UserError, match="did you mean french"):
+        text_request(model, "", "frensh")
+    with pytest.raises(UserError, match="none of the capabilities french"):
+        text_request(model, "", "")  # this model knows countries alone
+
+
+@pytest.mark.parametrize(
+    ("stem", "methods", "sentence"),
+    [
+        (CHAPTERS[0], "rome", "does not forget several facts together here"),
+        (CHAPTERS[0], "sae_pair", "does not forget several facts together here"),  # needs SAEs
+        (CHAPTERS[1], "npo, rome", "does not forget text here"),
+        (CHAPTERS[1], "npoo", "did you mean npo"),
+    ],
+)
+def test_a_method_that_cannot_is_refused_before_anything_runs(stem, methods, sentence):
+    with pytest.raises(UserError, match=sentence):
+        validated(stem, {"methods": methods})
+
+
+def test_the_chapters_are_in_the_order_of_their_numbers():
+    assert list(NOTEBOOKS) == sorted(NOTEBOOKS)
