@@ -2,7 +2,7 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain, islice
@@ -13,7 +13,7 @@ from jaxtyping import UInt64
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
 from helpers.io.safe_text import name_pattern, visible
-from helpers.requests.corpus import Corpus
+from helpers.requests.corpus import Corpus, Document
 from helpers.requests.request import FactsRequest, TextRequest
 
 LONGEST_EXAMPLE = 80  # characters of a shared document that a sentence shows
@@ -26,12 +26,18 @@ def check_apart(request: FactsRequest | TextRequest) -> None:
     to stay. Documents are compared by hashes, eight bytes each: corpora are streamed.
 
     Raises:
-        UserError: Says how many documents two parts share, with an example.
+        UserError: There is no text to forget, or two parts share documents; the sentence says how
+            many, with an example.
     """
     if isinstance(request, FactsRequest):
         _check_facts(request)
         return
     forget, dev = _Part.of(request.forget), _Part.of(request.dev)
+    if not len(forget.hashes):
+        raise UserError(
+            f"There is no text to forget in '{visible(request.name)}': its corpus "
+            f"'{visible(request.forget.name)}' has no document that is not empty."
+        )
     heldout = [_Part.of(corpus) for corpus in request.heldout]
     _refuse_shared(dev, [forget], "strengths would be chosen on what was trained on")
     for part in heldout:
@@ -105,10 +111,15 @@ class _Part:
     def of(cls, corpus: Corpus) -> "_Part":
         """Hash a corpus, one document after another; white space and case don't count."""
         hashes = array("Q")  # eight bytes a document
-        for document in corpus:
+        for document in _not_empty(corpus):
             words = " ".join(f"{document.prompt}\0{document.text}".casefold().split())
             hashes.frombytes(blake2b(words.encode(), digest_size=8).digest())
         return cls(corpus, np.array(hashes, np.uint64))
+
+
+def _not_empty(corpus: Corpus) -> Iterator[Document]:
+    """Iterate over the documents that have text."""
+    return (document for document in corpus if document.text.strip())
 
 
 def _refuse_shared(part: _Part, others: Sequence[_Part], why: str) -> None:
@@ -116,7 +127,7 @@ def _refuse_shared(part: _Part, others: Sequence[_Part], why: str) -> None:
     for other in others:
         is_shared = np.isin(part.hashes, other.hashes)
         if is_shared.any():
-            first = next(islice(part.corpus, int(is_shared.argmax()), None))
+            first = next(islice(_not_empty(part.corpus), int(is_shared.argmax()), None))
             example = _shown(f"{first.prompt}{first.text}".strip())
             raise UserError(
                 f"{is_shared.sum()} of the {len(is_shared)} documents of "
