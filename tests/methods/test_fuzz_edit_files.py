@@ -76,9 +76,14 @@ def saved(model, tmp_path_factory) -> list[tuple[Edit, bytes]]:
     moments = {f"1.{name}": torch.ones(2) for name in MOMENTS}
     settings = {"layers": [{"layer": 1, "neurons": [2, 9]}]}
     shift = HookIntervention("neuron_adjust", settings, moments)
+    box = HookIntervention(
+        "key_space_detection",
+        {"layer": 1, "radius": 3.0},
+        {"mean": torch.zeros(16), "std": torch.ones(16)},
+    )
     pair = {"subject": "w1", "target": "w2", "relation": "own"}
     found, path = [], tmp_path_factory.mktemp("patches") / "patch.safetensors"
-    for k, delta in enumerate((low, dense, neurons, clamp, who, asking, shift)):
+    for k, delta in enumerate((low, dense, neurons, clamp, who, asking, shift, box)):
         about = [pair] * 2 if k % 2 else pair
         made = Edit("made", about, delta, {"layers": [1]}, k, 0.25, model_hash(model))
         made.save(path)

@@ -78,6 +78,7 @@ class RetainBudget:
         hparams: TextHparams,
         *,
         layers: Sequence[int] | None = None,
+        has_floor: bool = True,
     ):
         """Cut the corpora into examples and measure the model.
 
@@ -86,6 +87,7 @@ class RetainBudget:
             request: What to forget.
             hparams: Numbers of tokens, and the budget.
             layers: The layers that will change; passes start at the lowest. All by default.
+            has_floor: Stop at the floor; not for a method that abstains.
 
         Raises:
             UserError: A corpus has no text, there is nothing to retain, or a number is out of
@@ -120,6 +122,7 @@ class RetainBudget:
         self.floor = mean_token_loss(model, shuffled)
         if self.floor < MIN_FLOOR * self.before.forget:
             self.floor = math.log(len(model.tokenizer))
+        self._most_forgotten = self.floor if has_floor else math.inf
 
     def losses(self) -> Losses:
         """Measure the model as it is now, with the edits and hooks that are on it."""
@@ -135,7 +138,8 @@ class RetainBudget:
             part: Part of the budget that may be used up, from 0 to 1.
         """
         # "not <=" also refuses losses that are not numbers.
-        return losses.rise(self.before) <= part * self.max_rise and losses.forget <= self.floor
+        within = losses.rise(self.before) <= part * self.max_rise
+        return within and losses.forget <= self._most_forgotten
 
     def strongest(
         self, strengths: Sequence[float], measure: Callable[[float], Losses], *, part: float = 1.0
