@@ -5,8 +5,9 @@ from conftest import KNOWN
 
 from helpers.errors import UserError
 from helpers.evaluation import known_neighbours
-from helpers.evaluation.attacks import control_facts
+from helpers.evaluation.attacks import ATTACKS, AttackNotApplicableError, control_facts
 from helpers.evaluation.attacks.stitching import handover_layer
+from helpers.evaluation.battery import battery
 from helpers.evaluation.evaluation_pairs import evaluation_pairs
 from helpers.evaluation.metrics.lm_eval import FORGET, factbook_items
 from helpers.facts import RELATIONS, SPLITS, ConceptPair, facts
@@ -74,3 +75,18 @@ def test_methods_that_compare_forget_a_pair_of_ones_own(knowing, pair, method):
 def test_without_others_a_comparison_is_refused(knowing):
     with pytest.raises(UserError, match="name some with other targets under 'others:'"):
         unlearn(knowing(), own(), "mean_difference")
+
+
+def test_attacks_that_compare_take_a_pair_of_ones_own(knowing, pair):
+    names = ["few_shot", "logit_lens", "stitching", "probe", "relearning_neighbours"]
+    model = knowing()
+    options = {"relearning_neighbours": {"steps": (1,), "rates": (1e-4,)}}
+    with unlearn(model, pair, "rome").applied(model):
+        evidence = battery(model, pair, attacks=names, options=options, n_controls=2)
+    assert not evidence.not_applicable and not evidence.without_prompts
+    assert set(evidence.table["attack"]) == set(names)
+
+
+def test_an_attack_says_what_a_pair_without_others_lacks(knowing):
+    with pytest.raises(AttackNotApplicableError, match="name some that the model knows under"):
+        ATTACKS["stitching"].function(knowing(), own())

@@ -1,12 +1,14 @@
 """Requests from a user's own files: lists of pairs, JSON rows and plain text."""
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import yaml
 
+from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.facts import SPLITS
 from helpers.requests import FactsRequest, TextRequest, read_request
@@ -68,6 +70,23 @@ def test_a_list_of_pairs_shares_what_stands_beside_it(write):
     assert [str(o.prompts("train")[0]) for o in second.others] == ["a Harry", "a Ron"]
     assert [str(p) for p in first.must_stay] == ["The headmaster is"]
     assert [str(p) for p in second.must_stay] == ["Luna reads the", "The headmaster is"]
+
+
+def test_the_books_examples_work(write):
+    text = (ROOT / "book" / "how_to_rerun.md").read_text(encoding="utf-8")
+    pairs, files = (
+        re.search(rf"```yaml\n(# {name}\.yaml\n.*?)```", text, re.DOTALL)[1]
+        for name in ("elements", "letters")
+    )
+    request = read_request(write("elements.yaml", pairs))
+    assert [len(pair.others) for pair in request.pairs] == [2, 2]
+    for name in ("letters.jsonl", "articles.jsonl"):
+        write(name, [{"text": f"{name} {i}"} for i in range(120)])
+    write("novels.txt", paragraphs(120))
+    write("about_letters.jsonl", [{"prompt": "Dear", "answer": "Ann"}])
+    request = read_request(write("letters.yaml", files))
+    assert [corpus.name for corpus in request.retain] == ["novels", "articles"]
+    assert len(request.questions) == 1
 
 
 def test_a_pair_file_is_a_request_of_one_pair(write):
