@@ -239,7 +239,7 @@ class Capabilities(Common):
     capability: str = Field("", description="what is removed; empty: the first the model has")
     request_file: str = Field("", description="file of text to forget, instead of the capability")
     methods: Annotated[str, checks.MethodsOfText] = Field(
-        "selective_pruning, random_pruning, gradient_difference, repselect",
+        "selective_pruning, random_pruning, kfade, repselect",
         description="methods, by commas",
     )
     matrix: str = Field(

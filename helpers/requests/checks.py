@@ -38,16 +38,17 @@ def check_apart(request: FactsRequest | TextRequest) -> None:
             f"There is no text to forget in '{visible(request.name)}': its corpus "
             f"'{visible(request.forget.name)}' has no document that is not empty."
         )
-    heldout = [_Part.of(corpus) for corpus in request.heldout]
+    asked = Corpus.of_prompts("questions", request.questions)
+    heldout = [_Part.of(corpus) for corpus in (*request.heldout, asked)]
     _refuse_shared(dev, [forget], "strengths would be chosen on what was trained on")
     for part in heldout:
         _refuse_shared(part, [forget, dev], "results would be of what was trained on")
     for corpus in (*request.retain, *request.retained):
         part = _Part.of(corpus)
         _refuse_shared(part, [forget, dev, *heldout], "what is forgotten can't have to stay")
-    asked = {(str(q), q.answers[0]) for q in request.questions}
+    answers = {(str(q), q.answers[0]) for q in request.questions}
     for question in request.retained_questions:
-        if (str(question), question.answers[0]) in asked:
+        if (str(question), question.answers[0]) in answers:
             raise UserError(
                 f"The question '{_shown(str(question))}' is among what is to be forgotten and what "
                 "must stay: take it out of one of them."
