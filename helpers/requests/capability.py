@@ -13,7 +13,13 @@ from helpers.io.choices import check_choice, suggestion
 from helpers.io.safe_text import visible
 from helpers.requests.arithmetic import exercises, questions
 from helpers.requests.corpus import Corpus, Document
-from helpers.requests.languages import LANGUAGES, NEVER_LEARNED, dialogues, messages
+from helpers.requests.languages import (
+    LANGUAGES,
+    NEVER_LEARNED,
+    dialogues,
+    language_text,
+    messages,
+)
 from helpers.requests.program_code import c_code, python_code
 from helpers.requests.request import TextRequest
 from helpers.requests.splits import mixed
@@ -35,8 +41,8 @@ def english_prose(split: str) -> Corpus:
 # Kinds of text, by the names of the capabilities where they are one.
 KINDS: dict[str, Callable[[str], Corpus]] = {
     "english prose": english_prose,
-    "english dialogues": partial(dialogues, "english"),
-    **{language: partial(dialogues, language) for language in LANGUAGES},
+    "english": partial(language_text, "english"),
+    **{language: partial(language_text, language) for language in LANGUAGES},
     "python": python_code,
     "c": c_code,
 }
@@ -47,9 +53,9 @@ def _language(name: str) -> TextRequest:
     return TextRequest(
         name,
         "capability",
-        forget=dialogues(name, "train"),
-        dev=dialogues(name, "dev"),
-        heldout=(dialogues(name, "heldout"), messages(name)),
+        forget=language_text(name, "train"),
+        dev=language_text(name, "dev"),
+        heldout=(language_text(name, "heldout"), messages(name)),
         retain=_others(name, "train"),
         # The same messages in English tell a loss of the language from one of their subject.
         retained=(*_others(name, "heldout"), messages("english")),

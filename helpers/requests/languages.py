@@ -1,13 +1,15 @@
-"""Languages: dialogues to forget and to hold out, and messages of software as another kind of text.
+"""Languages: text to forget and to hold out, and messages of another program.
 
-Dialogues are those of the ChatterBot corpus, which has a folder a language. Messages are Sphinx's
-translations; both packages are pinned.
+Dialogues are those of the ChatterBot corpus, which has a folder a language. It is small for some,
+so that JupyterLab's messages stand beside them where there is a language pack. Held-out messages
+are Sphinx's. All of these packages are pinned.
 """
 
 import functools
 import importlib.resources
 import re
 from collections.abc import Iterator, Sequence
+from importlib.resources.abc import Traversable
 
 import yaml
 from babel.messages.mofile import read_mo
@@ -26,10 +28,12 @@ LANGUAGES = {
     "portuguese": "pt_BR",
     "dutch": "nl",
 }
+# Those that have a language pack of JupyterLab, with its code.
+PACKS = {"french": "fr_FR", "spanish": "es_ES", "german": "de_DE"}
 NEVER_LEARNED = "turkish"  # in the same script, and with enough text
 MIN_WORDS = 4  # of a message; shorter ones are names and labels
 ENGLISH_WORDS = 3  # a turn of so many words that the English dialogues have too was not translated
-PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[a-z]|\{\w*(?:![a-z])?\}")
+PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[a-z0-9]|\{\w*(?:![a-z])?\}")
 
 
 def dialogues(language: str, split: str) -> Corpus:
@@ -54,8 +58,28 @@ def dialogues(language: str, split: str) -> Corpus:
     return Corpus(f"{language} dialogues", read)
 
 
+def language_text(language: str, split: str) -> Corpus:
+    """Return all text of a language in a split: dialogues, and JupyterLab's messages among them.
+
+    Args:
+        language: `english`, or one of `LANGUAGES`.
+        split: `train`, `dev` or `heldout`.
+
+    Raises:
+        UserError: There is no such language or split.
+    """
+    check_choice("language", language, ("english", *LANGUAGES))
+    check_choice("split", split, SPLITS)
+
+    def read() -> Iterator[Document]:
+        every = mixed([*_texts(language, split), *_pack_messages(language, split)])
+        return (Document(text) for text in every)
+
+    return Corpus(language, read)
+
+
 def messages(language: str) -> Corpus:
-    """Return messages of software in a language, for held-out text of another kind.
+    """Return Sphinx's messages in a language, for held-out text of another source.
 
     Places for names ("%s") are filled with an X, so that the sentences are whole.
 
@@ -117,18 +141,43 @@ def _plain(turn: str) -> str:
 
 @functools.cache
 def _messages(language: str) -> tuple[str, ...]:
-    """List the translated messages of a language, or for English what they translate."""
+    """List Sphinx's messages in a language that JupyterLab lacks, or what they translate."""
     code = LANGUAGES.get(language, LANGUAGES["french"])
-    name = f"locale/{code}/LC_MESSAGES/sphinx.mo"
-    with (importlib.resources.files("sphinx") / name).open("rb") as file:
-        catalogue = read_mo(file)
+    catalogue = importlib.resources.files("sphinx") / f"locale/{code}/LC_MESSAGES/sphinx.mo"
+    packed = {_plain(text) for split in SPLITS for text in _pack_messages(language, split)}
+    texts = _sentences(catalogue, originals=language == "english")
+    return tuple(mixed(text for text in texts if _plain(text) not in packed))
+
+
+@functools.cache
+def _pack_messages(language: str, split: str) -> tuple[str, ...]:
+    """List JupyterLab's messages of a split; none without a language pack."""
+    if language not in (*PACKS, "english"):
+        return ()
+    code = PACKS.get(language, PACKS["french"])
+    package = importlib.resources.files(f"jupyterlab_language_pack_{code}")
+    texts: list[str] = []
+    for file in (package / "locale" / code / "LC_MESSAGES").iterdir():
+        if file.name.endswith(".mo"):
+            texts += _sentences(file, originals=language == "english")
+    return tuple(mixed(text for text in texts if split_of(_plain(text)) == split))
+
+
+def _sentences(catalogue: Traversable, *, originals: bool) -> list[str]:
+    """Read the translations of a catalogue that are sentences, or what they translate.
+
+    Args:
+        catalogue: A file of gettext.
+        originals: Take the originals, and of those alone that are translated.
+    """
+    with catalogue.open("rb") as file:
+        entries = [(_first(m.id), _first(m.string)) for m in read_mo(file)]
     texts = []
-    for message in catalogue:
-        original, translation = _first(message.id), _first(message.string)
-        if original and translation != original:
-            text = original if language == "english" else translation
+    for original, translation in entries:
+        if original and translation not in ("", original):
+            text = original if originals else translation
             texts.append(PLACEHOLDER.sub("X", text).replace("%%", "%").strip())
-    return tuple(mixed(text for text in texts if len(text.split()) >= MIN_WORDS))
+    return [text for text in texts if len(text.split()) >= MIN_WORDS]
 
 
 def _first(forms: str | Sequence[str] | None) -> str:
