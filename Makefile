@@ -26,6 +26,11 @@ ifneq ($(call given,UNLEARNING_CACHE),)
 override export UNLEARNING_CACHE := $(value UNLEARNING_CACHE)
 endif
 
+# Threads that wait sleep soon, and leave the core to others: helpers/book/environment.py says why.
+ifeq ($(origin OMP_WAIT_POLICY)$(origin GOMP_SPINCOUNT),undefinedundefined)
+export GOMP_SPINCOUNT := 1000
+endif
+
 STRANGE := $(filter-out $(KNOWN) MAKE%,$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
 ifneq ($(STRANGE),)
 $(error There is no variable $(STRANGE): known are $(KNOWN); any other parameter goes into SET="name=value ...")

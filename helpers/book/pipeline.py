@@ -24,6 +24,7 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
+from helpers.book.environment import environment
 from helpers.book.progress import (
     echo,
     format_duration,
@@ -34,7 +35,6 @@ from helpers.book.records import BOOK, INDEX
 from helpers.book.run_lock import pipeline_lock, wait_for_steps
 from helpers.book.run_settings import (
     check_model_apart,
-    environment,
     is_new,
     resolve,
     write_settings,

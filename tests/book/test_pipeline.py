@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from helpers.book import records, run_lock
+from helpers.book.environment import SPIN_COUNT, THREADS, environment
 from helpers.book.pipeline import _options, main, temporary_files
 from helpers.book.progress import echo, remember_duration, step_durations
 from helpers.book.records import (
@@ -35,7 +36,6 @@ from helpers.book.run_lock import pipeline_lock, step_lock
 from helpers.book.run_settings import (
     changed_settings,
     check_model_apart,
-    environment,
     read_settings,
     resolve,
     write_settings,
@@ -290,6 +290,19 @@ def test_a_failing_cell_gives_its_cause_and_the_logs_place(project):
     assert "so far so good" in log.read_text() and "so far so good" in half_run.read_text()
     assert not (project.run() / "notebooks" / f"{FIRST}.ipynb").exists()
     assert project.executions(FIRST) == 1  # not tried again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "expected"), [({}, "2"), ({"OMP_NUM_THREADS": "3"}, "3")])
+def test_notebooks_share_the_cores_unless_the_user_has_set_threads(
+    project, monkeypatch, given, expected
+):
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
+    project.given = given
+    project.notebook(FIRST, f"import os\nprint([os.environ[name] for name in {THREADS}])")
+    project("--only", FIRST, "--cores", "4", "--jobs", "2")
+    assert str([expected] * len(THREADS)) in executed(project, "default").read_text()
 
 
 @pytest.mark.slow
@@ -752,6 +765,19 @@ def test_a_relative_cache_counts_from_the_callers_folder(tmp_path, monkeypatch):
     assert environment()["UNLEARNING_CACHE"] == str(tmp_path / "mycache")
 
 
+def test_threads_wait_as_the_user_has_set_or_else_sleep_soon(monkeypatch):
+    policies = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for given in ({}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
+        for name in policies:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        told = {name: environment()[name] for name in policies if name in environment()}
+        assert told == (given or {"GOMP_SPINCOUNT": SPIN_COUNT})
+        shown = make("-f", "Makefile", "-f", "-", "show", text=SHOWN).stdout  # what tests get
+        assert dict(line.split("=") for line in shown.split()) == told
+
+
 def test_temporary_files_of_a_killed_run_go_with_the_next(tmp_path):
     with temporary_files(tmp_path) as place:
         (Path(place) / "kernel.json").touch()
@@ -790,11 +816,14 @@ def test_a_changed_local_model_is_another_model(tmp_path):
     assert model_fingerprint("smollm2-135m") and not model_fingerprint("gpt2")
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess:
+SHOWN = "show:\n\t@env | grep -E '^(GOMP_SPINCOUNT|OMP_WAIT_POLICY)='\n"  # a rule of make
+
+
+def make(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
     # Without what a make that runs these tests hands down.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
-        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        ["make", *arguments], cwd=ROOT, env=environment, input=text, capture_output=True, text=True
     )
 
 
