@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --log $(VENV)/pip.log
+# Errors only. No '--log': with it pip shows warnings and progress bars in spite of '-qq'.
+INSTALL := $(PY) -m pip install -qq --progress-bar off --disable-pip-version-check
 REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproject.toml
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
