@@ -109,7 +109,7 @@ def run(
         for step in todo:
             (folder / "logs" / f"{step}.failed").unlink(missing_ok=True)
         estimate = ""
-        if all(step in expected for step in todo):
+        if jobs == 1 and all(step in expected for step in todo):
             estimate = f", about {format_duration(sum(expected[s] for s in todo))} in all"
         count = f"{len(todo)} step{'s' if len(todo) > 1 else ''}"
         echo(f"{visible(folder)}: {count} to do{estimate}.")

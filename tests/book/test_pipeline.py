@@ -23,7 +23,7 @@ import yaml
 from helpers.book import records, run_lock
 from helpers.book.environment import SPIN_COUNT, THREADS, environment
 from helpers.book.pipeline import _options, main, temporary_files
-from helpers.book.progress import echo, remember_duration, step_durations
+from helpers.book.progress import Progress, echo, remember_duration, step_durations
 from helpers.book.records import (
     done_mark,
     input_hashes,
@@ -740,6 +740,26 @@ def test_no_file_of_a_run_takes_the_place_of_a_closed_terminal(closed):
     )
     command = f'"{sys.executable}" -c "{code}" {closed}'
     assert subprocess.run(command, shell=True, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "parallel", "shown"),
+    [
+        (30, False, "cell 1 of 5 · 0:30 · about 1:10 left · 2:50 for everything"),
+        (99.8, False, "cell 1 of 5 · 1:40 · about 0:01 left · 1:40 for everything"),
+        (100, False, "cell 1 of 5 · 1:40"),
+        (500, False, "cell 1 of 5 · 8:20"),
+        (30, True, "cell 1 of 5 · 0:30 · about 1:10 left"),
+    ],
+)
+def test_a_step_that_takes_longer_than_it_did_shows_no_remaining_time(
+    monkeypatch, seconds, parallel, shown
+):
+    plan = {"steps": ["a", "b"], "expected": {"a": 100, "b": 100}, "parallel": parallel}
+    monkeypatch.setenv("UNLEARNING_PLAN", json.dumps(plan))
+    progress = Progress("a", total=5)
+    monkeypatch.setattr(Progress, "seconds", seconds)
+    assert progress.line() == shown
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"default": 3}', b'{"default": {"a": "x"}}'])
