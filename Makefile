@@ -52,6 +52,9 @@ VERIFIED = $(if $(call given,ORIGINAL),$(if $(call given,MODEL),,$(error Give MO
 	$(if $(call given,ORIGINAL),$(call parameter,ORIGINAL,model) $(call parameter,MODEL,checkpoint)) \
 	$(call parameter,PATCH,patch) $(call parameter,RETRAINED,retrained)
 
+# A worker a core takes one file after another in their order, the slowest of which come first.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+
 # Options with the shell's own quotes in them, as in ARGS="-m 'not slow'".
 arguments = $(if $(call given,ARGS),$(value ARGS))
 
@@ -96,7 +99,7 @@ leaderboard: $(STAMP)  ## every method on your fact and held-out ones, as a page
 	@$(PY) -m helpers.book.pipeline notebooks $(RUN) --only 10_leaderboard
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included
-	$(PY) -m pytest $(arguments)
+	$(PY) -m pytest $(PARALLEL) $(arguments)
 
 check: test  ## exactly what CI does
 
