@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --log $(VENV)/pip.log
+# Errors only. No '--log': with it pip shows warnings and progress bars in spite of '-qq'.
+INSTALL := $(PY) -m pip install -qq --progress-bar off --disable-pip-version-check
 REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproject.toml
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
@@ -24,6 +25,11 @@ each = $(if $(given),$(foreach w,$(value $(1)),$(2) $(call shell_quoted,$w)))
 unexport $(filter-out UNLEARNING_CACHE,$(KNOWN))
 ifneq ($(call given,UNLEARNING_CACHE),)
 override export UNLEARNING_CACHE := $(value UNLEARNING_CACHE)
+endif
+
+# Threads that wait sleep soon, and leave the core to others: helpers/book/environment.py says why.
+ifeq ($(origin OMP_WAIT_POLICY)$(origin GOMP_SPINCOUNT),undefinedundefined)
+export GOMP_SPINCOUNT := 1000
 endif
 
 STRANGE := $(filter-out $(KNOWN) MAKE%,$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $v)),$v)))
@@ -46,6 +52,9 @@ VERIFIED = $(if $(call given,ORIGINAL),$(if $(call given,MODEL),,$(error Give MO
 	checkpoint that is compared with ORIGINAL))) \
 	$(if $(call given,ORIGINAL),$(call parameter,ORIGINAL,model) $(call parameter,MODEL,checkpoint)) \
 	$(call parameter,PATCH,patch) $(call parameter,RETRAINED,retrained)
+
+# A worker a core takes one file after another in their order, the slowest of which come first.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 # Options with the shell's own quotes in them, as in ARGS="-m 'not slow'".
 arguments = $(if $(call given,ARGS),$(value ARGS))
@@ -93,7 +102,7 @@ leaderboard: $(STAMP)  ## every method on your fact and held-out ones, as a page
 	@$(PY) -m helpers.book.pipeline notebooks $(RUN) --only 10_leaderboard
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included
-	$(PY) -m pytest $(arguments)
+	$(PY) -m pytest $(PARALLEL) $(arguments)
 
 check: test  ## exactly what CI does
 

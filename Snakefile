@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
+from helpers.book.environment import chosen_threads
 from helpers.book.records import BOOK, unmark_outdated
 from helpers.book.run_settings import read_settings
 from helpers.book.sources import notebook_path, upstream_notebooks
@@ -22,6 +23,7 @@ from helpers.book.sources import notebook_path, upstream_notebooks
 JOBS = int(config.get("jobs", 1))  # notebooks at a time; each gets its share of the cores
 SETTINGS = read_settings(Path("."))
 PYTHON = sys.executable
+THREADS = chosen_threads()  # by default what Snakemake sets, the rule's
 STEMS = list(SETTINGS["notebooks"])
 
 if workflow.is_main_process:  # not on the node of a cluster that a step was sent to
@@ -56,4 +58,4 @@ for number, stem in enumerate(STEMS):
         priority: len(STEMS) - number  # in the order of the chapters
         threads: max(1, workflow.cores // JOBS)
         shell:
-            "exec {PYTHON:q} -m helpers.book.steps . {params.stem:q}"
+            "exec env {THREADS} {PYTHON:q} -m helpers.book.steps . {params.stem:q}"

@@ -1,7 +1,9 @@
 """Shared fixtures: tiny random models of every family, and the real default model."""
 
+import os
 import sys
 
+import psutil
 import pytest
 import torch
 from transformers import (
@@ -20,6 +22,26 @@ from helpers.facts.relations import Template
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma", "qwen2")
 WORDS = ["<unk>", "<pad>", "<s>", "</s>"] + [f"w{i}" for i in range(60)]
+
+
+GIGABYTES = 3  # that a worker may take: some tests load the default model several times
+
+
+def pytest_configure():
+    """Compute with one thread, here and in all processes that tests start, unless it is set.
+
+    More threads gain nothing on small models, and each worker has a core.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        torch.set_num_threads(1)  # torch has read the environment
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Start a worker a core, as far as memory goes: `-n auto`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores, psutil.virtual_memory().total // (GIGABYTES * 2**30)))
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,6 +1,7 @@
 """A run whose notebooks nobody executed, as papermill would leave them, to build books from."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -16,19 +17,16 @@ from helpers.book import build as book
 ROOT = Path(__file__).parents[1]
 
 
-def copy_sources(root: Path, *, library: bool = True) -> Path:
+def copy_sources(root: Path) -> Path:
     """Copy what a book is built from, so that nobody edits it meanwhile.
 
-    Args:
-        root: The copy.
-        library: The whole library, whose pages take most of the time; else one module of it.
+    Of the library, whose pages take most of the time, it copies one module.
     """
-    for name in ("book", "benchmarks", *(["helpers"] if library else [])):
+    for name in ("book", "benchmarks"):
         shutil.copytree(ROOT / name, root / name)
-    if not library:
-        (root / "helpers").mkdir()
-        for name in ("__init__.py", "errors.py"):
-            shutil.copy(ROOT / "helpers" / name, root / "helpers")
+    (root / "helpers").mkdir()
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / "helpers" / name, root / "helpers")
     shutil.copy(ROOT / "_config.yml", root)
     return root
 
@@ -59,6 +57,7 @@ def quoted(stem: str) -> dict[str, float]:
     return {key: GLUED.get(key, 0.5) for key in keys}
 
 
+@functools.cache
 def picture() -> str:
     """A small real figure, as base64 PNG."""
     from matplotlib.figure import Figure

@@ -24,6 +24,7 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
+from helpers.book.environment import environment
 from helpers.book.progress import (
     echo,
     format_duration,
@@ -34,7 +35,6 @@ from helpers.book.records import BOOK, INDEX
 from helpers.book.run_lock import pipeline_lock, wait_for_steps
 from helpers.book.run_settings import (
     check_model_apart,
-    environment,
     is_new,
     resolve,
     write_settings,
@@ -109,7 +109,7 @@ def run(
         for step in todo:
             (folder / "logs" / f"{step}.failed").unlink(missing_ok=True)
         estimate = ""
-        if all(step in expected for step in todo):
+        if jobs == 1 and all(step in expected for step in todo):
             estimate = f", about {format_duration(sum(expected[s] for s in todo))} in all"
         count = f"{len(todo)} step{'s' if len(todo) > 1 else ''}"
         echo(f"{visible(folder)}: {count} to do{estimate}.")

@@ -68,7 +68,8 @@ class Progress:
         self.failed = False
         self._stop = threading.Event()
         terminal = sys.stdout is not None and sys.stdout.isatty()
-        self._rewrites = terminal and not plan.get("parallel")
+        self._parallel = bool(plan.get("parallel"))
+        self._rewrites = terminal and not self._parallel
         self._every = 1.0 if self._rewrites else 20.0
         self._thread = threading.Thread(target=self._tick, daemon=True)
 
@@ -91,13 +92,18 @@ class Progress:
         return time.monotonic() - self._started
 
     def line(self) -> str:
-        """Describe the step's progress, and the time that it and all later steps should take."""
+        """Describe the step's progress, and the time that it and all later steps should take.
+
+        No time is given once the step takes longer than it did before, nor for everything where
+        steps run side by side.
+        """
         parts = [f"cell {min(self.done + 1, self._total)} of {self._total}"] if self._total else []
         parts.append(format_duration(self.seconds))
-        if self._step in self._expected:
-            remaining = max(0.0, self._expected[self._step] - self.seconds)
-            parts.append(f"about {format_duration(remaining)} left")
-            if self._later and all(step in self._expected for step in self._later):
+        remaining = self._expected.get(self._step, 0.0) - self.seconds
+        if remaining > 0:
+            parts.append(f"about {format_duration(max(1.0, remaining))} left")
+            known = all(step in self._expected for step in self._later)
+            if self._later and known and not self._parallel:
                 total = remaining + sum(self._expected[step] for step in self._later)
                 parts.append(f"{format_duration(total)} for everything")
         return " · ".join(parts)

@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from helpers.book.environment import environment
 from helpers.book.profiles import MODELS, Profile, load_profile, with_absolute_paths
 from helpers.book.settings import ROOT, Common, slug
 from helpers.errors import UserError
-from helpers.io.files import CACHE_VARIABLE, atomic_path, cache_dir
+from helpers.io.files import atomic_path
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.io.yaml_files import read_yaml
@@ -27,9 +28,6 @@ SETTINGS = "settings.yaml"  # in the run folder
 RESERVED = {"run": "--name", "profile": "--profile"}  # parameters that have their own option
 FACT = ("subject", "target", "relation")  # parameters that a pair file gives too
 MAX_NAME = 120  # characters; file systems allow 255 bytes
-# The C library of GNU/Linux returns large freed blocks to the system at once. Getting them back
-# takes a sixth of a training step of a small model, so a process keeps up to 1 GiB.
-MALLOC = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1073741824"
 
 
 def resolve(options: argparse.Namespace) -> dict[str, Any]:
@@ -248,32 +246,6 @@ def check_model(values: dict[str, Any]) -> None:
         facts_request(values["request_file"], pair).known(model)
     if values.get("capability"):
         text_request(model, "", values["capability"])
-
-
-def environment() -> dict[str, str]:
-    """Return the environment variables of every process of a run.
-
-    Processes import this clone's `helpers`, send no telemetry, write UTF-8, and keep freed memory
-    for their next step.
-    """
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    if os.environ.get(CACHE_VARIABLE):
-        cache_dir()  # makes it absolute
-    dropped = {"MPLBACKEND"}  # notebooks draw inline
-    terminal = {"PYTHONIOENCODING": getattr(sys.stdout, "encoding", None) or "utf-8"}
-    return (
-        {"GLIBC_TUNABLES": MALLOC}
-        | terminal
-        | {k: v for k, v in os.environ.items() if k not in dropped}
-        | {
-            "PYTHONPATH": path,
-            "PYTHONHASHSEED": "0",
-            "PYTHONUTF8": "1",  # files are UTF-8 in any locale
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "JUPYTER_PREFER_ENV_PATH": "1",
-        }
-    )
 
 
 if __name__ == "__main__":

@@ -20,9 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from helpers.book.progress import Progress, echo, remember_duration
 from helpers.book.records import BOOK, input_hashes, mark_book, record, why_outdated
@@ -34,6 +32,9 @@ from helpers.errors import UserError
 from helpers.io.files import atomic_path
 from helpers.io.manifest import ARTIFACTS_VARIABLE, step_folder
 from helpers.io.safe_text import visible
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 KERNEL = "python3"  # the kernel of this environment
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -68,6 +69,9 @@ def execute(folder: Path, stem: str, parameters: dict[str, Any], hashes: dict[st
 
 def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path) -> dict[str, Any]:
     """Run a notebook through papermill, write it to `executed` and return its times."""
+    # jsonschema reads a grammar of the format `iri`, which no notebook has. That takes longer than
+    # all else that papermill imports, and jsonschema does without.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     # Imported on use: papermill takes a second, which only a run needs.
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
@@ -130,7 +134,7 @@ def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path
     return times
 
 
-def _remove_times(notebook: NotebookNode) -> dict[str, Any]:
+def _remove_times(notebook: "NotebookNode") -> dict[str, Any]:
     """Remove times and random identifiers from a notebook, so that equal runs make equal files.
 
     Returns:

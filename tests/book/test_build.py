@@ -25,7 +25,10 @@ def run(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The HTML folder of a fake run's book, from a copy of the sources that nobody edits."""
+    """The HTML folder of a fake run's book, from a copy of the sources that nobody edits.
+
+    Pages of the whole library are in the book of `test_notebooks.py`.
+    """
     root = copy_sources(tmp_path_factory.mktemp("root"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "ROOT", root)
@@ -244,7 +247,7 @@ def test_unchanged_book_is_not_built_again(built):
 
 @pytest.mark.slow
 def test_a_warning_fails_the_build_and_keeps_the_last_book(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(book, "ROOT", copy_sources(tmp_path / "root", library=False))
+    monkeypatch.setattr(book, "ROOT", copy_sources(tmp_path / "root"))
     index = book.build(run)
     path = run / "notebooks" / f"{list(TITLES)[-1]}.ipynb"
     original = path.read_text()

@@ -21,8 +21,9 @@ import pytest
 import yaml
 
 from helpers.book import records, run_lock
+from helpers.book.environment import SPIN_COUNT, THREADS, environment
 from helpers.book.pipeline import _options, main, temporary_files
-from helpers.book.progress import echo, remember_duration, step_durations
+from helpers.book.progress import Progress, echo, remember_duration, step_durations
 from helpers.book.records import (
     done_mark,
     input_hashes,
@@ -35,7 +36,6 @@ from helpers.book.run_lock import pipeline_lock, step_lock
 from helpers.book.run_settings import (
     changed_settings,
     check_model_apart,
-    environment,
     read_settings,
     resolve,
     write_settings,
@@ -290,6 +290,19 @@ def test_a_failing_cell_gives_its_cause_and_the_logs_place(project):
     assert "so far so good" in log.read_text() and "so far so good" in half_run.read_text()
     assert not (project.run() / "notebooks" / f"{FIRST}.ipynb").exists()
     assert project.executions(FIRST) == 1  # not tried again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "expected"), [({}, "2"), ({"OMP_NUM_THREADS": "3"}, "3")])
+def test_notebooks_share_the_cores_unless_the_user_has_set_threads(
+    project, monkeypatch, given, expected
+):
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
+    project.given = given
+    project.notebook(FIRST, f"import os\nprint([os.environ[name] for name in {THREADS}])")
+    project("--only", FIRST, "--cores", "4", "--jobs", "2")
+    assert str([expected] * len(THREADS)) in executed(project, "default").read_text()
 
 
 @pytest.mark.slow
@@ -729,6 +742,26 @@ def test_no_file_of_a_run_takes_the_place_of_a_closed_terminal(closed):
     assert subprocess.run(command, shell=True, cwd=ROOT).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("seconds", "parallel", "shown"),
+    [
+        (30, False, "cell 1 of 5 · 0:30 · about 1:10 left · 2:50 for everything"),
+        (99.8, False, "cell 1 of 5 · 1:40 · about 0:01 left · 1:40 for everything"),
+        (100, False, "cell 1 of 5 · 1:40"),
+        (500, False, "cell 1 of 5 · 8:20"),
+        (30, True, "cell 1 of 5 · 0:30 · about 1:10 left"),
+    ],
+)
+def test_a_step_that_takes_longer_than_it_did_shows_no_remaining_time(
+    monkeypatch, seconds, parallel, shown
+):
+    plan = {"steps": ["a", "b"], "expected": {"a": 100, "b": 100}, "parallel": parallel}
+    monkeypatch.setenv("UNLEARNING_PLAN", json.dumps(plan))
+    progress = Progress("a", total=5)
+    monkeypatch.setattr(Progress, "seconds", seconds)
+    assert progress.line() == shown
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"default": 3}', b'{"default": {"a": "x"}}'])
 def test_durations_that_are_damaged_are_forgotten(tmp_path, monkeypatch, content):
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
@@ -750,6 +783,19 @@ def test_a_relative_cache_counts_from_the_callers_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNLEARNING_CACHE", "mycache")
     assert environment()["UNLEARNING_CACHE"] == str(tmp_path / "mycache")
+
+
+def test_threads_wait_as_the_user_has_set_or_else_sleep_soon(monkeypatch):
+    policies = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for given in ({}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
+        for name in policies:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        told = {name: environment()[name] for name in policies if name in environment()}
+        assert told == (given or {"GOMP_SPINCOUNT": SPIN_COUNT})
+        shown = make("-f", "Makefile", "-f", "-", "show", text=SHOWN).stdout  # what tests get
+        assert dict(line.split("=") for line in shown.split()) == told
 
 
 def test_temporary_files_of_a_killed_run_go_with_the_next(tmp_path):
@@ -790,11 +836,14 @@ def test_a_changed_local_model_is_another_model(tmp_path):
     assert model_fingerprint("smollm2-135m") and not model_fingerprint("gpt2")
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess:
+SHOWN = "show:\n\t@env | grep -E '^(GOMP_SPINCOUNT|OMP_WAIT_POLICY)='\n"  # a rule of make
+
+
+def make(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
     # Without what a make that runs these tests hands down.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
-        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        ["make", *arguments], cwd=ROOT, env=environment, input=text, capture_output=True, text=True
     )
 
 

@@ -93,7 +93,7 @@ def hostile_run(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """The book of a hostile run, built from a copy of the sources."""
-    root = copy_sources(tmp_path_factory.mktemp("root"), library=False)
+    root = copy_sources(tmp_path_factory.mktemp("root"))
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "ROOT", root)

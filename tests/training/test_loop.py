@@ -14,7 +14,7 @@ from conftest import FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from helpers.book.run_settings import MALLOC
+from helpers.book.environment import MALLOC
 from helpers.errors import UserError
 from helpers.models import architecture_of, model_hash
 from helpers.training.loop import choose_parameters, train, trainable
