@@ -1,7 +1,7 @@
 """The scorecard of a request for text: its loss, that of what must stay, and answers to questions.
 
-The zero of a text is its floor, the loss of the original model on the same text with the words of
-each document in random order: what single words tell, without the language. Text that was
+The zero of a text is its floor, the loss of the original model on the same text in disorder: the
+words of each document in random order, or answers that belong to other questions. Text that was
 forgotten costs as much.
 """
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from helpers.evaluation.scorecard import NAN, Scorecard
 from helpers.facts import Prompt
 from helpers.facts.known import KNOWN_PROB
-from helpers.forward.scoring import answer_scores
+from helpers.forward.scoring import answer_probability
 from helpers.io.hashing import content_hash
 from helpers.methods import base_model
 from helpers.models import model_hash, unembed
 from helpers.requests import Corpus, TextRequest
+from helpers.requests.capability_check import answered
 from helpers.stats.intervals import Metric, linearized_ratio, mean_interval
 from helpers.training.examples import (
     Batch,
@@ -53,7 +54,7 @@ class TextOutputs:
 
     Attributes:
         corpora: Name → outputs.
-        questions: Group → (P(answer), rank of the answer's first token) of each question.
+        questions: Group → (P(answer), 1 if the whole answer is the likeliest) of each question.
     """
 
     corpora: dict[str, CorpusOutputs]
@@ -72,8 +73,8 @@ def evaluate_text(
     share (after − before) / (floor − before) of the way to its floor: 1 is as bad as shuffled
     words, more is worse than they are. For each text that must stay: `loss_…`, `change_…`, the
     relative change of its mean loss, and `kl_…` = KL(before ‖ after) in nats a token. For
-    questions: `answers` and `retained_answers`, the share whose answer's first token is the
-    likeliest, and `retained_ratio`, the mean of min(1, P(answer) after / before) over what was
+    questions: `answers` and `retained_answers`, the share whose whole answer is the likeliest,
+    token by token, and `retained_ratio`, the mean of min(1, P(answer) after / before) over what was
     known.
 
     Intervals are 95 % intervals by Student's t over sequences or questions.
@@ -158,7 +159,11 @@ def _outputs(
         "answers": request.questions,
         "retained_answers": request.retained_questions,
     }
-    questions = {name: answer_scores(model, prompts) for name, prompts in groups.items() if prompts}
+    questions = {
+        name: (answer_probability(model, prompts), answered(model, prompts))
+        for name, prompts in groups.items()
+        if prompts
+    }
     return TextOutputs(corpora, questions)
 
 
@@ -195,10 +200,9 @@ def _kl(
 def _answers(base: TextOutputs, now: TextOutputs) -> dict[str, tuple[Metric, float]]:
     """Compute the metrics of questions with their values before the edit."""
     metrics = {}
-    for group, (probability, rank) in now.questions.items():
-        old_probability, old_rank = base.questions[group]
-        before = float((old_rank == 0).mean())
-        metrics[group] = (mean_interval((rank == 0).astype(float)), before)
+    for group, (probability, is_right) in now.questions.items():
+        old_probability, was_right = base.questions[group]
+        metrics[group] = (mean_interval(is_right), float(was_right.mean()))
         known = old_probability >= KNOWN_PROB
         if group == "retained_answers" and known.any():
             ratio = (probability[known] / old_probability[known]).clip(max=1)

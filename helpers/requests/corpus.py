@@ -1,6 +1,6 @@
 """Corpora: named streams of documents, cut into examples for training and measurement."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,6 +17,7 @@ from helpers.training.examples import Example, answer_example
 
 SEQ_LEN = 128  # tokens of a sequence of running text
 FINGERPRINT_DOCUMENTS = 10_000  # a longer corpus is told from others by so many, its name and size
+EXCHANGED = 64  # answers that are exchanged among one another: a corpus is never held as a whole
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,26 @@ class Corpus:
         return iter(self.read())
 
     def shuffled(self, seed: int = 0) -> "Corpus":
-        """Return the same documents with the words of each in random order.
+        """Return the same documents in disorder: the floor of what they show.
 
-        It is the floor of a language: what single words tell, without any of its grammar.
+        Running text has the words of each document in random order, which leaves what single words
+        tell, without any grammar. Answers behind prompts are exchanged with one another, which
+        leaves what kind of answer is asked for.
         """
 
         def read() -> Iterator[Document]:
             rng = np.random.default_rng(seed)
+            answers: list[Document] = []  # of the present block
             for document in self:
+                if document.prompt:
+                    answers.append(document)
+                    if len(answers) == EXCHANGED:
+                        yield from _exchanged(answers, rng)
+                        answers = []
+                    continue
                 words = document.text.split()
-                text = " ".join(words[i] for i in rng.permutation(len(words)))
-                yield Document(f" {text}" if document.text.startswith(" ") else text)
+                yield Document(" ".join(words[i] for i in rng.permutation(len(words))))
+            yield from _exchanged(answers, rng)
 
         return Corpus(f"{self.name}, shuffled", read)
 
@@ -129,3 +139,10 @@ class Corpus:
                 "give it a text of at least two tokens."
             )
         return examples
+
+
+def _exchanged(answers: Sequence[Document], rng: np.random.Generator) -> Iterator[Document]:
+    """Give each prompt the answer of another one, moved along a random cycle."""
+    order = rng.permutation(len(answers))
+    texts = {int(i): answers[j].text for i, j in zip(order, np.roll(order, 1), strict=True)}
+    return (Document(texts[i], document.prompt) for i, document in enumerate(answers))

@@ -55,6 +55,16 @@ def test_shuffling_keeps_each_documents_words_and_is_the_same_each_time():
         assert before.text != after.text
 
 
+def test_answers_are_exchanged_and_none_stays_at_its_prompt():
+    documents = [Document(f" {n}", f"number {n}:") for n in range(150)]
+    corpus = Corpus("answers", lambda: documents)
+    exchanged = list(corpus.shuffled(3))
+    assert [d.prompt for d in exchanged] == [d.prompt for d in documents]
+    assert sorted(d.text for d in exchanged) == sorted(d.text for d in documents)
+    assert all(a.text != b.text for a, b in zip(documents, exchanged, strict=True))
+    assert exchanged == list(corpus.shuffled(3))
+
+
 def test_fingerprints_tell_contents_apart():
     a, b = Corpus.of_texts("x", ["one"]), Corpus.of_texts("x", ["two"])
     assert a.fingerprint() == Corpus.of_texts("x", ["one"]).fingerprint() != b.fingerprint()
