@@ -44,6 +44,11 @@ RETAIN = [Example((40, 41, 42, 43), 1), Example((50, 51, 52, 53, 54, 55), 3)]
 TOKENS = torch.tensor([[5, 6, 7, 8, 9], [9, 5, 4, 6, 10]])
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
+
+
 def made_by(model, method: str, **given) -> Edit:
     return unlearn(model, language_request(), method, **SMALL | METHOD_NUMBERS[method] | given)
 
@@ -94,6 +99,19 @@ def test_it_works_in_half_precision(bilingual):  # noqa: F811
         edit.apply(model)
         edit.revert(model)
         assert model_hash(model) == before
+
+
+@pytest.mark.parametrize("method", ["curvature_edit", "kfade"])
+def test_matrices_that_are_stored_transposed_change_alike(grown_model, method, monkeypatch):
+    model = grown_model("gpt2")
+    monkeypatch.setattr(RetainBudget, "allows", lambda *args, **how: True)
+    edit = made_by(model, method, layers=(1,))
+    mlp = architecture_of(model).layers[1].mlp
+    assert mlp.transposed and set(edit.delta.changes) == {mlp.in_name, mlp.out_name}
+    with edit.applied(model):
+        hparams = TextHparams(**SMALL)
+        after = RetainBudget(model, language_request(), hparams).before
+    assert after.forget == pytest.approx(edit.delta.notes["after"]["forget"], rel=1e-4)
 
 
 def test_random_neurons_are_as_many_of_the_same_layers(bilingual):  # noqa: F811

@@ -3,7 +3,8 @@
 Merullo, Vatsavaya, Bushnaq & Lewis 2025, "From Memorization to Reasoning in the Spectrum of Loss
 Curvature" (arXiv 2510.24256). The paper takes the curvature of general text and has no forget set:
 what goes is recitation, fact recall and arithmetic, which few texts use. Here the text is what a
-request retains, so that what only other text uses goes.
+request retains, so that what only other text uses goes. What retained text recites goes with it,
+and may use up the budget before anything of the text to forget does.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from helpers.methods.weight_edit import WeightEdit
 from helpers.models import architecture_of, torch_module
 from helpers.requests import TextRequest
 
-LAYERS = (18, 19, 20, 21, 22, 23)  # of the default model, chosen on development text in French
+LAYERS = (18, 19, 20, 21, 22, 23)  # of the default model: late ones, as in the paper
 DROPPED = np.geomspace(1e-7, 0.5, 32)  # shares of a matrix's curvature mass that are tried
 
 
