@@ -29,7 +29,10 @@ def facts_under_methods(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axis.scatter(_drawn(table["after"]), y + offset, marker=marker, s=22, c=colour, label=name)
     level = _drawn(first["associated"])
     axis.scatter(level, y, marker="|", s=160, c="black", lw=1.2, label="associated controls")
-    axis.set_yticks(y, [wrapped(f"{r.subject} → {r.target}", 34) for r in first.itertuples()])
+    # Of one subject the relation tells facts apart, of one relation the subject.
+    about = first["relation"] if first["subject"].nunique() == 1 else first["subject"]
+    labels = [f"{x} → {target}" for x, target in zip(about, first["target"], strict=True)]
+    axis.set_yticks(y, [wrapped(label, 34) for label in labels])
     axis.set(xlabel="P(target) on held-out prompts", ylim=(len(first) - 0.4, -0.6))
     log_scale(axis, "x")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
