@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from helpers.plots.base import CYCLE, GREY, MARKERS, ORANGE, WIDTH, log_scale, wrapped
 
@@ -68,10 +69,11 @@ def forgetting_against_change(table: pd.DataFrame, *, allowed: float) -> Figure:
     axis.axvline(allowed, color=ORANGE, ls="--", lw=1)
     axis.axhline(1, color="black", ls=":", lw=1)
     axis.set(
-        xlabel="largest change of a loss that must stay (share)",
-        ylabel="share forgotten (1: shuffled words)",
+        xlabel="largest change of a loss that must stay",
+        ylabel="forgotten (100 %: the floor)",
     )
-    axis.set_xscale("symlog", linthresh=allowed)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -83,7 +85,7 @@ def skill_matrix(table: pd.DataFrame) -> Figure:
         table: Rows and columns named; NaN where it was not measured.
     """
     values = table.to_numpy(float)
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.5 + 0.45 * len(table)))
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.3 + 0.4 * len(table)))
     image = axis.imshow(values, cmap="RdBu_r", vmin=-MAX_CHANGE, vmax=MAX_CHANGE, aspect="auto")
     axis.set_xticks(range(table.shape[1]), [wrapped(c, 12) for c in table.columns], rotation=45)
     axis.set_yticks(range(len(table)), table.index)
@@ -91,9 +93,8 @@ def skill_matrix(table: pd.DataFrame) -> Figure:
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             colour = "white" if abs(value) > 0.6 * MAX_CHANGE else "black"
-            axis.text(
-                column, row, f"{value:+.0%}", ha="center", va="center", color=colour, fontsize=7
-            )
+            shown = f"{value:+.0%}" if abs(value) >= 0.005 else "0"
+            axis.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
     axis.set(xlabel="text", ylabel="removed")
     figure.colorbar(image, ax=axis, label="relative change of loss", shrink=0.9)
     return figure
@@ -118,6 +119,7 @@ def relearning_curves(table: pd.DataFrame) -> Figure:
             x, y = [0, *rows["steps"]], [0.0, *rows["gain"]]
             axis.plot(x, y, marker=MARKERS[n], color=CYCLE[n], label=label)
     axis.axhline(0, color="black", lw=0.8)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="steps of fine-tuning", ylabel="fall of the loss (nats a token)")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
