@@ -14,7 +14,13 @@ from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_logprobs, answer_probability
 from helpers.methods import unlearn
 from helpers.methods.training.robust.ilu import N_TEXTS, ilu, invariance_penalty
-from helpers.methods.training.robust.lat import attack, mean_length, perturbed, prompt_tokens
+from helpers.methods.training.robust.lat import (
+    attack,
+    lat,
+    mean_length,
+    perturbed,
+    prompt_tokens,
+)
 from helpers.methods.training.robust.layered import layered
 from helpers.methods.training.robust.sam import sam
 from helpers.methods.training.robust.wrappers import WRAPPERS
@@ -91,9 +97,15 @@ def test_a_wrapper_of_no_strength_is_none(knowing, nothing):
 def test_the_attack_of_lat_stays_in_its_ball_and_brings_the_answer_back(knowing):
     model = knowing()
     how = QUICK | {"layers": (0,)}
-    task, _ = task_of(model, "npo", how)
+    task, loss = task_of(model, "npo", how)
     batch, block = whole_batch(task), torch_module(architecture_of(model).layers[1].block)
     with unlearn(model, FRANCE, "npo", **how).applied(model):
+        lengths_before = []
+        for e in task.data.forget:
+            with torch.no_grad():
+                states = model._module(torch.tensor([e.ids]), output_hidden_states=True)
+            lengths_before.append(states.hidden_states[1][0, 1 : e.labels_start].norm(dim=-1))
+        assert mean_length(task, block) == pytest.approx(torch.cat(lengths_before).mean().item())
         radius = 0.5 * mean_length(task, block)
         losses, lengths = [], {}
         for steps in (1, 4, 16):
@@ -102,7 +114,9 @@ def test_the_attack_of_lat_stays_in_its_ball_and_brings_the_answer_back(knowing)
             with torch.no_grad(), perturbed(block, delta):
                 losses.append(task.forget_loss(batch).item())
         with torch.no_grad():
-            without = task.forget_loss(batch).item()
+            without, npo_loss = task.forget_loss(batch).item(), loss.forget_loss(batch).item()
+        # What unlearning wants is further away under the attack.
+        assert lat(task, loss).forget_loss(batch).item() > npo_loss + 0.1
     assert losses[2] <= losses[1] < without - 0.5 and losses[0] < without
     asked = torch.zeros(batch.forget.ids.shape, dtype=torch.bool)
     for row, example in enumerate(task.data.forget):

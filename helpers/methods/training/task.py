@@ -55,7 +55,8 @@ class TrainingConfig(Hyperparameters):
         text_tokens: Tokens of a sequence of such text.
         robust: A wrapper of `helpers.methods.training.robust` that makes the forgetting harder to
             undo: `sam`, `lat`, `ilu` or `layered`; empty for none.
-        sam_rho: ρ, the length of `sam`'s step in the trained parameters.
+        sam_rho: ρ, the length of `sam`'s step in the trained parameters. The 0.01 of the authors'
+            code changes little here, where a step of training is longer.
         lat_epsilon: ε, the largest length of `lat`'s perturbation of a token's state, in mean
             lengths of a state.
         lat_steps: Steps of gradient descent by which `lat` finds it.
@@ -88,8 +89,8 @@ class TrainingConfig(Hyperparameters):
     n_text_tokens: int = 8192
     text_tokens: int = 64
     robust: str = ""
-    sam_rho: float = 0.01
-    lat_epsilon: float = 0.5
+    sam_rho: float = 0.5
+    lat_epsilon: float = 0.1
     lat_steps: int = 4
     ilu_weight: float = 1.0
     layered_folds: int = 3

@@ -17,7 +17,7 @@ STEP = 2.5  # length of all steps together, in radii: they can cross the ball (M
 
 
 def lat(task: UnlearningTask, loss: UnlearningLoss) -> UnlearningLoss:
-    """Return L_forget(θ, δ) + L_retain(θ), δ an attack on the states of one layer.
+    """Return ½ L_forget(θ, δ) + ½ L_forget(θ) + L_retain(θ), δ an attack on one layer's states.
 
     Latent adversarial training (Sheshadri et al. 2024, "Latent Adversarial Training Improves
     Robustness to Persistent Harmful Behaviors in LLMs"). δ is added to the residual stream that
@@ -25,6 +25,8 @@ def lat(task: UnlearningTask, loss: UnlearningLoss) -> UnlearningLoss:
     L_F, so it makes the answer likely again. Its length is at most ε at each token. The paper's ε
     is an absolute length that depends on model and layer; here it is a multiple of the original
     states' mean length.
+    Trained under δ alone, the default model learns to oppose δ and keeps the fact where there is
+    none, so half of the loss is on the states as they are.
 
     Args:
         task: Gives ε, the number of steps, the model and the examples.
@@ -37,7 +39,8 @@ def lat(task: UnlearningTask, loss: UnlearningLoss) -> UnlearningLoss:
     def forget_loss(batch: ForgetRetainBatch) -> Tensor:
         delta = attack(task, batch, block, radius=radius, steps=config.lat_steps)
         with perturbed(block, delta):
-            return loss.forget_loss(batch)
+            attacked_loss = loss.forget_loss(batch)
+        return (attacked_loss + loss.forget_loss(batch)) / 2
 
     return replace(loss, forget_loss=forget_loss)
 
