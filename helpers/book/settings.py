@@ -225,10 +225,10 @@ class EntitiesAndTopics(Common):
 
     request_file: str = Field("", description="file of facts to forget, instead of the subject's")
     methods: Annotated[str, checks.MethodsOfPairs] = Field(
-        "gated_neuron, gradient_difference, npo, repselect",
+        "gated_neuron, gradient_difference, repselect",
         description="methods, by commas",
     )
-    n_topic_facts: int = Field(8, description="known facts of the topic; 0 leaves it out", ge=0)
+    n_topic_facts: int = Field(6, description="known facts of the topic; 0 leaves it out", ge=0)
     n_neighbours: int = Field(24, description="facts of other subjects that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of ordinary text", ge=128)
 
@@ -239,14 +239,12 @@ class Capabilities(Common):
     capability: str = Field("", description="what is removed; empty: the first the model has")
     request_file: str = Field("", description="file of text to forget, instead of the capability")
     methods: Annotated[str, checks.MethodsOfText] = Field(
-        "selective_pruning, random_pruning, kfade, repselect",
+        "selective_pruning, random_pruning, kfade",
         description="methods, by commas",
     )
-    matrix: str = Field(
-        "python, multiplication", description="further capabilities of the matrix, by commas"
-    )
+    matrix: str = Field("python", description="further capabilities of the matrix, by commas")
     relearning_steps: Annotated[str, checks.Steps] = Field(
-        "5, 15", description="steps of fine-tuning at which losses are measured"
+        "5, 10", description="steps of fine-tuning at which losses are measured"
     )
     n_tokens: int = Field(1024, description="tokens of each text that is measured", ge=128)
 
