@@ -253,6 +253,7 @@ def test_the_fact_is_forgotten_and_the_weights_come_back(knowing, robust, lora_r
     before, prompts = model_hash(model), FRANCE.prompts("heldout")
     known = answer_probability(model, prompts).mean()
     how = QUICK | {"robust": robust, "lora_rank": lora_rank, "steps": 24, "lr": 0.02}
+    how |= {"sam_rho": 0.05}  # the default is for matrices that are hundreds of times as large
     edit = unlearn(model, FRANCE, "npo", **how)
     assert model_hash(model) == before
     assert not torch_module(model)._forward_pre_hooks

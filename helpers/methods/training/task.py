@@ -56,7 +56,8 @@ class TrainingConfig(Hyperparameters):
         robust: A wrapper of `helpers.methods.training.robust` that makes the forgetting harder to
             undo: `sam`, `lat`, `ilu` or `layered`; empty for none.
         sam_rho: ρ, the length of `sam`'s step in the trained parameters. The 0.01 of the authors'
-            code changes little here, where a step of training is longer.
+            code changes little here, where a step of training is longer; a small model, or LoRA's
+            few numbers, may need less.
         lat_epsilon: ε, the largest length of `lat`'s perturbation of a token's state, in mean
             lengths of a state.
         lat_steps: Steps of gradient descent by which `lat` finds it.
