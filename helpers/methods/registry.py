@@ -79,6 +79,7 @@ class Method:
         self,
         model: LanguageModel,
         request: Sequence[ConceptPair] | TextRequest,
+        /,
         *,
         seed: int,
         **given: Any,

@@ -237,7 +237,7 @@ def test_stages_share_the_steps_and_only_the_last_may_end_early(knowing, monkeyp
         ]
     monkeypatch.undo()
     forgotten = lambda model, prompts: np.zeros(len(prompts))  # noqa: E731
-    monkeypatch.setattr("helpers.methods.training.recipe.answer_probability", forgotten)
+    monkeypatch.setattr("helpers.methods.training.early_stop.answer_probability", forgotten)
     how = QUICK | {"early_stop_ratio": 0.5, "layered_folds": 3}
     ends = {
         r: unlearn(model, FRANCE, "npo", robust=r, **how).delta.notes["steps"]
@@ -294,7 +294,7 @@ def test_a_training_that_was_killed_resumes_to_the_same_edit(knowing, monkeypatc
 
         return stop
 
-    monkeypatch.setattr("helpers.methods.training.recipe._early_stop", watched)
+    monkeypatch.setattr("helpers.methods.training.recipe.early_stop", watched)
     before = model_hash(model)
     with pytest.raises(KeyboardInterrupt):
         unlearn(model, FRANCE, "npo", **how)

@@ -27,7 +27,7 @@ from helpers.methods.surgery.curvature_edit import CurvatureBasis
 from helpers.methods.surgery.kfade import Preconditioner
 from helpers.methods.surgery.selective_pruning import rank_by_ratio
 from helpers.models import architecture_of, model_hash
-from helpers.requests import Corpus, Document
+from helpers.requests import Corpus
 from helpers.training.examples import Example, collate, label_logits, token_losses
 
 SMALL = {"n_tokens": 600, "n_budget_tokens": 400, "retain_rise": 0.3}
@@ -371,9 +371,9 @@ def test_the_strongest_within_the_budget_is_found(bilingual):  # noqa: F811
     assert not budget.allows(replace(start, retain=dict.fromkeys(start.retain, float("nan"))))
 
 
-def test_answers_of_one_word_have_a_uniform_guess_as_floor(bilingual):  # noqa: F811
-    answers = Corpus("answers", lambda: [Document(f" w{i + 1}", f"w{i}") for i in range(12)])
-    request = replace(language_request(), dev=answers)
+def test_texts_of_one_word_have_a_uniform_guess_as_floor(bilingual):  # noqa: F811
+    words = Corpus.of_texts("words", [f"w{i}" for i in range(12)])  # they have no order to lose
+    request = replace(language_request(), dev=words)
     budget = RetainBudget(bilingual(), request, TextHparams(**SMALL))
     assert budget.floor == pytest.approx(np.log(64))
 

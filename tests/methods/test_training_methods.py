@@ -490,7 +490,7 @@ def test_training_ends_when_the_fact_is_gone_on_development_prompts(knowing, mon
         looked.extend(p.split for p in prompts)
         return answer_probability(model, prompts)
 
-    monkeypatch.setattr("helpers.methods.training.recipe.answer_probability", recording)
+    monkeypatch.setattr("helpers.methods.training.early_stop.answer_probability", recording)
     edit = unlearn(
         model, FRANCE, "gradient_ascent", **QUICK | {"steps": 60, "early_stop_ratio": 0.5}
     )
@@ -514,7 +514,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_edit(knowing, monkeypatc
 
         return stop
 
-    monkeypatch.setattr("helpers.methods.training.recipe._early_stop", watched)
+    monkeypatch.setattr("helpers.methods.training.recipe.early_stop", watched)
     before = model_hash(model)
     with pytest.raises(KeyboardInterrupt):
         unlearn(model, FRANCE, method, **QUICK)

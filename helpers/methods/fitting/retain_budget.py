@@ -68,7 +68,7 @@ class RetainBudget:
         retain: Examples to retain, of all kinds, about equally many tokens of each.
         before: Losses of the model as it is.
         floor: Its loss on the development text with the words of each document in random order;
-            that of a uniform guess where their order tells nothing, as in answers of one word.
+            that of a uniform guess where their order tells nothing, as in texts of one word.
     """
 
     def __init__(
