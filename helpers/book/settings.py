@@ -245,7 +245,7 @@ class Capabilities(Common):
     matrix: str = Field("python", description="further capabilities of the matrix, by commas")
     relearning_steps: Annotated[str, checks.Steps] = Field(
         "5, 10",
-        description="steps of fine-tuning at which losses are measured",
+        description="steps of fine-tuning, by commas",
         coerce_numbers_to_str=True,  # papermill reads "5" as a number
     )
     n_tokens: int = Field(1024, description="tokens of each text that is measured", ge=128)

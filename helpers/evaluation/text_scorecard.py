@@ -64,9 +64,19 @@ class TextOutputs:
 _LAST_BASE: dict[tuple, tuple[TextOutputs, dict[str, float]]] = {}  # for sweeps over edits
 
 
+class TextScorecard(Scorecard):
+    """The scorecard of a text, with the floors.
+
+    Attributes:
+        floors: Name of a held-out text to forget → its floor, in nats a token.
+    """
+
+    floors: dict[str, float]
+
+
 def evaluate_text(
     model: LanguageModel, request: TextRequest, *, n_tokens: int = 2048, split: str = "heldout"
-) -> Scorecard:
+) -> TextScorecard:
     """Score the model with its edits on a request for text, and without them for comparison.
 
     For each held-out text to forget: `loss_…`, its mean NLL in nats a token, and `forgotten_…`, the
@@ -118,7 +128,9 @@ def evaluate_text(
     for group, values in _answers(base, now).items():
         metrics[group], before[group] = values
     about = {"request": request.name, "kind": request.kind, "split": split}
-    return Scorecard(metrics, before, about, units)
+    scorecard = TextScorecard(metrics, before, about, units)
+    scorecard.floors = floors
+    return scorecard
 
 
 def _base(

@@ -46,6 +46,7 @@ def test_losses_kl_and_shares_are_what_they_say(grown_model, own_pair):
     share = (np.mean(after) - np.mean(before)) / (floor - np.mean(before))
     assert card["forgotten_forget"].value == pytest.approx(share, rel=1e-3)
     assert corpus_floor(model, FORGET, 64) == pytest.approx(floor, rel=1e-4)
+    assert card.floors == {"forget": pytest.approx(floor, rel=1e-4)}
     change = np.mean(kept) / np.mean(kept_before) - 1
     assert card["change_kept"].value == pytest.approx(change, abs=1e-4)
     assert worst_change(card) == card["change_kept"]
