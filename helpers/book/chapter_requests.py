@@ -4,6 +4,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import RELATIONS, ConceptPair, facts
+from helpers.methods import Edit, unlearn
 from helpers.requests import (
     CAPABILITIES,
     FactsRequest,
@@ -61,3 +62,32 @@ def text_request(model: LanguageModel, file: str, name: str) -> TextRequest:
         f"The model has none of the capabilities {', '.join(CAPABILITIES)}: give a file with text "
         "that it should forget (REQUEST=...), or leave the chapter 13_capabilities out (ONLY=...)."
     )
+
+
+def edits_of(
+    model: LanguageModel, request: FactsRequest | TextRequest, methods: str, *, seed: int
+) -> tuple[dict[str, Edit], dict[str, str]]:
+    """Make an edit of a request by each method that can.
+
+    Args:
+        model: The model.
+        request: What to forget.
+        methods: Names by commas.
+        seed: Seed of everything random.
+
+    Returns:
+        Method → edit, and method → why it was refused.
+
+    Raises:
+        UserError: Every method was refused; the sentence is the first one's.
+    """
+    edits: dict[str, Edit] = {}
+    refused: dict[str, str] = {}
+    for method in [name.strip() for name in methods.split(",")]:
+        try:
+            edits[method] = unlearn(model, request, method, seed=seed)
+        except UserError as error:
+            refused[method] = str(error)
+    if not edits:
+        raise UserError(next(iter(refused.values())))
+    return edits, refused

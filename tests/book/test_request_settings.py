@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from helpers.book.chapter_requests import facts_request, text_request
+from helpers.book.chapter_requests import edits_of, facts_request, text_request
 from helpers.book.profiles import request_files, with_absolute_paths
 from helpers.book.records import input_hashes
 from helpers.book.settings import NOTEBOOKS, validated
@@ -72,6 +72,14 @@ def test_a_chapter_takes_the_file_of_its_kind_and_else_its_own_request(tmp_path,
         text_request(model, "", "frensh")
     with pytest.raises(UserError, match="none of the capabilities french"):
         text_request(model, "", "")  # this model knows countries alone
+
+
+def test_a_method_that_fails_does_not_take_the_others_along(knowing):
+    model, request = knowing(), facts_request("", ConceptPair("France", "Paris"))
+    edits, refused = edits_of(model, request, "gradient_ascent, rome", seed=0)
+    assert list(edits) == ["gradient_ascent"] and "one pair at a time" in refused["rome"]
+    with pytest.raises(UserError, match="one pair at a time"):
+        edits_of(model, request, "rome", seed=0)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from helpers.training.examples import Example, in_batches, label_logits, token_l
 
 LAYERS = (8, 9, 10, 11, 12, 13)  # of the default model, chosen on development text in French
 BATCH_SIZE = 4  # sequences of a pass
-SCALES = tuple(2.0 ** (k / 2) for k in range(-12, 9))  # of the step that the curvature predicts
+SCALES = tuple(2.0 ** (k / 2) for k in range(-28, 5))  # of the step that the curvature predicts
 
 
 @dataclass(frozen=True)
