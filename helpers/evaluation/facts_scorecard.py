@@ -24,7 +24,7 @@ class FactsScorecard(Scorecard):
     Attributes:
         facts: One row a fact that the original knows: subject, target, relation, before and after
             (mean P(target) over the prompts of the split), associated (mean probability of its
-            controls after; NaN without any).
+            controls in the original; NaN without any).
     """
 
     facts: pd.DataFrame
@@ -44,9 +44,9 @@ def evaluate_facts(
     Of the facts that the original knows: `named`, the mean P(target) over the facts, each averaged
     over the prompts of the split; `worst_fact`, the largest; `associated`, the mean probability of
     their associated controls in the same prompts, the level of what was never an answer; `above`,
-    the share of facts that are likelier than their own controls' mean. Of what must stay, means of
-    min(1, P(answer) after / before): `neighbours`, known facts of other subjects in the same
-    relations, and `same_subject`, known facts of the subjects that the request does not name. On
+    the share of facts that are likelier than their own controls were before the edit. Of what must
+    stay, means of min(1, P(answer) after / before): `neighbours`, known facts of other subjects in
+    the same relations, and `same_subject`, known facts of the subjects that are not asked for. On
     ordinary text: `perplexity_change_factbook` and `kl_factbook`.
 
     Intervals are 95 % intervals by Student's t over facts or sequences.
@@ -77,7 +77,7 @@ def evaluate_facts(
         metrics["associated"] = mean_interval(controls["after"].to_numpy())
         values["associated"] = float(controls["before"].mean())
         both = named.join(controls, rsuffix="_control", how="inner")
-        metrics["above"] = mean_interval((both["after"] > both["after_control"]).to_numpy(float))
+        metrics["above"] = mean_interval((both["after"] > both["before_control"]).to_numpy(float))
         values["above"] = float((both["before"] > both["before_control"]).mean())
     units = {}
     for group in ("neighbours", "same_subject"):
@@ -94,7 +94,7 @@ def evaluate_facts(
     about = {"request": request.name, "kind": request.kind, "split": split, "seed": seed}
     scorecard = FactsScorecard(metrics, values, about, units)
     scorecard.facts = named.assign(
-        associated=controls["after"].reindex(named.index),
+        associated=controls["before"].reindex(named.index),
         **{
             name: [getattr(request.pairs[k], name) for k in named.index]
             for name in ("subject", "target", "relation")

@@ -6,9 +6,11 @@ import torch
 
 from helpers.errors import UserError
 from helpers.evaluation import evaluate
+from helpers.evaluation.facts_scorecard import N_CONTROLS
 from helpers.evaluation.text_attacks import text_attacks
 from helpers.evaluation.text_scorecard import corpus_floor, evaluate_text, worst_change
 from helpers.facts import ConceptPair, Prompt
+from helpers.facts.associated import associated_controls
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.models import torch_module
@@ -80,6 +82,16 @@ def test_the_scorecard_of_an_entity_averages_its_facts(knowing):
     assert card["worst_fact"].value == pytest.approx(max(p), abs=1e-6)
     assert list(card.facts["after"]) == pytest.approx(p, abs=1e-6)
     assert 0 <= card["neighbours"].value <= 1 and "same_subject" not in card
+    level = [
+        np.mean([answer_probability(model, c.prompts("heldout")).mean() for c in controls])
+        if (controls := associated_controls(pair, n=N_CONTROLS))
+        else np.nan
+        for pair in request.pairs
+    ]  # in the original
+    assert list(card.facts["associated"]) == pytest.approx(level, abs=1e-6, nan_ok=True)
+    compared = [(a, c) for a, c in zip(p, level, strict=True) if np.isfinite(c)]
+    above = np.mean([after > control for after, control in compared])
+    assert card["above"].value == pytest.approx(above)
     several = evaluate(model, list(request.pairs), n_neighbours=4, n_tokens=256)
     assert several["named"].value == pytest.approx(several.before["named"])
 
