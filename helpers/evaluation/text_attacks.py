@@ -6,7 +6,6 @@ steps on unrelated text can teach nothing of it at all (Łucki et al. 2024, "An 
 Perspective on Machine Unlearning for AI Safety").
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,14 +13,12 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.evaluation.attacks.quantisation import quantised
+from helpers.evaluation.attacks.relearning import fine_tuned
 from helpers.evaluation.text_scorecard import corpus_floor, corpus_losses
 from helpers.io.choices import check_choice
 from helpers.methods import Edit
-from helpers.methods.snapshots import preserved_parameters
-from helpers.models import torch_module
 from helpers.requests import TextRequest
-from helpers.training.examples import Batch, Example, collate, in_batches, mean_loss
-from helpers.training.loop import DivergedError, train
+from helpers.training.examples import Batch, Example, collate, in_batches
 
 TEXT_ATTACKS = ("int8", "int4", "relearning_unrelated", "relearning_forgotten")
 BATCH_SIZE, SEQ_LEN = 8, 64  # of fine-tuning
@@ -116,30 +113,12 @@ def _fine_tuned(
 ) -> dict[int, float]:
     """Return the loss after some numbers of steps on other examples; restore the model.
 
-    AdamW trains all parameters. From where the training diverges, losses are NaN.
+    From where the training diverges, losses are NaN.
     """
-    module = torch_module(model)
-    losses = dict.fromkeys(steps, float("nan"))
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([seed, step])
         return collate(learned, rng.integers(len(learned), size=BATCH_SIZE))
 
-    def measure(step: int, loss: float) -> None:
-        if step in losses:
-            losses[step] = _loss(model, measured)
-
-    with (
-        preserved_parameters(module, [n for n, _ in module.named_parameters()]),
-        contextlib.suppress(DivergedError),
-    ):
-        train(
-            module,
-            lambda module, batch: mean_loss(model, batch),
-            batch,
-            steps=max(steps),
-            lr=lr,
-            on_step=measure,
-            seed=seed,
-        )
-    return losses
+    losses = fine_tuned(model, batch, lambda: _loss(model, measured), steps=steps, lr=lr)
+    return {step: losses.get(step, float("nan")) for step in steps}

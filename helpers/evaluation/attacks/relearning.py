@@ -13,6 +13,7 @@ mean over checkpoints.
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -175,12 +176,38 @@ def relearned(
         UserError: There are no steps, or one is not positive.
     """
     require_budgets("steps", steps)
-    module = torch_module(model)
-    scores = {}
+    scores = fine_tuned(
+        model, batch, lambda: answer_probability(model, prompts), steps=steps, lr=lr
+    )
+    return {step: scores.get(step, np.full(len(prompts), np.nan)) for step in steps}
 
-    def score_after(step: int, loss: float) -> None:
+
+def fine_tuned(
+    model: LanguageModel,
+    batch: Callable[[int], Batch],
+    measure: Callable[[], Any],
+    *,
+    steps: Sequence[int],
+    lr: float,
+) -> dict[int, Any]:
+    """Fine-tune all parameters by AdamW, measure at some steps, and restore the model bit by bit.
+
+    Args:
+        model: The model, with its edits.
+        batch: Step (0, 1, ...) → its training batch.
+        measure: Measures the model as it is.
+        steps: Steps after which it is measured.
+        lr: Learning rate.
+
+    Returns:
+        Step → what was measured; without the steps from where the training diverged.
+    """
+    module = torch_module(model)
+    measured = {}
+
+    def measure_after(step: int, loss: float) -> None:
         if step in steps:
-            scores[step] = answer_probability(model, prompts)
+            measured[step] = measure()
 
     with (
         preserved_parameters(module, [n for n, _ in module.named_parameters()]),
@@ -192,9 +219,9 @@ def relearned(
             batch,
             steps=max(steps),
             lr=lr,
-            on_step=score_after,
+            on_step=measure_after,
         )
-    return {step: scores.get(step, np.full(len(prompts), np.nan)) for step in steps}
+    return measured
 
 
 def _batches(
