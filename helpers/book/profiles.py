@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from helpers.book.settings import NOTEBOOKS, ROOT, current_names, validated
 from helpers.errors import UserError
 from helpers.io.choices import suggestion
+from helpers.io.request_spec import split_spec
 from helpers.io.safe_text import visible
 from helpers.io.yaml_files import read_yaml
 
@@ -108,17 +109,12 @@ def with_absolute_paths(values: dict[Any, Any], base: Path) -> dict[Any, Any]:
     """
     absolute = dict(values)
     for name in PATHS.keys() & {k for k, v in values.items() if isinstance(v, str) and v}:
-        reader, text = split_reader(values[name]) if name == "request_file" else ("", values[name])
+        is_request = name == "request_file"
+        reader, text = split_spec(values[name], base) if is_request else ("", values[name])
         parts = text.split(",") if name == "saes" or reader else [text]
         paths = [_absolute_path(name, part.strip(), base) for part in parts if part.strip()]
         absolute[name] = (f"{reader}:" if reader else "") + ",".join(paths)
     return absolute
-
-
-def split_reader(text: str) -> tuple[str, str]:
-    """Split `tofu:forget.json` into the reader and its paths; without a reader it is empty."""
-    reader, colon, paths = text.partition(":")
-    return (reader, paths) if colon and re.fullmatch(r"[A-Za-z][\w-]+", reader) else ("", text)
 
 
 def request_files(text: str) -> list[str]:
@@ -127,7 +123,7 @@ def request_files(text: str) -> list[str]:
     Args:
         text: The parameter `request_file`.
     """
-    reader, paths = split_reader(text)
+    reader, paths = split_spec(text)
     if reader or not text.lower().endswith((".yaml", ".yml")):
         return [path for path in (paths.split(",") if reader else [text]) if path]
     content = read_yaml(Path(text), label="Request")

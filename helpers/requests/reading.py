@@ -1,17 +1,15 @@
 """The one entry point for requests from files: a user's YAML file, or a benchmark's files."""
 
-import re
 from pathlib import Path
 
 from helpers.errors import UserError
 from helpers.io.choices import suggestion
+from helpers.io.request_spec import split_spec
 from helpers.io.safe_text import visible
 from helpers.requests.benchmarks import READERS
 from helpers.requests.request import FactsRequest, TextRequest
 from helpers.requests.request_file import read_request_file
 from helpers.requests.rows import JSON_ENDINGS, TEXT_ENDINGS
-
-SPEC = re.compile(r"([A-Za-z][\w-]*):(.+)", re.DOTALL)
 
 
 def read_request(path_or_spec: str | Path) -> FactsRequest | TextRequest:
@@ -26,12 +24,12 @@ def read_request(path_or_spec: str | Path) -> FactsRequest | TextRequest:
         UserError: There is no such file or benchmark, or the content cannot be used.
     """
     text = str(path_or_spec)
-    match = SPEC.fullmatch(text)
-    if match and not _is_file(Path(text)):
-        name, files = match[1].lower(), [part.strip() for part in match[2].split(",")]
+    reader, paths = split_spec(text)
+    if reader:
+        name, files = reader.lower(), [part.strip() for part in paths.split(",")]
         if name not in READERS:
             raise UserError(
-                f"There is no reader for the benchmark '{visible(match[1])}'"
+                f"There is no reader for the benchmark '{visible(reader)}'"
                 f"{suggestion(name, sorted(READERS))}."
             )
         if not all(files):
@@ -44,10 +42,3 @@ def read_request(path_or_spec: str | Path) -> FactsRequest | TextRequest:
             f"put a benchmark's name and a colon before it ({', '.join(sorted(READERS))})."
         )
     return read_request_file(path)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for the system, or with a NUL in it
-        return False

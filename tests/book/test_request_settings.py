@@ -40,6 +40,9 @@ def test_paths_are_absolute_behind_a_reader_too(tmp_path):
     assert request_files(absolute) == [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
     plain = with_absolute_paths({"request_file": "mine.yaml"}, tmp_path)["request_file"]
     assert plain == str(tmp_path / "mine.yaml") and request_files("") == []
+    (tmp_path / "tofu:a.yaml").write_text("{}")  # a file's own name may hold a colon
+    named = with_absolute_paths({"request_file": "tofu:a.yaml"}, tmp_path)["request_file"]
+    assert named == str(tmp_path / "tofu:a.yaml") and request_files(named) == [named]
     with pytest.raises(UserError, match=r"There is no file .*missing.json"):
         with_absolute_paths({"request_file": "tofu:missing.json"}, tmp_path)
 
