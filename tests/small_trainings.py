@@ -41,3 +41,21 @@ def task_of(model, method: str, given: dict, pair: ConceptPair = FRANCE):
     task = UnlearningTask(model, (pair,), data, config, 0)
     prepare = getattr(importlib.import_module(f"helpers.methods.training.{method}"), method)
     return task, prepare(task, config)
+
+
+def interrupted_at(n: int, calls: list[int]):
+    """In place of `early_stop`: never ends a training, and is interrupted once, at its n-th step.
+
+    The steps at which it is asked are appended to `calls`.
+    """
+
+    def early_stop(*args):
+        def stop(step: int) -> bool:
+            calls.append(step)
+            if len(calls) == n:
+                raise KeyboardInterrupt
+            return False
+
+        return stop
+
+    return early_stop

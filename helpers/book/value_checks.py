@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import AfterValidator, ValidationError
 
-from helpers.book.registered import attack_names, method_names, renamed_attacks
+from helpers.book.registered import MethodName, attack_names, method_names, renamed_attacks
 from helpers.io.choices import suggestion
 from helpers.io.safe_text import visible
 
@@ -58,38 +58,28 @@ def check_methods(text: str) -> str:
     return text
 
 
-def check_training_methods(text: str) -> str:
-    """Check names by commas of methods that train without SAEs."""
-    fit = [
-        m.name
-        for m in method_names()
-        if "pair" in m.takes and m.family == "training" and not m.needs_saes
-    ]
-    unfit = [name for name in ALL_METHODS if name not in fit]
-    why = f"is not looked into here: choose from {', '.join(fit)}"
-    for name in text.split(","):
-        is_one_of("method", ALL_METHODS, unfit=unfit, why=why)(name.strip())
-    return text
-
-
-def check_methods_that_take(form: str, description: str) -> Callable[[str], str]:
-    """Make a check of names by commas of methods that take a form of request, without SAEs.
+def are_methods(
+    fits: Callable[[MethodName], bool], why: str, *, among: Sequence[str]
+) -> AfterValidator:
+    """Make a check of names by commas of some methods, none of which reads SAEs.
 
     Args:
-        form: The form, as a method's decorator names it.
-        description: The form in words.
+        fits: Tells whether a chapter can use a method without SAEs.
+        why: Why it cannot use another, as the predicate of a sentence.
+        among: All names that are methods for the chapter.
     """
+    fit = [m.name for m in method_names() if fits(m) and not m.needs_saes]
+    unfit = [name for name in among if name not in fit]
+    check_one = is_one_of(
+        "method", among, unfit=unfit, why=f"{why} here: choose from {', '.join(fit)}"
+    )
 
     def check(text: str) -> str:
-        fit = [m.name for m in method_names() if form in m.takes and not m.needs_saes]
-        every = [m.name for m in method_names()]
-        why = f"does not forget {description} here: choose from {', '.join(fit)}"
         for name in text.split(","):
-            unfit = [other for other in every if other not in fit]
-            is_one_of("method", every, unfit=unfit, why=why)(name.strip())
+            check_one(name.strip())
         return text
 
-    return check
+    return AfterValidator(check)
 
 
 def check_attacks(text: str) -> str:
@@ -135,9 +125,16 @@ OneMethod = AfterValidator(
     )
 )
 Methods = AfterValidator(check_methods)
-MethodsOfPairs = AfterValidator(check_methods_that_take("pairs", "several facts together"))
-MethodsOfText = AfterValidator(check_methods_that_take("text", "text"))
-TrainingMethodNames = AfterValidator(check_training_methods)
+EVERY_METHOD = [m.name for m in method_names()]
+MethodsOfPairs = are_methods(
+    lambda m: "pairs" in m.takes, "does not forget several facts together", among=EVERY_METHOD
+)
+MethodsOfText = are_methods(lambda m: "text" in m.takes, "does not forget text", among=EVERY_METHOD)
+TrainingMethodNames = are_methods(
+    lambda m: m.family == "training" and "pair" in m.takes,
+    "is not looked into",
+    among=ALL_METHODS,
+)
 Attacks = AfterValidator(check_attacks)
 
 

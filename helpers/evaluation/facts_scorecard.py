@@ -9,6 +9,7 @@ from helpers.evaluation.eval_prompts import known_neighbours
 from helpers.evaluation.scorecard import NAN, Scorecard, evaluate
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.associated import associated_controls
+from helpers.facts.comparison import one_of_each_group
 from helpers.facts.known import KNOWN_PROB
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
@@ -125,11 +126,11 @@ def _prompts(
         add("named", k, [pair], statements=False)
         add("associated", k, associated_controls(pair, n=N_CONTROLS, seed=seed), statements=False)
     forgotten, subjects = request.pairs, {pair.subject for pair in request.pairs}
-    first_of_relation = {pair.relation: pair for pair in reversed(forgotten)}.values()
-    share = -(-n_neighbours // len(first_of_relation))
+    groups = one_of_each_group(forgotten)
+    share = -(-n_neighbours // len(groups))
     neighbours = [
         other
-        for pair in first_of_relation
+        for pair in groups
         for other in known_neighbours(model, pair, n=share + len(subjects), split=split, seed=seed)
         if other.subject not in subjects
     ]

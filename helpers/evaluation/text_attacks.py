@@ -14,11 +14,11 @@ from nnsight import LanguageModel
 
 from helpers.evaluation.attacks.quantisation import quantised
 from helpers.evaluation.attacks.relearning import fine_tuned
-from helpers.evaluation.text_scorecard import corpus_floor, corpus_losses
+from helpers.evaluation.text_scorecard import corpus_floor
 from helpers.io.choices import check_choice
 from helpers.methods import Edit
 from helpers.requests import TextRequest
-from helpers.training.examples import Batch, Example, collate, in_batches
+from helpers.training.examples import Batch, Example, collate, sequence_losses
 
 TEXT_ATTACKS = ("int8", "int4", "relearning_unrelated", "relearning_forgotten")
 BATCH_SIZE, SEQ_LEN = 8, 64  # of fine-tuning
@@ -99,7 +99,7 @@ def _row(
 
 def _loss(model: LanguageModel, examples: Sequence[Example]) -> float:
     """Compute the mean token NLL of examples, averaged over them."""
-    return float(corpus_losses(model, list(in_batches(examples))).mean())
+    return float(sequence_losses(model, examples).mean())
 
 
 def _fine_tuned(

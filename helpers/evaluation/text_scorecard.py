@@ -29,6 +29,7 @@ from helpers.training.examples import (
     in_batches,
     label_states,
     mean_per_sequence,
+    sequence_losses,
     token_losses,
 )
 
@@ -154,12 +155,7 @@ def _base(
 def corpus_floor(model: LanguageModel, corpus: Corpus, n_tokens: int) -> float:
     """Compute the mean loss on the corpus with the words of each document in random order."""
     examples = corpus.shuffled().examples(model, n_tokens=n_tokens)
-    return float(corpus_losses(model, list(in_batches(examples, BATCH_SIZE))).mean())
-
-
-def corpus_losses(model: LanguageModel, batches: Sequence[Batch]) -> Float[np.ndarray, " n"]:
-    """Compute the mean token NLL of each sequence, in nats."""
-    return _corpus_outputs(model, batches).losses
+    return float(sequence_losses(model, examples, batch_size=BATCH_SIZE).mean())
 
 
 def _outputs(

@@ -1,14 +1,14 @@
 """Makers of requests about facts: a list of pairs, an entity, a topic."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from helpers.errors import UserError
 from helpers.facts import RELATIONS, ConceptPair, facts
 from helpers.facts.corpus import passages
 from helpers.io.choices import check_choice
 from helpers.io.safe_text import name_pattern, visible
-from helpers.requests.corpus import Corpus
+from helpers.requests.corpus import Corpus, Document
 from helpers.requests.request import FactsRequest
 
 
@@ -48,8 +48,12 @@ def entity(subject: str, *, relations: Sequence[str] = tuple(RELATIONS)) -> Fact
     ]
     if not pairs:
         ConceptPair(subject, "?", relations[0])  # says which name is meant
-    text = [p.text for p in passages("train") if name_pattern(subject).search(p.text)]
-    return FactsRequest(subject, "entity", tuple(pairs), Corpus.of_texts(f"about {subject}", text))
+
+    def about() -> Iterator[Document]:
+        pattern = name_pattern(subject)
+        return (Document(p.text) for p in passages("train") if pattern.search(p.text))
+
+    return FactsRequest(subject, "entity", tuple(pairs), Corpus(f"about {subject}", about))
 
 
 def topic(relation: str) -> FactsRequest:

@@ -156,3 +156,17 @@ def mean_per_sequence(values: Float[Tensor, " m"], batch: Batch) -> Float[Tensor
 def mean_loss(model: LanguageModel, batch: Batch) -> Float[Tensor, ""]:
     """Compute the mean token NLL of each sequence, averaged over sequences."""
     return mean_per_sequence(token_losses(label_logits(model, batch), batch), batch).mean()
+
+
+@torch.no_grad()
+def sequence_losses(
+    model: LanguageModel, examples: Sequence[Example], *, batch_size: int = 16
+) -> Float[Tensor, " n"]:
+    """Compute the mean token NLL of each example in nats, the shortest example first."""
+    batches = in_batches(examples, batch_size)
+    return torch.cat(
+        [
+            mean_per_sequence(token_losses(label_logits(model, batch), batch), batch).double().cpu()
+            for batch in batches
+        ]
+    )

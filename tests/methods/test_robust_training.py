@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
-from small_trainings import FRANCE, QUICK, TRAINED, numbers, task_of
+from small_trainings import FRANCE, QUICK, TRAINED, interrupted_at, numbers, task_of
 from torch.nn.functional import cross_entropy
 
 from helpers.errors import UserError
@@ -285,16 +285,7 @@ def test_a_training_that_was_killed_resumes_to_the_same_edit(knowing, monkeypatc
     how = QUICK | {"robust": robust}
     whole = unlearn(model, FRANCE, "npo", **how)
 
-    def watched(*args):
-        def stop(step: int) -> bool:
-            calls.append(step)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return False
-
-        return stop
-
-    monkeypatch.setattr("helpers.methods.training.recipe.early_stop", watched)
+    monkeypatch.setattr("helpers.methods.training.recipe.early_stop", interrupted_at(3, calls))
     before = model_hash(model)
     with pytest.raises(KeyboardInterrupt):
         unlearn(model, FRANCE, "npo", **how)

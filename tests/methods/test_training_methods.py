@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import KNOWN
-from small_trainings import FRANCE, QUICK, TRAINED, numbers, task_of
+from small_trainings import FRANCE, QUICK, TRAINED, interrupted_at, numbers, task_of
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Template
@@ -505,16 +505,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_edit(knowing, monkeypatc
     monkeypatch.setattr("helpers.training.state.CHECKPOINT_SECONDS", 0.0)
     whole = unlearn(model, FRANCE, method, **QUICK)
 
-    def watched(*args):
-        def stop(step: int) -> bool:
-            stops.append(step)
-            if stops == [1, 2, 3, 4, 5]:
-                raise KeyboardInterrupt
-            return False
-
-        return stop
-
-    monkeypatch.setattr("helpers.methods.training.recipe.early_stop", watched)
+    monkeypatch.setattr("helpers.methods.training.recipe.early_stop", interrupted_at(5, stops))
     before = model_hash(model)
     with pytest.raises(KeyboardInterrupt):
         unlearn(model, FRANCE, method, **QUICK)

@@ -109,11 +109,6 @@ def distinct_subjects(pairs: Sequence[ConceptPair]) -> list[str]:
     return list(dict.fromkeys(pair.subject for pair in pairs))
 
 
-def distinct_relations(pairs: Sequence[ConceptPair]) -> list[str]:
-    """List the pairs' relations, each once; what is about one of them is collected for all."""
-    return list(dict.fromkeys(pair.relation for pair in pairs))
-
-
 def token_variants(model: LanguageModel, name: str) -> list[tuple[int, ...]]:
     """Return the tokenizations of a name: after a space and without one."""
     texts = (f" {name}", name)

@@ -17,6 +17,7 @@ from nnsight import LanguageModel
 from helpers.errors import UserError
 from helpers.forward.layer_cache import cache_below, cached_forward, use_layer_cache
 from helpers.io.choices import check_number
+from helpers.methods.hook_intervention import HookIntervention
 from helpers.methods.registry import Hyperparameters
 from helpers.models import torch_module
 from helpers.requests import TextRequest
@@ -162,6 +163,38 @@ class RetainBudget:
 
         n_allowed = bisect_left(range(len(strengths)), True, key=too_strong)
         return (strengths[n_allowed - 1], measured[n_allowed - 1]) if n_allowed else None
+
+    def strongest_intervention(
+        self, kind: str, strengths: Sequence[float], make: Callable[[float], HookIntervention]
+    ) -> tuple[float, HookIntervention]:
+        """Find the strongest intervention within the budget; its notes hold the losses.
+
+        Args:
+            kind: Its kind, for the sentence of the error.
+            strengths: Candidates, the weakest first.
+            make: Strength → intervention.
+
+        Returns:
+            The strength, and the intervention of that strength.
+
+        Raises:
+            UserError: The weakest is too strong already.
+        """
+
+        def measure(strength: float) -> Losses:
+            remove = make(strength).hook_factory(self._model)()
+            try:
+                return self.losses()
+            finally:
+                remove()
+
+        strongest = self.strongest(strengths, measure)
+        if strongest is None:
+            raise self.nothing_allowed(kind)
+        strength, losses = strongest
+        intervention = make(strength)
+        intervention.notes.update(self.notes(losses))
+        return strength, intervention
 
     def notes(self, after: Losses) -> dict[str, Any]:
         """Return plain data for the edit's notes: losses before and after, and the floor."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from helpers.errors import UserError
 from helpers.forward.activations import cache_activations
 from helpers.io.safe_text import visible
-from helpers.methods.fitting.retain_budget import Losses, RetainBudget, TextHparams
+from helpers.methods.fitting.retain_budget import RetainBudget, TextHparams
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.methods.registry import method
 from helpers.models import architecture_of, body_of, torch_module
@@ -76,20 +76,7 @@ def key_space_detection(
     def detection(radius: float) -> HookIntervention:
         return HookIntervention(KIND, {"layer": layer, "radius": radius}, parts)
 
-    def measure(radius: float) -> Losses:
-        remove = detection(radius).hook_factory(model)()
-        try:
-            return budget.losses()
-        finally:
-            remove()
-
-    strongest = budget.strongest(RADII.tolist(), measure)
-    if strongest is None:
-        raise budget.nothing_allowed(KIND)
-    radius, losses = strongest
-    made = detection(radius)
-    made.notes.update(budget.notes(losses))
-    return made
+    return budget.strongest_intervention(KIND, RADII.tolist(), detection)[1]
 
 
 def running_means(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:

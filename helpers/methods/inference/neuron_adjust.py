@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from helpers.errors import UserError
 from helpers.io.choices import check_number
 from helpers.io.safe_text import visible
-from helpers.methods.fitting.retain_budget import Losses, RetainBudget, TextHparams
+from helpers.methods.fitting.retain_budget import RetainBudget, TextHparams
 from helpers.methods.fitting.token_means import token_means
 from helpers.methods.hook_intervention import HookIntervention, Settings, intervention_kind
 from helpers.methods.registry import method
@@ -74,21 +74,9 @@ def neuron_adjust(
     def adjustment(n: float) -> HookIntervention:
         return _adjustment(forget, retain, order[: int(n)])
 
-    def measure(n: float) -> Losses:
-        remove = adjustment(n).hook_factory(model)()
-        try:
-            return budget.losses()
-        finally:
-            remove()
-
     n_most = max(1, round(hparams.max_share * arch.n_layers * arch.d_mlp))
     counts = np.unique(np.geomspace(1, n_most, N_CANDIDATES).round().astype(int)).tolist()
-    strongest = budget.strongest(counts, measure)
-    if strongest is None:
-        raise budget.nothing_allowed(KIND)
-    n, losses = strongest
-    made = adjustment(n)
-    made.notes.update(budget.notes(losses))
+    n, made = budget.strongest_intervention(KIND, counts, adjustment)
     made.notes.update(n_neurons=n, share=n / (arch.n_layers * arch.d_mlp))
     return made
 

@@ -52,7 +52,7 @@ from helpers.methods.fitting.kernel_ridge import min_norm_update
 from helpers.methods.fitting.lens_constraints import lens_constraints
 from helpers.methods.fitting.linear_model import Linearization
 from helpers.methods.fitting.linearization import EditHook, answer_logodds, linearize
-from helpers.methods.fitting.negatives import distinct_relations, preservation_metric
+from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.fitting.output_metric import output_metric
 from helpers.methods.registry import method
 from helpers.methods.weight_edit import WeightEdit, dense_changes
@@ -157,7 +157,7 @@ def concept_removal(
     )
     output_factors = output_metric(
         model,
-        distinct_relations(pairs),
+        {pair.relation for pair in pairs},
         hparams,
         layers=layers,
         n_questions=hparams.n_questions,

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from nnsight import LanguageModel
 
 from helpers.facts import ConceptPair
 from helpers.forward.scoring import answer_probability
 from helpers.methods.training.task import TrainingConfig
-from helpers.requests import Corpus, TextRequest
-from helpers.training.examples import in_batches, mean_loss
+from helpers.requests import TextRequest
+from helpers.training.examples import sequence_losses
 
 Forgotten = Sequence[ConceptPair] | TextRequest
 """What a training method forgets: pairs, or text."""
@@ -49,18 +48,14 @@ def _text_forgotten(
     model: LanguageModel, request: TextRequest, config: TrainingConfig
 ) -> Callable[[int], bool]:
     """Return a function of the step: is the loss on development text near that of its floor?"""
-    before, floor = corpus_loss(model, request.dev), corpus_loss(model, request.dev.shuffled())
+    dev = request.dev.examples(model, n_tokens=DEV_TOKENS)
+    shuffled = request.dev.shuffled().examples(model, n_tokens=DEV_TOKENS)
+    before, floor = (float(sequence_losses(model, text).mean()) for text in (dev, shuffled))
     goal = floor - config.early_stop_ratio * (floor - before)
 
     def reached(step: int) -> bool:
-        return not step % config.early_stop_every and corpus_loss(model, request.dev) >= goal
+        if step % config.early_stop_every:
+            return False
+        return float(sequence_losses(model, dev).mean()) >= goal
 
     return reached
-
-
-@torch.no_grad()
-def corpus_loss(model: LanguageModel, corpus: Corpus, *, n_tokens: int = DEV_TOKENS) -> float:
-    """Compute the mean token NLL on a corpus in nats, averaged over its sequences."""
-    examples = corpus.examples(model, n_tokens=n_tokens)
-    sums = [mean_loss(model, batch) * len(batch.ids) for batch in in_batches(examples)]
-    return float(torch.stack(sums).sum() / len(examples))
