@@ -50,6 +50,23 @@ def restore_parameters(module: nn.Module, snapshots: Mapping[str, ParameterSnaps
                 set_parameter(module, name, snapshot.parameter)
 
 
+@torch.no_grad()
+def set_changed(
+    snapshots: Mapping[str, ParameterSnapshot], deltas: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Set parameters to their snapshot plus a change, in place.
+
+    Args:
+        snapshots: The parameters as they were, by name.
+        deltas: Names with changes of the parameter's shape, one after another.
+    """
+    for name, delta in deltas:
+        snapshot = snapshots[name]
+        # In float32: half precision would round the sum twice.
+        changed = snapshot.data.float() + delta.to(snapshot.data.device)
+        snapshot.parameter.copy_(changed)
+
+
 @contextlib.contextmanager
 def preserved_parameters(
     module: nn.Module, names: Iterable[str]

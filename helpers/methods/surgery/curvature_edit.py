@@ -20,12 +20,12 @@ from helpers.methods.change import Change
 from helpers.methods.fitting.kfac import KroneckerFactors, kfac_factors, mlp_matrices
 from helpers.methods.fitting.retain_budget import Losses, RetainBudget, TextHparams
 from helpers.methods.registry import method
-from helpers.methods.snapshots import preserved_parameters
+from helpers.methods.snapshots import preserved_parameters, set_changed
 from helpers.methods.weight_edit import WeightEdit
 from helpers.models import architecture_of, torch_module
 from helpers.requests import TextRequest
 
-LAYERS = (18, 19, 20, 21, 22, 23)  # of the default model: late ones, as in the paper
+LAYERS = (18, 19, 20, 21, 22, 23)  # of the default model, late ones
 DROPPED = np.geomspace(1e-7, 0.5, 32)  # shares of a matrix's curvature mass that are tried
 
 
@@ -76,12 +76,7 @@ def curvature_edit(
     with preserved_parameters(module, bases) as snapshots:
 
         def measure(dropped: float) -> Losses:
-            with torch.no_grad():
-                for name in bases:
-                    weight = snapshots[name]
-                    delta = change(name, dropped).to(weight.data.device)
-                    # in float32: half precision would round the sum twice
-                    weight.parameter.copy_(weight.data.float() + delta)
+            set_changed(snapshots, ((name, change(name, dropped)) for name in bases))
             return budget.losses()
 
         strongest = budget.strongest(DROPPED.tolist(), measure)

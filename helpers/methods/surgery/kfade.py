@@ -19,7 +19,7 @@ from helpers.methods.change import Change
 from helpers.methods.fitting.kfac import KroneckerFactors, kfac_factors, mlp_matrices
 from helpers.methods.fitting.retain_budget import Losses, RetainBudget, TextHparams
 from helpers.methods.registry import method
-from helpers.methods.snapshots import ParameterSnapshot, preserved_parameters
+from helpers.methods.snapshots import ParameterSnapshot, preserved_parameters, set_changed
 from helpers.methods.weight_edit import WeightEdit
 from helpers.models import architecture_of, torch_module
 from helpers.models.parameters import trainable
@@ -101,7 +101,7 @@ def kfade(
                 break
             scale, losses = strongest
             deltas = _moved(deltas, directions, scale)
-            _set_weights(snapshots, deltas)
+            set_changed(snapshots, deltas.items())
             scales.append(scale)
     if losses is None:
         raise budget.nothing_allowed("kfade")
@@ -175,7 +175,7 @@ def _losses_at(
     scale: float,
 ) -> Losses:
     """Measure the model with the steps so far, and a scale of the next one."""
-    _set_weights(snapshots, _moved(deltas, directions, scale))
+    set_changed(snapshots, _moved(deltas, directions, scale).items())
     return budget.losses()
 
 
@@ -184,12 +184,3 @@ def _moved(
 ) -> dict[str, Tensor]:
     """Return the changes with one step more."""
     return {name: deltas[name] + scale * d for name, d in directions.items()}
-
-
-@torch.no_grad()
-def _set_weights(snapshots: Mapping[str, ParameterSnapshot], deltas: Mapping[str, Tensor]) -> None:
-    """Set each parameter to its snapshot plus a change."""
-    for name, delta in deltas.items():
-        weight = snapshots[name]
-        # in float32: half precision would round the sum twice
-        weight.parameter.copy_(weight.data.float() + delta.to(weight.data.device))

@@ -20,7 +20,7 @@ from helpers.forward.final_states import final_states
 from helpers.io.choices import check_number
 from helpers.methods.change import Change
 from helpers.methods.registry import Hyperparameters, method
-from helpers.methods.snapshots import owner_of, preserved_parameters
+from helpers.methods.snapshots import owner_of, preserved_parameters, set_changed
 from helpers.methods.training.data import BatchSchedule, forget_retain_data, text_data
 from helpers.methods.training.early_stop import Forgotten
 from helpers.methods.weight_edit import WeightEdit
@@ -199,9 +199,7 @@ def largest_scale(
     with preserved_parameters(module, directions) as snapshots:
         high = float("inf")
         for _ in range(SEARCH_STEPS):
-            for name, direction in directions.items():
-                snapshot = snapshots[name]
-                snapshot.parameter.copy_(snapshot.data + scale * direction.to(snapshot.data))
+            set_changed(snapshots, ((name, scale * d) for name, d in directions.items()))
             kl = _mean_kl(model, before, final_states(model, tokens))
             if kl <= budget:
                 low, best = scale, kl
