@@ -131,6 +131,15 @@ def why_unknown(model: LanguageModel, pair: ConceptPair) -> str | None:
     )
 
 
+def are_known(model: LanguageModel, pairs: Sequence[ConceptPair]) -> list[bool]:
+    """Tell of each fact whether the model knows it, in one pass; see `why_unknown`."""
+    prompts = [knowledge_prompts(pair) for pair in pairs]
+    probability, rank = answer_scores(model, [p for of_pair in prompts for p in of_pair])
+    ends = np.cumsum([len(of_pair) for of_pair in prompts])[:-1]
+    scores = zip(np.split(probability, ends), np.split(rank, ends), strict=True)
+    return [not len(p) or bool(_known(p, r)) for p, r in scores]
+
+
 def _known(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """Test whether the target is the likeliest answer to half of the prompts (the last axis)."""
     return ((rank == 0) & (probability >= KNOWN_PROB)).mean(-1) >= 0.5

@@ -67,7 +67,8 @@ def unlearn(
     _check_form(entry, form, what)
     check_finite(dict(torch_module(model).named_parameters()), "The model")
     pairs = [] if isinstance(what, TextRequest) else what
-    for pair in pairs:
+    # Of a request for facts, only those that the model knows are here.
+    for pair in [] if isinstance(request, FactsRequest) else pairs:
         if reason := why_unknown(model, pair):
             warnings.warn(f"{reason}, so there is little to forget.", stacklevel=2)
     base = model_hash(model)

@@ -11,7 +11,7 @@ from nnsight import LanguageModel
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt
-from helpers.facts.known import why_unknown
+from helpers.facts.known import are_known
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
 from helpers.requests.corpus import Corpus
@@ -58,7 +58,8 @@ class FactsRequest:
         Raises:
             UserError: It knows none.
         """
-        known = tuple(pair for pair in self.pairs if why_unknown(model, pair) is None)
+        is_known = are_known(model, self.pairs)
+        known = tuple(pair for pair, x in zip(self.pairs, is_known, strict=True) if x)
         if not known:
             raise UserError(
                 f"The model knows none of the facts of '{visible(self.name)}': ask for others, or "

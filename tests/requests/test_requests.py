@@ -4,6 +4,7 @@ import pytest
 
 from helpers.errors import UserError
 from helpers.facts import RELATIONS, ConceptPair, facts
+from helpers.facts.known import are_known, why_unknown
 from helpers.forward.scoring import answer_probability
 from helpers.methods import METHODS, load_unlearning, unlearn
 from helpers.methods.registry import methods_that_take
@@ -52,7 +53,9 @@ def test_bad_requests_are_one_sentence(call, sentence):
 
 def test_unknown_facts_are_left_out(knowing):
     model = knowing()
-    request = pair_list("two", [FRANCE, ConceptPair("Chile", "Santiago")])
+    pairs = [FRANCE, ConceptPair("Chile", "Santiago"), JAPAN, *entity("Peru").pairs]
+    assert are_known(model, pairs) == [why_unknown(model, pair) is None for pair in pairs]
+    request = pair_list("two", pairs[:2])
     assert request.known(model).pairs == (FRANCE,)
     with pytest.raises(UserError, match="knows none of the facts of 'one'"):
         pair_list("one", [ConceptPair("Chile", "Santiago")]).known(model)

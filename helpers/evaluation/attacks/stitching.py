@@ -21,7 +21,7 @@ from helpers.evaluation.attacks.registry import (
     score_table,
 )
 from helpers.facts import ConceptPair, known_facts
-from helpers.facts.known import why_unknown
+from helpers.facts.known import are_known
 from helpers.facts.relations import RELATIONS
 from helpers.forward.layer_cache import LayerCache, use_layer_cache
 from helpers.forward.scoring import answer_probability
@@ -77,7 +77,8 @@ def handover_layer(
         AttackNotApplicableError: The model knows too little of the relation.
     """
     if others:
-        facts = [other for other in others if why_unknown(model, other) is None]
+        is_known = are_known(model, others)
+        facts = [other for other, x in zip(others, is_known, strict=True) if x]
     else:
         known = known_facts(model, relation).query("known")
         facts = [ConceptPair(r.subject, r.target, relation) for r in known.itertuples()]
