@@ -60,7 +60,7 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 arguments = $(if $(call given,ARGS),$(value ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book run verify leaderboard test check lab bench tune format lock clean distclean
+.PHONY: help setup book run verify leaderboard test check lab bench results tune format lock clean distclean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -82,9 +82,9 @@ help:  ## this list
 	@echo "  NAME=mine                the run folder, runs/mine; it follows from the rest otherwise"
 	@echo "  ONLY=02_propagation      with run: these notebooks, and those that they need"
 	@echo "  UPDATE=1                 let a run folder take over changed settings"
-	@echo "  CORES=4 JOBS=2           processor cores (all), notebooks at a time (1)"
+	@echo "  CORES=4 JOBS=1           processor cores (all), notebooks at a time (one a core, as memory allows)"
 	@echo "  UNLEARNING_CACHE=folder  where models, SAEs and measured rows are kept, instead of ~/.cache"
-	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest; of tune: ARGS=\"--facts 4\"."
+	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest; of tune: ARGS=\"--facts 4\"; of results: ARGS=\"--minutes 55\"."
 	@echo "Of all: PYTHON=python3.12 makes the environment with another Python (3.11 to 3.13)."
 
 setup: $(STAMP)  ## make the environment, .venv
@@ -99,7 +99,8 @@ verify: $(STAMP)  ## is it gone, or only hidden? Attack PATCH=file, or MODEL=...
 	@$(PY) -m helpers.book.pipeline notebooks $(RUN) $(VERIFIED) --only 09_verify
 
 leaderboard: $(STAMP)  ## every method on your fact and held-out ones, as a page, as Parquet and as CSV
-	@$(PY) -m helpers.book.pipeline notebooks $(RUN) --only 10_leaderboard
+	@$(PY) -m helpers.book.pipeline notebooks $(if $(call given,PROFILE),,--profile leaderboard) $(RUN) \
+		--only 10_leaderboard
 
 test: $(STAMP)  ## the whole test suite, formatting and lint included
 	$(PY) -m pytest $(PARALLEL) $(arguments)
@@ -115,6 +116,9 @@ bench: $(STAMP)  ## measure against peers and limits
 		test -f "$$file" || { echo "There are no benchmarks yet." >&2; exit 1; }; \
 		echo "$$file"; PYTHONPATH=. $(PY) "$$file" || exit 1; \
 	done
+
+results: $(STAMP)  ## measure the published results further: every method on many facts
+	@PYTHONPATH=. $(PY) benchmarks/full_results.py $(arguments)
 
 tune: $(STAMP)  ## search the settings of training methods again, into runs/tuning.json
 	$(PY) -m helpers.evaluation.tuning $(arguments)

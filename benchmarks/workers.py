@@ -5,8 +5,8 @@ processes take turns.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 
 import pandas as pd
@@ -37,37 +37,52 @@ def model() -> LanguageModel:
     return _MODEL["lm"]
 
 
+def finished(
+    pool: ProcessPoolExecutor,
+    work: Callable[..., pd.DataFrame],
+    jobs: Sequence[tuple],
+    until: float,
+) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    """Yield each job with its rows as it ends; a failed job is printed and left out.
+
+    After `until` no job is started any more; those that run are waited for.
+
+    Args:
+        pool: From `workers`.
+        work: Makes the rows of one job.
+        jobs: Arguments of `work`, in the order in which they are started.
+        until: Time, in seconds since the epoch.
+    """
+    running = {pool.submit(work, *job): job for job in jobs}
+    waiting, ended = set(running), 0
+    while waiting:
+        seconds = max(0.0, until - time.time())
+        done, waiting = wait(waiting, seconds or None, FIRST_COMPLETED)
+        if time.time() > until:
+            waiting = {job for job in waiting if not job.cancel()}
+        for job in done:
+            if job.cancelled():
+                continue
+            if error := job.exception():
+                print(f"{running[job]}: {error!r}", flush=True)
+                continue
+            ended += 1
+            yield running[job], job.result()
+    print(f"{ended} of {len(jobs)} measured", flush=True)
+
+
 def gather(
     pool: ProcessPoolExecutor,
     work: Callable[..., pd.DataFrame],
     jobs: Sequence[tuple],
     until: float,
 ) -> pd.DataFrame:
-    """Gather the rows of all jobs that end in time; a failed job is printed and left out.
-
-    Args:
-        pool: From `workers`.
-        work: Makes the rows of one job.
-        jobs: Arguments of `work`.
-        until: Time, in seconds since the epoch.
+    """Gather the rows of all jobs that end in time, as `finished` does.
 
     Raises:
         UserError: None ended.
     """
-    running = {pool.submit(work, *job): job for job in jobs}
-    tables = []
-    try:
-        for done in as_completed(running, timeout=max(1.0, until - time.time())):
-            if error := done.exception():
-                print(f"{running[done]}: {error!r}", flush=True)
-            else:
-                tables.append(done.result())
-                if len(tables) % 50 == 0:
-                    print(f"{len(tables)} of {len(jobs)}", flush=True)
-    except TimeoutError:
-        for job in running:
-            job.cancel()
-        print(f"{len(tables)} of {len(jobs)} in the time given", flush=True)
+    tables = [rows for _, rows in finished(pool, work, jobs, until)]
     if not tables:
         raise UserError("Nothing ended in the time given: raise --minutes.")
     return pd.concat(tables, ignore_index=True)

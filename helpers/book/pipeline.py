@@ -40,7 +40,7 @@ from helpers.book.run_settings import (
     write_settings,
 )
 from helpers.book.settings import NOTEBOOKS, ROOT
-from helpers.book.sources import NOTEBOOKS_VARIABLE
+from helpers.book.sources import DEFAULT_MODEL, NOTEBOOKS_VARIABLE
 from helpers.errors import UserError
 from helpers.io.files import DISK_FULL
 from helpers.io.safe_text import visible
@@ -48,6 +48,8 @@ from helpers.io.safe_text import visible
 GOALS = {"book": "The book: {}", "notebooks": "The executed notebooks: {}"}
 GRACE_SECONDS = 5  # for steps to end before they are killed, which leaves no file half-written
 MOST_CORES = 10_000
+MEMORY_OF_A_STEP = 4 * 2**30  # bytes: a notebook's peak with the default model, and some room
+MOST_JOBS = 4  # at a time by default: more seldom have all that they need
 
 
 @contextlib.contextmanager
@@ -201,6 +203,19 @@ def _count(text: str) -> int:
 _count.__name__ = "int"  # argparse shows this name when the text is no number
 
 
+def _jobs(cores: int, values: dict) -> int:
+    """Choose how many notebooks run at a time, where the user did not say.
+
+    A small model gains little from a second thread: two notebooks with a core each end sooner than
+    one after the other with both. Other models, and other devices, get one notebook at a time,
+    since each notebook loads the model.
+    """
+    if values["device"] != "cpu" or values["model"] != DEFAULT_MODEL:
+        return 1
+    in_memory = psutil.virtual_memory().total // MEMORY_OF_A_STEP
+    return int(max(1, min(cores, in_memory, MOST_JOBS)))
+
+
 def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -219,7 +234,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="", help="the run folder's name")
     parser.add_argument("--only", nargs="+", default=[], choices=NOTEBOOKS, metavar="NOTEBOOK")
     parser.add_argument("--cores", type=_count, default=_cores())
-    parser.add_argument("--jobs", type=_count, default=1, help="notebooks at a time")
+    parser.add_argument("--jobs", type=_count, help="notebooks at a time")
     parser.add_argument("--update", action="store_true", help="take over changed settings")
     parser.add_argument("--no-check", action="store_true", help="do not check the model first")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders lie")
@@ -247,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.only or [options.goal],
             notebooks=Path(os.path.realpath(options.notebooks)),
             cores=options.cores,
-            jobs=options.jobs,
+            jobs=options.jobs or _jobs(options.cores, next(iter(settings["notebooks"].values()))),
         )
         goal = "notebooks" if options.only else options.goal
         echo(GOALS[goal].format(visible(folder / (INDEX if goal == "book" else "notebooks"))))

@@ -70,7 +70,7 @@ class Progress:
         terminal = sys.stdout is not None and sys.stdout.isatty()
         self._parallel = bool(plan.get("parallel"))
         self._rewrites = terminal and not self._parallel
-        self._every = 1.0 if self._rewrites else 20.0
+        self._every = 1.0 if self._rewrites else 60.0 if self._parallel else 20.0  # seconds
         self._thread = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> "Progress":

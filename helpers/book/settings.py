@@ -92,7 +92,8 @@ class EditingMLPs(Common):
     """`06_edit_mlps`."""
 
     methods: Annotated[str, checks.Methods] = Field(
-        "all", description="all, or names of methods separated by commas"
+        "neurons, rome, memit, gated_neuron, sae_pair, random_direction",
+        description="all, or names",
     )
     compared: Annotated[str, checks.Methods] = Field(
         "rome, gated_neuron, concept_removal",
@@ -105,7 +106,7 @@ class EditingMLPs(Common):
         coerce_numbers_to_str=True,  # papermill reads "1" as a number
     )
     n_dev_facts: int = Field(1, description="development facts on the curve", ge=1)
-    n_facts: int = Field(3, description="held-out facts in the results", ge=1)
+    n_facts: int = Field(1, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
@@ -121,15 +122,16 @@ class TrainingMethods(Common):
         "gradient_difference, rmu, undial", description="methods that are looked into, by commas"
     )
     methods: Annotated[str, checks.Methods] = Field(
-        "all", description="all, or names of methods separated by commas"
+        "gradient_difference, npo, rmu, undial, sae_clamp, in_context",
+        description="all, or names",
     )
     edits: Annotated[str, checks.Methods] = Field(
-        "rome, gated_neuron, random_direction",
+        "rome, random_direction",
         description="edits to compare with, by commas",
     )
     rank: int = Field(4, description="rank to which a trained change is cut", ge=1)
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
-    n_facts: int = Field(3, description="held-out facts in the results", ge=1)
+    n_facts: int = Field(1, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
@@ -225,11 +227,11 @@ class EntitiesAndTopics(Common):
 
     request_file: str = Field("", description="file of facts to forget, instead of the subject's")
     methods: Annotated[str, checks.MethodsOfPairs] = Field(
-        "gated_neuron, gradient_difference, repselect",
+        "gated_neuron, gradient_difference",
         description="methods, by commas",
     )
     n_topic_facts: int = Field(6, description="known facts of the topic; 0 leaves it out", ge=0)
-    n_neighbours: int = Field(24, description="facts of other subjects that must stay", ge=2)
+    n_neighbours: int = Field(12, description="facts of other subjects that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of ordinary text", ge=128)
 
 
@@ -242,13 +244,13 @@ class Capabilities(Common):
         "selective_pruning, random_pruning, kfade",
         description="methods, by commas",
     )
-    matrix: str = Field("python", description="further capabilities of the matrix, by commas")
+    matrix: str = Field("", description="further capabilities of the matrix, by commas")
     relearning_steps: Annotated[str, checks.Steps] = Field(
         "5, 10",
         description="steps of fine-tuning, by commas",
         coerce_numbers_to_str=True,  # papermill reads "5" as a number
     )
-    n_tokens: int = Field(1024, description="tokens of each text that is measured", ge=128)
+    n_tokens: int = Field(512, description="tokens of each text that is measured", ge=128)
 
 
 NOTEBOOKS: dict[str, type[Common]] = {

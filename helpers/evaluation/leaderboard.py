@@ -54,24 +54,29 @@ def tidy(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Mapping]) -> pd
         raise UserError("A leaderboard needs results: run notebooks/06_edit_mlps.ipynb first.")
     parts = []
     for step, table in tables.items():
-        table = add_summary_columns(table)
-        for flag in {"removes", "appends"} & set(table):  # blank where a pair was refused
-            table[flag] = table[flag].astype(float)
-        numbers = [
-            c for c in table if c not in ID_COLUMNS and pd.api.types.is_numeric_dtype(table[c])
-        ]
-        table = table.assign(refused=(table["refused"].fillna("") != "").astype(float))
-        long = table.melt(ID_COLUMNS, [*numbers, "refused"], "metric", "value").dropna(
-            subset=["value"]
-        )
-        long = long[(long["metric"] != "refused") | (long["value"] > 0)]
         keys = ("commit", "profile", "model_hash")
-        parts.append(long.assign(step=step, **{k: str(about[step].get(k, "")) for k in keys}))
+        about_step = {key: str(about[step].get(key, "")) for key in keys}
+        parts.append(long_rows(table).assign(step=step, **about_step))
     measured = pd.concat(parts, ignore_index=True)
     n_facts = measured.groupby(["method", "step"], sort=False)["subject"].nunique()
     n_facts = n_facts.sort_values(kind="stable").reset_index("step")
     best_step = n_facts.groupby("method")["step"].last()
     return measured[measured["step"] == measured["method"].map(best_step)].reset_index(drop=True)
+
+
+def long_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Bring a table of `tradeoff` into rows of one number each: `ID_COLUMNS`, metric, value.
+
+    A pair that a method refused has the metric `refused` with the value 1.
+    """
+    table = add_summary_columns(table)
+    for flag in {"removes", "appends"} & set(table):  # blank where a pair was refused
+        table[flag] = table[flag].astype(float)
+    numbers = [c for c in table if c not in ID_COLUMNS and pd.api.types.is_numeric_dtype(table[c])]
+    table = table.assign(refused=(table["refused"].fillna("") != "").astype(float))
+    long = table.melt(ID_COLUMNS, [*numbers, "refused"], "metric", "value")
+    long = long.dropna(subset=["value"])
+    return long[(long["metric"] != "refused") | (long["value"] > 0)]
 
 
 def leaderboard(

@@ -5,6 +5,7 @@ change of the code of any imported module does.
 """
 
 import ast
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -40,11 +41,16 @@ def imported_modules(path: Path) -> list[Path]:
     return closure(direct_imports(parsed(path), path))
 
 
-def closure(modules: list[Path]) -> list[Path]:
-    """Return the given modules and all that they import, directly or through others; sorted."""
+def closure(modules: list[Path], imports: Callable[[Path], list[Path]] | None = None) -> list[Path]:
+    """Return the given modules and all that they import, directly or through others; sorted.
+
+    Args:
+        modules: Files.
+        imports: File → files; what an import runs by default.
+    """
     seen, todo = set(modules), list(modules)
     while todo:
-        for module in _imports_of(todo.pop()):
+        for module in (imports or _imports_of)(todo.pop()):
             if module not in seen:
                 seen.add(module)
                 todo.append(module)
@@ -72,23 +78,73 @@ def parse(text: str, path: Path) -> ast.Module:
 def direct_imports(tree: ast.Module, path: Path) -> list[Path]:
     """Find the files of `helpers` that are run by the imports of a parsed file."""
     names, at_run_time = set(), False
-    inside = path.suffix == ".py" and path.resolve().is_relative_to(REPOSITORY)
-    package = _module_name(path).split(".") if inside else []
-    if package and path.name != "__init__.py":
-        package.pop()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
             at_run_time |= any(alias.name == "pkgutil" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*parents, *([node.module] if node.module else [])])
+            base = _base(node, path)
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         at_run_time |= getattr(node, "attr", getattr(node, "id", "")) == "import_module"
     files = [file for name in names if name.split(".")[0] == "helpers" for file in _files(name)]
     if at_run_time and path.name == "__init__.py":
         files += path.parent.rglob("*.py")
     return files
+
+
+def code_in_use(paths: Iterable[Path], rooms: Collection[str]) -> str:
+    """Hash the code of modules and of what they use by name, directly or through others.
+
+    A package that hands names on (`from helpers.methods import unlearn`) counts as the modules
+    that define those names. So one method's hash does not change with another method's file.
+
+    Args:
+        paths: Files of the modules.
+        rooms: Folders of `helpers` whose files count; the others are looked through, not hashed.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    modules = closure([Path(p).resolve() for p in paths], _used_by)
+    inside = [m for m in modules if m.relative_to(REPOSITORY).parts[1] in rooms]
+    return content_hash(sorted(module_hash(m) for m in inside))
+
+
+@cache
+def _used_by(path: Path) -> list[Path]:
+    """List the files of `helpers` that define the names that a module imports."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom):
+            base = _base(node, path)
+            if base.split(".")[0] == "helpers":
+                found |= {_defining_file(base, alias.name) for alias in node.names}
+    return sorted(found)
+
+
+def _defining_file(module: str, name: str) -> Path:
+    """Find the file that defines `name`, which is imported from `module`."""
+    folder = REPOSITORY.joinpath(*module.split("."))
+    candidates = [folder.with_suffix(".py"), folder / f"{name}.py", folder / name / "__init__.py"]
+    if file := next((c for c in candidates if c.is_file()), None):
+        return file
+    package = folder / "__init__.py"
+    for node in ast.walk(parsed(package)):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    return _defining_file(_base(node, package), alias.name)
+    return package
+
+
+def _base(node: ast.ImportFrom, path: Path) -> str:
+    """Return the full name of the module that an import statement of a file takes names from."""
+    inside = path.suffix == ".py" and path.resolve().is_relative_to(REPOSITORY)
+    package = _module_name(path).split(".") if inside else []
+    if package and path.name != "__init__.py":
+        package.pop()
+    parents = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*parents, *([node.module] if node.module else [])])
 
 
 @cache

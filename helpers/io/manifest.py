@@ -24,6 +24,8 @@ ARTIFACTS_VARIABLE = (
 )
 
 
+STATUS = ("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results")
+
 RUN_SPECIFIC = (
     "started",
     "seconds",
@@ -62,12 +64,15 @@ def why_changed(path: Path, recorded: str) -> str:
 
 
 def git_commit() -> str:
-    """Return the working tree's commit, with `+changes` if files differ from it, or `unknown`."""
+    """Return the working tree's commit, with `+changes` if files differ from it, or `unknown`.
+
+    Files of results are no change: a run that goes on writes them itself.
+    """
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], **quiet)
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], **quiet)
+        changed = subprocess.check_output([*git, *STATUS], **quiet)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit.decode().strip() + ("+changes" if changed.strip() else "")

@@ -118,7 +118,9 @@ class RetainBudget:
         self.retain = self.retain or [e for part in self._retain_dev.values() for e in part]
         self._dev = request.dev.examples(model, n_tokens=n_dev)
         self._cache = None if layers is None else cache_below(model, layers)
+        self._retain_before: dict[str, float] = {}
         self.before = self.losses()
+        self._retain_before = self.before.retain
         shuffled = request.dev.shuffled().examples(model, n_tokens=n_dev)
         self.floor = mean_token_loss(model, shuffled)
         if self.floor < MIN_FLOOR * self.before.forget:
@@ -126,9 +128,21 @@ class RetainBudget:
         self._most_forgotten = self.floor if has_floor else math.inf
 
     def losses(self) -> Losses:
-        """Measure the model as it is now, with the edits and hooks that are on it."""
+        """Measure the model as it is now, with the edits and hooks that are on it.
+
+        A retained text beyond the budget settles that a strength is too large. The others are then
+        left out, and the loss on the text to forget is infinite.
+        """
+        retain: dict[str, float] = {}
         with use_layer_cache(self._model, self._cache):
-            retain = {n: mean_token_loss(self._model, e) for n, e in self._retain_dev.items()}
+            for name, examples in self._retain_dev.items():
+                retain[name] = mean_token_loss(self._model, examples)
+                # "not <=" is also true of a loss that is no number.
+                if not retain[name] <= (1 + self.max_rise) * self._retain_before.get(
+                    name, math.inf
+                ):
+                    self._retain_dev = {name: examples, **self._retain_dev}  # next time the first
+                    return Losses(math.inf, retain)
             return Losses(mean_token_loss(self._model, self._dev), retain)
 
     def allows(self, losses: Losses, *, part: float = 1.0) -> bool:

@@ -1,0 +1,163 @@
+"""Measure the published results: every method on many facts, in pieces, by several processes.
+
+    make results                               # goes on where it stopped
+    make results ARGS="--minutes 55"           # a piece
+
+First each edit's strength is chosen on development facts. Then come held-out facts, one after
+another with every method, and then further seeds of the first few. What is missing comes first,
+then rows of methods whose code has changed, then rows that another version of the scores measured.
+Each measurement is written as it ends. SAEs are those of a finished run of the book.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+from pydantic import BaseModel
+from workers import finished, model, workers
+
+from helpers.book.settings import ROOT
+from helpers.errors import UserError
+from helpers.evaluation.evaluation_pairs import known_pairs
+from helpers.evaluation.method_choice import FAMILIES, editing_methods
+from helpers.evaluation.published import (
+    PUBLISHED,
+    as_published,
+    chosen_strengths,
+    evaluation_code,
+    method_code,
+    method_of,
+    publish,
+    published,
+    with_rows,
+)
+from helpers.evaluation.tradeoff import EvalConfig, tradeoff
+from helpers.facts import ConceptPair
+from helpers.io.manifest import git_commit
+from helpers.io.run import Run
+from helpers.methods import METHODS
+from helpers.methods.fitting.hparams import PARAMETRIZATIONS
+from helpers.models import load_model, model_hash
+from helpers.sae.store import sae_folders
+
+RELATION = "capital"
+SCALES = (0.5, 1.0, 2.0)
+EVERY = (*FAMILIES, "training", "inference")
+CONFIGS = {"dev": EvalConfig("dev", 12), "heldout": EvalConfig("heldout", 24, 4096)}
+MISSING, METHOD_CHANGED, SCORES_CHANGED, CURRENT = range(4)  # the order of what is measured
+
+
+class Job(NamedTuple):
+    """One measurement: a method on a fact at some scales."""
+
+    split: str
+    label: str
+    pair: ConceptPair
+    seed: int
+    scales: tuple[float, ...]
+    hyperparameters: dict
+    commit: str
+
+
+def measure(*values) -> pd.DataFrame:
+    """Make an edit and score it, in a worker."""
+    job, lm = Job(*values), model()
+    name, config = method_of(job.label), CONFIGS[job.split]
+    rows = tradeoff(
+        lm,
+        [job.pair],
+        {name: job.hyperparameters},
+        scales={name: job.scales},
+        config=config,
+        seeds=[job.seed],
+    )
+    about = {"split": job.split, "model_hash": model_hash(lm), "commit": job.commit}
+    settings = f"{config.n_neighbours} neighbours, {config.n_tokens} tokens"
+    return as_published(rows, job.label, settings=settings, **about)
+
+
+def labelled(saes: list[str], names: str) -> dict[str, dict]:
+    """Label the methods; one with parametrizations has a further label for each but its default."""
+    chosen = editing_methods(names, saes, families=EVERY)
+    for name, given in list(chosen.items()):
+        default = METHODS[name].hyperparameters().get("parametrization")
+        for form in PARAMETRIZATIONS if default else ():
+            if form != default:
+                chosen[f"{name}, {form}"] = {**given, "parametrization": form}
+    return chosen
+
+
+def planned(args: argparse.Namespace, chosen: dict[str, dict], split: str) -> list[Job]:
+    """Plan the measurements of a split that are not there, or not by today's code, in order."""
+    lm, table = load_model(device=args.device), published()
+    jobs = list(_jobs(lm, args, chosen, chosen_strengths(table), split))
+    rows = table[(table["model_hash"] == model_hash(lm)) & (table["split"] == split)]
+    by_job = dict(list(rows.groupby(["method", "subject", "seed"])))
+    states = [_state(job, by_job.get((job.label, job.pair.subject, job.seed))) for job in jobs]
+    order = sorted(range(len(jobs)), key=states.__getitem__)  # stable: facts in their order
+    return [jobs[i] for i in order if states[i] < CURRENT]
+
+
+def _jobs(lm, args, chosen, strengths, split) -> Iterator[Job]:
+    pairs = known_pairs(lm, RELATION, split, n=args.dev_facts if split == "dev" else args.facts)
+    commit = git_commit()
+    for seed in range(args.seeds if split == "heldout" else 1):
+        for pair in pairs[: args.seed_facts if seed else None]:
+            for label, given in chosen.items():
+                if split == "heldout":
+                    scales = (strengths.get(label, 1.0),)
+                    yield Job(split, label, pair, seed, scales, given, commit)
+                elif METHODS[method_of(label)].family == "surgery":
+                    yield Job(split, label, pair, seed, SCALES, given, commit)
+
+
+def _state(job: Job, rows: pd.DataFrame | None) -> int:
+    """Say whether the rows of a job are there, and made by today's code."""
+    if rows is None:
+        return MISSING
+    refused = (rows["metric"] == "refused").any()
+    if not (refused or set(job.scales) <= set(rows["scale"])):
+        return MISSING
+    if (rows["method_code"] != method_code(job.label)).any():
+        return METHOD_CHANGED
+    return SCORES_CHANGED if (rows["evaluation_code"] != evaluation_code()).any() else CURRENT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--facts", type=int, default=20, help="held-out facts")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, each with its own draws")
+    parser.add_argument("--seed-facts", type=int, default=5, help="facts with all seeds")
+    parser.add_argument("--dev-facts", type=int, default=6, help="development facts, for strengths")
+    parser.add_argument("--methods", default="all", help="all, or names by commas")
+    parser.add_argument("--run", default="runs/default", help="the run whose SAEs are taken")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--minutes", type=float, default=1e4, help="start nothing after so long")
+    args = parser.parse_args()
+    until = time.time() + 60 * args.minutes
+    saes = sae_folders(Run(ROOT / args.run, "", BaseModel()), "", step="04_sparse_autoencoders")
+    if not saes:
+        raise UserError(f"{args.run} has no SAEs: 'make run ONLY=04_sparse_autoencoders' first.")
+    chosen = labelled(saes, args.methods)
+    with workers(args.workers, args.device) as pool:
+        for split in CONFIGS:
+            table, jobs = published(), planned(args, chosen, split)
+            print(f"{split}: {len(jobs)} measurements to make", flush=True)
+            for job, rows in finished(pool, measure, jobs, until):
+                table = with_rows(table, rows)
+                publish(PUBLISHED, table)
+                seconds = rows.loc[rows["metric"] == "seconds", "value"]
+                took = "refused" if seconds.empty else f"edit in {seconds.iloc[0]:.1f} s"
+                print(f"{job[1]} on {job[2].subject}, seed {job[3]}: {took}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,0 +1,195 @@
+"""The published results: every method on many facts, kept in the repository as one tidy table.
+
+They are measured by `make results`, in pieces, over hours. A book shows them beside its own run,
+which has a few facts. Each row knows the code that made it, so that a row of a method that has
+changed since is marked, and measured again.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers.evaluation import attacks, tradeoff
+from helpers.evaluation.leaderboard import ID_COLUMNS, long_rows
+from helpers.evaluation.tradeoff_summary import best_scales
+from helpers.io.code_version import REPOSITORY, code_in_use
+from helpers.io.hashing import content_hash
+from helpers.io.parquet import read_table, write_table
+from helpers.methods import METHODS
+from helpers.stats.intervals import format_interval, mean_interval
+
+PUBLISHED = REPOSITORY / "benchmarks" / "results" / "facts.parquet"
+IDENTITY = ["model_hash", "split", "method", "subject", "target", "seed", "scale"]
+"""Columns that tell one measurement from another; its metrics are rows of their own."""
+PROVENANCE = ["settings", "commit", "method_code", "evaluation_code"]
+COLUMNS = [*dict.fromkeys([*IDENTITY, *ID_COLUMNS]), "metric", "value", *PROVENANCE]
+NUMBERS = {"value": np.float32, "scale": np.float32, "seed": np.int16}  # as they are stored
+TEXTS = [column for column in COLUMNS if column not in NUMBERS]
+METHOD_ROOMS = ("methods", "training", "sae")  # rooms of `helpers` whose code makes an edit
+EVALUATION_ROOMS = ("evaluation", "stats")
+
+
+def method_of(label: str) -> str:
+    """Return the method of a label: `gated_neuron, low_rank` is a form of `gated_neuron`."""
+    return label.partition(", ")[0]
+
+
+@cache
+def method_code(label: str) -> str:
+    """Hash the code of a method, and its defaults."""
+    method = METHODS[method_of(label)]
+    file = REPOSITORY.joinpath(*method.function.__module__.split(".")).with_suffix(".py")
+    return content_hash([code_in_use([file], METHOD_ROOMS), repr(method.hparams())])
+
+
+@cache
+def evaluation_code() -> str:
+    """Hash the code of the scores and of all attacks."""
+    files = [Path(tradeoff.__file__), *Path(attacks.__file__).parent.glob("*.py")]
+    return code_in_use(files, EVALUATION_ROOMS)
+
+
+def as_published(
+    table: pd.DataFrame, label: str, *, split: str, model_hash: str, settings: str, commit: str
+) -> pd.DataFrame:
+    """Bring a table of `tradeoff` of one method into the rows that are published.
+
+    Args:
+        table: From `tradeoff`.
+        label: Of the method, or of one of its forms.
+        split: `dev`, to choose strengths, or `heldout`.
+        model_hash: Of the model.
+        settings: The sizes of the evaluation, in words.
+        commit: Of the code.
+
+    Returns:
+        `COLUMNS`, one row a number.
+    """
+    about = {"split": split, "model_hash": model_hash, "settings": settings, "commit": commit}
+    codes = {"method_code": method_code(label), "evaluation_code": evaluation_code()}
+    rows = long_rows(table.assign(method=label))
+    return rows.assign(**about, **codes)[COLUMNS]
+
+
+def published(
+    path: str | Path = PUBLISHED, *, model_hash: str | None = None, split: str | None = None
+) -> pd.DataFrame:
+    """Read the published results; an empty table where there are none.
+
+    Args:
+        path: The Parquet file.
+        model_hash: Of the model whose rows are read; all models by default.
+        split: `dev` or `heldout`; both by default.
+
+    Returns:
+        `COLUMNS` and `changed`: whether the method's code has changed since the row was measured.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    table = read_table(path) if Path(path).exists() else pd.DataFrame(columns=COLUMNS)
+    table = table.astype({"value": float, "scale": float} | dict.fromkeys(TEXTS, object))
+    if model_hash is not None:
+        table = table[table["model_hash"] == model_hash]
+    if split is not None:
+        table = table[table["split"] == split]
+    known = {label: method_of(label) in METHODS for label in table["method"].unique()}
+    current = {label: method_code(label) if known[label] else "" for label in known}
+    changed = table["method_code"] != table["method"].map(current)
+    return table.assign(changed=changed).reset_index(drop=True)
+
+
+def with_rows(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add measurements to the published ones; older rows of the same measurements are dropped."""
+    if table.empty:
+        return rows.reset_index(drop=True)
+    new = pd.MultiIndex.from_frame(rows[IDENTITY])
+    old = table[~pd.MultiIndex.from_frame(table[IDENTITY]).isin(new)]
+    return pd.concat([old[COLUMNS], rows], ignore_index=True)
+
+
+def publish(path: str | Path, table: pd.DataFrame) -> None:
+    """Write published results, small: repeated texts once, numbers in single precision."""
+    types = NUMBERS | dict.fromkeys(TEXTS, "category")
+    rows = table[COLUMNS].sort_values([*IDENTITY, "metric"], ignore_index=True)
+    write_table(path, rows.astype(types))
+
+
+def chosen_strengths(table: pd.DataFrame) -> dict[str, float]:
+    """Choose each method's strength on the published development facts.
+
+    Args:
+        table: From `published`.
+
+    Returns:
+        Label → scale of the edit with the best mean score.
+    """
+    dev = table[(table["split"] == "dev") & table["metric"].isin(["score", "refused"])]
+    if dev.empty:
+        return {}
+    keys = [c for c in ID_COLUMNS if c != "target"]
+    wide = dev.pivot_table(index=keys, columns="metric", values="value").reset_index()
+    return best_scales(wide.reindex(columns=[*keys, "score"]))
+
+
+def differences(table: pd.DataFrame, first: str, second: str, metric: str) -> dict[str, float]:
+    """Compare two methods fact by fact: what the first scores less what the second does.
+
+    Args:
+        table: Held-out rows of `published`.
+        first: A method's label.
+        second: Another's.
+        metric: Of the rows.
+
+    Returns:
+        value, low, high and n of the mean over the facts that both have, seeds averaged first.
+    """
+    rows = table[(table["metric"] == metric) & table["method"].isin([first, second])]
+    means = rows.groupby(["method", "subject"], observed=True)["value"].mean().unstack("method")
+    means = means.reindex(columns=[first, second]).dropna()
+    return vars(mean_interval((means[first] - means[second]).to_numpy()))
+
+
+def sources(table: pd.DataFrame) -> str:
+    """Say in a sentence where published rows come from; "" for none.
+
+    Args:
+        table: Rows of `published`.
+    """
+    if table.empty:
+        return ""
+    facts = table.groupby("method", observed=True)["subject"].nunique()
+    older = sorted(set(table.loc[table["changed"], "method"]))
+    listed = {c: ", ".join(sorted(set(table[c]))) for c in ("settings", "commit")}
+    return (
+        f"Published results: {facts.min()} to {facts.max()} held-out facts a method, up to "
+        f"{table['seed'].nunique()} seeds; each evaluation has {listed['settings']}; measured at "
+        f"commit {listed['commit']}. Measured with an older version: {', '.join(older) or 'none'}."
+    )
+
+
+def beside(own: pd.DataFrame, many: pd.DataFrame) -> pd.DataFrame:
+    """Put a run's own leaderboard beside another one, as text.
+
+    Args:
+        own: From `leaderboard`, of the run.
+        many: From `leaderboard`, of the published results.
+
+    Returns:
+        One row a method of the run, in the order of `many`: what the attacks find, forgetting and
+        retention, here and there, and the run's verdict.
+    """
+    place = {method: n for n, method in enumerate(many["method"])}
+    rows = own.assign(place=own["method"].map(place)).sort_values("place", kind="stable")
+    other = many.set_index("method").reindex(rows["method"])
+    text = rows[["method", "family"]].reset_index(drop=True)
+    for name, board in (("here", rows), ("published", other)):
+        text[f"attacks find, {name}"] = board["attacks find"].fillna("").to_numpy()
+    for metric in ("forgetting", "retention"):
+        for name, board in (("here", rows), ("published", other)):
+            columns = [metric, f"{metric} low", f"{metric} high"]
+            intervals = board.reindex(columns=columns).to_numpy(float)
+            text[f"{metric}, {name}"] = [format_interval(*ends) for ends in intervals]
+    return text.assign(verdict=rows["verdict"].to_numpy())
