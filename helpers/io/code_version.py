@@ -113,13 +113,13 @@ def code_in_use(paths: Iterable[Path], rooms: Collection[str]) -> str:
 @cache
 def _used_by(path: Path) -> list[Path]:
     """List the files of `helpers` that define the names that a module imports."""
-    found = set()
+    files = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             base = _base(node, path)
             if base.split(".")[0] == "helpers":
-                found |= {_defining_file(base, alias.name) for alias in node.names}
-    return sorted(found)
+                files |= {_defining_file(base, alias.name) for alias in node.names}
+    return sorted(files)
 
 
 def _defining_file(module: str, name: str) -> Path:

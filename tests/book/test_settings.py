@@ -296,7 +296,7 @@ def test_a_profile_that_is_no_text_is_one_sentence(tmp_path):
 
 
 def test_a_misspelt_profile_lists_those_that_are():
-    with pytest.raises(UserError, match=r"no profile 'smoek'.*default, full, smoke"):
+    with pytest.raises(UserError, match=r"no profile 'smoek'.*default, full, leaderboard, smoke"):
         load_profile("smoek")
 
 
