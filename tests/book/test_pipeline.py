@@ -14,15 +14,16 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import yaml
 
-from helpers.book import records, run_lock
+from helpers.book import pipeline, records, run_lock
 from helpers.book.environment import SPIN_COUNT, THREADS, environment
-from helpers.book.pipeline import _options, main, temporary_files
+from helpers.book.pipeline import MOST_JOBS, _options, main, temporary_files
 from helpers.book.progress import Progress, echo, remember_duration, step_durations
 from helpers.book.records import (
     done_mark,
@@ -42,6 +43,7 @@ from helpers.book.run_settings import (
 )
 from helpers.book.settings import NOTEBOOKS, ROOT, validated
 from helpers.book.sources import (
+    DEFAULT_MODEL,
     model_fingerprint,
     notebook_hash,
     notebook_imports,
@@ -760,6 +762,27 @@ def test_a_step_that_takes_longer_than_it_did_shows_no_remaining_time(
     progress = Progress("a", total=5)
     monkeypatch.setattr(Progress, "seconds", seconds)
     assert progress.line() == shown
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "changed", "expected"),
+    [
+        (2, 24, {}, 2),
+        (1, 24, {}, 1),
+        (16, 128, {}, MOST_JOBS),
+        (8, 9, {}, 2),  # as many as memory has room for
+        (8, 2, {}, 1),
+        (8, 64, {"device": "cuda"}, 1),
+        (8, 64, {"model": "gpt2"}, 1),
+    ],
+)
+def test_as_many_notebooks_run_at_a_time_as_cores_and_memory_allow(
+    monkeypatch, cores, gigabytes, changed, expected
+):
+    memory = SimpleNamespace(total=gigabytes * 2**30)
+    monkeypatch.setattr(pipeline.psutil, "virtual_memory", lambda: memory)
+    values = {"device": "cpu", "model": DEFAULT_MODEL} | changed
+    assert pipeline._jobs(cores, values) == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"default": 3}', b'{"default": {"a": "x"}}'])

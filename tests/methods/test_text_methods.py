@@ -13,6 +13,7 @@ from helpers.errors import UserError
 from helpers.forward.activations import cache_activations
 from helpers.methods import METHODS, Edit, load_unlearning, unlearn
 from helpers.methods.deleted_neurons import deletion
+from helpers.methods.fitting import retain_budget as module
 from helpers.methods.fitting.kfac import KroneckerFactors, kfac_factors
 from helpers.methods.fitting.retain_budget import RetainBudget, TextHparams, mean_token_loss
 from helpers.methods.hook_intervention import HookIntervention
@@ -105,13 +106,36 @@ def test_it_works_in_half_precision(bilingual):  # noqa: F811
 def test_matrices_that_are_stored_transposed_change_alike(grown_model, method, monkeypatch):
     model = grown_model("gpt2")
     monkeypatch.setattr(RetainBudget, "allows", lambda *args, **how: True)
-    edit = made_by(model, method, layers=(1,))
+    edit = made_by(model, method, layers=(1,), retain_rise=100)
     mlp = architecture_of(model).layers[1].mlp
     assert mlp.transposed and set(edit.delta.changes) == {mlp.in_name, mlp.out_name}
     with edit.applied(model):
         hparams = TextHparams(**SMALL)
         after = RetainBudget(model, language_request(), hparams).before
     assert after.forget == pytest.approx(edit.delta.notes["after"]["forget"], rel=1e-4)
+
+
+def test_a_strength_that_one_text_refuses_is_not_measured_on_the_others(bilingual, monkeypatch):  # noqa: F811
+    request = language_request()
+    twice = replace(request, retain=(*request.retain, replace(request.retain[0], name="c")))
+    model = bilingual()
+    budget = RetainBudget(model, twice, TextHparams(**SMALL))
+    assert list(budget.before.retain) == ["b", "c"] and budget.losses() == budget.before
+    lost = {"b": 1.0, "c": 2.0}  # factors of their losses
+    monkeypatch.setattr(
+        module,
+        "mean_token_loss",
+        lambda _, examples: next(
+            lost[name] * budget.before.retain[name]
+            for name, part in budget._retain_dev.items()
+            if part is examples
+        ),
+    )
+    assert not budget.allows(budget.losses())
+    after = budget.losses()  # the text that refused comes first, and settles it
+    assert list(after.retain) == ["c"] and not budget.allows(after)
+    lost["c"] = float("nan")
+    assert not budget.allows(budget.losses())
 
 
 def test_random_neurons_are_as_many_of_the_same_layers(bilingual):  # noqa: F811
