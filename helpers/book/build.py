@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +37,11 @@ MARKS = {  # page → the comment whose place a generated part takes
 }
 MATHJAX = "sphinx-mathjax-offline"
 MATHJAX_PARTS = ("tex-chtml.js", "output/chtml/fonts/woff-v2/", "input/tex/extensions/")
+QUICK_PROFILE = "smoke"
+NOT_TO_BE_READ = (
+    "This copy was made by the quick profile, to see that everything works. Its samples are too "
+    "small: do not read its numbers."
+)
 TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-autoapi", MATHJAX)
 
 
@@ -106,7 +112,7 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
     stems = [Path(name).stem for name in _toc_files(yaml.safe_load(toc)) if "notebooks/" in name]
     pages = [Executed.read(run_folder, stem) for stem in stems]
 
-    files = {"_toc.yml": toc.encode(), "_config.yml": _config().encode()}
+    files = {"_toc.yml": toc.encode(), "_config.yml": _config(pages).encode()}
     for page in pages:
         files[f"notebooks/{page.stem}.ipynb"] = page.page().encode()
     for path in _tree(ROOT / "book"):
@@ -148,9 +154,14 @@ def _with_words(page: str, words: dict[str, str]) -> str:
     return page
 
 
-def _config() -> str:
-    """Complete `_config.yml` by the addresses of the repository and of the book."""
+def _config(pages: Sequence[Executed]) -> str:
+    """Complete `_config.yml` by the addresses of the repository and of the book.
+
+    A book of the quick profile says on each page that its numbers are not to be read.
+    """
     config: dict[str, Any] = yaml.safe_load((ROOT / "_config.yml").read_text())
+    if any(page.manifest.get("profile") == QUICK_PROFILE for page in pages):
+        config["sphinx"]["config"]["html_theme_options"]["announcement"] = NOT_TO_BE_READ
     if repository := _repository():
         branch = os.environ.get("BOOK_BRANCH") or "main"
         config["repository"] |= {"url": repository, "branch": branch}

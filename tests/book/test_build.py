@@ -289,3 +289,16 @@ def test_what_the_clock_decided_can_be_quoted_and_stands_in_no_notebook(run, tmp
     assert list(glued["its_seconds"].values()) == ["3.5"]
     assert list(glued["slowest"].values()) == ["'rome'"]
     assert times.metadata.tags == ["remove-cell"]
+
+
+def test_a_copy_of_the_quick_profile_says_on_every_page_that_it_is_not_to_be_read(built):
+    pages = [built / "book" / "intro.html", built / "book" / "limits.html"]
+    pages += [built / "notebooks" / f"{stem}.html" for stem in TITLES]
+    assert all("do not read its numbers" in page.read_text() for page in pages)
+
+
+def test_a_copy_of_another_profile_announces_nothing(run, tmp_path):
+    for path in (run / "artifacts").glob("*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"profile": "default"}))
+    staged = book.stage(run, tmp_path / "stage")
+    assert "announcement" not in (staged / "_config.yml").read_text()
