@@ -26,13 +26,13 @@ from helpers.evaluation.evaluation_pairs import known_pairs
 from helpers.evaluation.method_choice import FAMILIES, editing_methods
 from helpers.evaluation.published import (
     PUBLISHED,
+    State,
     as_published,
     chosen_strengths,
-    evaluation_code,
-    method_code,
     method_of,
     publish,
     published,
+    state_of,
     with_rows,
 )
 from helpers.evaluation.tradeoff import EvalConfig, tradeoff
@@ -47,8 +47,7 @@ from helpers.sae.store import sae_folders
 RELATION = "capital"
 SCALES = (0.5, 1.0, 2.0)
 EVERY = (*FAMILIES, "training", "inference")
-CONFIGS = {"dev": EvalConfig("dev", 12), "heldout": EvalConfig("heldout", 24, 4096)}
-MISSING, METHOD_CHANGED, SCORES_CHANGED, CURRENT = range(4)  # the order of what is measured
+CONFIGS = {"dev": EvalConfig("dev", 12), "heldout": EvalConfig("heldout", 12, 1024)}
 
 
 class Job(NamedTuple):
@@ -97,9 +96,12 @@ def planned(args: argparse.Namespace, chosen: dict[str, dict], split: str) -> li
     jobs = list(_jobs(lm, args, chosen, chosen_strengths(table), split))
     rows = table[(table["model_hash"] == model_hash(lm)) & (table["split"] == split)]
     by_job = dict(list(rows.groupby(["method", "subject", "seed"])))
-    states = [_state(job, by_job.get((job.label, job.pair.subject, job.seed))) for job in jobs]
+    states = [
+        state_of(by_job.get((job.label, job.pair.subject, job.seed)), job.label, job.scales)
+        for job in jobs
+    ]
     order = sorted(range(len(jobs)), key=states.__getitem__)  # stable: facts in their order
-    return [jobs[i] for i in order if states[i] < CURRENT]
+    return [jobs[i] for i in order if states[i] < State.CURRENT]
 
 
 def _jobs(lm, args, chosen, strengths, split) -> Iterator[Job]:
@@ -113,18 +115,6 @@ def _jobs(lm, args, chosen, strengths, split) -> Iterator[Job]:
                     yield Job(split, label, pair, seed, scales, given, commit)
                 elif METHODS[method_of(label)].family == "surgery":
                     yield Job(split, label, pair, seed, SCALES, given, commit)
-
-
-def _state(job: Job, rows: pd.DataFrame | None) -> int:
-    """Say whether the rows of a job are there, and made by today's code."""
-    if rows is None:
-        return MISSING
-    refused = (rows["metric"] == "refused").any()
-    if not (refused or set(job.scales) <= set(rows["scale"])):
-        return MISSING
-    if (rows["method_code"] != method_code(job.label)).any():
-        return METHOD_CHANGED
-    return SCORES_CHANGED if (rows["evaluation_code"] != evaluation_code()).any() else CURRENT
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ which has a few facts. Each row knows the code that made it, so that a row of a 
 changed since is marked, and measured again.
 """
 
+from collections.abc import Collection
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
@@ -101,12 +103,47 @@ def published(
     return table.assign(changed=changed).reset_index(drop=True)
 
 
+class State(IntEnum):
+    """Whether a measurement is there, in the order in which measurements are made."""
+
+    MISSING = 0
+    METHOD_CHANGED = 1
+    SCORES_CHANGED = 2
+    CURRENT = 3
+
+
+def state_of(rows: pd.DataFrame | None, label: str, scales: Collection[float]) -> State:
+    """Tell whether a measurement is there, and made by today's code.
+
+    Args:
+        rows: The published rows of the method, fact and seed; None without any.
+        label: Of the method.
+        scales: Scales of the edit that are wanted. A refusal stands for all of them.
+    """
+    if rows is None:
+        return State.MISSING
+    rows = rows[rows["scale"].isin(scales) | (rows["metric"] == "refused")]
+    is_refused = (rows["metric"] == "refused").any()
+    if not (is_refused or set(scales) <= set(rows["scale"])):
+        return State.MISSING
+    if (rows["method_code"] != method_code(label)).any():
+        return State.METHOD_CHANGED
+    if (rows["evaluation_code"] != evaluation_code()).any():
+        return State.SCORES_CHANGED
+    return State.CURRENT
+
+
 def with_rows(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add measurements to the published ones; older rows of the same measurements are dropped."""
+    """Add measurements to the published ones.
+
+    Older rows of the same method, fact and seed are dropped, at whatever scale: the scale of a
+    held-out measurement is chosen again as development facts are added.
+    """
     if table.empty:
         return rows.reset_index(drop=True)
-    new = pd.MultiIndex.from_frame(rows[IDENTITY])
-    old = table[~pd.MultiIndex.from_frame(table[IDENTITY]).isin(new)]
+    keys = [column for column in IDENTITY if column != "scale"]
+    new = pd.MultiIndex.from_frame(rows[keys])
+    old = table[~pd.MultiIndex.from_frame(table[keys]).isin(new)]
     return pd.concat([old[COLUMNS], rows], ignore_index=True)
 
 

@@ -7,6 +7,7 @@ from helpers.evaluation import published as module
 from helpers.evaluation.leaderboard import leaderboard
 from helpers.evaluation.published import (
     IDENTITY,
+    State,
     as_published,
     beside,
     chosen_strengths,
@@ -15,6 +16,7 @@ from helpers.evaluation.published import (
     publish,
     published,
     sources,
+    state_of,
     with_rows,
 )
 from helpers.io.code_version import REPOSITORY, code_in_use, module_hash
@@ -77,7 +79,7 @@ def test_rows_are_read_as_they_were_written_in_little_space(tmp_path):
 
 def test_a_measurement_made_again_takes_the_place_of_the_old_one():
     old = pd.concat([rows("rome", 0.4), rows("rome", 0.3, subject="Kenya")], ignore_index=True)
-    table = with_rows(old, rows("rome", 0.1))
+    table = with_rows(old, rows("rome", 0.1, scale=0.5))
     left = table[table["metric"] == "paraphrases"].set_index("subject")["value"]
     assert left.to_dict() == {"Kenya": 0.3, "Japan": 0.1}
     refused = with_rows(table, rows("rome", 0.1, refused="why"))
@@ -96,6 +98,19 @@ def test_only_rows_of_a_method_that_changed_are_marked(tmp_path, monkeypatch):
     assert set(read.loc[read["changed"], "method"]) == {"rome"}
     assert "older version: rome." in sources(read) and "c0ffee" in sources(read)
     assert sources(read[:0]) == ""
+
+
+def test_what_is_missing_comes_before_what_has_changed(monkeypatch):
+    made = rows("rome", 0.1)
+    assert state_of(None, "rome", (1.0,)) == State.MISSING
+    assert state_of(made, "rome", (1.0,)) == State.CURRENT
+    assert state_of(made, "rome", (0.5, 1.0)) == State.MISSING
+    assert state_of(rows("rome", 0.1, refused="why"), "rome", (0.5, 1.0)) == State.CURRENT
+    monkeypatch.setattr(module, "evaluation_code", lambda: "new")
+    assert state_of(made, "rome", (1.0,)) == State.SCORES_CHANGED
+    monkeypatch.setattr(module, "method_code", lambda label: "new")
+    assert state_of(made, "rome", (1.0,)) == State.METHOD_CHANGED
+    assert sorted(State) == [*State]
 
 
 def test_a_method_that_is_gone_is_marked(tmp_path):
