@@ -48,7 +48,7 @@ from helpers.methods.fitting.constraints import (
 )
 from helpers.methods.fitting.edit_constraint import EditConstraint, at_all_positions
 from helpers.methods.fitting.hparams import PreservationHparams
-from helpers.methods.fitting.kernel_ridge import min_norm_update
+from helpers.methods.fitting.kernel_ridge import WhitenedRows, min_norm_update
 from helpers.methods.fitting.lens_constraints import lens_constraints
 from helpers.methods.fitting.linear_model import Linearization
 from helpers.methods.fitting.linearization import EditHook, answer_logodds, linearize
@@ -170,6 +170,7 @@ def concept_removal(
     with use_layer_cache(model, cache_below(model, layers)):
         # What must stay hardly moves, so one linearization of it serves all steps.
         held = linearize(model, retain, layers=layers).without_small_rows(hparams.min_row)
+        held_rows = WhitenedRows.of(held, factors, output_factors)
         initial_logodds = held.logodds
         for n_done, step_size in enumerate(hparams.step_sizes):
 
@@ -190,15 +191,15 @@ def concept_removal(
                 )
                 moving += cut
                 logodds = answer_logodds(model, retain, layers=layers, edit_output=edit_output)
-            whole = moved.without_small_rows(hparams.min_row).followed_by(
-                replace(held, logodds=logodds)
-            )
+            moved = moved.without_small_rows(hparams.min_row)
             constraints = [*moving, *retain]
             residual = target_change(
-                constraints, whole.logodds, torch.cat([moved.logodds, initial_logodds])
+                constraints,
+                torch.cat([moved.logodds, logodds]),
+                torch.cat([moved.logodds, initial_logodds]),
             )
             update = min_norm_update(
-                whole,
+                [WhitenedRows.of(moved, factors, output_factors), held_rows],
                 step_size * residual,
                 factors,
                 ridge=hparams.ridge,

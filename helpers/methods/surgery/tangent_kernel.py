@@ -27,7 +27,7 @@ from helpers.methods.fitting.constraints import (
 )
 from helpers.methods.fitting.edit_constraint import EditConstraint
 from helpers.methods.fitting.hparams import PreservationHparams
-from helpers.methods.fitting.kernel_ridge import min_norm_update
+from helpers.methods.fitting.kernel_ridge import WhitenedRows, min_norm_update
 from helpers.methods.fitting.linearization import linearize
 from helpers.methods.fitting.negatives import preservation_metric
 from helpers.methods.registry import method
@@ -109,8 +109,9 @@ def tangent_kernel(
         initial_logodds = logodds if initial_logodds is None else initial_logodds
         log.debug("log-odds %s", logodds)
         target = step_size * target_change(constraints, logodds, initial_logodds)
+        rows = WhitenedRows.of(linearization, factors)
         update = min_norm_update(
-            linearization, target, factors, ridge=hparams.ridge, constraints=constraints
+            [rows], target, factors, ridge=hparams.ridge, constraints=constraints
         )
         delta = {i: delta[i] + update[i] for i in layers}
     return WeightEdit.of(torch_module(model), dense_changes(arch, delta))

@@ -5,7 +5,12 @@ import torch
 from small_constraints import constraints_of
 
 from helpers.errors import UserError
-from helpers.methods.fitting.kernel_ridge import fit_kernel_ridge, min_norm_update
+from helpers.methods.fitting import kernel_ridge as module
+from helpers.methods.fitting.kernel_ridge import (
+    WhitenedRows,
+    fit_kernel_ridge,
+    min_norm_update,
+)
 from helpers.methods.fitting.linear_model import Linearization
 
 
@@ -26,13 +31,14 @@ def test_the_update_reaches_its_target_with_the_least_norm(two_sided):
     if two_sided:
         output_factors = {i: torch.tril(torch.randn(5, 5)) + 4 * torch.eye(5) for i in (0, 3)}
     target = torch.tensor([-1.0, 0.5, 0.0, -2.0])
+    used = output_factors if two_sided else None
     update = min_norm_update(
-        linearization,
+        [WhitenedRows.of(linearization, factors, used)],
         target,
         factors,
         ridge=0.0,
         constraints=constraints,
-        output_factors=output_factors if two_sided else None,
+        output_factors=used,
     )
     # the same by the minimum-norm solution of one big system, in the coordinates Mᵀ Δ L of the
     # factors M and L, in which the metric is the identity
@@ -50,6 +56,27 @@ def test_the_update_reaches_its_target_with_the_least_norm(two_sided):
     whitened = torch.cat([(output_factors[i].T @ update[i] @ factors[i]).flatten() for i in (0, 3)])
     torch.testing.assert_close(whitened, least, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(torch.stack(rows) @ whitened, target, rtol=1e-3, atol=1e-4)
+
+
+def test_parts_and_blocks_give_the_update_of_the_whole(monkeypatch):
+    whole, factors = random_linearization(), {i: torch.eye(7) for i in (0, 3)}
+    rows = WhitenedRows.of(whole, factors)
+    monkeypatch.setattr(module, "BLOCK", 2)
+    first, last = whole.first(3), whole.constraint_index == 3
+    rest = Linearization(
+        torch.zeros(1),
+        torch.zeros(int(last.sum()), dtype=torch.long),
+        {i: k[last] for i, k in whole.keys.items()},
+        {i: g[last] for i, g in whole.gradients.items()},
+    )
+    parts = [WhitenedRows.of(part, factors) for part in (first, rest)]
+    given = {"ridge": 0.1, "constraints": constraints_of() + constraints_of()[:1]}
+    target = torch.tensor([-1.0, 0.5, 0.0, -2.0])
+    in_parts = min_norm_update(parts, target, factors, **given)
+    in_blocks = WhitenedRows.of(whole, factors).own_kernel
+    torch.testing.assert_close(in_blocks, rows.kernel_with(rows), rtol=1e-4, atol=1e-5)
+    for i, update in min_norm_update([rows], target, factors, **given).items():
+        torch.testing.assert_close(in_parts[i], update, rtol=1e-4, atol=1e-5)
 
 
 def test_a_ridge_of_its_own_lets_a_constraint_miss_its_target():
