@@ -104,7 +104,7 @@ def published(
 
 
 class State(IntEnum):
-    """Whether a measurement is there, in the order in which measurements are made."""
+    """State of a measurement, in the order in which measurements are made."""
 
     MISSING = 0
     METHOD_CHANGED = 1
