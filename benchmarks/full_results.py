@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
-from pydantic import BaseModel
 from workers import finished, model, workers
 
-from helpers.book.settings import ROOT
+from helpers.book.settings import ROOT, Common
 from helpers.errors import UserError
 from helpers.evaluation.evaluation_pairs import known_pairs
 from helpers.evaluation.method_choice import FAMILIES, editing_methods
@@ -130,7 +129,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e4, help="start nothing after so long")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
-    saes = sae_folders(Run(ROOT / args.run, "", BaseModel()), "", step="04_sparse_autoencoders")
+    saes = sae_folders(Run(ROOT / args.run, "results", Common()), "", step="04_sparse_autoencoders")
     if not saes:
         raise UserError(f"{args.run} has no SAEs: 'make run ONLY=04_sparse_autoencoders' first.")
     chosen = labelled(saes, args.methods)
