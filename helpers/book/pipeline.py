@@ -48,7 +48,7 @@ from helpers.io.safe_text import visible
 GOALS = {"book": "The book: {}", "notebooks": "The executed notebooks: {}"}
 GRACE_SECONDS = 5  # for steps to end before they are killed, which leaves no file half-written
 MOST_CORES = 10_000
-MEMORY_OF_A_STEP = 4 * 2**30  # bytes: a notebook's peak with the default model, and some room
+MEMORY_OF_A_STEP = 7 * 2**30  # bytes: a notebook's peak with the default model, and some room
 MOST_JOBS = 4  # at a time by default: more seldom have all that they need
 
 

@@ -770,7 +770,7 @@ def test_a_step_that_takes_longer_than_it_did_shows_no_remaining_time(
         (2, 24, {}, 2),
         (1, 24, {}, 1),
         (16, 128, {}, MOST_JOBS),
-        (8, 9, {}, 2),  # as many as memory has room for
+        (8, 15, {}, 2),  # as many as memory has room for
         (8, 2, {}, 1),
         (8, 64, {"device": "cuda"}, 1),
         (8, 64, {"model": "gpt2"}, 1),
