@@ -137,7 +137,8 @@ def methods_on_metrics(panels: Mapping[str, pd.DataFrame], *, order: Sequence[st
                 colour = GREY if row["family"] == "control" else BLUE
                 axis.plot([row["low"], row["high"]], [y, y], color=colour, lw=2, alpha=0.4)
                 axis.plot(row["value"], y, "o", color=colour, ms=4)
-        axis.set(title=title)
+        # Beside each other, titles of one line would run into the next panel's.
+        axis.set(title=title if len(panels) < 4 else title.replace(" ", "\n", 1))
         axis.set_yticks(range(len(order)), order)
     axes[0][0].invert_yaxis()
     return figure
