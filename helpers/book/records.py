@@ -16,6 +16,7 @@ from helpers.book.settings import ROOT
 from helpers.book.sources import (
     file_fingerprint,
     model_fingerprint,
+    notebook_data,
     notebook_hash,
     notebook_imports,
     notebook_path,
@@ -65,6 +66,7 @@ def input_hashes(stem: str, values: dict[str, Any]) -> dict[str, str]:
     return {
         "cells": notebook_hash(source),
         "code": content_hash(_contents(notebook_imports(source))),
+        "data": content_hash(_contents(notebook_data(source))),
         "settings": content_hash({k: v for k, v in values.items() if k != "run"}),
         "versions": content_hash(versions()),
         **{name: model_fingerprint(value) for name, value in models.items()},

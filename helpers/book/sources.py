@@ -21,6 +21,10 @@ from helpers.io.safe_text import visible
 NOTEBOOKS_VARIABLE = "UNLEARNING_NOTEBOOKS"  # in the environment: another folder than ours
 DEFAULT_MODEL = Common.model_fields["model"].default
 
+DATA_FILES = {  # module of `helpers` → the file of the repository that it reads
+    "helpers/evaluation/published.py": ROOT / "benchmarks" / "results" / "facts.parquet",
+    "helpers/evaluation/tuning.py": ROOT / "profiles" / "tuned_hyperparameters.json",
+}
 # Settings reach a step as values of its parameters, which have a hash of their own. So a new
 # notebook's class in settings.py is no reason to rerun the others.
 NOT_INPUTS = {"helpers/book/settings.py", "helpers/book/common_settings.py"}
@@ -91,6 +95,12 @@ def notebook_imports(path: str | Path) -> list[Path]:
     path = Path(path)
     modules = closure(direct_imports(_parsed(path), path))
     return [m for m in modules if m.relative_to(ROOT).as_posix() not in NOT_INPUTS]
+
+
+def notebook_data(path: str | Path) -> list[Path]:
+    """List the files of the repository that a notebook's modules read, of `DATA_FILES`."""
+    modules = {module.relative_to(ROOT).as_posix() for module in notebook_imports(path)}
+    return [file for module, file in DATA_FILES.items() if module in modules and file.exists()]
 
 
 def model_fingerprint(model: str) -> str:

@@ -43,14 +43,20 @@ from helpers.book.run_settings import (
 )
 from helpers.book.settings import NOTEBOOKS, ROOT, validated
 from helpers.book.sources import (
+    DATA_FILES,
     DEFAULT_MODEL,
     model_fingerprint,
+    notebook_data,
     notebook_hash,
     notebook_imports,
+    notebook_path,
     upstream_notebooks,
 )
 from helpers.errors import UserError
+from helpers.evaluation.published import PUBLISHED
+from helpers.evaluation.tuning import RECORD
 from helpers.io.files import atomic_path
+from helpers.io.hashing import file_hash
 from helpers.io.manifest import step_folder
 from helpers.io.run import Run
 
@@ -918,3 +924,18 @@ def test_ci_runs_the_readmes_test_command():
 def test_profiles_load():
     for path in sorted((ROOT / "profiles").glob("*.yaml")):
         assert isinstance(yaml.safe_load(path.read_text()) or {}, dict)
+
+
+def test_a_chapter_depends_on_the_measurements_in_the_repository_that_it_reads(monkeypatch):
+    assert [p.name for p in notebook_data(notebook_path("07_training_methods"))] == [RECORD.name]
+    assert notebook_data(notebook_path("00_model_and_facts")) == []
+    assert set(DATA_FILES.values()) == {PUBLISHED, RECORD}
+    assert all((ROOT / module).is_file() for module in DATA_FILES)
+    stems = ("00_model_and_facts", "07_training_methods")
+    values = {s: validated(s, {}).model_dump(mode="json") for s in stems}
+    before = {stem: input_hashes(stem, values[stem]) for stem in stems}
+    monkeypatch.setattr(
+        records, "file_hash", lambda path: file_hash(path) + "!" * (path.name == RECORD.name)
+    )
+    after = {stem: input_hashes(stem, values[stem]) for stem in stems}
+    assert [stem for stem in stems if before[stem] != after[stem]] == ["07_training_methods"]
