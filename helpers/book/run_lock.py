@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import os
+import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -21,7 +23,7 @@ def pipeline_lock(folder: Path) -> Iterator[int]:
 
     Yields:
         The lock's file descriptor, so that a child can hold the lock too. Each holder writes the
-        number of its process there.
+        `holder` there.
 
     Raises:
         UserError: Another process works there; the sentence names a living one.
@@ -31,7 +33,7 @@ def pipeline_lock(folder: Path) -> Iterator[int]:
         _acquire(file, folder)
         _acquire(steps, folder)  # no step runs, and only this pipeline can start one
         fcntl_quietly(steps, fcntl.LOCK_UN)
-        file.write(f"{os.getpid()} ")
+        file.write(holder(os.getpid()))
         file.flush()
         yield file.fileno()
 
@@ -41,9 +43,14 @@ def step_lock(folder: Path) -> Iterator[None]:
     """Keep pipelines from starting in the run folder while this step runs."""
     with (folder / STEPS).open("a+") as file:
         fcntl_quietly(file, fcntl.LOCK_SH)
-        file.write(f"{os.getpid()} ")
+        file.write(holder(os.getpid()))
         file.flush()
         yield
+
+
+def holder(number: int) -> str:
+    """Return what a process writes into a lock: its number and its machine."""
+    return f"{number}@{socket.gethostname()} "
 
 
 def wait_for_steps(folder: Path) -> None:
@@ -68,9 +75,14 @@ def _acquire(file: TextIO, folder: Path) -> None:
         fcntl_quietly(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        numbers = [int(n) for n in file.read().split() if n.isdigit()]
-        living = [n for n in numbers if psutil.pid_exists(n)]
-        who = f"process {living[-1]}" if living else "just starting"
+        holders = re.findall(r"(\d+)@(\S+)", file.read())
+        here = socket.gethostname()
+        # Which processes of another machine have ended cannot be seen from here.
+        living = [(n, host) for n, host in holders if host != here or psutil.pid_exists(int(n))]
+        who = "just starting"
+        if living:
+            number, host = living[-1]
+            who = f"process {number}" + (f" on {host}" if host != here else "")
         raise UserError(
             f"Another process ({who}) works in {visible(folder)}: wait until it ends, or stop it."
         ) from None

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers.book.cluster import CLUSTER_VARIABLE
 from helpers.book.progress import Progress, echo, remember_duration
 from helpers.book.records import BOOK, input_hashes, mark_book, record, why_outdated
 from helpers.book.run_lock import step_lock
@@ -29,7 +31,7 @@ from helpers.book.run_settings import read_settings
 from helpers.book.settings import ROOT
 from helpers.book.sources import notebook_path
 from helpers.errors import UserError
-from helpers.io.files import atomic_path
+from helpers.io.files import CACHE_VARIABLE, DISK_FULL, atomic_path, cache_dir
 from helpers.io.manifest import ARTIFACTS_VARIABLE, step_folder
 from helpers.io.safe_text import visible
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 KERNEL = "python3"  # the kernel of this environment
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|The disk is full")
 NO_MEMORY = re.compile(r"MemoryError|OutOfMemoryError|can't allocate memory|not enough memory")
 
 
@@ -116,15 +119,19 @@ def _execute(folder: Path, stem: str, parameters: dict[str, Any], executed: Path
         cause = ": ".join([error.ename, *first_line]).rstrip(".")
         if error.ename == "UserError":
             raise UserError(f"{stem}: {' '.join(first_line)} {places}") from error
+        if NO_SPACE.search(f"{error.ename} {error.evalue}"):
+            raise UserError(
+                f"{stem} found the disk full ({cause}): free some space. {places}"
+            ) from error
         if NO_MEMORY.search(f"{error.ename} {error.evalue}"):
             raise UserError(
-                f"{stem} ran out of memory ({cause}). {_memory_advice()} {places}"
+                f"{stem} ran out of memory ({cause}). {_memory_advice(stem)} {places}"
             ) from error
         raise UserError(f"{stem} failed at In [{error.exec_count}]: {cause}. {places}") from error
     except DeadKernelError as error:
         raise UserError(
             f"{stem}: the kernel died, most likely killed because memory ran out. "
-            f"{_memory_advice()} {places}"
+            f"{_memory_advice(stem)} {places}"
         ) from error
     for key, path in (("input_path", source), ("output_path", folder / "notebooks" / source.name)):
         notebook.metadata.papermill[key] = os.path.relpath(path, ROOT)  # no paths of the machine
@@ -176,7 +183,9 @@ def _again_if_no_kernel(run: Callable):
         return run()
 
 
-def _memory_advice() -> str:
+def _memory_advice(stem: str) -> str:
+    if profile := os.environ.get(CLUSTER_VARIABLE):
+        return f"Raise mem_mb of {stem} in {profile}, or try PROFILE=smoke."
     with contextlib.suppress(ValueError, OSError):
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         return f"This machine has {size:.0f} GB: close programs, or try PROFILE=smoke."
@@ -192,6 +201,19 @@ def _log_to(path: Path) -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def _check_cache() -> None:
+    """Check that this node of a cluster has the cache, which the pipeline made where it started.
+
+    Raises:
+        UserError: It has not; the sentence names the node.
+    """
+    if CLUSTER_VARIABLE in os.environ and not cache_dir().is_dir():
+        raise UserError(
+            f"Node {socket.gethostname()} has no {visible(cache_dir())}, the folder of the cache: "
+            f"give one that all nodes share by {CACHE_VARIABLE}=..., and run again."
+        )
 
 
 def build_book(folder: Path) -> None:
@@ -220,17 +242,25 @@ def build_book(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _write_failure(path: Path) -> Iterator[None]:
-    """Write the sentence of an error in the block to `path`."""
+    """Write the sentence of an error in the block to `path`, `<step>.failed`."""
     path.unlink(missing_ok=True)
     try:
         yield
-    except UserError as error:
-        path.write_text(visible(error), encoding="utf-8")
-        sys.exit(1)
     except Exception as error:
-        first_line = f"{path.stem}: {type(error).__name__}: {error}".split("\n")[0]
-        path.write_text(visible(first_line), encoding="utf-8")
+        path.write_text(visible(_told(error, path.stem, path.with_suffix(".log"))), "utf-8")
+        if isinstance(error, UserError):
+            sys.exit(1)
         raise  # with its traceback, into logs/snakemake.log
+
+
+def _told(error: Exception, step: str, log: Path) -> str:
+    """Describe an error in a step by one sentence that names the step."""
+    place = f" The log is {visible(log)}." if log.exists() else ""
+    if isinstance(error, UserError):
+        return str(error) if str(error).startswith(step) else f"{step}: {error}{place}"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{step} found the disk full ({error}): free some space, and run again.{place}"
+    return f"{step}: {type(error).__name__}: {error}".split("\n")[0]
 
 
 def _end_with_parent() -> None:
@@ -265,6 +295,7 @@ def run(folder: Path, step: str) -> None:
             return
         _log_to(folder / "logs" / f"{step}.log")
         logging.getLogger("papermill").info("To be made: %s.", reason)
+        _check_cache()
         execute(folder, step, values, hashes)
     remember_duration(settings["profile"], step, time.monotonic() - started)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,15 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from fake_project import (
+    FIRST,
+    READS,
+    SECOND,
+    STEMS,
+    Project,
+    one_sentence,
+    write_notebook,
+)
 
 from helpers.book import pipeline, records, run_lock
 from helpers.book.environment import SPIN_COUNT, THREADS, environment
@@ -33,7 +42,7 @@ from helpers.book.records import (
     unmark_outdated,
     why_outdated,
 )
-from helpers.book.run_lock import pipeline_lock, step_lock
+from helpers.book.run_lock import holder, pipeline_lock, step_lock
 from helpers.book.run_settings import (
     changed_settings,
     check_model_apart,
@@ -41,7 +50,7 @@ from helpers.book.run_settings import (
     resolve,
     write_settings,
 )
-from helpers.book.settings import NOTEBOOKS, ROOT, validated
+from helpers.book.settings import ROOT, validated
 from helpers.book.sources import (
     DATA_FILES,
     DEFAULT_MODEL,
@@ -60,125 +69,7 @@ from helpers.io.hashing import file_hash
 from helpers.io.manifest import step_folder
 from helpers.io.run import Run
 
-FIRST, SECOND, THIRD, _ = STEMS = list(NOTEBOOKS)[:4]
 VERIFY = "09_verify"
-READS = {SECOND: FIRST, THIRD: SECOND}  # which notebook reads another's artifact
-
-
-def parameters_cell(stem: str) -> str:
-    fields = NOTEBOOKS[stem].model_fields.items()
-    return "\n".join(f"{n}: {f.annotation.__name__} = {f.default!r}  # x" for n, f in fields)
-
-
-def write_notebook(folder: Path, stem: str, code: str = "") -> Path:
-    """A notebook that counts its executions in `count`, runs `code`, and saves an artifact."""
-    read = f"run.load('numbers', step='{READS[stem]}')" if stem in READS else ""
-    cells = [
-        ("parameters", parameters_cell(stem)),
-        (
-            "",
-            "from helpers.io.run import Run\nfrom helpers.book.settings import from_notebook\n"
-            f"settings = from_notebook('{stem}', globals())\n"
-            f"run = Run(settings.run_folder(), '{stem}', settings)\n"
-            f"print(1, file=open(run.folder / '{stem}.count', 'a'))\n{read}",
-        ),
-        ("", code),
-        ("", "run.save('numbers', {'seed': settings.seed})\n_ = run.finish()"),
-    ]
-    notebook = {
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell{i}",
-                "metadata": {"tags": [tag]} if tag else {},
-                "source": source,
-                "outputs": [],
-                "execution_count": None,
-            }
-            for i, (tag, source) in enumerate(cells)
-        ],
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    path = folder / f"{stem}.ipynb"
-    path.write_text(json.dumps(notebook))
-    return path
-
-
-@dataclass
-class Project:
-    """Tiny notebooks in `folder/notebooks`, runs in `folder/runs`."""
-
-    folder: Path
-    given: dict[str, str] = field(default_factory=dict)  # over the environment
-
-    def command(self, *arguments: str) -> list[str]:
-        places = ["--runs", f"{self.folder}/runs", "--notebooks", f"{self.folder}/notebooks"]
-        return [sys.executable, "-m", "helpers.book.pipeline", *arguments, "--no-check", *places]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return os.environ | {"UNLEARNING_CACHE": str(self.folder / "cache")} | self.given
-
-    def __call__(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess:
-        done = subprocess.run(
-            self.command("notebooks", *arguments),
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        return done
-
-    def started(self, stem: str) -> subprocess.Popen:
-        """The pipeline in a session of its own, as soon as the notebook is being executed."""
-
-        def hears():  # a suite that was started in the background ignores what Ctrl-C sends
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-        process = subprocess.Popen(
-            self.command("notebooks", "--only", stem),
-            cwd=ROOT,
-            env=self.environment,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=hears,
-        )
-        deadline = time.monotonic() + 120
-        while not self.executions(stem) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return process
-
-    def notebook(self, stem: str, code: str = "") -> Path:
-        return write_notebook(self.folder / "notebooks", stem, code)
-
-    def run(self, name: str = "default") -> Path:
-        return self.folder / "runs" / name
-
-    def executions(self, stem: str, name: str = "default") -> int:
-        path = self.run(name) / f"{stem}.count"
-        return len(path.read_text().split()) if path.exists() else 0
-
-
-@pytest.fixture
-def project(tmp_path) -> Project:
-    project = Project(tmp_path / "brace {x} {subject} # y: 'z'")  # what templates and YAML read
-    (project.folder / "notebooks").mkdir(parents=True)
-    for stem in NOTEBOOKS:
-        project.notebook(stem)
-    return project
-
-
-def one_sentence(done: subprocess.CompletedProcess) -> str:
-    text = done.stderr.strip()
-    assert "\n" not in text and text.endswith("."), text
-    return text
 
 
 @pytest.mark.slow
@@ -706,8 +597,14 @@ def test_a_step_that_outlived_its_pipeline_keeps_the_folder(tmp_path):
         pass
     with pipeline_lock(tmp_path) as lock:
         os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()} 99999999 ".encode())  # the last one has died
+        os.write(lock, f"{holder(os.getpid())}{holder(99999999)}".encode())  # the last has died
         with pytest.raises(UserError, match=rf"process {os.getpid()}\)"), pipeline_lock(tmp_path):
+            pass
+        os.write(lock, b"99999999@node7 ")  # may live
+        with (
+            pytest.raises(UserError, match=r"process 99999999 on node7\)"),
+            pipeline_lock(tmp_path),
+        ):
             pass
 
 

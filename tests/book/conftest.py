@@ -1,0 +1,3 @@
+"""The fixture of the pipeline's tests."""
+
+from fake_project import project  # noqa: F401
