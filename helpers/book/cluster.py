@@ -5,7 +5,7 @@ the resources of each step's job. `profiles/clusters` has one for Slurm.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import os
 import re
 import shutil
@@ -26,7 +26,6 @@ from helpers.io.yaml_files import read_yaml
 
 CLUSTERS = ROOT / "profiles" / "clusters"
 CLUSTER_VARIABLE = "UNLEARNING_CLUSTER"  # for the steps of a run: the file of the cluster's profile
-REQUIREMENTS = "requirements-cluster.txt"
 # Snakemake's messages about a job → what the terminal shows. Each names the step.
 EVENTS = (
     (re.compile(r"has been submitted with SLURM jobid (?P<job>\d+) .*/rule_(?P<step>\w+)/"), "job"),
@@ -188,8 +187,8 @@ def load_cluster(name: str) -> Cluster:
         name: The name of a folder in `profiles/clusters`, or the path of another one.
 
     Raises:
-        UserError: There is no such cluster, its profile names no executor, or the executor's plugin
-            or its commands are not installed here.
+        UserError: There is no such cluster, its profile names no executor, the executor's plugin or
+            its commands are not installed here, or its jobs share no files.
     """
     known = sorted(path.parent.name for path in CLUSTERS.glob("*/config.yaml"))
     config = (CLUSTERS / name if name in known else Path(name).absolute()) / "config.yaml"
@@ -204,18 +203,25 @@ def load_cluster(name: str) -> Cluster:
         raise UserError(
             f"{visible(config)} names no executor: give a line such as executor: slurm."
         )
-    if not importlib.util.find_spec(f"snakemake_executor_plugin_{executor.replace('-', '_')}"):
-        what = f"snakemake-executor-plugin-{executor}"
-        if executor == "slurm":
-            what = f"-r {visible(ROOT / REQUIREMENTS)}"
-        raise UserError(
-            f"CLUSTER={visible(name)} needs a plugin of Snakemake: install it by "
-            f"'{sys.executable} -m pip install {what}'."
-        )
     if executor == "slurm" and not (shutil.which("sbatch") and shutil.which("squeue")):
         raise UserError(
             f"CLUSTER={visible(name)} submits jobs by sbatch, which is not installed here: run on "
             "a machine that submits to the cluster (its login node), or leave CLUSTER away."
+        )
+    try:
+        plugin = importlib.import_module(f"snakemake_executor_plugin_{executor.replace('-', '_')}")
+    except ModuleNotFoundError:
+        requirement = f"snakemake-executor-plugin-{executor}"
+        if executor == "slurm":
+            requirement = f"-r {visible(ROOT / 'requirements-cluster.txt')}"
+        raise UserError(
+            f"CLUSTER={visible(name)} needs a plugin of Snakemake: install it by "
+            f"'{sys.executable} -m pip install {requirement}'."
+        ) from None
+    if plugin.common_settings.implies_no_shared_fs:
+        raise UserError(
+            f"Jobs of the executor {executor} share no files, and steps find there what others "
+            "made: run the whole book in one job (book/how_to_rerun.md, 'On a cluster')."
         )
     return Cluster(config, executor)
 

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from fake_project import FIRST, FOURTH, SECOND, one_sentence
 from one_node_slurm import missing_programs, one_node_slurm
 
-from helpers.book import cluster, pipeline, steps
+from helpers.book import pipeline, steps
 from helpers.book.cluster import CLUSTER_VARIABLE, CLUSTERS, Cluster, load_cluster
 from helpers.book.pipeline import _snakemake, main
 from helpers.book.run_settings import write_settings
@@ -133,28 +134,50 @@ def test_a_profile_without_an_executor_is_refused(capsys, tmp_path, content):
     assert "names no executor" in refused(capsys, tmp_path, str(tmp_path))
 
 
-def test_a_cluster_without_its_plugin_or_sbatch_is_refused(capsys, tmp_path, monkeypatch):
+@pytest.fixture
+def plugin(monkeypatch, tmp_path):
+    """Stand-ins for the plugin and for commands of Slurm that reach nobody."""
+    settings = SimpleNamespace(implies_no_shared_fs=False)
+    name = "snakemake_executor_plugin_slurm"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(common_settings=settings))
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for command in ("sbatch", "squeue"):
+        (folder / command).write_text("#!/bin/sh\necho Unable to connect >&2\nexit 1\n")
+        (folder / command).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return name
+
+
+def test_a_cluster_without_its_plugin_is_refused(capsys, tmp_path, plugin, monkeypatch):
     (tmp_path / "config.yaml").write_text("executor: no-such-one")
     text = refused(capsys, tmp_path, str(tmp_path))
     assert "pip install snakemake-executor-plugin-no-such-one'" in text
 
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: None)
-    text = refused(capsys, tmp_path, "slurm")
-    (path,) = re.findall(rf"'{sys.executable} -m pip install -r (\S+)'", text)
+    monkeypatch.setitem(sys.modules, plugin, None)
+    (path,) = re.findall(
+        rf"'{sys.executable} -m pip install -r (\S+)'", refused(capsys, tmp_path, "slurm")
+    )
     assert "snakemake-executor-plugin-slurm==" in Path(path).read_text()
 
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: True)
+
+def test_a_cluster_without_sbatch_is_refused(capsys, tmp_path, plugin, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "by sbatch, which is not installed here" in refused(capsys, tmp_path, "slurm")
 
 
-def test_a_slurm_that_does_not_answer_is_told(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: True)
-    for name in ("sbatch", "squeue"):
-        (tmp_path / name).write_text("#!/bin/sh\necho Unable to contact controller >&2\nexit 1\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert "does not answer (squeue: Unable to contact" in refused(capsys, tmp_path, "slurm")
+def test_a_cluster_whose_jobs_share_no_files_is_refused(capsys, tmp_path, plugin):
+    sys.modules[plugin].common_settings.implies_no_shared_fs = True
+    assert "run the whole book in one job" in refused(capsys, tmp_path, "slurm")
+
+
+def test_a_slurm_that_does_not_answer_is_told(capsys, tmp_path, plugin):
+    assert "does not answer (squeue: Unable to connect)" in refused(capsys, tmp_path, "slurm")
+
+
+def test_the_shipped_cluster_takes_limits_for_all_its_jobs(plugin):
+    options = load_cluster("slurm").options(cores=8, jobs=None)
+    assert options == ["--profile", str(PROFILE.parent), "--cores", "8"]
 
 
 REPORT = """\
@@ -276,10 +299,3 @@ def test_make_passes_the_cluster_on():
         ["make", "-n", "verify", "CLUSTER=slurm"], cwd=ROOT, capture_output=True, text=True
     )
     assert "--cluster 'slurm'" in done.stdout
-
-
-def test_the_shipped_cluster_loads_where_its_programs_are(monkeypatch):
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda _: True)
-    monkeypatch.setattr(cluster.shutil, "which", lambda _: "/usr/bin/sbatch")
-    loaded = load_cluster("slurm")
-    assert loaded.options(cores=8, jobs=None) == ["--profile", str(PROFILE.parent), "--cores", "8"]
