@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "srun")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 # The node says that it has more than this machine may have, so that any request fits. A process
@@ -77,7 +79,7 @@ def one_node_slurm() -> Iterator[dict[str, str]]:
         ):
             stack.enter_context(running(command, environment, folder / "errors"))
         wait_until_idle(environment, folder)
-        stack.callback(subprocess.run, ["scancel", f"--user={user}"], env=os.environ | environment)
+        stack.callback(kill_jobs, config)
         yield environment
 
 
@@ -97,6 +99,15 @@ def running(command: list[str], environment: dict[str, str], errors: Path) -> It
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def kill_jobs(config: Path) -> None:
+    """Kill all processes of jobs: of a cancelled one, this Slurm leaves orphans alive."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            variables = process.environ()
+            if variables.get("SLURM_CONF") == str(config) and "SLURM_JOB_ID" in variables:
+                process.kill()
 
 
 def wait_until_idle(environment: dict[str, str], folder: Path) -> None:

@@ -24,6 +24,7 @@ from helpers.book.settings import NOTEBOOKS, ROOT
 from helpers.errors import UserError
 
 PROFILE = CLUSTERS / "slurm" / "config.yaml"
+GREEDY = "08_evaluate"  # the step that takes too much memory
 
 
 @pytest.fixture
@@ -48,14 +49,19 @@ def jobs(environment: dict[str, str], form: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_book_on_slurm_goes_on_past_a_killed_job_and_resumes(slurm, project):
+def test_a_book_on_slurm_goes_on_past_killed_jobs_and_resumes(slurm, project):
     project.given = slurm
-    quick = project.folder / "cluster" / "config.yaml"  # with jobs that are looked after sooner
-    quick.parent.mkdir()
-    quick.write_text(re.sub(r"(status-checks: )\d+", r"\g<1>1", PROFILE.read_text()))
+    profile = re.sub(r"(status-checks: )\d+", r"\g<1>1", PROFILE.read_text())  # is told sooner
+    profile = re.sub(rf"({GREEDY}: {{mem_mb: )\d+", r"\g<1>1500", profile)
+    config = project.folder / "cluster" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text(profile)
     go = project.folder / "go"
-    project.notebook(FIRST, f"import os, time\nif not os.path.exists({str(go)!r}): time.sleep(600)")
-    arguments = ("--only", SECOND, FOURTH, "--cluster", str(quick.parent))
+    first_time = f"import os, time\nif not os.path.exists({str(go)!r}): "
+    project.notebook(FIRST, first_time + "time.sleep(600)")
+    greed = "x = b'1' * 2**31; time.sleep(600)"  # bytes: more than its job may have
+    project.notebook(GREEDY, first_time + greed)
+    arguments = ("--only", SECOND, FOURTH, GREEDY, "--cluster", str(config.parent))
     process = subprocess.Popen(
         project.command("notebooks", *arguments),
         cwd=ROOT,
@@ -65,8 +71,8 @@ def test_a_book_on_slurm_goes_on_past_a_killed_job_and_resumes(slurm, project):
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not (project.executions(FIRST) and project.executions(FOURTH)):
+        deadline = time.monotonic() + 180
+        while not all(project.executions(stem) for stem in (FIRST, FOURTH, GREEDY)):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.5)
@@ -75,21 +81,24 @@ def test_a_book_on_slurm_goes_on_past_a_killed_job_and_resumes(slurm, project):
         assert job[2:] == ["2", "4000M", "30:00"]  # cores, memory and time of the profile
 
         refused = one_sentence(project(*arguments, code=1))  # by the jobs, not by locks
-        assert f"scancel {number}" in refused
+        assert "scancel" in refused and number in refused
         subprocess.run(["scancel", number], env=os.environ | slurm, check=True)
-        shown, told = process.communicate(timeout=240)
+        shown, told = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 1
     assert f"{FIRST} · job {number}" in shown and f"{FOURTH} · done" in shown
-    text = told.strip()
-    assert text.startswith(f"{FIRST} (job {number}) was cancelled") and "\n" not in text
-    assert Path(re.search(r"The log is (.+)\.$", text)[1]).is_file()
+    cancelled, killed = told.strip().splitlines()
+    assert cancelled.startswith(f"{FIRST} (job {number}) was cancelled")
+    assert killed.startswith(GREEDY) and f"raise mem_mb of {GREEDY} in {config}" in killed
+    for sentence in (cancelled, killed):
+        assert Path(re.search(r"The log is (.+)\.$", sentence)[1]).is_file()
 
     go.touch()
     shown = project(*arguments).stdout
-    assert "2 steps to do" in shown and f"{SECOND} · done" in shown
-    assert [project.executions(s) for s in (FIRST, SECOND, FOURTH)] == [2, 1, 1]
+    assert "3 steps to do" in shown and f"{SECOND} · done" in shown
+    executions = [project.executions(stem) for stem in (FIRST, SECOND, FOURTH, GREEDY)]
+    assert executions == [2, 1, 1, 2]
     assert (project.run() / "notebooks" / f"{SECOND}.ipynb").exists()
 
 
