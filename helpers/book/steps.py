@@ -255,7 +255,8 @@ def _write_failure(path: Path) -> Iterator[None]:
 
 def _told(error: Exception, step: str, log: Path) -> str:
     """Describe an error in a step by one sentence that names the step."""
-    place = f" The log is {visible(log)}." if log.exists() else ""
+    named = not log.exists() or str(log) in str(error)
+    place = "" if named else f" The log is {visible(log)}."
     if isinstance(error, UserError):
         return str(error) if str(error).startswith(step) else f"{step}: {error}{place}"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
