@@ -44,7 +44,7 @@ from helpers.models import load_model, model_hash
 from helpers.sae.store import sae_folders
 
 RELATION = "capital"
-SCALES = (0.5, 1.0, 2.0)
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 EVERY = (*FAMILIES, "training", "inference")
 CONFIGS = {"dev": EvalConfig("dev", 12), "heldout": EvalConfig("heldout", 12, 1024)}
 
