@@ -41,9 +41,19 @@ def method_of(label: str) -> str:
 @cache
 def method_code(label: str) -> str:
     """Hash the code of a method, and its defaults."""
+    used = code_in_use(method_files(label), METHOD_ROOMS)
+    return content_hash([used, repr(METHODS[method_of(label)].hparams())])
+
+
+def method_files(label: str) -> set[Path]:
+    """List the files of a method: of its function, and of its hyperparameters.
+
+    A training method's function is made by the recipe that all of them share, and its loss stands
+    beside its hyperparameters.
+    """
     method = METHODS[method_of(label)]
-    file = REPOSITORY.joinpath(*method.function.__module__.split(".")).with_suffix(".py")
-    return content_hash([code_in_use([file], METHOD_ROOMS), repr(method.hparams())])
+    modules = {method.function.__module__, method.hparams.__module__}
+    return {REPOSITORY.joinpath(*m.split(".")).with_suffix(".py") for m in modules}
 
 
 @cache

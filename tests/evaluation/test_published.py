@@ -13,6 +13,7 @@ from helpers.evaluation.published import (
     chosen_strengths,
     differences,
     method_code,
+    method_files,
     publish,
     published,
     sources,
@@ -128,6 +129,12 @@ def test_the_code_of_a_method_is_its_own():
     assert method_code("rome") != method_code("memit")
     assert method_code("gated_neuron, low_rank") == method_code("gated_neuron")
     assert code_in_use([surgery / "rome.py"], ("nowhere",)) == code_in_use([], ())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_file_that_defines_a_method_is_part_of_its_code(name):
+    texts = [path.read_text() for path in method_files(name)]
+    assert any("method(" in text and f'"{name}"' in text for text in texts)
 
 
 def test_code_that_a_module_uses_by_name_counts_and_no_other(tmp_path, monkeypatch):
