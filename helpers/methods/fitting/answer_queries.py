@@ -45,6 +45,16 @@ class AnswerQueries:
         """Mean of log P(token) over its goal, in nats; what lies below a goal counts as 0."""
         return float((self.logprobs - self.goals).relu().mean())
 
+    def above_goal(self) -> "AnswerQueries":
+        """Return the prompts after which the token is likelier than its goal."""
+        chosen = (self.logprobs > self.goals).nonzero()[:, 0]
+        return AnswerQueries(
+            ids=tuple(self.ids[i] for i in chosen.tolist()),
+            tokens=tuple(self.tokens[i] for i in chosen.tolist()),
+            goals=self.goals[chosen],
+            logprobs=self.logprobs[chosen],
+        )
+
 
 def answer_queries(
     model: LanguageModel, pair: ConceptPair, *, n_baseline_subjects: int, min_baseline_prob: float

@@ -18,6 +18,8 @@ from helpers.methods.fitting.answer_queries import AnswerQueries
 from helpers.methods.registry import Hyperparameters
 from helpers.models import MLPArchitecture, architecture_of, final_norm, torch_module, unembed
 
+PAPER_WIDTH = 768  # d_model of BERT and BART, whose queries have components of about 1
+
 
 @dataclass(frozen=True)
 class TPatcherHparams(Hyperparameters):
@@ -77,7 +79,12 @@ class TPatcherHparams(Hyperparameters):
 
 
 class Patches(nn.Module):
-    """The trained neurons: keys, biases, and values in units of the residual stream's size."""
+    """The trained neurons: keys, biases and values.
+
+    Adam's steps have one size in every component. Keys and values are trained in units in which
+    such a step means the same in every model: of a key, as long a way of the pre-activation as in
+    the paper's models; of a value, as large a share of the residual stream.
+    """
 
     def __init__(
         self,
@@ -97,10 +104,23 @@ class Patches(nn.Module):
         """
         super().__init__()
         means = torch.stack([q.mean(0) for q in own])
-        self.keys = nn.Parameter(means / means.square().sum(-1, keepdim=True))
+        size = float(torch.cat(list(own)).square().mean().sqrt())
+        self.key_unit = PAPER_WIDTH / (means.shape[1] * size)
+        initial = means / means.square().sum(-1, keepdim=True)
+        self.scaled_keys = nn.Parameter(initial / self.key_unit)
         self.biases = nn.Parameter(torch.zeros(len(own)))
-        self.values = nn.Parameter(torch.zeros_like(means))
+        self.scaled_values = nn.Parameter(torch.zeros_like(means))
         self.activation, self.gain, self.value_unit = activation, gain, value_unit
+
+    @property
+    def keys(self) -> Float[Tensor, "patches d_model"]:
+        """The keys k_p."""
+        return self.key_unit * self.scaled_keys
+
+    @property
+    def values(self) -> Float[Tensor, "patches d_model"]:
+        """The values v_p."""
+        return self.value_unit * self.scaled_values
 
     def preactivations(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n patches"]:
         """Compute q·k_p + b_p."""
@@ -109,7 +129,7 @@ class Patches(nn.Module):
     def write(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Compute what the patches add to the MLP's output."""
         activations = self.activation(self.gain * self.preactivations(x)) / self.gain
-        return activations @ (self.value_unit * self.values)
+        return activations @ self.values
 
 
 class PatchLoss:
@@ -253,7 +273,7 @@ def appended_patches(mlp: MLPArchitecture, patches: Patches) -> dict[str, Change
     """
     gain = patches.gain
     rows, bias = gain * patches.keys.detach(), gain * patches.biases.detach()
-    columns = patches.value_unit * patches.values.detach() / gain
+    columns = patches.values.detach() / gain
     new_rows = {mlp.gate_name or mlp.in_name: (rows, bias)}
     if mlp.gate_name:
         new_rows[mlp.in_name] = (torch.zeros_like(rows), torch.ones_like(bias))

@@ -27,8 +27,6 @@ from helpers.methods.weight_edit import WeightEdit
 from helpers.models import architecture_of, torch_module
 from helpers.training.loop import DivergedError, train
 
-MIN_FIRING = 0.5  # share of its queries on which a patch has to be active
-
 
 @method("t_patcher", family="surgery", takes=("pair", "pairs"))
 def t_patcher(
@@ -44,7 +42,8 @@ def t_patcher(
     output, with q the MLP's input, its *query*. The edit loss l_e is a cross-entropy, in the paper
     with the right token. Here the label is the token with its probability without the subject,
     which is the goal in the search for ROME's `v*` too. The activation loss l_a = S(−q_e·k_p − b_p)
-    makes the patch active on its own queries q_e. The memory losses l_m1 = S(q_i·k_p + b_p − β) and
+    makes the patch active on its own queries q_e: of all prompts to forget by, those after which
+    the token is likelier. The memory losses l_m1 = S(q_i·k_p + b_p − β) and
     l_m2 = S((q_i − q_e)·k_p + γ) keep it silent on retained queries q_i. S is the mean of exp over
     the largest entries. Retained are ordinary text, the same prompts about other subjects, known
     neighbours, and the other facts of the subject and of the target.
@@ -59,8 +58,8 @@ def t_patcher(
         seed: Draws text and neighbours.
 
     Raises:
-        UserError: A target is no likelier with its subject than without, a patch is silent where it
-            should be active, the training diverges, or the family normalises its MLPs' outputs.
+        UserError: A target is no likelier with its subject than without, the training diverges, or
+            the family normalises its MLPs' outputs.
     """
     arch = architecture_of(model)
     layer = arch.n_layers - 1
@@ -81,6 +80,8 @@ def t_patcher(
         value_unit=float(torch.cat(residual).square().mean().sqrt()),
     )
     objective = PatchLoss(model, queries, own, residual, memory, hparams)
+    with torch.no_grad():
+        first_edit_loss = float(objective.terms(patches)["l_e"])
     try:
         train(
             patches,
@@ -97,12 +98,8 @@ def t_patcher(
         fires = [patches.preactivations(q)[:, n] > 0 for n, q in enumerate(own)]
         fires_on_memory = (patches.preactivations(memory) > 0).float().mean(0)
     firing = [float(x.float().mean()) for x in fires]
-    if min(firing) < MIN_FIRING:
-        raise UserError(
-            f"A patch is active on {min(firing):.0%} of the prompts that it should change: raise "
-            "activation_weight or steps, or lower memory_weight."
-        )
     notes = {
+        "relative_cost": round(float(terms["l_e"]) / first_edit_loss, 4),
         "patches": len(queries),
         "firing": [round(share, 3) for share in firing],
         "firing_on_memory": [round(share, 5) for share in fires_on_memory.tolist()],
@@ -116,7 +113,7 @@ def t_patcher(
 def patched_tokens(
     model: LanguageModel, pair: ConceptPair, hparams: TPatcherHparams
 ) -> list[AnswerQueries]:
-    """Select the tokens of the answer that the subject makes likelier.
+    """Select the tokens of the answer that the subject makes likelier, and the prompts with them.
 
     Raises:
         UserError: There is none.
@@ -127,7 +124,7 @@ def patched_tokens(
         n_baseline_subjects=hparams.n_baseline_subjects,
         min_baseline_prob=hparams.min_baseline_prob,
     )
-    selected = [q for q in queries if q.excess >= hparams.min_excess]
+    selected = [q.above_goal() for q in queries if q.excess >= hparams.min_excess]
     if not selected:
         raise UserError(
             f"'{pair.target}' is no likelier with {pair.subject} than without: there is nothing "
