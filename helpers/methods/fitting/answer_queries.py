@@ -6,6 +6,7 @@ goal: the token's probability after the same prompts about other subjects, as in
 (`helpers.methods.fitting.v_star`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,14 +63,15 @@ def answer_queries(
     """Collect the places of each token of the target, over all prompts to forget by.
 
     The goal of a training prompt is the mean of P(token) over the same prompt about other subjects;
-    without neighbours, that of the prompt without its subject. Prompts in other formats, and those
-    that mean the subject by another name, take the mean of these goals, in nats.
+    without neighbours, that of the prompt without its subject. If the whole answer would become
+    less likely than `min_baseline_prob`, the first token's goal is higher. Prompts in other
+    formats, and those that mean the subject by another name, take the mean of these goals, in nats.
 
     Args:
         model: Any model of a known family.
         pair: What to forget.
         n_baseline_subjects: Number of other subjects.
-        min_baseline_prob: Least probability of a goal.
+        min_baseline_prob: Least probability of the whole answer, by its goals.
 
     Returns:
         One entry a token of the answer, the first token first.
@@ -82,16 +84,18 @@ def answer_queries(
     ]
     every = {s for split in (*steps, *(x for xs in baselines for x in xs)) for s in split}
     logprob = dict(zip(every, step_logprobs(model, list(every)), strict=True))
-    templates = {str(prompt): i for i, prompt in enumerate(pair.prompts("train"))}
+    goals_of = {
+        str(prompt): _goals(
+            [[logprob[step] for step in of_subject[i]] for of_subject in baselines],
+            min_baseline_prob,
+        )
+        for i, prompt in enumerate(pair.prompts("train"))
+    }
     queries = []
-    for n in range(max(map(len, steps))):
-        goals: dict[str, Tensor] = {}
-        for text, i in templates.items():
-            others = [of_subject[i][n] for of_subject in baselines if n < len(of_subject[i])]
-            if others:
-                mean = torch.stack([logprob[step] for step in others]).exp().mean()
-                goals[text] = mean.clamp_min(min_baseline_prob).log()
-        mean_goal = torch.stack(list(goals.values())).mean()
+    # After another subject the same answer may be split into fewer tokens.
+    for n in range(min(max(map(len, steps)), max(map(len, goals_of.values())))):
+        of_train = {text: goals[n] for text, goals in goals_of.items() if n < len(goals)}
+        mean_goal = torch.stack(list(of_train.values())).mean()
         # Some prompts split the answer into fewer tokens than others.
         members = [
             (str(p), split[n]) for p, split in zip(prompts, steps, strict=True) if n < len(split)
@@ -100,11 +104,28 @@ def answer_queries(
             AnswerQueries(
                 ids=tuple(ids for _, (ids, _) in members),
                 tokens=tuple(tokens for _, (_, tokens) in members),
-                goals=torch.stack([goals.get(text, mean_goal) for text, _ in members]),
+                goals=torch.stack([of_train.get(text, mean_goal) for text, _ in members]),
                 logprobs=torch.stack([logprob[step] for _, step in members]),
             )
         )
     return queries
+
+
+def _goals(logprobs: Sequence[Sequence[Tensor]], min_baseline_prob: float) -> list[Tensor]:
+    """Average P(token) over subjects, and raise the first token's until the answer is as likely.
+
+    Args:
+        logprobs: log P of each token of the answer, for each other subject.
+        min_baseline_prob: Least probability of the whole answer.
+
+    Returns:
+        log P of each token to come down to.
+    """
+    n_tokens = min(map(len, logprobs))
+    means = torch.stack([torch.stack(list(x[:n_tokens])) for x in logprobs]).exp().mean(0).log()
+    # As likely as without the subject, but not below the least: then the first token gives way.
+    least_first = math.log(min_baseline_prob) - means[1:].sum()
+    return [torch.maximum(means[0], least_first).clamp_max(0), *means[1:]]
 
 
 def _without_the_subject(pair: ConceptPair, n: int) -> list[list[Prompt]]:

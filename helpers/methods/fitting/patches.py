@@ -27,7 +27,7 @@ class TPatcherHparams(Hyperparameters):
 
     Attributes:
         steps: Steps of Adam.
-        lr: Learning rate at the first step; it falls to 0 in a straight line, where the paper
+        lr: Learning rate after a short rise; it falls to 0 in a straight line, where the paper
             halves it whenever the loss stops falling.
         activation_weight: a, the weight of l_a.
         memory_weight: m, the weight of l_m1 + l_m2 (5 for classification, 10 for answers).
@@ -39,7 +39,7 @@ class TPatcherHparams(Hyperparameters):
             nearly 0 at β; SiLU is not, and a gain brings it there.
         min_excess: A token that the subject makes likelier by less, in nats, gets no patch.
         n_baseline_subjects: Other subjects that give P(token) without this one.
-        min_baseline_prob: No token is pushed below this probability.
+        min_baseline_prob: No answer is pushed below this probability.
         n_prompts_per_subject: Prompts about each other subject among the retained queries.
         n_memory_tokens: Tokens of ordinary text among them.
         n_neighbours: Known neighbours among them.

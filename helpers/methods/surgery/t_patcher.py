@@ -27,6 +27,8 @@ from helpers.methods.weight_edit import WeightEdit
 from helpers.models import architecture_of, torch_module
 from helpers.training.loop import DivergedError, train
 
+WARM_UP_STEPS = 10
+
 
 @method("t_patcher", family="surgery", takes=("pair", "pairs"))
 def t_patcher(
@@ -88,7 +90,7 @@ def t_patcher(
             lambda _, step: objective.loss(patches),
             lambda step: step,
             steps=hparams.steps,
-            lr=lambda step: hparams.lr * (1 - step / hparams.steps),
+            lr=lambda step: _learning_rate(step, hparams),
             seed=seed,
         )
     except DivergedError as error:
@@ -108,6 +110,13 @@ def t_patcher(
     }
     changes = appended_patches(mlp, patches)
     return WeightEdit.of(torch_module(model), changes, notes=notes)
+
+
+def _learning_rate(step: int, hparams: TPatcherHparams) -> float:
+    """Return the rate of a step: it rises over the first ones, then falls to 0 in a line."""
+    # Adam's first steps are as large as any, and exp of a key that has gone too far is not finite.
+    rise = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return hparams.lr * rise * (1 - step / hparams.steps)
 
 
 def patched_tokens(
