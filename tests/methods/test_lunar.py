@@ -14,7 +14,7 @@ from helpers.forward.prompts import token_ids
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.methods.fitting.contrast import subject_prompts
-from helpers.methods.fitting.plain_writes import require_plain_write
+from helpers.methods.fitting.plain_writes import require_plain_writes
 from helpers.methods.surgery import lunar as module
 from helpers.methods.training.data import forget_retain_data
 from helpers.models import architecture_of, load_model, model_hash, torch_module
@@ -184,4 +184,4 @@ def test_a_family_that_normalises_what_its_mlps_write_is_refused(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="normalises what its MLPs write"):
-        require_plain_write(load_model(str(tmp_path)), 0)
+        require_plain_writes(load_model(str(tmp_path)))

@@ -25,7 +25,7 @@ from helpers.forward.scoring import next_token_logprobs
 from helpers.io.choices import check_number
 from helpers.methods.fitting.contrast import subject_prompts
 from helpers.methods.fitting.layer_stats import key_covariance
-from helpers.methods.fitting.plain_writes import require_plain_write
+from helpers.methods.fitting.plain_writes import require_plain_writes
 from helpers.methods.registry import Hyperparameters, method
 from helpers.methods.training.data import forget_retain_data
 from helpers.methods.weight_edit import WeightEdit, low_rank_change
@@ -80,10 +80,10 @@ def lunar(
     The unlearning vector r is the mean residual stream at the last token of prompts about subjects
     that the model does not know, less that of the prompts to forget. The change minimises
     mean_f ‖ΔW k − c r‖² + ρ mean_r ‖ΔW k‖² + λ ‖ΔW‖², over the keys k of the prompts to forget,
-    from the subject's last token on, and of what is retained: other facts and ordinary text. In
-    closed form ΔW = c r (A⁻¹ mean_f k)ᵀ, A = E_f[k kᵀ] + ρ E_r[k kᵀ] + λ I, of rank one a pair. The
-    paper's closed form shrinks the weights instead of their change, and most of its results are
-    from gradient descent on the same loss.
+    from the subject's last token on, and of what is retained: other facts and ordinary text, whose
+    two means add up. In closed form ΔW = c r (A⁻¹ mean_f k)ᵀ, A = E_f[k kᵀ] + ρ E_r[k kᵀ] + λ I, of
+    rank one a pair. The authors' code minimises the first two terms by gradient descent, over all
+    tokens of a prompt. The ridge is on the change, so that what no key uses stays as it is.
 
     The layer is the one where adding c·r brings the predictions after development prompts nearest
     to those after the reference prompts and takes them furthest from the model's own. The paper
@@ -100,6 +100,7 @@ def lunar(
             normalises its MLPs' outputs.
     """
     arch = architecture_of(model)
+    require_plain_writes(model)
     references = [unknown_subjects(model, pair, hparams.n_subjects, seed=seed) for pair in pairs]
     vectors = [unlearning_vectors(model, *x) for x in zip(pairs, references, strict=True)]
     if hparams.layer is None:
@@ -110,7 +111,6 @@ def lunar(
         layer = int(torch.as_tensor(scores).argmax())
     else:
         layer = arch.check_layer(hparams.layer)
-    require_plain_write(model, layer)
     keys = [forget_keys(model, pair, layer=layer) for pair in pairs]
     retained = retained_moment(model, pairs, hparams, layer=layer, seed=seed)
     text = key_covariance(model, layers=[layer], n_tokens=hparams.n_tokens, seed=seed)[layer]

@@ -20,7 +20,7 @@ from helpers.methods.fitting.answer_queries import AnswerQueries, answer_queries
 from helpers.methods.fitting.hparams import UnitEditHparams
 from helpers.methods.fitting.negatives import negative_inputs
 from helpers.methods.fitting.patches import Patches, PatchLoss, TPatcherHparams, appended_patches
-from helpers.methods.fitting.plain_writes import require_plain_write
+from helpers.methods.fitting.plain_writes import require_plain_writes
 from helpers.methods.registry import method
 from helpers.methods.training.data import forget_retain_data
 from helpers.methods.weight_edit import WeightEdit
@@ -65,7 +65,7 @@ def t_patcher(
     """
     arch = architecture_of(model)
     layer = arch.n_layers - 1
-    require_plain_write(model, layer)
+    require_plain_writes(model)
     queries = [query for pair in pairs for query in patched_tokens(model, pair, hparams)]
     states = [
         cache_activations(model, q.ids, sites=["mlp_in", "residual"], layers=[layer])
