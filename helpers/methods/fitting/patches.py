@@ -30,7 +30,8 @@ class TPatcherHparams(Hyperparameters):
         lr: Learning rate after a short rise; it falls to 0 in a straight line, where the paper
             halves it whenever the loss stops falling.
         activation_weight: a, the weight of l_a.
-        memory_weight: m, the weight of l_m1 + l_m2 (5 for classification, 10 for answers).
+        memory_weight: m, the weight of l_m1 + l_m2 (5 for classification, 10 for answers). Of
+            the settings tried on two development facts none was better than these.
         activation_top_k: Queries over which l_a is averaged.
         memory_top_k: k, the entries over which l_m1 and l_m2 are averaged.
         beta: β, what the patch's pre-activation on retained queries should stay below.
@@ -39,7 +40,8 @@ class TPatcherHparams(Hyperparameters):
             nearly 0 at β; SiLU is not, and a gain brings it there.
         min_excess: A token that the subject makes likelier by less, in nats, gets no patch.
         n_baseline_subjects: Other subjects that give P(token) without this one.
-        min_baseline_prob: No answer is pushed below this probability.
+        min_baseline_prob: No answer is pushed below this probability, by default about that of
+            a subject's other associations.
         n_prompts_per_subject: Prompts about each other subject among the retained queries.
         n_memory_tokens: Tokens of ordinary text among them.
         n_neighbours: Known neighbours among them.
@@ -56,7 +58,7 @@ class TPatcherHparams(Hyperparameters):
     gain: float = 4.0
     min_excess: float = 0.05
     n_baseline_subjects: int = 8
-    min_baseline_prob: float = 1e-4
+    min_baseline_prob: float = 0.02
     n_prompts_per_subject: int = 5
     n_memory_tokens: int = 8192
     n_neighbours: int = 24
