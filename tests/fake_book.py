@@ -9,10 +9,12 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers.book import build as book
+from helpers.book.tables import sortable, styled
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +75,33 @@ def picture() -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+RANKING = pd.DataFrame(
+    [
+        ["rome", "surgery", "0.9 [0.8, 1.0]", "changes weights"],
+        ["npo", "training", "–", "changes weights"],
+        ["memit", "surgery", "0.12 [0.1, 0.2]", "changes weights"],
+        ["in_context", "inference", "10", "intervenes"],
+    ],
+    columns=["method", "family", "seconds", "form"],
+)
+
+
+def wide_table() -> str:
+    """A table with more columns than any page has room for, its rows named."""
+    columns = {f"metric with a name, {i}": [0.5, 0.25 * i] for i in range(30)}
+    index = pd.Index(["rome", "memit"], name="method")
+    return styled(pd.DataFrame(columns, index=index), precision=2)._repr_html_()
+
+
+def table_cell(stem: str) -> dict:
+    """What a chapter shows as a table: the leaderboard can be sorted, the others are wide."""
+    if stem == "10_leaderboard":
+        page, source = sortable(RANKING, numeric=["seconds"]), "HTML(sortable(board))"
+    else:
+        page, source = wide_table(), "styled(table, precision=2)  # one row a method"
+    return code(source, [new_output("display_data", data={"text/html": page})])
+
+
 def glue(key: str, value: float | str, *, hidden: bool = False) -> dict:
     """What `myst_nb.glue(key, value, display=not hidden)` leaves in a notebook."""
     prefix = "application/papermill.record/" if hidden else ""
@@ -117,10 +146,11 @@ def fake_notebook(stem: str) -> nbformat.NotebookNode:
             tags=["hide-input"],
             **figure,
         ),
+        table_cell(stem),
         new_markdown_cell(
             "## Exercises\n\n```{exercise}\n:label: ex-"
             + stem[:2]
-            + "\nTry another country.\n```\n\n"
+            + "\nTry another country in {doc}`/notebooks/00_model_and_facts`.\n```\n\n"
             "```{solution} ex-" + stem[:2] + "\n:class: dropdown\nGive `-p subject Japan`.\n```"
         ),
     ]

@@ -1,3 +1,43 @@
-"""The fixture of the pipeline's tests."""
+"""Shared by the tests of the book: a small project, a fake run's book built once, a browser."""
 
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_book import copy_sources, fake_run
 from fake_project import project  # noqa: F401
+
+from helpers.book import build as book
+
+
+@pytest.fixture(scope="session")
+def book_sources(tmp_path_factory) -> Path:
+    """A copy of what the fake run's book is built from, that nobody edits."""
+    return copy_sources(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="session")
+def built(book_sources, tmp_path_factory) -> Path:
+    """The HTML folder of a fake run's book.
+
+    Pages of the whole library are in the book of `test_notebooks.py`.
+    """
+    run = fake_run(tmp_path_factory.mktemp("runs") / "smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(book, "ROOT", book_sources)
+        return book.build(run).parent
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The system's Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("Chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield chromium
+        chromium.close()

@@ -23,18 +23,6 @@ def run(tmp_path) -> Path:
     return fake_run(tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The HTML folder of a fake run's book, from a copy of the sources that nobody edits.
-
-    Pages of the whole library are in the book of `test_notebooks.py`.
-    """
-    root = copy_sources(tmp_path_factory.mktemp("root"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(book, "ROOT", root)
-        yield book.build(fake_run(tmp_path_factory.mktemp("runs") / "smoke")).parent
-
-
 def test_injected_parameters_are_folded_and_others_are_not(run, tmp_path):
     staged = book.stage(run, tmp_path / "stage")
     notebook = nbformat.read(staged / "notebooks" / "01_keys_and_values.ipynb", 4)
@@ -238,7 +226,8 @@ def test_status_page_lists_every_notebook(built):
 
 
 @pytest.mark.slow
-def test_unchanged_book_is_not_built_again(built):
+def test_unchanged_book_is_not_built_again(built, book_sources, monkeypatch):
+    monkeypatch.setattr(book, "ROOT", book_sources)
     index = built / "index.html"
     old_mtime = index.stat().st_mtime_ns
     assert book.build(built.parents[2]) == index

@@ -2,7 +2,6 @@
 
 import html
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,30 +136,22 @@ def test_a_book_of_hostile_words_runs_nothing_and_shows_them(hostile):
 
 
 @pytest.mark.slow
-def test_in_a_browser_no_script_of_a_name_runs_and_the_words_are_readable(hostile):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("Chromium is not installed")
+def test_in_a_browser_no_script_of_a_name_runs_and_the_words_are_readable(hostile, browser):
     messages, requested = [], []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        page = browser.new_page()
-        page.on("dialog", lambda d: (messages.append(f"dialog {d.message}"), d.dismiss()))
-        page.on("pageerror", lambda e: messages.append(f"error {e}"))
-        page.on("request", lambda r: requested.append(r.url))
-        for name in ("book/intro.html", "book/status.html", f"notebooks/{FIRST}.html"):
-            page.goto((hostile.html / name).as_uri())
-            page.wait_for_load_state("networkidle")
-            shown = page.inner_text("article")
-            assert "cycler.__init__.__globals__.os.system" in shown
-            assert "<script>alert(2)</script>" in shown and "{ref}`x`" in shown
-        cells = page.locator("table.dataframe td").all_inner_texts()
-        assert SHOWN in cells  # letter by letter
-        assert page.locator("mjx-container").count() == page.locator(".math").count()
-        browser.close()
+    page = browser.new_page()
+    page.on("dialog", lambda d: (messages.append(f"dialog {d.message}"), d.dismiss()))
+    page.on("pageerror", lambda e: messages.append(f"error {e}"))
+    page.on("request", lambda r: requested.append(r.url))
+    for name in ("book/intro.html", "book/status.html", f"notebooks/{FIRST}.html"):
+        page.goto((hostile.html / name).as_uri())
+        page.wait_for_load_state("networkidle")
+        shown = page.inner_text("article")
+        assert "cycler.__init__.__globals__.os.system" in shown
+        assert "<script>alert(2)</script>" in shown and "{ref}`x`" in shown
+    cells = page.locator("table.dataframe td").all_inner_texts()
+    assert SHOWN in cells  # letter by letter
+    assert page.locator("mjx-container").count() == page.locator(".math").count()
+    page.close()
     assert messages == []
     assert not [url for url in requested if not url.startswith(("file:", "data:"))]
 

@@ -1,6 +1,7 @@
 """Tables as pages show them."""
 
 import ast
+import re
 
 import pandas as pd
 import pytest
@@ -18,6 +19,22 @@ def test_a_table_is_the_same_whenever_it_is_made():
     assert once != styled(table.assign(n=2.0))._repr_html_()
 
 
+@pytest.mark.parametrize("name", [None, "method"])
+def test_headings_stand_in_one_row_and_none_is_empty(name):
+    table = pd.DataFrame({"n": [1.5], "word": ["x"]}, index=pd.Index(["rome"], name=name))
+    page = styled(table)._repr_html_()
+    head = re.search(r"<thead>(.*)</thead>", page, re.DOTALL)[1]
+    assert head.count("<tr>") == 1
+    assert re.findall(r"<th [^>]*>([^<]*)</th>", head) == [*([name] if name else []), "n", "word"]
+    assert head.count("<td ") == (name is None)
+    assert table.index.name == name  # what was shown stays as it was
+
+
+def test_numbers_line_up_at_the_right():
+    page = styled(pd.DataFrame({"n": [1.5], "word": ["x"], "yes": [True]}))._repr_html_()
+    assert re.findall(r"(\.col\d) {\s*text-align: right", page) == [".col0"]
+
+
 def test_the_table_is_escaped_and_complete_without_scripts():
     row = {"method": ["<b>x</b>"], "family": ["surgery"], "value": ["0.5 [0.4, 0.6]"]}
     table = pd.DataFrame(row)
@@ -25,7 +42,7 @@ def test_the_table_is_escaped_and_complete_without_scripts():
     assert "<b>x" not in text and "&lt;b&gt;x" in text
     assert "http" not in text
     body = text.split("<script>")[0]
-    assert "<td>0.5<br>" in body and "[0.4, 0.6]</small></td>" in body
+    assert '<td class="number">0.5<br>' in body and "[0.4, 0.6]</small></td>" in body
     assert "<option>surgery</option>" in body
 
 
