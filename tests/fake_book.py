@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers.book import build as book
 from helpers.book.tables import sortable, styled
+from helpers.plots.dashboards import Context, Dashboard
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,10 +95,27 @@ def wide_table() -> str:
     return styled(pd.DataFrame(columns, index=index), precision=2)._repr_html_()
 
 
-def table_cell(stem: str) -> dict:
-    """What a chapter shows as a table: the leaderboard can be sorted, the others are wide."""
+def dashboard() -> str:
+    """The dashboard of a latent, with its strongest and its faintest shade."""
+    context = Context((" of", " Japan", " is"), (0.0, 1.0, 0.01), 1)
+    return Dashboard(
+        title="latent 7",
+        contexts=(context,),
+        edges=np.array([0.0, 0.5, 1.0]),
+        counts=np.ones(2),
+        active=0.01,
+        n_tokens=9,
+        promotes=(" Tokyo",),
+        suppresses=(" Paris",),
+    ).html()
+
+
+def html_cell(stem: str) -> dict:
+    """What a chapter shows as HTML: a table to sort, latents, or a wide table."""
     if stem == "10_leaderboard":
         page, source = sortable(RANKING, numeric=["seconds"]), "HTML(sortable(board))"
+    elif stem == "04_sparse_autoencoders":
+        page, source = dashboard(), "dashboards(lm, sae, shards, [7])"
     else:
         page, source = wide_table(), "styled(table, precision=2)  # one row a method"
     return code(source, [new_output("display_data", data={"text/html": page})])
@@ -146,7 +165,7 @@ def fake_notebook(stem: str) -> nbformat.NotebookNode:
             tags=["hide-input"],
             **figure,
         ),
-        table_cell(stem),
+        html_cell(stem),
         new_markdown_cell(
             "## Exercises\n\n```{exercise}\n:label: ex-"
             + stem[:2]

@@ -1,4 +1,4 @@
-/* What the theme and Sphinx leave undone: names and roles, search from a file, type in small figures. */
+/* What the theme and Sphinx leave undone: names and roles, search from a file, small pictures. */
 
 // a page opened as a file may not read others, so results come without excerpts of their pages
 if (location.protocol === 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
@@ -22,8 +22,8 @@ document.addEventListener('DOMContentLoaded', () => {
     head.replaceWith(cell);
   });
 
-  // type in a figure is small on a narrow screen: a tap shows the picture by itself
-  document.querySelectorAll('.cell_output figure img:not(a img)').forEach(image => {
+  // type in a picture is small on a narrow screen: a tap shows the picture by itself
+  document.querySelectorAll('.bd-article img:not(a img)').forEach(image => {
     const link = document.createElement('a');
     link.href = image.src;
     link.title = 'The picture by itself, in full size';

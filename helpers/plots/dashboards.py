@@ -24,6 +24,7 @@ from helpers.tracing.neurons import direction_logit_tokens
 BEFORE, AFTER = 16, 6  # tokens shown around the strongest
 N_BARS = 30
 ORANGE, BLUE = "213, 94, 0", "0, 114, 178"  # Okabe and Ito's, as in the figures
+FAINT, STRONG = 0.15, 0.6  # opacity behind a token: text can be read on it, black or white
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _context_html(context: Context, top: float) -> str:
     for i, (token, value) in enumerate(zip(context.tokens, context.values, strict=True)):
         text = escape_html(token.replace("\n", "↵"))
         if value > 0 and top > 0:
-            shade = f"background: rgba({ORANGE}, {0.15 + 0.6 * value / top:.2f})"
+            shade = f"background: rgba({ORANGE}, {FAINT + (STRONG - FAINT) * value / top:.2f})"
             weight = "; font-weight: bold" if i == context.peak else ""
             parts.append(f'<span style="{shade}{weight}" title="{value:.2f}">{text}</span>')
         else:
