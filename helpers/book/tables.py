@@ -120,10 +120,10 @@ document.querySelectorAll('.leaderboard:not([data-ready])').forEach(box => {
     const [m, n] = [number(x), number(y)];
     return isNaN(m) || isNaN(n) ? isNaN(m) - isNaN(n) : sign * (m - n);
   };
-  const marks = {none: ' ↕', ascending: ' ▲', descending: ' ▼'};
+  const marks = {none: '↕', ascending: '▲', descending: '▼'};
   const mark = (head, state) => {
     head.setAttribute('aria-sort', state);
-    head.querySelector('[aria-hidden]').textContent = marks[state];
+    head.querySelector('[aria-hidden]').textContent = `\\u00a0${marks[state]}`;
   };
   heads.forEach((head, i) => {
     const button = document.createElement('button'), arrow = document.createElement('span');
