@@ -28,9 +28,9 @@ def built(book_sources, tmp_path_factory) -> Path:
         return book.build(run).parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """The system's Chromium."""
+    """The system's Chromium; while it is open, nothing else can run an event loop here."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
