@@ -211,8 +211,8 @@ def sources(table: pd.DataFrame) -> str:
     older = sorted(set(table.loc[table["changed"], "method"]))
     listed = {c: ", ".join(sorted(set(table[c]))) for c in ("settings", "commit")}
     return (
-        f"Published results: {facts.min()} to {facts.max()} held-out facts a method "
-        f"(most seeds of one: {table['seed'].nunique()}); each evaluation has {listed['settings']}; measured at "
+        f"Published results: {facts.min()} to {facts.max()} held-out facts a method (most seeds of "
+        f"one: {table['seed'].nunique()}); each evaluation has {listed['settings']}; measured at "
         f"commit {listed['commit']}. Measured with an older version: {', '.join(older) or 'none'}."
     )
 
