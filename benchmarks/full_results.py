@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
+from nnsight import LanguageModel
 from workers import finished, model, workers
 
 from helpers.book.settings import ROOT, Common
@@ -89,11 +90,17 @@ def labelled(saes: list[str], names: str) -> dict[str, dict]:
     return chosen
 
 
-def planned(args: argparse.Namespace, chosen: dict[str, dict], split: str) -> list[Job]:
+def planned(
+    lm: LanguageModel,
+    table: pd.DataFrame,
+    args: argparse.Namespace,
+    chosen: dict[str, dict],
+    split: str,
+) -> list[Job]:
     """Plan the measurements of a split that are not there, or not by today's code, in order."""
-    lm, table = load_model(device=args.device), published()
+    table = table[table["model_hash"] == model_hash(lm)]
     jobs = list(_jobs(lm, args, chosen, chosen_strengths(table), split))
-    rows = table[(table["model_hash"] == model_hash(lm)) & (table["split"] == split)]
+    rows = table[table["split"] == split]
     by_job = dict(list(rows.groupby(["method", "subject", "seed"])))
     states = [
         state_of(by_job.get((job.label, job.pair.subject, job.seed)), job.label, job.scales)
@@ -133,9 +140,10 @@ def main() -> None:
     if not saes:
         raise UserError(f"{args.run} has no SAEs: 'make run ONLY=04_sparse_autoencoders' first.")
     chosen = labelled(saes, args.methods)
+    lm, table = load_model(device=args.device), published()
     with workers(args.workers, args.device) as pool:
         for split in CONFIGS:
-            table, jobs = published(), planned(args, chosen, split)
+            jobs = planned(lm, table, args, chosen, split)
             print(f"{split}: {len(jobs)} measurements to make", flush=True)
             for job, rows in finished(pool, measure, jobs, until):
                 table = with_rows(table, rows)

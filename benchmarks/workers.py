@@ -53,16 +53,15 @@ def finished(
         jobs: Arguments of `work`, in the order in which they are started.
         until: Time, in seconds since the epoch.
     """
-    running = {pool.submit(work, *job): job for job in jobs}
+    running = {pool.submit(work, *job): job for job in jobs if time.time() < until}
     waiting, ended = set(running), 0
     while waiting:
-        seconds = max(0.0, until - time.time())
-        done, waiting = wait(waiting, seconds or None, FIRST_COMPLETED)
-        if time.time() > until:
+        seconds: float | None = until - time.time()
+        if seconds <= 0:
             waiting = {job for job in waiting if not job.cancel()}
+            seconds = None
+        done, waiting = wait(waiting, seconds, FIRST_COMPLETED)
         for job in done:
-            if job.cancelled():
-                continue
             if error := job.exception():
                 print(f"{running[job]}: {error!r}", flush=True)
                 continue

@@ -20,7 +20,7 @@ from helpers.io.code_version import REPOSITORY, code_in_use
 from helpers.io.hashing import content_hash
 from helpers.io.parquet import read_table, write_table
 from helpers.methods import METHODS
-from helpers.stats.intervals import format_interval, mean_interval
+from helpers.stats.intervals import format_interval
 
 PUBLISHED = REPOSITORY / "benchmarks" / "results" / "facts.parquet"
 IDENTITY = ["model_hash", "split", "method", "subject", "target", "seed", "scale"]
@@ -179,24 +179,6 @@ def chosen_strengths(table: pd.DataFrame) -> dict[str, float]:
     keys = [c for c in ID_COLUMNS if c != "target"]
     wide = dev.pivot_table(index=keys, columns="metric", values="value").reset_index()
     return best_scales(wide.reindex(columns=[*keys, "score"]))
-
-
-def differences(table: pd.DataFrame, first: str, second: str, metric: str) -> dict[str, float]:
-    """Compare two methods fact by fact: what the first scores less what the second does.
-
-    Args:
-        table: Held-out rows of `published`.
-        first: A method's label.
-        second: Another's.
-        metric: Of the rows.
-
-    Returns:
-        value, low, high and n of the mean over the facts that both have, seeds averaged first.
-    """
-    rows = table[(table["metric"] == metric) & table["method"].isin([first, second])]
-    means = rows.groupby(["method", "subject"], observed=True)["value"].mean().unstack("method")
-    means = means.reindex(columns=[first, second]).dropna()
-    return vars(mean_interval((means[first] - means[second]).to_numpy()))
 
 
 def sources(table: pd.DataFrame) -> str:

@@ -11,7 +11,6 @@ from helpers.evaluation.published import (
     as_published,
     beside,
     chosen_strengths,
-    differences,
     method_code,
     method_files,
     publish,
@@ -176,19 +175,6 @@ def test_strengths_are_those_that_are_best_on_development_facts():
     held = rows("rome", 0.0, scale=2.0)
     assert chosen_strengths(pd.concat([*dev, held])) == {"rome": 1.0}
     assert chosen_strengths(held) == {}
-
-
-def test_methods_are_compared_fact_by_fact():
-    table = pd.concat(
-        [
-            rows(m, base + i / 10, subject=f"s{i}")
-            for m, base in (("rome", 0.1), ("memit", 0.3))
-            for i in range(5 + (m == "memit"))
-        ]
-    )
-    gap = differences(table, "rome", "memit", "paraphrases")
-    assert gap["value"] == pytest.approx(-0.2) and gap["n"] == 5
-    assert gap["low"] == pytest.approx(-0.2)  # the facts' own differences fall out
 
 
 def test_a_run_stands_beside_the_published_results():
