@@ -162,3 +162,14 @@ def test_registries_refuse_a_doubled_name():
 def _dict_keys(module) -> list[ast.Constant]:
     tree = TREES[Path(module.__file__)]
     return next(node for node in ast.walk(tree) if isinstance(node, ast.Dict)).keys
+
+
+def test_modules_of_tests_have_names_of_their_own():
+    """Folders of tests are no packages: of two files of one name, an import finds either.
+
+    pytest itself loads every `conftest.py`; nobody else can say which one is meant.
+    """
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    names = [path.stem for path in files if path.stem != "conftest"]
+    assert sorted(set(names)) == sorted(names)
+    assert not [path for path in files if "from conftest" + " import" in path.read_text("utf-8")]

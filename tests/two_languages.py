@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer
+from tiny_models import tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from helpers.models import load_model

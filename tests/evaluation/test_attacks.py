@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
 from small_edits import own_pair
+from tiny_models import FAMILIES
 
 from helpers.book.settings import ROOT
 from helpers.errors import UserError

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES
 from small_edits import own_pair
+from tiny_models import FAMILIES
 
 from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS, control_facts, pruning

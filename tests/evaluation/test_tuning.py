@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from conftest import KNOWN
+from tiny_models import KNOWN
 
 from helpers.errors import UserError
 from helpers.evaluation import tuning

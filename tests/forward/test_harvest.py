@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
+from tiny_models import FAMILIES
 
 from helpers.errors import UserError
 from helpers.forward import harvest as harvest_module

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
+from tiny_models import FAMILIES
 
 from helpers.errors import UserError
 from helpers.forward import scoring

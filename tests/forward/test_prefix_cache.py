@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
 from small_constraints import constraints_of
+from tiny_models import FAMILIES
 
 from helpers.facts import Prompt
 from helpers.forward import batching, prefix_cache

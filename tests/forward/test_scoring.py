@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
+from tiny_models import FAMILIES
 
 from helpers.errors import UserError
 from helpers.forward import batching, final_states, scoring

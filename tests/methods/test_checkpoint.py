@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, WORDS, tiny_config, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES, WORDS, tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError

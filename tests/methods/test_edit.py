@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, KNOWN
 from safetensors.torch import save_file
 from small_edits import CHOSEN, edit_of
+from tiny_models import FAMILIES, KNOWN
 from transformers import AutoModelForCausalLM
 
 from helpers.book.settings import ROOT

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tiny_models import tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError

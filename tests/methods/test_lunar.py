@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import KNOWN, tiny_tokenizer
 from scipy.spatial.distance import jensenshannon
 from small_edits import own_pair
+from tiny_models import KNOWN, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from helpers.errors import UserError

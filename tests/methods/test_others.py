@@ -1,7 +1,7 @@
 """A pair with prompts and other subjects of a user's own: nothing comes from the Factbook."""
 
 import pytest
-from conftest import KNOWN
+from tiny_models import KNOWN
 
 from helpers.errors import UserError
 from helpers.evaluation import known_neighbours

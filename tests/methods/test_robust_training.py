@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
 from small_trainings import FRANCE, QUICK, TRAINED, interrupted_at, numbers, task_of
+from tiny_models import FAMILIES
 from torch.nn.functional import cross_entropy
 
 from helpers.errors import UserError

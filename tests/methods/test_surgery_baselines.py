@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from concept_erasure import LeaceEraser
-from conftest import FAMILIES
 from small_edits import own_pair, seen, small_world, weights_after  # noqa: F401
+from tiny_models import FAMILIES
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, KNOWN
 from small_edits import own_pair
+from tiny_models import FAMILIES, KNOWN
 from torch.distributions import Bernoulli, kl_divergence
 
 from helpers.errors import UserError

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
 from small_edits import own_pair
+from tiny_models import FAMILIES
 from two_languages import bilingual, bilingual_folder, language_request  # noqa: F401
 
 from helpers.errors import UserError

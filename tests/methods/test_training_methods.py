@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import KNOWN
 from small_trainings import FRANCE, QUICK, TRAINED, interrupted_at, numbers, task_of
+from tiny_models import KNOWN
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Template

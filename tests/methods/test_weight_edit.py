@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAMILIES
 from peft import PeftModel
+from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError

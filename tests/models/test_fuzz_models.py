@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_config, tiny_tokenizer
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES, tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from helpers.errors import UserError

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_tokenizer
+from tiny_models import FAMILIES, tiny_tokenizer
 
 from helpers.errors import UserError
 from helpers.facts.corpus import corpus_tokens

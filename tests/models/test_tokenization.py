@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from tiny_models import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from helpers.errors import UserError

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
+from tiny_models import FAMILIES
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair, Prompt

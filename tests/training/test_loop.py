@@ -10,8 +10,8 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from conftest import FAMILIES
 from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES
 from torch import nn
 
 from helpers.book.environment import MALLOC

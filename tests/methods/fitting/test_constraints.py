@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TEMPLATES
+from tiny_models import TEMPLATES
 
 from helpers.facts import ConceptPair, Prompt
 from helpers.forward.scoring import answer_probability, next_token_and_answer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TEMPLATES
+from tiny_models import TEMPLATES
 
 from helpers.errors import UserError
 from helpers.facts import ConceptPair

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAMILIES
 from small_constraints import constraints_of
+from tiny_models import FAMILIES
 
 from helpers.forward.activations import cache_activations
 from helpers.forward.scoring import answer_logprobs
