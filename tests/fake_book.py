@@ -77,6 +77,10 @@ def picture() -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="260" height="180">'
+    '<rect width="260" height="180" fill="white"/></svg>'
+)
 RANKING = pd.DataFrame(
     [
         ["rome", "surgery", "0.9 [0.8, 1.0]", "changes weights"],
@@ -190,8 +194,14 @@ def fake_notebook(stem: str) -> nbformat.NotebookNode:
     return new_notebook(cells=cells, metadata=metadata)
 
 
+def pictures(stem: str) -> list[str]:
+    """The pictures of a chapter that the prose pages show."""
+    pages = "".join(path.read_text() for path in (ROOT / "book").glob("*.md"))
+    return re.findall(rf"/pictures/{stem}/(\w+\.svg)", pages)
+
+
 def fake_run(folder: Path) -> Path:
-    """A run folder with the executed notebooks of the contents, and their manifests."""
+    """A run folder with the executed notebooks of the contents, manifests and pictures."""
     (folder / "notebooks").mkdir(parents=True)
     for stem in TITLES:
         nbformat.write(fake_notebook(stem), folder / "notebooks" / f"{stem}.ipynb")
@@ -218,4 +228,6 @@ def fake_run(folder: Path) -> Path:
         path = folder / "artifacts" / stem / "manifest.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(manifest))
+        for name in pictures(stem):
+            path.with_name(name).write_text(SVG)
     return folder

@@ -107,7 +107,10 @@ def build(run_folder: str | Path) -> Path:
 
 
 def _staged_files(run_folder: Path) -> dict[str, bytes]:
-    """Collect the files of the staged tree: name → content."""
+    """Collect the files of the staged tree: name → content.
+
+    Pictures that a chapter saved for pages of prose lie under `pictures/<stem>/`.
+    """
     toc = (ROOT / "book" / "_toc.yml").read_text()
     stems = [Path(name).stem for name in _toc_files(yaml.safe_load(toc)) if "notebooks/" in name]
     pages = [Executed.read(run_folder, stem) for stem in stems]
@@ -115,6 +118,8 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
     files = {"_toc.yml": toc.encode(), "_config.yml": _config(pages).encode()}
     for page in pages:
         files[f"notebooks/{page.stem}.ipynb"] = page.page().encode()
+        for picture in sorted((run_folder / "artifacts" / page.stem).glob("*.svg")):
+            files[f"pictures/{page.stem}/{picture.name}"] = picture.read_bytes()
     for path in _tree(ROOT / "book"):
         name = path.relative_to(ROOT / "book").as_posix()
         if name.startswith("_static/"):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from myst_nb import glue
 from nnsight import LanguageModel
 
@@ -93,6 +95,14 @@ class Chapter:
         like values of `glue`.
         """
         self._times |= values
+
+    def save_picture(self, name: str, figure: Figure) -> None:
+        """Write a figure as an SVG that a page of prose shows: `/pictures/<stem>/<name>.svg`.
+
+        It is closed, so that the notebook does not show it too.
+        """
+        figure.savefig(self.run.path(f"{name}.svg"), metadata={"Date": None})
+        plt.close(figure)
 
     def finish(self) -> None:
         """Write the numbers and the manifest; the last call of a notebook."""

@@ -3,6 +3,7 @@
 import html
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -198,6 +199,21 @@ def test_numbers_reach_the_landing_page(built):
     assert "0.77" in text and "95 % interval 0.61 to 0.90" in text
     assert "211" in text
     assert "Tokyo" in text
+
+
+@pytest.mark.slow
+def test_pictures_that_chapters_saved_stand_on_the_landing_page(built):
+    page = built / "book" / "intro.html"
+    sources = [image["src"] for image in Page(page).images if "_images" in image.get("src", "")]
+    assert {Path(source).name for source in sources} >= {"answer.svg", "under_attack.svg"}
+    assert all((page.parent / source).exists() for source in sources)
+
+
+@pytest.mark.slow
+def test_chapters_carry_the_numbers_of_their_files(built):
+    for path in (built / "notebooks").glob("[0-9]*.html"):
+        number = re.search(r'<h1><span class="section-number">(\d+)\. ', path.read_text())
+        assert int(number[1] if number else 0) == int(path.name[:2])
 
 
 @pytest.mark.slow

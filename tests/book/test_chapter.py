@@ -3,6 +3,7 @@
 import json
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -45,6 +46,19 @@ def test_numbers_and_manifest_are_written_at_the_end(opened, tmp_path):
     assert manifest["seeds"] == [7]
     assert manifest["model_hash"] == model_hash(page.model)
     assert list(manifest["outputs"]) == ["numbers.json"]
+
+
+def test_equal_pictures_are_equal_files_and_stay_out_of_the_notebook(opened, tmp_path):
+    page = opened()
+    for name in ("one", "two"):
+        figure, axis = plt.subplots()
+        axis.plot([0, 1])
+        page.save_picture(name, figure)
+        assert not plt.fignum_exists(figure.number)
+    page.finish()
+    folder = tmp_path / "run" / "artifacts" / "02_propagation"
+    assert (folder / "one.svg").read_bytes() == (folder / "two.svg").read_bytes()
+    assert read_json(folder / "manifest.json")["outputs"].keys() >= {"one.svg", "two.svg"}
 
 
 def test_what_the_clock_decided_stands_in_the_manifest_alone(opened, tmp_path, capsys):
