@@ -139,7 +139,7 @@ class Panel:
                 except UserError as error:
                     sentence = str(error)
                 except KeyboardInterrupt:  # the way to stop a training of minutes
-                    sentence = "It was interrupted, and the edit before is still there."
+                    sentence = "It was interrupted, and nothing was changed."
                 sentence = " ".join([sentence, *_own_sentences(caught)])
         finally:
             self._set_disabled(False)
