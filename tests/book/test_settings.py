@@ -17,7 +17,8 @@ STEM = "01_keys_and_values"
 
 
 def test_there_is_a_notebook_for_every_model_of_settings():
-    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == set(NOTEBOOKS)
+    stems = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
+    assert stems - {"playground"} == set(NOTEBOOKS)  # that one is for JupyterLab alone
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
