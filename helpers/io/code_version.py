@@ -5,11 +5,15 @@ change of the code of any imported module does.
 """
 
 import ast
+import contextlib
+import sys
 from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers.errors import UserError
+from helpers.io.files import cache_dir, read_json, write_json
 from helpers.io.hashing import content_hash
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -77,6 +81,11 @@ def parse(text: str, path: Path) -> ast.Module:
 
 def direct_imports(tree: ast.Module, path: Path) -> list[Path]:
     """Find the files of `helpers` that are run by the imports of a parsed file."""
+    return _files_of(*imported_names(tree, path), path)
+
+
+def imported_names(tree: ast.Module, path: Path) -> tuple[list[str], bool]:
+    """Find the names that a parsed file imports, and whether it finds modules at run time."""
     names, at_run_time = set(), False
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -86,7 +95,12 @@ def direct_imports(tree: ast.Module, path: Path) -> list[Path]:
             base = _base(node, path)
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
         at_run_time |= getattr(node, "attr", getattr(node, "id", "")) == "import_module"
-    files = [file for name in names if name.split(".")[0] == "helpers" for file in _files(name)]
+    return sorted(name for name in names if name.split(".")[0] == "helpers"), at_run_time
+
+
+def _files_of(names: Iterable[str], at_run_time: bool, path: Path) -> list[Path]:
+    """List the files that run when `path` imports modules of `helpers` by these names."""
+    files = [file for name in names for file in _files(name)]
     if at_run_time and path.name == "__init__.py":
         files += path.parent.rglob("*.py")
     return files
@@ -149,17 +163,44 @@ def _base(node: ast.ImportFrom, path: Path) -> str:
 
 @cache
 def _imports_of(path: Path) -> list[Path]:
-    return direct_imports(parsed(path), path)
+    summary = _summary(path)
+    return _files_of(summary.names, summary.at_run_time, path)
+
+
+def module_hash(path: Path) -> str:
+    """Hash the code of one module alone: its syntax tree without docstrings."""
+    return _summary(path).hash
+
+
+class _Summary(NamedTuple):
+    """What is read off a module's code: its hash, and what it imports (`imported_names`)."""
+
+    hash: str
+    names: list[str]
+    at_run_time: bool
 
 
 @cache
-def module_hash(path: Path) -> str:
-    """Hash the code of one module alone: its syntax tree without docstrings."""
-    tree = parse(path.read_text(encoding="utf-8"), path)
+def _summary(path: Path) -> _Summary:
+    """Read a module, or what the cache has of a file of this text.
+
+    To parse and walk all of `helpers` takes seconds, and each process of a run has to know it.
+    """
+    text = path.read_text(encoding="utf-8")
+    own = Path(__file__).read_text(encoding="utf-8")
+    place = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+    cached = cache_dir() / "code" / f"{content_hash(text, place.as_posix(), own, sys.version)}.json"
+    with contextlib.suppress(UserError, TypeError):
+        return _Summary(**read_json(cached))
+    tree = parse(text, path)
+    names, at_run_time = imported_names(tree, path)
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return content_hash(ast.dump(tree))
+    summary = _Summary(content_hash(ast.dump(tree)), names, at_run_time)
+    with contextlib.suppress(OSError, UserError):  # a cache that cannot be written costs time alone
+        write_json(cached, summary._asdict())
+    return summary
 
 
 def _files(module: str) -> list[Path]:

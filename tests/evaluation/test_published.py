@@ -19,7 +19,7 @@ from helpers.evaluation.published import (
     state_of,
     with_rows,
 )
-from helpers.io.code_version import REPOSITORY, code_in_use, module_hash
+from helpers.io.code_version import REPOSITORY, code_in_use
 from helpers.methods import METHODS
 
 ABOUT = {"model_hash": "12ab", "settings": "4 neighbours, 64 tokens", "commit": "c0ffee"}
@@ -153,7 +153,7 @@ def test_code_that_a_module_uses_by_name_counts_and_no_other(tmp_path, monkeypat
     monkeypatch.setattr(code_version, "REPOSITORY", tmp_path)
 
     def code() -> str:
-        for function in ("parsed", "_used_by", "module_hash"):
+        for function in ("parsed", "_used_by", "_summary"):
             getattr(code_version, function).cache_clear()
         return code_in_use([start], ("room",))
 
@@ -164,7 +164,7 @@ def test_code_that_a_module_uses_by_name_counts_and_no_other(tmp_path, monkeypat
     assert code() == before
     (folder / "room" / "deep.py").write_text("h = 2\n")
     assert code() != before
-    module_hash.cache_clear()
+    code_version._summary.cache_clear()
 
 
 def test_strengths_are_those_that_are_best_on_development_facts():
