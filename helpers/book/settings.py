@@ -110,6 +110,9 @@ class EditingMLPs(Common):
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
+    attacks: Annotated[str, checks.Attacks] = Field(
+        "short", description="attacks on each held-out edit: short, all, or names"
+    )
     n_batch_facts: int = Field(
         3, description="held-out facts forgotten at once; 0 leaves it out", ge=0
     )
@@ -135,6 +138,9 @@ class TrainingMethods(Common):
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
+    attacks: Annotated[str, checks.Attacks] = Field(
+        "short", description="attacks on each held-out edit: short, all, or names"
+    )
 
 
 class Evaluating(Common):
@@ -160,10 +166,13 @@ class Verifying(Common):
         "gated_neuron", description="the method that makes it"
     )
     attacks: Annotated[str, checks.Attacks] = Field(
-        "all", description="all, or names of attacks separated by commas"
+        "all", description="all, short, or names of attacks separated by commas"
     )
     hidden_attacks: Annotated[str, checks.Attacks] = Field(
         "all", description="attacks that are tried on models that hide the fact"
+    )
+    hidings: Annotated[str, checks.Hidings] = Field(
+        ", ".join(checks.HIDINGS), description="ways in which these hide it"
     )
     n_controls: int = Field(4, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.Steps] = Field(
@@ -178,8 +187,9 @@ class Verifying(Common):
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(4096, description="tokens of each text for perplexity", ge=128)
-    n_known: int = Field(
-        4, description="facts of known state on which a short battery is tested", ge=1
+    n_known: int = Field(4, description="facts of known state on which a battery is tested", ge=1)
+    known_attacks: Annotated[str, checks.Attacks] = Field(
+        "short", description="attacks of this battery: short, all, or names"
     )
 
     @field_validator("checkpoint")

@@ -18,10 +18,12 @@ MAX_CHARACTERS = 4096  # of a text, as many as of a path
 WHOLE = r"[0-9]+"
 DECIMAL = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\."
 
-# Methods and attacks are read from their files (`helpers.book.registered`). These two lists repeat
-# `helpers.tracing.SITES` and `helpers.models.DTYPES`, which cannot be imported without torch.
+# Methods and attacks are read from their files (`helpers.book.registered`). These lists repeat
+# `helpers.tracing.SITES`, `helpers.models.DTYPES` and `Hiding` of
+# `helpers.evaluation.meta.hidden_models`, which cannot be imported without torch.
 SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
 DTYPES = ("float32", "bfloat16", "float16")
+HIDINGS = ("output", "name filter", "subject shift", "refusal")
 ALL_METHODS = [m.name for m in method_names() if "pair" in m.takes]
 SAE_METHODS = [m.name for m in method_names() if m.needs_saes]
 
@@ -83,16 +85,26 @@ def are_methods(
 
 
 def check_attacks(text: str) -> str:
-    """Check `all` or names of attacks by commas, `paraphrases` among them; old names become new."""
+    """Check `all`, `short` or names of attacks by commas; old names become new.
+
+    Names include `paraphrases`.
+    """
     names = [name.strip() for name in text.split(",")]
-    if names == ["all"]:
-        return "all"
+    if names in (["all"], ["short"]):
+        return names[0]
     names = [renamed_attacks().get(name, name) for name in names]
     for name in names:
         is_one_of("attack", attack_names())(name)
     if "paraphrases" not in names:
         raise ValueError("every verdict begins with the attack 'paraphrases': add it")
     return ", ".join(names)
+
+
+def check_hidings(text: str) -> str:
+    """Check ways of hiding by commas."""
+    for name in text.split(","):
+        is_one_of("way of hiding", HIDINGS)(name.strip())
+    return text
 
 
 def are_numbers(pattern: str, description: str, *, allow_none: bool = False) -> AfterValidator:
@@ -136,6 +148,7 @@ TrainingMethodNames = are_methods(
     among=ALL_METHODS,
 )
 Attacks = AfterValidator(check_attacks)
+Hidings = AfterValidator(check_hidings)
 
 
 def error_sentence(error: ValidationError, parameters: Sequence[str]) -> str:

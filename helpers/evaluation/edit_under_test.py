@@ -6,6 +6,7 @@ from helpers.errors import UserError
 from helpers.evaluation.attacks import ATTACKS
 from helpers.evaluation.audit import Audit, NoChangeError, audit_delta
 from helpers.evaluation.battery import checked_battery
+from helpers.evaluation.tradeoff import MINI_ATTACKS
 from helpers.facts import ConceptPair, facts
 from helpers.io.choices import check_choice
 from helpers.io.safe_text import visible
@@ -89,8 +90,8 @@ def audit_report(
         return None, str(error)
     random_audit = audit_delta(model, unlearn(model, pair, "random_direction", seed=seed))
     sentence = (
-        "He names {} → {}; the edit writes {:.1f} times as much there as at the next. Of an "
-        "edit in a random direction he would say {} → {} ({:.2f} times the next)."
+        "The reader names {} → {}; the edit writes {:.1f} times as much there as at the next. "
+        "Of an edit in a random direction, the reader names {} → {} ({:.2f} times the next)."
     )
     return audit, sentence.format(
         *audit.guess, audit.margin, *random_audit.guess, random_audit.margin
@@ -98,11 +99,13 @@ def audit_report(
 
 
 def chosen_attacks(names: str) -> list[str]:
-    """List attacks from "all" or names separated by commas.
+    """List attacks from "all", "short" (`MINI_ATTACKS`) or names separated by commas.
 
     Raises:
         UserError: There is no such attack, or `paraphrases` is missing, which all others need.
     """
     if names.strip() == "all":
         return list(ATTACKS)
+    if names.strip() == "short":
+        return list(MINI_ATTACKS)
     return checked_battery([name.strip() for name in names.split(",")])

@@ -52,11 +52,13 @@ class EvalConfig:
         split: The split whose templates are used: `dev` or `heldout`.
         n_neighbours: Known neighbours.
         n_tokens: Tokens of each text; 0 leaves out text, generation and attacks.
+        attacks: Names of the attacks.
     """
 
     split: str = "dev"
     n_neighbours: int = 8
     n_tokens: int = 0
+    attacks: Sequence[str] = MINI_ATTACKS
 
 
 def tradeoff(
@@ -88,9 +90,9 @@ def tradeoff(
         delta_rank (largest), folding_gap (largest difference of a logit between weights and
         intervention; NaN where more than the MLPs changes, or no weight), each metric of the
         scorecard by its name, `paraphrases_before`, and the columns of `add_summary_columns`. With
-        text also `stitching` (mean P(target) of that attack; NaN where it is not applicable), and
-        `state_…`: 1 for the one of `PREDICTED_STATES` that `MINI_ATTACKS` predict, and 0 for the
-        others.
+        text also `stitching` (mean P(target) of that attack; NaN where it is not applicable, or
+        not among the attacks), and `state_…`: 1 for the one of `PREDICTED_STATES` that the attacks
+        predict, and 0 for the others.
     """
     base = {"model": model_hash(model), "config": vars(config), "code": code_hash(__file__)}
     tables = []
@@ -165,16 +167,18 @@ def _scores(
     )
     scores = {"paraphrases_before": card.before["paraphrases"]}
     scores |= {name: metric.value for name, metric in card.items()}
-    return scores | (_attack_columns(model, pair, seed) if config.n_tokens else {})
+    return scores | (_attack_columns(model, pair, config, seed) if config.n_tokens else {})
 
 
-def _attack_columns(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[str, float]:
+def _attack_columns(
+    model: LanguageModel, pair: ConceptPair, config: EvalConfig, seed: int
+) -> dict[str, float]:
     """Attack the model; no columns if there is no control fact to compare with."""
     try:
         evidence = battery(
             model,
             pair,
-            attacks=MINI_ATTACKS,
+            attacks=config.attacks,
             options=MINI_OPTIONS,
             n_controls=N_CONTROLS,
             seed=seed,
@@ -183,7 +187,7 @@ def _attack_columns(model: LanguageModel, pair: ConceptPair, seed: int) -> dict[
         return {}
     rows = evidence.table
     stitched = rows[(rows["attack"] == "stitching") & (rows["state"] == State.EDITED)]
-    predicted = predicted_state(verdict(evidence, required=MINI_ATTACKS))
+    predicted = predicted_state(verdict(evidence, required=config.attacks))
     return {
         "stitching": stitched["score"].mean(),
         **{f"state_{state}": float(state == predicted) for state in PREDICTED_STATES},

@@ -162,6 +162,7 @@ def test_what_a_chapter_takes_is_taken(stem, values):
 def test_the_names_are_those_of_the_registers():
     from helpers.book import value_checks
     from helpers.evaluation.attacks.registry import ATTACKS, RENAMED_ATTACKS
+    from helpers.evaluation.meta.hidden_models import Hiding
     from helpers.methods import METHODS
     from helpers.models import DTYPES
     from helpers.tracing import SITES
@@ -173,6 +174,7 @@ def test_the_names_are_those_of_the_registers():
     assert set(attack_names()) == set(ATTACKS)
     assert renamed_attacks() == RENAMED_ATTACKS and set(renamed_attacks().values()) < set(ATTACKS)
     assert set(value_checks.SITES) == set(SITES) and set(value_checks.DTYPES) == set(DTYPES)
+    assert set(value_checks.HIDINGS) == set(Hiding)
 
 
 def test_parameters_keep_their_old_names(tmp_path):

@@ -393,6 +393,7 @@ def test_a_patch_must_be_of_the_pair_that_is_asked_about(knowing, tmp_path):
 def test_chosen_attacks_are_known_and_begin_with_paraphrases():
     assert chosen_attacks("logit_lens, paraphrases") == ["logit_lens", "paraphrases"]
     assert "gcg" in chosen_attacks("all")
+    assert "gcg" not in chosen_attacks("short") and "truncation" in chosen_attacks("short")
     with pytest.raises(UserError, match="no attack 'x'"):
         chosen_attacks("paraphrases, x")
     with pytest.raises(UserError, match="begins with"):

@@ -102,16 +102,18 @@ def attack_sensitivity(
     pairs: Sequence[ConceptPair],
     *,
     attacks: Sequence[str],
+    hidings: Sequence[Hiding] = tuple(Hiding),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     n_controls: int = 6,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Run attacks on models that hide facts in each of the four ways.
+    """Run attacks on models that hide facts in each way.
 
     Args:
         model: The original model.
         pairs: Facts that it knows; development facts, since budgets are chosen by the result.
         attacks: Attacks, `paraphrases` among them.
+        hidings: The ways to try.
         options: Attack → options of its own, the budgets that will be used.
         n_controls: Control facts that each attack is compared with.
         seed: Seed of everything random.
@@ -127,7 +129,7 @@ def attack_sensitivity(
     names = checked_battery(attacks)
     tables = []
     for pair in pairs:
-        for hiding, edit in hidden_models(model, pair, seed=seed):
+        for hiding, edit in hidden_models(model, pair, hidings, seed=seed):
             with edit.applied(model):
                 evidence = battery(
                     model, pair, attacks=names, options=options, n_controls=n_controls, seed=seed
