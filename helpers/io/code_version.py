@@ -173,7 +173,7 @@ def module_hash(path: Path) -> str:
 
 
 class _Summary(NamedTuple):
-    """What is read off a module's code: its hash, and what it imports (`imported_names`)."""
+    """The code of a module in short: its hash, and what it imports (`imported_names`)."""
 
     hash: str
     names: list[str]
