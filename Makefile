@@ -11,7 +11,7 @@ REQUIREMENTS := requirements.txt requirements-model.txt requirements.lock pyproj
 
 # What a run can be told. Values count only when they stand on make's command line: a NAME or a
 # MODEL that happens to be in the environment is not meant for us.
-KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR CAPABILITY REQUEST PATCH ORIGINAL RETRAINED SEED SET NAME ONLY CORES JOBS CLUSTER UPDATE ARGS PYTHON \
+KNOWN := PROFILE SUBJECT TARGET RELATION MODEL PAIR CAPABILITY REQUEST PATCH ORIGINAL RETRAINED SEED SET NAME ONLY CORES JOBS CLUSTER UPDATE RUNS ARGS PYTHON \
 	UNLEARNING_CACHE
 # They are passed on as they were typed: 'value' keeps make from expanding them, the quotes the shell.
 given = $(findstring command line,$(origin $(1)))
@@ -60,7 +60,7 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 arguments = $(if $(call given,ARGS),$(value ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book run verify leaderboard test check lab bench results tune format lock clean distclean
+.PHONY: help setup book run verify leaderboard test check lab bench results compare tune format lock clean distclean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -120,6 +120,10 @@ bench: $(STAMP)  ## measure against peers and limits
 
 results: $(STAMP)  ## measure the published results further: every method on many facts
 	@PYTHONPATH=. $(PY) benchmarks/full_results.py $(arguments)
+
+compare: $(STAMP)  ## which settings and numbers of two runs differ: RUNS="runs/default runs/mine"
+	@$(PY) -m helpers.book.compare $(if $(call given,RUNS),$(call each,RUNS),$(error Give \
+		RUNS="..." with two run folders))
 
 tune: $(STAMP)  ## search the settings of training methods again, into runs/tuning.json
 	$(PY) -m helpers.evaluation.tuning $(arguments)
