@@ -2,15 +2,21 @@
 
     make results                               # goes on where it stopped
     make results ARGS="--minutes 55"           # a piece
+    make results ARGS="--part 3/16"            # on one of 16 machines, or jobs of a cluster
+    make results                               # takes in the parts, and goes on
 
 First each edit's strength is chosen on development facts. Then come held-out facts, one after
 another with every method, and then further seeds of the first few. What is missing comes first,
 then rows of methods whose code has changed, then rows that another version of the scores measured.
 Each measurement is written as it ends. SAEs are those of a finished run of the book.
+
+A part takes every sixteenth measurement, and writes a file of its own beside the table. Strengths
+are those of the table, so measure development facts first: `--facts 0`.
 """
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,14 +31,19 @@ from helpers.errors import UserError
 from helpers.evaluation.evaluation_pairs import known_pairs
 from helpers.evaluation.method_choice import FAMILIES, editing_methods
 from helpers.evaluation.published import (
+    COLUMNS,
+    DURATION,
+    PARTS,
     PUBLISHED,
     State,
     as_published,
     chosen_strengths,
     method_of,
+    part_of,
     publish,
     published,
     state_of,
+    take_in_parts,
     with_rows,
 )
 from helpers.evaluation.tradeoff import EvalConfig, tradeoff
@@ -64,7 +75,7 @@ class Job(NamedTuple):
 
 def measure(*values) -> pd.DataFrame:
     """Make an edit and score it, in a worker."""
-    job, lm = Job(*values), model()
+    job, lm, started = Job(*values), model(), time.perf_counter()
     name, config = method_of(job.label), CONFIGS[job.split]
     rows = tradeoff(
         lm,
@@ -76,7 +87,9 @@ def measure(*values) -> pd.DataFrame:
     )
     about = {"split": job.split, "model_hash": model_hash(lm), "commit": job.commit}
     settings = f"{config.n_neighbours} neighbours, {config.n_tokens} tokens"
-    return as_published(rows, job.label, settings=settings, **about)
+    made = as_published(rows, job.label, settings=settings, **about)
+    took = made.head(1).assign(metric=DURATION, value=time.perf_counter() - started)
+    return pd.concat([made, took], ignore_index=True)
 
 
 def labelled(saes: list[str], names: str) -> dict[str, dict]:
@@ -123,6 +136,14 @@ def _jobs(lm, args, chosen, strengths, split) -> Iterator[Job]:
                     yield Job(split, label, pair, seed, SCALES, given, commit)
 
 
+def part(text: str) -> tuple[int, int]:
+    """Read `3/16`: the third of sixteen parts."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part: give 3/16 for the third of sixteen")
+    return int(match[1]), int(match[2])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--facts", type=int, default=20, help="held-out facts")
@@ -133,6 +154,7 @@ def main() -> None:
     parser.add_argument("--run", default="runs/default", help="the run whose SAEs are taken")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--part", type=part, help="such as 3/16: the third of sixteen parts")
     parser.add_argument("--minutes", type=float, default=1e4, help="start nothing after so long")
     args = parser.parse_args()
     until = time.time() + 60 * args.minutes
@@ -140,14 +162,24 @@ def main() -> None:
     if not saes:
         raise UserError(f"{args.run} has no SAEs: 'make run ONLY=04_sparse_autoencoders' first.")
     chosen = labelled(saes, args.methods)
-    lm, table = load_model(device=args.device), published()
+    lm, path = load_model(device=args.device), PUBLISHED
+    if args.part:
+        path, others = PUBLISHED.with_name(PARTS.format(*args.part)), published()
+        table = published(path)
+    else:
+        table = take_in_parts(PUBLISHED)
+        others = table.iloc[:0]
     with workers(args.workers, args.device) as pool:
         for split in CONFIGS:
-            jobs = planned(lm, table, args, chosen, split)
+            known = with_rows(others, table[COLUMNS])
+            jobs = planned(lm, known, args, chosen, split)
+            if args.part:
+                number, n = args.part
+                jobs = [j for j in jobs if part_of(j.label, str(j.pair), j.seed, n) == number]
             print(f"{split}: {len(jobs)} measurements to make", flush=True)
             for job, rows in finished(pool, measure, jobs, until):
                 table = with_rows(table, rows)
-                publish(PUBLISHED, table)
+                publish(path, table)
                 seconds = rows.loc[rows["metric"] == "seconds", "value"]
                 took = "refused" if seconds.empty else f"edit in {seconds.iloc[0]:.1f} s"
                 print(f"{job[1]} on {job[2].subject}, seed {job[3]}: {took}", flush=True)

@@ -5,6 +5,7 @@ which has a few facts. Each row knows the code that made it, so that a row of a 
 changed since is marked, and measured again.
 """
 
+import zlib
 from collections.abc import Collection
 from enum import IntEnum
 from functools import cache
@@ -29,6 +30,8 @@ PROVENANCE = ["settings", "commit", "method_code", "evaluation_code"]
 COLUMNS = [*dict.fromkeys([*IDENTITY, *ID_COLUMNS]), "metric", "value", *PROVENANCE]
 NUMBERS = {"value": np.float32, "scale": np.float32, "seed": np.int16}  # as they are stored
 TEXTS = [column for column in COLUMNS if column not in NUMBERS]
+DURATION = "measurement_seconds"  # metric: of an edit and its scores, in the process that made them
+PARTS = "facts.part-{}-of-{}.parquet"  # files that several machines write beside the table
 METHOD_ROOMS = ("methods", "training", "sae")  # rooms of `helpers` whose code makes an edit
 EVALUATION_ROOMS = ("evaluation", "stats")
 
@@ -162,6 +165,31 @@ def publish(path: str | Path, table: pd.DataFrame) -> None:
     types = NUMBERS | dict.fromkeys(TEXTS, "category")
     rows = table[COLUMNS].sort_values([*IDENTITY, "metric"], ignore_index=True)
     write_table(path, rows.astype(types))
+
+
+def part_of(label: str, fact: str, seed: int, n: int) -> int:
+    """Return the part, 1 to n, that a measurement is in, whatever was measured before."""
+    return zlib.crc32(f"{label}|{fact}|{seed}".encode()) % n + 1
+
+
+def take_in_parts(path: str | Path) -> pd.DataFrame:
+    """Move the rows of the parts that lie beside published results into them.
+
+    Returns:
+        What `published` then reads.
+
+    Raises:
+        UserError: A file is damaged; all parts are still there.
+    """
+    parts = sorted(Path(path).parent.glob(PARTS.format("*", "*")))
+    if parts:
+        table = published(path)
+        for part in parts:
+            table = with_rows(table, published(part)[COLUMNS])
+        publish(path, table)
+        for part in parts:
+            part.unlink()
+    return published(path)
 
 
 def chosen_strengths(table: pd.DataFrame) -> dict[str, float]:

@@ -3,20 +3,24 @@
 import pandas as pd
 import pytest
 
+from helpers.errors import UserError
 from helpers.evaluation import published as module
 from helpers.evaluation.leaderboard import leaderboard
 from helpers.evaluation.published import (
     IDENTITY,
+    PARTS,
     State,
     as_published,
     beside,
     chosen_strengths,
     method_code,
     method_files,
+    part_of,
     publish,
     published,
     sources,
     state_of,
+    take_in_parts,
     with_rows,
 )
 from helpers.io.code_version import REPOSITORY, code_in_use
@@ -194,3 +198,36 @@ def test_what_the_repository_publishes_is_whole():
     assert not table.duplicated([*IDENTITY, "metric"]).any()
     assert table["value"].notna().all()
     assert not module.PUBLISHED.exists() or module.PUBLISHED.stat().st_size < 2e6
+
+
+def test_parts_of_several_machines_come_together(tmp_path):
+    path = tmp_path / "facts.parquet"
+    publish(path, pd.concat([rows("rome", 0.5), rows("memit", 0.4)]))
+    measured_elsewhere = {1: rows("rome", 0.1), 2: rows("npo", 0.2)}
+    for number, part in measured_elsewhere.items():
+        publish(tmp_path / PARTS.format(number, 2), part)
+    table = take_in_parts(path)
+    left = table[table["metric"] == "paraphrases"].set_index("method")["value"]
+    assert left.round(6).to_dict() == {"memit": 0.4, "rome": 0.1, "npo": 0.2}
+    assert [file.name for file in tmp_path.iterdir()] == ["facts.parquet"]
+    pd.testing.assert_frame_equal(published(path), table)
+    pd.testing.assert_frame_equal(take_in_parts(path), table)
+
+
+def test_a_damaged_part_loses_nothing(tmp_path):
+    path, part = tmp_path / "facts.parquet", tmp_path / PARTS.format(2, 2)
+    publish(path, rows("rome", 0.5))
+    publish(tmp_path / PARTS.format(1, 2), rows("memit", 0.1))
+    before = path.read_bytes()
+    part.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=part.name):
+        take_in_parts(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_each_measurement_is_of_one_part_and_each_part_has_some(n):
+    jobs = [(m, f"fact {i}", seed) for m in METHODS for i in range(5) for seed in range(2)]
+    parts = [part_of(*job, n) for job in jobs]
+    assert set(parts) == set(range(1, n + 1))
+    assert parts == [part_of(*job, n) for job in jobs]
