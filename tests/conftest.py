@@ -1,15 +1,16 @@
 """Shared fixtures: tiny random models of every family, and the real default model."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from tiny_models import KNOWN, TEMPLATES, tiny_config, tiny_tokenizer
+from tiny_models import TEMPLATES, tiny_config, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
-    LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -70,76 +71,25 @@ def tiny_model(tiny_folder):
     return make
 
 
-STEPS = 200  # of teaching: with half as many the seed decides what is learnt
-
-
-def _all_prompts(subject: str) -> list:
-    """Every prompt of every fact of a country, and of its capital."""
-    from helpers.facts import SPLITS, facts
-
-    capital = next(f for f in facts("capital") if f.subject == subject)
-    pair = ConceptPair.of(capital)
-    every = [pair, *pair.same_subject(), *pair.same_target()]
-    asked = [p for x in every for split in SPLITS for p in x.prompts(split)]
-    return [p for p in asked if p.format != "list"] + pair.reverse()
+# Rounding differs between processors, and training makes that a model of its own for each kind of
+# machine. These settings, which are read when torch is loaded, make all with AVX2 compute the same.
+SAME_EVERYWHERE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
 
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory):
     """Folder and tokenizer of a small llama that was taught all facts of the `KNOWN` countries."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from torch.nn.utils.rnn import pad_sequence
-
-    from helpers.facts import facts
-
-    prompts = [p for subject in KNOWN for p in _all_prompts(subject)]
-    split = pre_tokenizers.Whitespace()
-    texts = [f"{p} {' '.join(p.answers)}" for p in prompts]
-    texts += [f"{f.subject} {f.target}" for f in facts("capital")]
-    words = ["<unk>", "<pad>", *sorted({w for t in texts for w, _ in split.pre_tokenize_str(t)})]
-    level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    level.pre_tokenizer = split
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=level, unk_token="<unk>", pad_token="<pad>", eos_token="<pad>"
-    )
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        pad_token_id=1,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    ids = [torch.tensor(tokenizer(f"{p}{p.answers[0]}").input_ids) for p in prompts]
-    starts = [len(tokenizer(str(p)).input_ids) for p in prompts]
-    # The first block's attention stays as it was drawn: a later one has to hand the subject over,
-    # as in a real model, whatever the seed.
-    model.model.layers[0].self_attn.requires_grad_(False)
-    optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-2)
-    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=STEPS)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are too small for more
-    for _ in range(STEPS):
-        batch = torch.randint(len(ids), (32,)).tolist()
-        tokens = pad_sequence([ids[i] for i in batch], batch_first=True, padding_value=1)
-        labels = torch.full_like(tokens, -100)
-        for row, i in enumerate(batch):
-            labels[row, starts[i] : len(ids[i])] = ids[i][starts[i] :]
-        optimiser.zero_grad()
-        model(tokens, labels=labels).loss.backward()
-        optimiser.step()
-        decay.step()
-    torch.set_num_threads(threads)
     folder = tmp_path_factory.mktemp("taught")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, tokenizer
+    command = [sys.executable, str(Path(__file__).with_name("teaching.py")), str(folder)]
+    done = subprocess.run(command, env=os.environ | SAME_EVERYWHERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 @pytest.fixture

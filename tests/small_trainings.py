@@ -18,7 +18,8 @@ QUICK = {"steps": 12, "lr": 0.01, "n_neighbours": 6, "n_passages": 3, "early_sto
 
 
 def numbers(method: str, model, folder) -> dict:
-    found = QUICK | ({"lr": 0.002} if method in ("rmu", "weighted_ascent") else {})
+    slow = ("rmu", "weighted_ascent", "simnpo")  # larger steps overshoot on so small a model
+    found = QUICK | ({"lr": 0.002} if method in slow else {})
     if "retain_weight" in METHODS[method].hyperparameters() and method != "rmu":
         found["retain_weight"] = 1.0
     if "saes" in METHODS[method].hyperparameters():

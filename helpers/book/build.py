@@ -94,6 +94,8 @@ def build(run_folder: str | Path) -> Path:
         )
     if done.returncode:
         raise UserError(f"The book did not build: {_first_problem(log, staged)} The log is {log}.")
+    for path in (scratch / "_build" / "html").rglob("*.map"):
+        path.unlink()  # of the theme, for whoever debugs its scripts: a fourteenth of the book
     if problems := check(scratch / "_build" / "html"):
         raise UserError(f"The book was built but cannot be published: {'; '.join(problems[:3])}.")
 

@@ -188,7 +188,7 @@ def test_a_patch_fires_on_its_fact_and_is_silent_on_the_rest(knowing):
     assert edit.delta.notes["patches"] == 1 and edit.delta.notes["n_memory"] == len(memory)
     own, rest = (preactivations(edit, model, x) for x in (queries_of(model, query.ids), memory))
     assert (own > 0).float().mean() > 0.9
-    assert (rest > 0).float().mean() < 0.02
+    assert (rest > 0).float().mean() < 0.05
     assert own.median() - rest.median() > 2
     with edit.applied(model):
         after = step_logprobs(model, list(zip(query.ids, query.tokens, strict=True))).exp()

@@ -163,12 +163,17 @@ def fit_kernel_ridge(
 
     Raises:
         UserError: K + Λ is singular; names the two prompts that are most alike. Or an earlier step
-            diverged.
+            diverged, or the model's type overflows.
     """
-    if not torch.isfinite(kernel).all() or not kernel.diagonal().max() > MIN_DIAGONAL:
+    advice = "smaller step_sizes, a target_prob closer to the present probability, or other layers"
+    if not torch.isfinite(kernel).all():
         raise UserError(
-            "No change moves the answers (any more): the steps diverged. Take smaller step_sizes, "
-            "a target_prob closer to the present probability, or other layers."
+            "The model's numbers are not finite: its type overflows, or the steps diverged. Load "
+            f"the model as float32 if it is not; if it is, take {advice}."
+        )
+    if not kernel.diagonal().max() > MIN_DIAGONAL:
+        raise UserError(
+            f"No change moves the answers (any more): the steps diverged. Take {advice}."
         )
     diagonal = kernel.diagonal()
     # Constraints that no change reaches would make the system singular: they are left out.
