@@ -99,6 +99,8 @@ def test_the_book_has_no_broken_link_and_needs_no_network(html):
     assert (html / "index.html").is_file()
     assert broken_links(html) == []
     assert check(html) == []  # pages of at most 3 MB, nothing from elsewhere
+    weight = sum(path.stat().st_size for path in html.rglob("*") if path.is_file())
+    assert weight <= 35 * 2**20
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
