@@ -56,6 +56,7 @@ from helpers.models import load_model, model_hash
 from helpers.sae.store import sae_folders
 
 RELATION = "capital"
+FACTS, SEEDS, SEED_FACTS = 20, 3, 5  # held-out facts; seeds, of the first few of them
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 EVERY = (*FAMILIES, "training", "inference")
 CONFIGS = {"dev": EvalConfig("dev", 12), "heldout": EvalConfig("heldout", 12, 1024)}
@@ -146,9 +147,9 @@ def part(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--facts", type=int, default=20, help="held-out facts")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds, each with its own draws")
-    parser.add_argument("--seed-facts", type=int, default=5, help="facts with all seeds")
+    parser.add_argument("--facts", type=int, default=FACTS, help="held-out facts")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds, each with its own draws")
+    parser.add_argument("--seed-facts", type=int, default=SEED_FACTS, help="facts with all seeds")
     parser.add_argument("--dev-facts", type=int, default=6, help="development facts, for strengths")
     parser.add_argument("--methods", default="all", help="all, or names by commas")
     parser.add_argument("--run", default="runs/default", help="the run whose SAEs are taken")

@@ -76,6 +76,12 @@ def are_methods(
         "method", among, unfit=unfit, why=f"{why} here: choose from {', '.join(fit)}"
     )
 
+    return are_each(check_one)
+
+
+def are_each(check_one: Callable[[str], str]) -> AfterValidator:
+    """Make a check of names by commas, each of which `check_one` accepts."""
+
     def check(text: str) -> str:
         for name in text.split(","):
             check_one(name.strip())
@@ -98,13 +104,6 @@ def check_attacks(text: str) -> str:
     if "paraphrases" not in names:
         raise ValueError("every verdict begins with the attack 'paraphrases': add it")
     return ", ".join(names)
-
-
-def check_hidings(text: str) -> str:
-    """Check ways of hiding by commas."""
-    for name in text.split(","):
-        is_one_of("way of hiding", HIDINGS)(name.strip())
-    return text
 
 
 def are_numbers(pattern: str, description: str, *, allow_none: bool = False) -> AfterValidator:
@@ -148,7 +147,7 @@ TrainingMethodNames = are_methods(
     among=ALL_METHODS,
 )
 Attacks = AfterValidator(check_attacks)
-Hidings = AfterValidator(check_hidings)
+Hidings = are_each(is_one_of("way of hiding", HIDINGS))
 
 
 def error_sentence(error: ValidationError, parameters: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def imported_modules(path: Path) -> list[Path]:
     Returns:
         Their files, sorted.
     """
-    return closure(direct_imports(parsed(path), path))
+    return closure(_imports_of(path))
 
 
 def closure(modules: list[Path], imports: Callable[[Path], list[Path]] | None = None) -> list[Path]:
@@ -187,11 +187,8 @@ def _summary(path: Path) -> _Summary:
     To parse and walk all of `helpers` takes seconds, and each process of a run has to know it.
     """
     text = path.read_text(encoding="utf-8")
-    own = Path(__file__).read_text(encoding="utf-8")
-    place = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
-    cached = cache_dir() / "code" / f"{content_hash(text, place.as_posix(), own, sys.version)}.json"
     with contextlib.suppress(UserError, TypeError):
-        return _Summary(**read_json(cached))
+        return _Summary(**read_json(_entry(text, path)))
     tree = parse(text, path)
     names, at_run_time = imported_names(tree, path)
     for node in ast.walk(tree):
@@ -199,8 +196,24 @@ def _summary(path: Path) -> _Summary:
             node.body = node.body[1:] or [ast.Pass()]
     summary = _Summary(content_hash(ast.dump(tree)), names, at_run_time)
     with contextlib.suppress(OSError, UserError):  # a cache that cannot be written costs time alone
-        write_json(cached, summary._asdict())
+        write_json(_entry(text, path), summary._asdict())
     return summary
+
+
+def _entry(text: str, path: Path) -> Path:
+    """Return the file of the cache for a module of this text.
+
+    Raises:
+        UserError: There is no folder for the cache.
+    """
+    place = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+    return cache_dir() / "code" / f"{content_hash(text, place.as_posix(), *_reader())}.json"
+
+
+@cache
+def _reader() -> tuple[str, str]:
+    """Return what summaries depend on beside the module: this file's code, and Python's version."""
+    return Path(__file__).read_text(encoding="utf-8"), sys.version
 
 
 def _files(module: str) -> list[Path]:

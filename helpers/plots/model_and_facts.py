@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers.io.safe_text import visible
@@ -21,12 +22,18 @@ def likeliest_answers(
     """
     figure, axes = plt.subplots(1, len(prompts), figsize=(WIDTH, 2.3), sharex=True, squeeze=False)
     for axis, prompt, best in zip(axes[0], prompts, answers, strict=True):
-        tokens, values = [visible(t) for t, _ in best][::-1], [p for _, p in best][::-1]
-        axis.barh(range(len(tokens)), values, color=[GREY] * (len(tokens) - 1) + [BLUE])
-        axis.set_yticks(range(len(tokens)), tokens)
-        axis.set(title=wrapped(str(prompt), 34), xlabel="probability", xlim=(0, 1))
-        axis.grid(axis="y", visible=False)
+        token_bars(axis, best)
+        axis.set(title=wrapped(str(prompt), 34))
     return figure
+
+
+def token_bars(axis: Axes, tokens: Sequence[tuple[str, float]]) -> None:
+    """Draw (token, probability) as bars, the likeliest on top and in blue."""
+    names, values = [visible(t) for t, _ in tokens][::-1], [p for _, p in tokens][::-1]
+    axis.barh(range(len(names)), values, color=[GREY] * (len(names) - 1) + [BLUE])
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="probability", xlim=(0, 1))
+    axis.grid(axis="y", visible=False)
 
 
 def known_facts(table: pd.DataFrame, subject: str) -> Figure:

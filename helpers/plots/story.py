@@ -1,22 +1,16 @@
-"""The four small pictures of the landing page, one a step of the story; chapter 10 saves them."""
+"""The four small pictures of the landing page, one a step of the story; chapters save them."""
 
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from helpers.io.safe_text import visible
 from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, wrapped
+from helpers.plots.model_and_facts import token_bars
 
 SIZE = (3.6, 2.5)  # inches: half of the book's column, so that type stays legible on a phone
-
-
-def _panel() -> tuple[Figure, Axes]:
-    figure, axis = plt.subplots(figsize=SIZE)
-    return figure, axis
 
 
 def answer(prompt: str, tokens: Sequence[tuple[str, float]]) -> Figure:
@@ -26,13 +20,9 @@ def answer(prompt: str, tokens: Sequence[tuple[str, float]]) -> Figure:
         prompt: The prompt.
         tokens: (token, probability), likeliest first.
     """
-    figure, axis = _panel()
-    names, values = [visible(t) for t, _ in tokens], [p for _, p in tokens]
-    axis.barh(range(len(names)), values, color=[BLUE] + [GREY] * (len(names) - 1))
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
-    axis.set(title=wrapped(prompt, 38), xlabel="probability", xlim=(0, 1))
-    axis.grid(axis="y", visible=False)
+    figure, axis = plt.subplots(figsize=SIZE)
+    token_bars(axis, tokens)
+    axis.set(title=wrapped(prompt, 38))
     return figure
 
 
@@ -42,7 +32,7 @@ def hand_over(average: pd.DataFrame) -> Figure:
     Args:
         average: Means over facts: site, position (`subject` or `last`), layer, value, low, high.
     """
-    figure, axis = _panel()
+    figure, axis = plt.subplots(figsize=SIZE)
     named = {"subject": ("at the subject", ORANGE), "last": ("at the last token", BLUE)}
     for position, (label, colour) in named.items():
         chosen = (average["site"] == "residual") & (average["position"] == position)
@@ -62,7 +52,7 @@ def balance(board: pd.DataFrame, methods: Sequence[str]) -> Figure:
         methods: Which to draw; those that the board lacks are left out.
     """
     rows = board.set_index("method").reindex(methods)[["forgetting", "retention"]].dropna()
-    figure, axis = _panel()
+    figure, axis = plt.subplots(figsize=SIZE)
     axis.plot(rows["forgetting"], rows["retention"], "o", color=BLUE, ms=5)
     # Names stand at the right, in the order of their points, so that none covers another.
     order = rows["retention"].rank(method="first", ascending=False).to_numpy()
@@ -94,7 +84,7 @@ def under_attack(same_fact: pd.DataFrame, *, named: str, original: str, level: f
     asked = table[named].reindex(edits).to_numpy(float)
     back = table.drop(columns=named).max(axis=1).reindex(edits).to_numpy(float)
     y = np.arange(len(edits))
-    figure, axis = _panel()
+    figure, axis = plt.subplots(figsize=SIZE)
     axis.hlines(y, np.fmin(asked, back), np.fmax(asked, back), color=GREY, lw=1)
     axis.plot(asked, y, "o", color=GREEN, ms=6, label="by name")
     axis.plot(back, y, "s", color=ORANGE, ms=5, label="worst attack")

@@ -1,5 +1,7 @@
 """Hashes of code: from the cache they are what they are without it."""
 
+from pathlib import Path
+
 import pytest
 
 from helpers.io import code_version
@@ -44,3 +46,14 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(module, tmp_path, monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "file"))
     assert len(fresh_hash(module)) == 16
+
+
+def test_without_a_folder_for_the_cache_the_hash_is_the_same(module, monkeypatch):
+    first = fresh_hash(module)
+    monkeypatch.delenv("UNLEARNING_CACHE")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert fresh_hash(module) == first
