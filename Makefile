@@ -119,7 +119,8 @@ bench: $(STAMP)  ## measure against peers and limits
 	done
 
 results: $(STAMP)  ## measure the published results further: every method on many facts
-	@PYTHONPATH=. $(PY) benchmarks/full_results.py $(arguments)
+	@PYTHONPATH=. $(PY) benchmarks/$(if $(call given,CLUSTER),results_on_cluster.py $(call option,CLUSTER,cluster) \
+		$(call option,JOBS,jobs),full_results.py) $(arguments)
 
 compare: $(STAMP)  ## which settings and numbers of two runs differ: RUNS="runs/default runs/mine"
 	@$(PY) -m helpers.book.compare $(if $(call given,RUNS),$(call each,RUNS),$(error Give \

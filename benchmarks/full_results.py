@@ -2,7 +2,8 @@
 
     make results                               # goes on where it stopped
     make results ARGS="--minutes 55"           # a piece
-    make results ARGS="--part 3/16"            # on one of 16 machines, or jobs of a cluster
+    make results ARGS="--part 3/16"            # on one of 16 machines
+    make results CLUSTER=slurm JOBS=16         # as 16 jobs of a cluster
     make results                               # takes in the parts, and goes on
 
 First each edit's strength is chosen on development facts. Then come held-out facts, one after
