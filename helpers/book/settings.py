@@ -111,7 +111,8 @@ class EditingMLPs(Common):
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
     attacks: Annotated[str, checks.Attacks] = Field(
-        "short", description="attacks on each held-out edit: short, all, or names"
+        "paraphrases, described, stitching, truncation",
+        description="attacks on each held-out edit",
     )
     n_batch_facts: int = Field(
         3, description="held-out facts forgotten at once; 0 leaves it out", ge=0
@@ -139,7 +140,8 @@ class TrainingMethods(Common):
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
     attacks: Annotated[str, checks.Attacks] = Field(
-        "short", description="attacks on each held-out edit: short, all, or names"
+        "paraphrases, described, stitching, truncation",
+        description="attacks on each held-out edit",
     )
 
 
@@ -152,8 +154,8 @@ class Evaluating(Common):
     n_neighbours: int = Field(16, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
     n_items: int = Field(60, description="multiple-choice questions about what must stay", ge=2)
-    n_facts: int = Field(12, description="facts on which the metrics are tested", ge=2)
-    n_depth: int = Field(6, description="facts of these whose depth is measured", ge=0)
+    n_facts: int = Field(8, description="facts on which the metrics are tested", ge=2)
+    n_depth: int = Field(5, description="facts of these whose depth is measured", ge=0)
 
 
 class Verifying(Common):
