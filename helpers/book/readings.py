@@ -182,16 +182,18 @@ def discriminates(aucs: pd.DataFrame, state: KnownState, metrics: Sequence[str])
 def tell_parts(parts: Mapping[str, Outcome]) -> str:
     """Tell the outcome of a prediction that has several parts, and that of each part.
 
-    It held if all parts did, and did not if one did not.
+    It held if all parts did, and did not if one did not. An open part has its reason alone.
 
     Args:
         parts: A part in words → its outcome.
     """
+    if set(parts.values()) == {NOT_MEASURED}:
+        return f"{NOT_MEASURED}."
     answers = [outcome.held for outcome in parts.values()]
     held = Held.TOO_FEW
     if Held.NO in answers:
         held = Held.NO
     elif all(answer == Held.YES for answer in answers):
         held = Held.YES
-    listed = "; ".join(f"{part} ({outcome})" for part, outcome in parts.items())
+    listed = "; ".join(f"{part} ({o.reason or o.held})" for part, o in parts.items())
     return f"{held}, {answers.count(Held.YES)} of {len(answers)} parts: {listed}."

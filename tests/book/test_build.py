@@ -37,6 +37,18 @@ def test_parameters_and_set_up_are_folded_under_the_line_of_the_run(run, tmp_pat
     assert "import Chapter" in cells[3][0]
 
 
+@pytest.mark.parametrize("stem", TITLES)
+def test_every_chapter_shows_its_line_of_the_run_and_its_set_up_folded(stem):
+    notebook = json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text())
+    notebook["metadata"]["papermill"] = {"duration": 1.0, "parameters": {}}
+    page = json.loads(Executed(stem, notebook, {"settings": {"n_facts": 7}}).page())
+    cells = [("".join(c["source"]), c["metadata"].get("tags", [])) for c in page["cells"][:4]]
+    assert cells[1][0].startswith("*Run with: ")
+    assert cells[2][1] == ["parameters", "hide-input"]
+    assert cells[3][1] == ["hide-cell"]
+    assert f'Chapter("{stem}"' in cells[3][0]
+
+
 def test_a_cell_of_glue_stays_off_the_page(run, tmp_path):
     staged = book.stage(run, tmp_path / "stage")
     notebook = nbformat.read(staged / "notebooks" / "00_model_and_facts.ipynb", 4)

@@ -117,12 +117,18 @@ def test_each_outcome_has_its_own_sentence():
         (held_if(-1), "no, 1 of 2 parts: it falls (yes); it stays (no)."),
         (
             held_if(1, n=2),
-            "too few to tell, 1 of 2 parts: it falls (yes); it stays (too few to tell: n = 2).",
+            "too few to tell, 1 of 2 parts: it falls (yes); it stays (n = 2).",
         ),
     ],
 )
 def test_parts_are_told_one_by_one(second, told):
     assert tell_parts({"it falls": held_if(1), "it stays": second}) == told
+
+
+def test_parts_of_which_none_was_measured_are_not_listed():
+    assert tell_parts({"a": held_if(NAN), "b": lies_above(None)}) == (
+        "too few to tell: not measured."
+    )
 
 
 def test_a_part_that_failed_decides_though_another_is_open():
