@@ -78,16 +78,18 @@ class Outcome:
         """Format as `yes`, or as `too few to tell: n = 3`."""
         return f"{self.held}: {self.reason}" if self.reason else str(self.held)
 
-    def tell(self, *, yes: str, no: str) -> str:
-        """Return the outcome and the sentence that goes with it; an open one has its reason alone.
+    def tell(self, measured: str, *, yes: str = "", no: str = "") -> str:
+        """Return the outcome, what was measured, and the conclusion, in sentences.
 
         Args:
-            yes: Sentence that is true where the prediction held, without its full stop.
-            no: Sentence that is true where it did not.
+            measured: The numbers in words that are true whatever they are, without a full stop.
+            yes: Conclusion where the prediction held, without its full stop.
+            no: Conclusion where it did not.
         """
-        if self.held == Held.TOO_FEW:
+        if self == NOT_MEASURED:
             return f"{self}."
-        return f"{self}. {yes if self.held == Held.YES else no}."
+        conclusion = {Held.YES: yes, Held.NO: no}.get(self.held)
+        return " ".join(f"{part}." for part in (self, measured, conclusion) if part)
 
 
 NOT_MEASURED = Outcome(Held.TOO_FEW, "not measured")

@@ -76,7 +76,7 @@ def test_every_margin_has_to_be_above_zero():
 )
 def test_what_was_not_measured_has_no_outcome(outcome):
     assert outcome == NOT_MEASURED
-    assert outcome.tell(yes="It rose", no="It fell") == "too few to tell: not measured."
+    assert outcome.tell("It is nan", yes="It rose") == "too few to tell: not measured."
 
 
 @pytest.mark.parametrize("few", [1, 4])
@@ -103,11 +103,12 @@ def test_a_difference_of_samples_is_as_uncertain_as_both_together():
     assert lies_above(difference(first, Metric(1.0, NAN, NAN, 3))).reason == "n = 3"
 
 
-def test_each_outcome_has_its_own_sentence():
-    sentences = {"yes": "It rose", "no": "It fell"}
-    assert held_if(1.0).tell(**sentences) == "yes. It rose."
-    assert held_if(-1.0).tell(**sentences) == "no. It fell."
-    assert held_if(1.0, n=3).tell(**sentences) == "too few to tell: n = 3."
+def test_each_outcome_has_its_own_conclusion():
+    sentences = {"measured": "It changed by 1", "yes": "It rose", "no": "It fell"}
+    assert held_if(1.0).tell(**sentences) == "yes. It changed by 1. It rose."
+    assert held_if(-1.0).tell(**sentences) == "no. It changed by 1. It fell."
+    assert held_if(1.0, n=3).tell(**sentences) == "too few to tell: n = 3. It changed by 1."
+    assert held_if(-1.0).tell("It changed by 1") == "no. It changed by 1."
 
 
 @pytest.mark.parametrize(
