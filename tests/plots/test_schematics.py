@@ -14,6 +14,7 @@ NAMES = {
     "as in the book": ("France", "Paris", "Germany", "Berlin"),
     "very long": ("Democratic Republic of the Congo", "Sri Jayawardenepura Kotte") * 2,
     "wide": ("MMMMMMMMMMMMMMMM",) * 4,
+    "other scripts": ("مصر", "القاهرة", "日本", "東京"),
     "with markup": ("$x_{", r"\frac{1}{", "a\nb", "%$&#"),
 }
 PICTURES = {
