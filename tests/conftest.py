@@ -82,14 +82,24 @@ SAME_EVERYWHERE = {
 }
 
 
-@pytest.fixture(scope="session")
-def taught(tmp_path_factory):
-    """Folder and tokenizer of a small llama that was taught all facts of the `KNOWN` countries."""
-    folder = tmp_path_factory.mktemp("taught")
-    command = [sys.executable, str(Path(__file__).with_name("teaching.py")), str(folder)]
+def teach(folder: Path, family: str) -> tuple[Path, PreTrainedTokenizerFast]:
+    """Teach a small model of a family all facts of the `KNOWN` countries, in another process."""
+    command = [sys.executable, str(Path(__file__).with_name("teaching.py")), str(folder), family]
     done = subprocess.run(command, env=os.environ | SAME_EVERYWHERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """Folder and tokenizer of a small llama that was taught all facts of the `KNOWN` countries."""
+    return teach(tmp_path_factory.mktemp("taught"), "llama")
+
+
+@pytest.fixture(scope="session")
+def taught_gpt2(tmp_path_factory):
+    """Folder and tokenizer of a small GPT-2 that was taught the same."""
+    return teach(tmp_path_factory.mktemp("taught_gpt2"), "gpt2")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Teach a small llama all facts of the `KNOWN` countries: `python tests/teaching.py folder`.
+"""Teach a small model all facts of the `KNOWN` countries: `python tests/teaching.py folder llama`.
 
 A process of its own, because torch reads the settings that make it compute the same on all machines
 when it is loaded (`SAME_EVERYWHERE` of conftest.py).
@@ -11,7 +11,13 @@ import torch
 from tiny_models import KNOWN
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from helpers.facts import SPLITS, ConceptPair, facts
 
@@ -27,7 +33,24 @@ def all_prompts(subject: str) -> list:
     return [p for p in asked if p.format != "list"] + pair.reverse()
 
 
-def teach(folder: Path) -> None:
+def config_of(family: str, vocab_size: int) -> PretrainedConfig:
+    """The configuration of a small llama or GPT-2."""
+    common = {"vocab_size": vocab_size, "pad_token_id": 1, "eos_token_id": 1, "bos_token_id": None}
+    if family == "gpt2":
+        sizes = {"n_embd": 32, "n_inner": 48, "n_layer": 3, "n_head": 4, "n_positions": 128}
+        return GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **common)
+    return LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        **common,
+    )
+
+
+def teach(folder: Path, family: str) -> None:
     """Train the model, and save it with its tokenizer."""
     prompts = [p for subject in KNOWN for p in all_prompts(subject)]
     split = pre_tokenizers.Whitespace()
@@ -39,25 +62,14 @@ def teach(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=level, unk_token="<unk>", pad_token="<pad>", eos_token="<pad>"
     )
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=128,
-        pad_token_id=1,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config_of(family, len(words)))
     ids = [torch.tensor(tokenizer(f"{p}{p.answers[0]}").input_ids) for p in prompts]
     starts = [len(tokenizer(str(p)).input_ids) for p in prompts]
     # The first block's attention stays as it was drawn: a later one has to hand the subject over,
     # as in a real model, whatever the seed.
-    model.model.layers[0].self_attn.requires_grad_(False)
+    first = model.transformer.h[0].attn if family == "gpt2" else model.model.layers[0].self_attn
+    first.requires_grad_(False)
     optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=STEPS)
     for _ in range(STEPS):
@@ -75,4 +87,4 @@ def teach(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    teach(Path(sys.argv[1]))
+    teach(Path(sys.argv[1]), sys.argv[2])

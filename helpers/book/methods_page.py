@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.book.method_sources import SOURCES
 from helpers.book.registered import HELPERS, MethodName, registered_methods
 from helpers.io.safe_text import escape_markdown, inline_code
 
@@ -76,19 +77,21 @@ def _row(name: MethodName, function: ast.FunctionDef, cost: Cost | None) -> str:
 
 
 def _details(name: MethodName, path: Path, function: ast.FunctionDef) -> str:
-    """Write a method's entry: its docstring, its hyperparameters, the link to its code."""
+    """Write a method's entry: its docstring, its hyperparameters, its code and its papers."""
     module = ".".join(path.relative_to(HELPERS.parent).with_suffix("").parts)
     paragraphs = [_text(text) for text in _paragraphs(function)]
     parameters = [
         f"- {inline_code(f'{field} = {default}')}{f': {_text(description)}' if description else ''}"
         for field, default, description in _hyperparameters(path, function)
     ]
+    sources = ",".join(SOURCES.get(name.name, ()))
+    papers = f" Papers: {{cite:p}}`{sources}`." if sources else ""
     return "\n\n".join(
         [
             f"(method-{name.name.replace('_', '-')})=\n### {inline_code(name.name)}",
             *paragraphs,
             *(["\n".join(parameters)] if parameters else []),
-            f"Code: {{py:obj}}`{module}.{function.name}`.",
+            f"Code: {{py:obj}}`{module}.{function.name}`.{papers}",
         ]
     )
 
