@@ -25,6 +25,7 @@
         ...text, orient: 'bottom', direction: 'horizontal', columns: {signal: 'width > 500 ? 6 : 2'},
         symbolBaseFillColor: color, symbolBaseStrokeColor: color,
       },
+      title: {color},
       text: {fontSize: 12},
     };
   };

@@ -27,7 +27,7 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
     """Chart every method by forgetting and retention, with its numbers on hover.
 
     Check boxes show or hide families. A list picks one method, which then has its name and its
-    intervals. Dragging moves the axes, the wheel with the shift key scales them.
+    intervals. Dragging moves the axes, and the wheel with the control key scales them.
 
     Args:
         board: From `helpers.evaluation.leaderboard.leaderboard`.
@@ -45,7 +45,7 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
     families = list(dict.fromkeys(rows["family"]))
     switches, is_shown = _switches("family", families)
     picked = _picker("method", ["none", *rows["method"]])
-    zoom = alt.selection_interval(name="zoom", bind="scales", zoom="wheel![event.shiftKey]")
+    zoom = alt.selection_interval(name="zoom", bind="scales", zoom="wheel![event.ctrlKey]")
 
     base = alt.Chart(rows).transform_filter(is_shown)
     x = alt.X(
@@ -87,6 +87,12 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
     return layers.add_params(*switches, picked).properties(
         width="container",
         height=360,
+        title=alt.Title(
+            "Drag to move. Control and wheel, or a pinch, to zoom. Double click to go back.",
+            anchor="start",
+            fontSize=11,
+            fontWeight="normal",
+        ),
         description=f"Scatter plot of {len(rows)} methods by forgetting and by retention of the "
         "worst group, coloured by what the attacks find.",
     )
