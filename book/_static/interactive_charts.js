@@ -32,23 +32,27 @@
 
   const draw = async box => {
     await load();
-    const {dataset} = document.documentElement;
     const spec = JSON.parse(box.querySelector('script').textContent);
-    const state = box.chart?.view.getState({data: () => false});
-    box.chart?.finalize();
+    if (box.chart) {
+      const {view} = box.chart;
+      spec.params.filter(p => 'value' in p).forEach(p => p.value = view.signal(p.name));
+      box.chart.finalize();
+    }
     box.chart = await vegaEmbed(box.querySelector('.interactive-plot'), spec, {
       renderer: 'svg', actions: false, defaultStyle: false, logLevel: 1, config: colours(box),
-      tooltip: {theme: dataset.theme === 'dark' ? 'dark' : 'light'},
+      tooltip: {theme: box.theme === 'dark' ? 'dark' : 'light'},
     });
-    if (state) await box.chart.view.setState(state).runAsync();
-    box.dataset.drawn = dataset.theme;
+    box.dataset.drawn = box.theme;
   };
 
   document.addEventListener('DOMContentLoaded', () => {
     const boxes = [...document.querySelectorAll('.interactive-chart')];
     if (!boxes.length) return;
     const update = () => boxes.forEach(box => {
-      if (box.open && box.dataset.drawn !== document.documentElement.dataset.theme) draw(box);
+      const {theme} = document.documentElement.dataset;
+      if (!box.open || box.theme === theme) return;
+      box.theme = theme;
+      box.drawing = Promise.resolve(box.drawing).then(() => draw(box));  // one after another
     });
     boxes.forEach(box => {
       box.hidden = false;

@@ -269,13 +269,13 @@ def test_a_chart_shows_numbers_on_hover_switches_families_and_picks_a_method(ope
     tooltip.wait_for()
     assert "npo" in tooltip.inner_text() and "0.500 [0.100, 1.000]" in tooltip.inner_text()
 
-    surgery = page.get_by_label("surgery", exact=True)
+    surgery = page.get_by_role("checkbox", name="surgery")
     surgery.focus()
     page.keyboard.press("Space")
     page.wait_for_function("!document.querySelector('[aria-label*=\"family: surgery\"]')")
     assert len(points(page)) == 2
 
-    method = page.get_by_label("Method:")
+    method = page.get_by_role("combobox", name="Method:")
     method.focus()
     page.keyboard.type("in_context")
     page.locator(".interactive-plot svg text", has_text="in_context").wait_for()
@@ -305,7 +305,7 @@ def test_another_fact_is_picked_by_keyboard(open_page):
     draw(page.locator(".interactive-chart"))
     symbols = page.locator(".interactive-plot svg path[aria-roledescription=point]")
     assert "effect: 0;" in f"{symbols.first.get_attribute('aria-label')};"
-    page.get_by_label("Fact:").focus()
+    page.get_by_role("combobox", name="Fact:").focus()
     page.keyboard.type("Chad")
     page.wait_for_function(
         "document.querySelector('svg path[aria-roledescription=point]').ariaLabel.includes('0.2')"

@@ -153,7 +153,7 @@ def test_in_a_browser_no_script_of_a_name_runs_and_the_words_are_readable(hostil
         page.wait_for_load_state("networkidle")
         if page.locator(".interactive-chart").count():
             page.locator(".interactive-chart > summary").click()
-            page.get_by_label("Concept").select_option(NAME)
+            page.get_by_role("combobox", name="Concept:").select_option(NAME)
             page.locator(".interactive-plot svg text", has_text="cycler").wait_for()
         shown = page.inner_text("article")
         assert "cycler.__init__.__globals__.os.system" in shown
