@@ -75,14 +75,16 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
         ],
     )
     ring = base.transform_filter("datum.front").mark_point(
-        size=170, stroke=TEXT, strokeWidth=1.5, clip=True, tooltip=None
+        size=170, stroke=TEXT, strokeWidth=1.5, clip=True, tooltip=None, aria=False
     )
     one = base.transform_filter("datum.method == picked_method")
-    across = one.mark_rule(color=TEXT, clip=True).encode(y="retention:Q")
+    across = one.mark_rule(color=TEXT, clip=True, aria=False).encode(y="retention:Q")
     across = across.encode(alt.X("forgetting_low:Q"), alt.X2("forgetting_high:Q"))
-    up = one.mark_rule(color=TEXT, clip=True).encode(x="forgetting:Q")
+    up = one.mark_rule(color=TEXT, clip=True, aria=False).encode(x="forgetting:Q")
     up = up.encode(alt.Y("retention_low:Q"), alt.Y2("retention_high:Q"))
-    name = one.mark_text(color=TEXT, dy=-14, fontWeight="bold").encode(x, y, text="method:N")
+    name = one.mark_text(color=TEXT, dy=-14, fontWeight="bold", aria=False).encode(
+        x, y, text="method:N"
+    )
     layers = alt.layer(ring.encode(x, y), points.add_params(zoom), across, up, name)
     return layers.add_params(*switches, picked).properties(
         width="container",
@@ -138,7 +140,9 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
         shape=alt.Shape("method:N", scale=_scale(methods, SHAPES * 9)),
         tooltip=["method:N", "attack:N", alt.Tooltip("text:N", title="mean")],
     )
-    lines = base.mark_rule().encode(alt.X("low:Q", title=""), alt.X2("high:Q"), y, offset, colour)
+    lines = base.mark_rule(aria=False).encode(
+        alt.X("low:Q", title=""), alt.X2("high:Q"), y, offset, colour
+    )
     return (
         alt.layer(lines, points)
         .add_params(radio, *switches)
@@ -171,11 +175,15 @@ def each_concept(table: pd.DataFrame, *, x: str, y: str) -> alt.LayerChart:
         *axes, tooltip=tooltip
     )
     one = base.transform_filter("datum.concept == picked_concept")
-    mark = one.mark_point(filled=True, size=130, color=ORANGE, opacity=1).encode(
+    mark = one.mark_point(filled=True, size=130, color=ORANGE, opacity=1, aria=False).encode(
         *axes, tooltip=tooltip
     )
-    name = one.mark_text(color=TEXT, dy=-14, fontWeight="bold").encode(*axes, text="concept:N")
-    diagonal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(color=GREY, size=1)
+    name = one.mark_text(color=TEXT, dy=-14, fontWeight="bold", aria=False).encode(
+        *axes, text="concept:N"
+    )
+    diagonal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(
+        color=GREY, size=1, aria=False
+    )
     return (
         alt.layer(diagonal.encode(*axes), points, mark, name)
         .add_params(picked)
