@@ -308,7 +308,7 @@ def test_another_fact_is_picked_by_keyboard(open_page):
     page.get_by_role("combobox", name="Fact:").focus()
     page.keyboard.type("Chad")
     page.wait_for_function(
-        "document.querySelector('svg [aria-roledescription=point]').ariaLabel.includes('moved: 0.2')"
+        "document.querySelector('[aria-roledescription=point]').ariaLabel.includes('moved: 0.2')"
     )
 
 
