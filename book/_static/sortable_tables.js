@@ -13,8 +13,8 @@
   // a cell's value, and its interval where it has one
   const parts = cell => {
     const interval = cell.querySelector('small')?.textContent ?? '';
-    const text = cell.textContent.slice(0, cell.textContent.length - interval.length).trim();
-    return [text, ...(interval.match(/[^\[\], ]+/g) ?? [])];
+    const text = cell.textContent.slice(0, cell.textContent.length - interval.length);
+    return [text.replaceAll('\u00a0', ' ').trim(), ...(interval.match(/[^\[\], ]+/g) ?? [])];
   };
   const number = text => {
     const digits = text.match(/[-−]?[0-9.]+(e[-+]?[0-9]+)?/);
@@ -62,9 +62,10 @@
 
     const words = new Map(rows.map(row =>
       [row, [...row.cells].map(cell => cell.textContent).join(' ').toLowerCase()]));
+    let matching;
     const update = () => {
       const wanted = search.value.toLowerCase().split(/\s+/);
-      const matching = [...body.rows].filter(row =>
+      matching = [...body.rows].filter(row =>
         (choice.value === 'all' || row.dataset.kind === choice.value) &&
         wanted.every(word => words.get(row).includes(word)));
       const shown = new Set(matching.slice(0, first));
@@ -107,8 +108,7 @@
     });
 
     box.querySelector('.table-choice > button').onclick = () => {
-      const shown = [...body.rows].filter(row => !row.hidden);
-      const file = new Blob([csv(heads, shown)], {type: 'text/csv'});
+      const file = new Blob([csv(heads, matching)], {type: 'text/csv'});
       const link = element('a', {href: URL.createObjectURL(file), download: `${box.dataset.name}.csv`});
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 1000);

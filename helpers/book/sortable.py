@@ -30,7 +30,7 @@ def sortable(
     """Write a table as HTML that a reader searches, filters, sorts and downloads.
 
     A search keeps the rows that hold each of its words. Headings become buttons, for mouse and
-    keyboard. The downloaded file has the rows and columns that are shown, in their order, and an
+    keyboard. The downloaded file has all rows that match and the columns that are shown, and an
     interval as two columns of its own. The table loads nothing from elsewhere, and without scripts
     it is a plain table.
 

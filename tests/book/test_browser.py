@@ -226,6 +226,9 @@ def test_the_download_has_what_is_shown_with_intervals_as_columns(open_page, pre
 def test_a_long_table_shows_its_first_rows_and_then_all(open_page):
     page = open_page(LATENTS)
     assert len(column(page)) == 10
+    with page.expect_download() as download:
+        page.get_by_role("button", name="download as CSV").click()
+    assert len(pd.read_csv(download.value.path())) == 30
     more = page.get_by_role("button", name="Show all 30 rows")
     by_keyboard(page, more)
     assert len(column(page)) == 30 and not more.is_visible()
