@@ -15,7 +15,9 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from helpers.book import build as book
-from helpers.book.tables import sortable, styled
+from helpers.book.charts import InteractiveChart
+from helpers.book.sortable import sortable
+from helpers.book.tables import styled
 from helpers.plots.dashboards import Context, Dashboard
 
 ROOT = Path(__file__).parents[1]
@@ -114,9 +116,41 @@ def dashboard() -> str:
     ).html()
 
 
+LATENTS = pd.DataFrame(
+    [[str(i), f"Land {i % 20}", f"0.{i:02d}", f"… of «Land {i % 20}» is …\nx"] for i in range(30)],
+    columns=["latent", "concept", "F1", "strongest on"],
+)
+
+
+@functools.cache
+def charts() -> dict[str, InteractiveChart]:
+    """Interactive charts, by the stems of the chapters that show them."""
+    from helpers.plots import interactive  # takes seconds, which not every test needs
+
+    board = RANKING.assign(
+        **{"facts": 6, "front": True, "attacks find": "absent 6", "finding": "absent"},
+        **{"forgetting": [0.9, 0.5, 0.4, 0.1], "retention": [0.9, 0.2, 0.6, 0.3]},
+        **{"forgetting low": 0.1, "forgetting high": 1.0},
+        **{"retention low": 0.2, "retention high": 1.0},
+    )
+    keys = [(s, p, i) for s in ("mlp", "residual") for p in ("subject", "last") for i in range(9)]
+    facts = ["Peru", "Japan", "Chad"]
+    rows = [(*key, name, 0.1 * n) for n, name in enumerate(facts) for key in keys]
+    effects = pd.DataFrame(
+        rows, columns=["site", "position", "layer", "subject", "patching_effect"]
+    )
+    return {
+        "02_propagation": InteractiveChart(interactive.each_fact(effects), summary="Each fact"),
+        "10_leaderboard": InteractiveChart(interactive.tradeoff(board), summary="Each method"),
+    }
+
+
 def html_cell(stem: str) -> dict:
     """What a chapter shows as HTML: a table to sort, latents, or a wide table."""
-    if stem == "10_leaderboard":
+    if stem == "05_concept_features":
+        page = sortable(LATENTS, numeric=["latent", "F1"], choice="concept", n_first=10)
+        source = "HTML(sortable(latents))"
+    elif stem == "10_leaderboard":
         page, source = sortable(RANKING, numeric=["seconds"]), "HTML(sortable(board))"
     elif stem == "04_sparse_autoencoders":
         page, source = dashboard(), "dashboards(lm, sae, shards, [7])"
@@ -174,6 +208,11 @@ def fake_notebook(stem: str) -> nbformat.NotebookNode:
             tags=["hide-input"],
             **figure,
         ),
+        *[
+            code("chart", [new_output("display_data", data=chart._repr_mimebundle_())])
+            for name, chart in charts().items()
+            if name == stem
+        ],
         html_cell(stem),
         new_markdown_cell(
             "## Exercises\n\n```{exercise}\n:label: ex-"

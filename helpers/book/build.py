@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from helpers.book.charts import write_vega
 from helpers.book.check import check
 from helpers.book.methods_page import methods_page
 from helpers.book.pages import Executed, benchmark_tables, page_words, status_table
@@ -42,7 +43,15 @@ NOT_TO_BE_READ = (
     "This copy was made by the quick profile, to see that everything works. Its samples are too "
     "small: do not read its numbers."
 )
-TOOLS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-autoapi", MATHJAX)
+TOOLS = (
+    "jupyter-book",
+    "sphinx",
+    "myst-nb",
+    "sphinx-book-theme",
+    "sphinx-autoapi",
+    "vl-convert-python",
+    MATHJAX,
+)
 
 
 def stage(run_folder: str | Path, stage_folder: str | Path) -> Path:
@@ -96,6 +105,7 @@ def build(run_folder: str | Path) -> Path:
         raise UserError(f"The book did not build: {_first_problem(log, staged)} The log is {log}.")
     for path in (scratch / "_build" / "html").rglob("*.map"):
         path.unlink()  # of the theme, for whoever debugs its scripts: a fourteenth of the book
+    write_vega(scratch / "_build" / "html")
     if problems := check(scratch / "_build" / "html"):
         raise UserError(f"The book was built but cannot be published: {'; '.join(problems[:3])}.")
 

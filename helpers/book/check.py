@@ -9,8 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from helpers.book.tables import SCRIPT
-
 MAX_PAGE_MB = 3.0
 DATA = ("application/json", "text/x-")  # types of script elements that hold data
 ACTIVE = ("javascript:", "vbscript:", "data:text/html")
@@ -93,7 +91,7 @@ class _Page(HTMLParser):
                 self.active.append(f"a script, {self._script}")
 
     def handle_data(self, data: str) -> None:
-        if self._script is not None and data.strip() and data.strip() != SCRIPT.strip():
+        if self._script is not None and data.strip():
             self.active.append(f"a script, {data.strip()[:40]}")
 
     def handle_endtag(self, tag: str) -> None:

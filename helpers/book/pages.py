@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.book.charts import VEGA_LITE, chart_html, under_attack_chart
 from helpers.book.run_line import run_line
 from helpers.book.settings import ROOT
+from helpers.book.sortable import IN_JUPYTER
 from helpers.errors import UserError
 from helpers.io.safe_text import escape_markdown, inline_code, visible
 
@@ -87,7 +89,7 @@ class Executed:
 
     def page(self) -> str:
         """Return the page as a notebook in JSON, with the provenance as its last section."""
-        cells = [self._folded(cell) for cell in self.notebook["cells"]]
+        cells = [_for_a_page(self._folded(cell)) for cell in self.notebook["cells"]]
         tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]
         if at := next((i for i, of_cell in enumerate(tags) if "parameters" in of_cell), None):
             cells.insert(at, self._run_line())
@@ -195,6 +197,22 @@ class Executed:
         return " \\\n  ".join([start, *options])
 
 
+def _for_a_page(cell: dict[str, Any]) -> dict[str, Any]:
+    """Turn charts into HTML, and drop the scripts that a page has in a file of its own."""
+    if "outputs" not in cell:
+        return cell
+    outputs = []
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if VEGA_LITE in data:
+            output = output | {"data": {"text/html": chart_html(data[VEGA_LITE])}}
+        elif "text/html" in data:
+            html = "".join(data["text/html"]).replace(IN_JUPYTER, "")
+            output = output | {"data": data | {"text/html": html}}
+        outputs.append(output)
+    return cell | {"outputs": outputs}
+
+
 def status_table(pages: list[Executed]) -> str:
     """Write a Markdown table of all notebooks (time, memory, profile, commit) and their sum."""
     lines = [
@@ -236,6 +254,9 @@ def benchmark_tables(folder: Path) -> str:
         sections.append(
             f"## {result['title']}\n\n{result['how']}\n\n" + "\n".join(lines) + f"\n\nWith {used}."
         )
+        if path.stem == "robustness":
+            chart = chart_html(under_attack_chart(result["rows"]).spec)
+            sections.append(f"````{{raw}} html\n{chart}\n````")
     return "\n\n".join(sections) or "There are no measurements yet: run `make bench`."
 
 

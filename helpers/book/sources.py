@@ -22,6 +22,7 @@ NOTEBOOKS_VARIABLE = "UNLEARNING_NOTEBOOKS"  # in the environment: another folde
 DEFAULT_MODEL = Common.model_fields["model"].default
 
 DATA_FILES = {  # module of `helpers` → the file of the repository that it reads
+    "helpers/book/sortable.py": ROOT / "book" / "_static" / "sortable_tables.js",
     "helpers/evaluation/published.py": ROOT / "benchmarks" / "results" / "facts.parquet",
     "helpers/evaluation/tuning.py": ROOT / "profiles" / "tuned_hyperparameters.json",
 }

@@ -1,7 +1,9 @@
 """The built book in a real browser: by mouse, by keyboard, on a phone, in the dark."""
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fake_book import RANKING
 
@@ -9,11 +11,15 @@ pytestmark = pytest.mark.slow
 
 DESK, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 LEADERBOARD, CHAPTER = "notebooks/10_leaderboard.html", "notebooks/01_keys_and_values.html"
+FACTS, LATENTS = "notebooks/02_propagation.html", "notebooks/05_concept_features.html"
 KINDS = {  # one page a kind: axe takes seconds on each
     "landing page": "book/intro.html",
     "prose and code": "book/how_to_rerun.html",
     "Markdown tables": "book/status.html",
     "chapter": CHAPTER,
+    "chart of facts": FACTS,
+    "table of latents": LATENTS,
+    "benchmarks": "book/benchmarks.html",
     "latents": "notebooks/04_sparse_autoencoders.html",
     "leaderboard": LEADERBOARD,
     "library": "api/helpers/errors/index.html",
@@ -77,6 +83,10 @@ def test_axe_finds_no_grave_violation(open_page, name):
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
     )
     page, violations = open_page(name), []
+    for box in page.locator(".interactive-chart").all():
+        draw(box)
+    for columns in page.locator(".table-choice summary").all():
+        columns.click()
     for mode, screen, rules in (
         ("light", DESK, {}),
         ("dark", DESK, {}),
@@ -94,6 +104,12 @@ def test_axe_finds_no_grave_violation(open_page, name):
             for node in v["nodes"]
         ]
     assert violations == []
+
+
+def draw(box) -> None:
+    """Open the box of an interactive chart, and wait until it is drawn."""
+    box.locator("summary").click()
+    box.locator("svg .mark-symbol path").first.wait_for()
 
 
 def by_mouse(page, control) -> None:
@@ -131,7 +147,7 @@ def test_headings_sort_the_leaderboard_and_say_so(open_page, press):
 
 def test_the_tabulator_key_goes_from_heading_to_heading(open_page):
     page = open_page(LEADERBOARD)
-    page.get_by_label("family").focus()
+    page.get_by_role("button", name="download as CSV").focus()
     reached = []
     for _ in RANKING:
         page.keyboard.press("Tab")
@@ -142,7 +158,7 @@ def test_the_tabulator_key_goes_from_heading_to_heading(open_page):
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
 def test_the_leaderboard_shows_one_family(open_page, by):
     page = open_page(LEADERBOARD)
-    family = page.get_by_label("family")
+    family = page.get_by_role("combobox", name="family")
     assert column(page) == list(RANKING["method"])
     if by == "mouse":
         family.select_option("surgery")
@@ -155,12 +171,164 @@ def test_the_leaderboard_shows_one_family(open_page, by):
     assert len(column(page)) == len(RANKING)
 
 
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_a_search_keeps_the_rows_with_each_of_its_words(open_page, by):
+    page = open_page(LEADERBOARD)
+    search = page.get_by_role("searchbox", name="search", exact=True)
+    if by == "mouse":
+        search.fill("surgery ME")
+    else:
+        search.focus()
+        page.keyboard.type("surgery ME")
+    assert column(page) == ["rome", "memit"]
+    search.fill("surgery memit")
+    assert column(page) == ["memit"]
+    page.get_by_role("columnheader", name="method").get_by_role("button").click()
+    assert column(page) == ["memit"]  # a sort keeps the search
+    search.fill("nothing like it")
+    assert column(page) == []
+    assert page.get_by_role("status").filter(has_text="0 of 4 rows").count() == 1
+
+
+@pytest.mark.parametrize("press", [by_mouse, by_keyboard])
+def test_columns_can_be_left_out_but_not_the_names_of_the_rows(open_page, press):
+    page = open_page(LEADERBOARD)
+    press(page, page.locator(".table-choice summary"))
+    boxes = page.get_by_role("group", name="columns that are shown")
+    assert [text.strip() for text in boxes.locator("label").all_inner_texts()] == list(RANKING)[1:]
+    seconds = boxes.get_by_label("seconds")
+    seconds.focus()
+    page.keyboard.press("Space")
+    assert page.get_by_role("columnheader", name="seconds").count() == 0
+    assert not page.locator(".leaderboard tbody td:nth-child(3)").first.is_visible()
+    page.keyboard.press("Space")
+    assert page.get_by_role("columnheader", name="seconds").is_visible()
+
+
+@pytest.mark.parametrize("press", [by_mouse, by_keyboard])
+def test_the_download_has_what_is_shown_with_intervals_as_columns(open_page, press):
+    page = open_page(LEADERBOARD)
+    page.get_by_role("columnheader", name="seconds").get_by_role("button").click()
+    page.get_by_role("combobox", name="family").select_option("surgery")
+    page.locator(".table-choice summary").click()
+    page.get_by_label("form", exact=True).uncheck()
+    with page.expect_download() as download:
+        press(page, page.get_by_role("button", name="download as CSV"))
+    assert download.value.suggested_filename == "leaderboard.csv"
+    table = pd.read_csv(download.value.path())
+    assert list(table) == ["method", "family", "seconds", "seconds low", "seconds high"]
+    assert table.to_numpy().tolist() == [
+        ["memit", "surgery", 0.12, 0.1, 0.2],
+        ["rome", "surgery", 0.9, 0.8, 1.0],
+    ]
+
+
+def test_a_long_table_shows_its_first_rows_and_then_all(open_page):
+    page = open_page(LATENTS)
+    assert len(column(page)) == 10
+    with page.expect_download() as download:
+        page.get_by_role("button", name="download as CSV").click()
+    assert len(pd.read_csv(download.value.path())) == 30
+    more = page.get_by_role("button", name="Show all 30 rows")
+    by_keyboard(page, more)
+    assert len(column(page)) == 30 and not more.is_visible()
+
+
+def test_a_word_finds_the_latents_whose_contexts_hold_it(open_page):
+    page = open_page(LATENTS)
+    page.get_by_role("searchbox", name="search", exact=True).fill("«land 12»")
+    assert column(page) == ["12"]
+    page.get_by_role("searchbox", name="search", exact=True).fill("")
+    page.get_by_role("combobox", name="concept").select_option("Land 19")
+    assert column(page) == ["19"]
+
+
+def test_vega_is_loaded_when_a_chart_is_opened_and_not_before(open_page):
+    page = open_page(LEADERBOARD)
+    assert page.evaluate("typeof vegaEmbed") == "undefined"
+    summary = page.locator(".interactive-chart > summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    page.locator(".interactive-plot svg .mark-symbol path").first.wait_for()
+    plot = page.locator(".interactive-plot")
+    assert plot.get_attribute("role") == "graphics-document"
+    assert "4 methods" in plot.get_attribute("aria-label")
+
+
+def points(page) -> list[str]:
+    """The points of the chart of methods, in words."""
+    marks = page.locator(".interactive-plot svg path[aria-roledescription=point]").all()
+    return [
+        m.get_attribute("aria-label") for m in marks if "family" in m.get_attribute("aria-label")
+    ]
+
+
+def test_a_chart_shows_numbers_on_hover_switches_families_and_picks_a_method(open_page):
+    page = open_page(LEADERBOARD)
+    draw(page.locator(".interactive-chart"))
+    assert len(points(page)) == 4
+    page.locator(".interactive-plot path[aria-label*='family: training']").hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert "npo" in tooltip.inner_text() and "0.500 [0.100, 1.000]" in tooltip.inner_text()
+
+    surgery = page.get_by_role("checkbox", name="surgery")
+    surgery.focus()
+    page.keyboard.press("Space")
+    page.wait_for_function("!document.querySelector('[aria-label*=\"family: surgery\"]')")
+    assert len(points(page)) == 2
+
+    method = page.get_by_role("combobox", name="Method:")
+    method.focus()
+    page.keyboard.type("in_context")
+    page.locator(".interactive-plot svg text", has_text="in_context").wait_for()
+
+
+@pytest.mark.parametrize("name", [LEADERBOARD, FACTS])
+def test_a_chart_is_drawn_again_in_the_colours_of_the_theme_and_keeps_its_state(open_page, name):
+    page = open_page(name)
+    draw(page.locator(".interactive-chart"))
+    picker = page.locator(".vega-bindings select")
+    last = picker.locator("option").last.get_attribute("value")
+    picker.select_option(last)
+    label = page.locator(".interactive-plot svg .role-axis-title text").first
+    for mode in ("dark", "light"):
+        page.emulate_media(color_scheme=mode)
+        page.locator(f".interactive-chart[data-drawn={mode}]").wait_for()
+        text, ground = label.evaluate(
+            "e => [getComputedStyle(e).fill, getComputedStyle(document.body).backgroundColor]"
+        )
+        light = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in (text, ground)]
+        assert abs(light[0] - light[1]) > 380
+        assert picker.input_value() == last
+
+
+def test_another_fact_is_picked_by_keyboard(open_page):
+    page = open_page(FACTS)
+    draw(page.locator(".interactive-chart"))
+    symbols = page.locator(".interactive-plot svg path[aria-roledescription=point]")
+    assert "moved: 0;" in symbols.first.get_attribute("aria-label")
+    page.get_by_role("combobox", name="Fact:").focus()
+    page.keyboard.type("Chad")
+    page.wait_for_function(
+        "document.querySelector('[aria-roledescription=point]').ariaLabel.includes('moved: 0.2')"
+    )
+
+
+@pytest.mark.parametrize("name", [LEADERBOARD, FACTS, "book/benchmarks.html"])
+def test_an_opened_chart_fits_a_phone(open_page, name):
+    page = open_page(name, PHONE)
+    draw(page.locator(".interactive-chart"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
 def test_without_scripts_the_leaderboard_is_a_plain_table(browser, built):
     with browser.new_context(java_script_enabled=False) as context:
         page = context.new_page()
         page.goto((built / LEADERBOARD).as_uri())
         assert page.locator(".leaderboard tbody tr").count() == len(RANKING)
         assert not page.locator(".leaderboard select").is_visible()
+        assert not page.locator(".interactive-chart").is_visible()
 
 
 @pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])

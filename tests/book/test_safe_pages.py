@@ -13,11 +13,14 @@ from fake_book import TITLES, code, copy_sources, fake_run, glue
 from nbformat.v4 import new_output
 
 from helpers.book import build as book
+from helpers.book.charts import InteractiveChart
 from helpers.book.check import check
-from helpers.book.tables import sortable, styled
+from helpers.book.sortable import sortable
+from helpers.book.tables import styled
 from helpers.io.safe_text import escape_markdown, visible
 from helpers.plots.base import use_style
 from helpers.plots.dashboards import Context, Dashboard
+from helpers.plots.interactive import each_concept
 from helpers.plots.model_and_facts import known_facts, likeliest_answers
 from helpers.plots.neurons import ranks_by_layer
 
@@ -60,6 +63,9 @@ def outputs() -> list:
     pages = [styled(table)._repr_html_(), table._repr_html_(), board.html()]
     pages.append(sortable(ranks, numeric=["value"]))
     shown = [new_output("display_data", data={"text/html": page}) for page in pages]
+    concepts = pd.DataFrame({"concept": [NAME], "neuron": [0.5], "latent": [0.5]})
+    chart = InteractiveChart(each_concept(concepts, x="neuron", y="latent"), summary=NAME)
+    shown.append(new_output("display_data", data=chart._repr_mimebundle_()))
     shown.append(new_output("stream", name="stdout", text=f"{NAME}\x1b[2J\n"))
     return [*shown, new_output("execute_result", data={"text/plain": NAME}, execution_count=1)]
 
@@ -145,6 +151,10 @@ def test_in_a_browser_no_script_of_a_name_runs_and_the_words_are_readable(hostil
     for name in ("book/intro.html", "book/status.html", f"notebooks/{FIRST}.html"):
         page.goto((hostile.html / name).as_uri())
         page.wait_for_load_state("networkidle")
+        if page.locator(".interactive-chart").count():
+            page.locator(".interactive-chart > summary").click()
+            page.get_by_role("combobox", name="Concept:").select_option(NAME)
+            page.locator(".interactive-plot svg text", has_text="cycler").wait_for()
         shown = page.inner_text("article")
         assert "cycler.__init__.__globals__.os.system" in shown
         assert "<script>alert(2)</script>" in shown and "{ref}`x`" in shown

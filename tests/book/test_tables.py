@@ -8,7 +8,7 @@ import pytest
 
 from helpers.book.settings import ROOT
 from helpers.book.sources import notebook_code
-from helpers.book.tables import sortable, styled
+from helpers.book.tables import styled
 
 
 def test_a_table_is_the_same_whenever_it_is_made():
@@ -33,17 +33,6 @@ def test_headings_stand_in_one_row_and_none_is_empty(name):
 def test_numbers_line_up_at_the_right():
     page = styled(pd.DataFrame({"n": [1.5], "word": ["x"], "yes": [True]}))._repr_html_()
     assert re.findall(r"(\.col\d) {\s*text-align: right", page) == [".col0"]
-
-
-def test_the_table_is_escaped_and_complete_without_scripts():
-    row = {"method": ["<b>x</b>"], "family": ["surgery"], "value": ["0.5 [0.4, 0.6]"]}
-    table = pd.DataFrame(row)
-    text = sortable(table, numeric=["value"])
-    assert "<b>x" not in text and "&lt;b&gt;x" in text
-    assert "http" not in text
-    body = text.split("<script>")[0]
-    assert '<td class="number">0.5<br>' in body and "[0.4, 0.6]</small></td>" in body
-    assert "<option>surgery</option>" in body
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
