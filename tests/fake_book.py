@@ -150,6 +150,11 @@ def fake_notebook(stem: str) -> nbformat.NotebookNode:
         ),
         code('subject: str = "France"  # what the fact is about', tags=["parameters"]),
         code('# Parameters\nsubject = "Japan"\ntarget = "Tokyo"', tags=["injected-parameters"]),
+        code(
+            f'from helpers.book.chapter import Chapter\n\nchapter = Chapter("{stem}", globals())',
+            [glue(*fact, hidden=True) for fact in (("subject", "Japan"), ("target", "Tokyo"))],
+            tags=["remove-cell"],
+        ),
         new_markdown_cell(
             "## A prediction\n\nThe answer is a sum, $z = W_U\\,\\sum_l m_l$"
             " {cite:p}`geva2021keyvalue`, read at the {term}`residual stream`:\n\n"
@@ -213,6 +218,7 @@ def fake_run(folder: Path) -> Path:
                 "target": "Tokyo",
                 "relation": "capital",
                 "pair_file": "",
+                "seed": 0,
             },
             "seeds": [0],
             "profile": "smoke",

@@ -13,6 +13,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PATH = re.compile(r"`((?:helpers|tests|book|benchmarks|profiles|notebooks)/[\w./-]*)`")
 DOTTED = re.compile(r"[`{}]\.?(helpers(?:\.\w+)+)`")
 EXAMPLE = re.compile(r"Say,\s+`([\w./]+)`:")  # a file that the reader is shown how to write
+MAX_WORDS = 1800
+NO_WORDS = re.compile(r"\$\$.*?\$\$|\$[^$]+\$|!\[.*?\]\(.*?\)", re.DOTALL)  # formulas and pictures
 OTHER_WORDS = re.compile(r"\bstrangers?\b|never-known|\bunlearnings\b", re.IGNORECASE)
 
 
@@ -50,3 +52,8 @@ def test_what_prose_names_exists(page):
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda path: path.name)
 def test_one_idea_has_one_word(page):
     assert OTHER_WORDS.findall(prose(page)) == []
+
+
+@pytest.mark.parametrize("chapter", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_chapter_can_be_read_in_one_sitting(chapter):
+    assert len(NO_WORDS.sub(" ", prose(chapter)).split()) <= MAX_WORDS

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -14,7 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Common(BaseModel):
-    """Parameters that every notebook has."""
+    """Parameters that every notebook has.
+
+    Attributes:
+        trains_own_model: The notebook makes its models itself; `model` has no part in it.
+    """
+
+    trains_own_model: ClassVar[bool] = False
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False

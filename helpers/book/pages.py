@@ -1,7 +1,8 @@
 """Pages of the book, made from executed notebooks and their manifests.
 
-A page is the executed notebook with its injected parameters folded and its provenance appended. The
-status page summarises all notebooks. This module neither runs a notebook nor imports torch.
+A page is the executed notebook with its parameters and its set-up folded, a line that says with
+what it was run, and its provenance. The status page summarises all notebooks. This module neither
+runs a notebook nor imports torch.
 """
 
 import ast
@@ -12,12 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.book.run_line import run_line
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.io.safe_text import escape_markdown, inline_code, visible
 
 GLUE = "application/papermill.record/"  # myst-nb's prefix of the types of glued values
 FOLDED = "hide-cell"  # myst-nb shows such a cell behind a button
+FOLDS = {
+    "parameters": "hide-input",
+    "injected-parameters": FOLDED,
+}  # a cell's tag → one for myst-nb
+REMOVED = "remove-cell"
+SET_UP = re.compile(r"^chapter = Chapter\(", re.MULTILINE)  # in the cell with a notebook's imports
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,9 @@ class Executed:
     def page(self) -> str:
         """Return the page as a notebook in JSON, with the provenance as its last section."""
         cells = [self._folded(cell) for cell in self.notebook["cells"]]
+        tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]
+        if at := next((i for i, of_cell in enumerate(tags) if "parameters" in of_cell), None):
+            cells.insert(at, self._run_line())
         cells.append(self._times())
         cells.append(
             {
@@ -95,14 +106,30 @@ class Executed:
         return json.dumps(page, indent=1, ensure_ascii=False)
 
     def _folded(self, cell: dict[str, Any]) -> dict[str, Any]:
-        """Fold a cell of injected parameters, without paths of the machine; keep any other cell."""
+        """Fold the cells of parameters and the set-up cell; keep any other cell.
+
+        Injected parameters lose the paths of the machine.
+        """
         tags = cell.get("metadata", {}).get("tags", [])
+        if REMOVED in tags and SET_UP.search("".join(cell["source"])):
+            return _tagged(cell, [FOLDED if tag == REMOVED else tag for tag in tags])
+        folds = [FOLDS[tag] for tag in tags if tag in FOLDS]
+        if not folds:
+            return cell
+        cell = _tagged(cell, list(dict.fromkeys([*tags, *folds])))
         if "injected-parameters" not in tags:
             return cell
         lines = [f"{name} = {portable(v)!r}" for name, v in self.parameters.items()]
-        tags = list(dict.fromkeys([*tags, FOLDED]))
-        source = "\n".join(["# Parameters", *lines])
-        return cell | {"metadata": cell["metadata"] | {"tags": tags}, "source": source}
+        return cell | {"source": "\n".join(["# Parameters", *lines])}
+
+    def _run_line(self) -> dict[str, Any]:
+        """Make the cell that says with what the notebook was run."""
+        settings = {"profile": self.manifest.get("profile", ""), **self.settings}
+        words = settings | _glued(self.notebook)
+        fact = {name: str(words.get(name, "")) for name in ("subject", "target")}
+        settings = {name: portable(value) for name, value in settings.items()}
+        source = run_line(self.stem, settings, **fact)
+        return {"cell_type": "markdown", "id": "run-line", "metadata": {}, "source": source}
 
     def _times(self) -> dict[str, Any]:
         """Make a hidden cell that glues the values of `helpers.book.chapter.Chapter.glue_times`."""
@@ -290,6 +317,11 @@ def _portable_path(text: str) -> str:
     if not path.is_absolute():
         return text
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else f"…/{path.name}"
+
+
+def _tagged(cell: dict[str, Any], tags: list[str]) -> dict[str, Any]:
+    """Return a cell with other tags."""
+    return cell | {"metadata": cell["metadata"] | {"tags": tags}}
 
 
 def _cell(text: Any) -> str:

@@ -5,7 +5,7 @@ Every notebook has one model here, and its parameters cell lists that model's fi
 """
 
 import ast
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
@@ -209,6 +209,8 @@ class Leaderboard(Common):
 
 class Organism(Common):
     """`11_organism`."""
+
+    trains_own_model: ClassVar[bool] = True
 
     n_countries: int = Field(32, description="countries of the organism's world", ge=8)
     d_model: int = Field(64, description="width of its residual stream", ge=16)

@@ -24,12 +24,36 @@ def run(tmp_path) -> Path:
     return fake_run(tmp_path / "run")
 
 
-def test_injected_parameters_are_folded_and_others_are_not(run, tmp_path):
+def test_parameters_and_set_up_are_folded_under_the_line_of_the_run(run, tmp_path):
     staged = book.stage(run, tmp_path / "stage")
     notebook = nbformat.read(staged / "notebooks" / "01_keys_and_values.ipynb", 4)
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    assert ["injected-parameters", "hide-cell"] in tags
-    assert ["parameters"] in tags
+    cells = [(cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells[1:5]]
+    assert cells[0] == ("*Run with: smollm2&#45;135m · Japan → Tokyo · profile smoke · seed 0*", [])
+    assert [tags for _, tags in cells[1:]] == [
+        ["parameters", "hide-input"],
+        ["injected-parameters", "hide-cell"],
+        ["hide-cell"],
+    ]
+    assert "import Chapter" in cells[3][0]
+
+
+@pytest.mark.parametrize("stem", TITLES)
+def test_every_chapter_shows_its_line_of_the_run_and_its_set_up_folded(stem):
+    notebook = json.loads((ROOT / "notebooks" / f"{stem}.ipynb").read_text())
+    notebook["metadata"]["papermill"] = {"duration": 1.0, "parameters": {}}
+    page = json.loads(Executed(stem, notebook, {"settings": {"n_facts": 7}}).page())
+    cells = [("".join(c["source"]), c["metadata"].get("tags", [])) for c in page["cells"][:4]]
+    assert cells[1][0].startswith("*Run with: ")
+    assert cells[2][1] == ["parameters", "hide-input"]
+    assert cells[3][1] == ["hide-cell"]
+    assert f'Chapter("{stem}"' in cells[3][0]
+
+
+def test_a_cell_of_glue_stays_off_the_page(run, tmp_path):
+    staged = book.stage(run, tmp_path / "stage")
+    notebook = nbformat.read(staged / "notebooks" / "00_model_and_facts.ipynb", 4)
+    (glued,) = [cell for cell in notebook.cells if cell.source == "glue(...)"]
+    assert glued.metadata["tags"] == ["remove-cell"]
 
 
 def test_provenance_is_the_last_section_of_every_notebook(run, tmp_path):
