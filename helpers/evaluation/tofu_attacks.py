@@ -17,7 +17,7 @@ from helpers.evaluation.metrics.truth_ratio import forget_quality
 from helpers.evaluation.tofu_scores import answer_scores, paired_difference
 from helpers.io.choices import check_choice
 from helpers.requests import Corpus
-from helpers.requests.benchmarks.tofu import perturbed_questions
+from helpers.requests.benchmarks.tofu import PerturbedQuestion, perturbed_questions
 from helpers.stats.intervals import Metric
 from helpers.training.examples import Batch, collate
 
@@ -67,21 +67,9 @@ def tofu_attacks(
         elif name == "other words":
             tables[name] = answer_scores(model, perturbed_questions(forget, paraphrased=True))
         elif name == "relearning":
-            learned = retain.examples(model, n_tokens=MAX_TOKENS)
-
-            def batch(step: int) -> Batch:
-                rng = np.random.default_rng([seed, step])
-                return collate(learned, rng.integers(len(learned), size=BATCH_SIZE))
-
-            measured = fine_tuned(
-                model,
-                batch,
-                lambda: answer_scores(model, questions),
-                steps=[steps],
-                lr=LEARNING_RATE,
-            )
-            if steps in measured:
-                tables[name] = measured[steps]
+            table = _relearned(model, questions, retain, steps, seed)
+            if table is not None:
+                tables[name] = table
         else:
             with quantised(model, name):
                 tables[name] = answer_scores(model, questions)
@@ -89,6 +77,27 @@ def tofu_attacks(
         [table.assign(attack=name, question=range(len(table))) for name, table in tables.items()],
         ignore_index=True,
     )
+
+
+def _relearned(
+    model: LanguageModel,
+    questions: Sequence[PerturbedQuestion],
+    retain: Corpus,
+    steps: int,
+    seed: int,
+) -> pd.DataFrame | None:
+    """Return the scores after fine-tuning on people who must stay; None if it diverges."""
+    learned = retain.examples(model, n_tokens=MAX_TOKENS)
+
+    def batch(step: int) -> Batch:
+        rng = np.random.default_rng([seed, step])
+        return collate(learned, rng.integers(len(learned), size=BATCH_SIZE))
+
+    def measure() -> pd.DataFrame:
+        return answer_scores(model, questions)
+
+    measured = fine_tuned(model, batch, measure, steps=[steps], lr=LEARNING_RATE)
+    return measured.get(steps)
 
 
 def against_retrained(scores: pd.DataFrame, retrained: str) -> pd.DataFrame:
