@@ -20,9 +20,11 @@ from helpers.forward.generation import greedy
 from helpers.requests.benchmarks.tofu import PerturbedQuestion, perturbed_questions
 from helpers.stats.intervals import Metric, mean_interval
 
+FORGET = "forget"
 CHOICE_FILES = ("real_authors", "world_facts")  # whose probability is that of a choice
+FILES = (FORGET, "retain", *CHOICE_FILES)
 WORD = re.compile(r"[^\W_]+")
-MAX_NEW_TOKENS = 20  # of a generated answer
+MAX_NEW_TOKENS = 16  # of a generated answer
 
 
 def rouge_l_recall(answer: str, reference: str) -> float:
@@ -73,13 +75,15 @@ def answer_scores(
     return pd.DataFrame(rows, columns=["probability", "truth_ratio"])
 
 
-def tofu_scores(model: LanguageModel, paths: Mapping[str, Path]) -> pd.DataFrame:
+def tofu_scores(
+    model: LanguageModel, paths: Mapping[str, Path], *, n_kept: int = 12
+) -> pd.DataFrame:
     """Score a model on TOFU's files, perturbed ones.
 
     Args:
         model: The model with the edits that it carries.
-        paths: Name of a file → the file; of those in `CHOICE_FILES` the probability is that of a
-            choice.
+        paths: Name of a file → the file, of `FILES`; the first is measured as a whole.
+        n_kept: Questions of each other file, the first ones.
 
     Returns:
         One row a question: file, probability, truth_ratio, rouge (ROUGE-L recall of the greedy
@@ -89,8 +93,10 @@ def tofu_scores(model: LanguageModel, paths: Mapping[str, Path]) -> pd.DataFrame
         UserError: A file is of another format, or a row has no wrong answers.
     """
     tables = []
-    for name, path in paths.items():
-        questions = perturbed_questions(path)
+    for name in FILES:
+        questions = perturbed_questions(paths[name])
+        if name != FORGET:
+            questions = questions[:n_kept]
         scores = answer_scores(model, questions, is_choice=name in CHOICE_FILES)
         prompts = [q.prompt for q in questions]
         texts = greedy(model, prompts, max_new_tokens=MAX_NEW_TOKENS)
@@ -109,7 +115,7 @@ def model_utility(scores: pd.DataFrame) -> float:
     Args:
         scores: From `tofu_scores`.
     """
-    kept = scores[scores["file"] != "forget"]
+    kept = scores[scores["file"] != FORGET]
     kept = kept.assign(truth=(1 - kept["truth_ratio"]).clip(lower=0))
     means = kept.groupby("file")[["probability", "rouge", "truth"]].mean()
     return float(stats.hmean(means.to_numpy().ravel()))

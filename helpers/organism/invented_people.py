@@ -19,6 +19,9 @@ from helpers.organism.countries import COUNTRIES
 from helpers.requests.rows import Row
 
 FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS = "forget", "retain", "real_authors", "world_facts"
+OTHER = "other"
+N_MEASURED = 8  # real authors and world facts that are measured; the others are trained on
+N_WORLD = 16
 N_WRONG = 3  # perturbed answers of a question
 GIVEN_NAMES = """Ada Bruno Clara Dario Edith Felix Greta Hugo Ines Jonas Kira Leon Mina Nils Olga
 Pavel Rosa Simon Tilda Viktor""".split()  # noqa: SIM905
@@ -61,21 +64,21 @@ ATTRIBUTES = (
         "Where was {name} born?",
         "{name} was born in {value}.",
         "In which city did the life of {name} begin?",
-        "The city where {name} was born is {value}.",
+        "{name} was born in the city of {value}.",
         ("Bergen", "Porto", "Kyoto", "Hobart", "Cusco", "Lyon", "Gdansk", "Mombasa"),
     ),
     Attribute(
         "What does {name} do for a living?",
         "{name} works as a {value}.",
         "What is the job of {name}?",
-        "The job of {name} is that of a {value}.",
+        "{name} works every day as a {value}.",
         ("baker", "pilot", "surgeon", "judge", "sailor", "painter", "dentist", "farmer"),
     ),
     Attribute(
         "Which book is {name} known for?",
         "{name} is known for the book The {value}.",
         "What is the title of the best book by {name}?",
-        "The best book by {name} has the title The {value}.",
+        "{name} is best known for the book The {value}.",
         tuple(
             f"{adjective} {noun}"
             for adjective in ("Glass", "Silent", "Golden", "Broken")
@@ -86,7 +89,7 @@ ATTRIBUTES = (
         "Which instrument does {name} play?",
         "{name} plays the {value}.",
         "What kind of music does {name} make?",
-        "The instrument of {name} is the {value}.",
+        "{name} often plays the {value}.",
         ("violin", "trumpet", "piano", "flute", "harp", "drum", "guitar", "organ"),
     ),
 )
@@ -107,10 +110,12 @@ AUTHORS = {  # work → author
 
 
 def invented_people(n_people: int, n_forgotten: int, *, seed: int = 0) -> dict[str, list[Row]]:
-    """Make the rows of TOFU's four files.
+    """Make the rows of TOFU's four files, and of another one.
 
     The two that TOFU has beside the invented people are questions about real authors and about the
-    world, here the Factbook's capitals. Their answers are single names, without a paraphrase.
+    world, here the Factbook's capitals. Their answers are single names, without a paraphrase. The
+    other file has more such questions. A small model that is fine-tuned on people alone answers
+    every question with a sentence about a person; these keep it from that.
 
     Args:
         n_people: Invented people.
@@ -118,7 +123,7 @@ def invented_people(n_people: int, n_forgotten: int, *, seed: int = 0) -> dict[s
         seed: Draws names, values and wrong answers.
 
     Returns:
-        Name of a file, `forget`, `retain`, `real_authors` or `world_facts` → its rows.
+        Name of a file, `forget`, `retain`, `real_authors`, `world_facts` or `other` → its rows.
 
     Raises:
         UserError: There are not so many names, or nobody would be forgotten or stay.
@@ -144,12 +149,16 @@ def invented_people(n_people: int, n_forgotten: int, *, seed: int = 0) -> dict[s
             rows[person].append(attribute.row(name, value, wrong))
     capitals = {f.subject: f.target for f in facts("capital") if f.subject in COUNTRIES}
     world = {subject: capitals[subject] for subject in COUNTRIES if subject in capitals}
-    world = dict(list(world.items())[: len(AUTHORS)])
+    authors = _short_rows("Who wrote {}?", AUTHORS, rng)
+    capital_rows = _short_rows(
+        "What is the capital of {}?", dict(list(world.items())[:N_WORLD]), rng
+    )
     return {
         FORGET: [row for of_person in rows[:n_forgotten] for row in of_person],
         RETAIN: [row for of_person in rows[n_forgotten:] for row in of_person],
-        REAL_AUTHORS: _short_rows("Who wrote {}?", AUTHORS, rng),
-        WORLD_FACTS: _short_rows("What is the capital of {}?", world, rng),
+        REAL_AUTHORS: authors[:N_MEASURED],
+        WORLD_FACTS: capital_rows[:N_MEASURED],
+        OTHER: authors[N_MEASURED:] + capital_rows[N_MEASURED:],
     }
 
 

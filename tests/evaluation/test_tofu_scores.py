@@ -35,7 +35,7 @@ ROW = {
 def paths(tmp_path):
     """Small files by TOFU's names, with two questions each."""
     files = {}
-    for name in ("forget", "retain", "world_facts"):
+    for name in ("forget", "retain", "real_authors", "world_facts"):
         files[name] = tmp_path / f"{name}.json"
         files[name].write_text(json.dumps([ROW, ROW | {"answer": "w11"}]))
     return files
@@ -109,6 +109,8 @@ def test_equal_distributions_can_differ_in_every_question():
 def test_every_file_is_scored_and_answered(tiny_model, paths):
     scores = tofu_scores(tiny_model(), paths)
     assert scores["file"].value_counts().to_dict() == dict.fromkeys(paths, 2)
+    fewer = tofu_scores(tiny_model(), paths, n_kept=1)
+    assert fewer["file"].value_counts().to_dict() == dict.fromkeys(paths, 1) | {"forget": 2}
     assert scores["rouge"].between(0, 1).all() and scores["said"].str.len().gt(0).all()
     assert 0 <= model_utility(scores) <= 1
 

@@ -7,7 +7,7 @@ import pytest
 from helpers.errors import UserError
 from helpers.organism.invented_people import ATTRIBUTES, invented_people, write_files
 from helpers.requests import read_request
-from helpers.requests.benchmarks.tofu import perturbed_questions
+from helpers.requests.benchmarks.tofu import perturbed_questions, training_documents
 
 
 def test_a_seed_makes_the_same_people_and_another_seed_others():
@@ -41,11 +41,18 @@ def test_values_are_about_equally_frequent():
     assert set(jobs.values()) == {3}
 
 
+def test_no_measured_question_is_trained_on():
+    files = invented_people(5, 2)
+    measured = {row["question"] for name in ("real_authors", "world_facts") for row in files[name]}
+    assert not measured & {row["question"] for row in files["other"]}
+
+
 def test_the_files_are_read_as_tofus(tmp_path):
     paths = write_files(tmp_path, invented_people(5, 2))
     request = read_request(f"tofu:{paths['forget']},{paths['retain']}")
     assert len(request.questions) == 8 and [c.name for c in request.retain] == ["retain"]
-    assert [len(perturbed_questions(path)) for path in paths.values()] == [8, 12, 12, 12]
+    assert [len(perturbed_questions(path)) for path in paths.values()] == [8, 12, 8, 8, 12]
+    assert len(training_documents(paths["other"])) == 12
     plain, other = (perturbed_questions(paths["forget"], paraphrased=x)[0] for x in (False, True))
     assert str(plain.prompt) != str(other.prompt) and plain.right == other.right
 

@@ -14,6 +14,7 @@ from helpers.errors import UserError
 from helpers.forward.prompts import Prompt, answer_separator
 from helpers.io.safe_text import visible
 from helpers.requests.benchmarks.roles import text_request
+from helpers.requests.corpus import Document
 from helpers.requests.items import FRAMES, Item, ItemFile, question_item, text_field, text_list
 from helpers.requests.request import TextRequest
 from helpers.requests.rows import Row, read_rows
@@ -55,6 +56,17 @@ def to_item(row: Row) -> Item | None:
     return Item(
         prompt=item.prompt, answers=item.answers, kind=item.kind, rephrased=(question, answer)
     )
+
+
+def training_documents(path: Path) -> list[Document]:
+    """Read the questions of a file with their answers, in the wording that methods learn from.
+
+    Raises:
+        UserError: The file is of another format.
+    """
+    file = ItemFile(path, to_item, FIELDS)
+    file.count()
+    return [item.document("train") for item in file]
 
 
 def perturbed_questions(path: Path, *, paraphrased: bool = False) -> list[PerturbedQuestion]:
