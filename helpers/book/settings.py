@@ -274,6 +274,7 @@ class Benchmarks(Common):
     methods: Annotated[str, checks.MethodsOfText] = Field(
         "gradient_difference, npo, selective_pruning", description="methods, by commas"
     )
+    n_steps: int = Field(12, description="steps of methods that train", ge=1)
     n_relearning_steps: int = Field(5, description="steps of fine-tuning, as an attack", ge=1)
 
     @field_validator("n_forgotten")

@@ -23,6 +23,7 @@ from helpers.training.examples import Batch, answer_example, in_batches, mean_lo
 from helpers.training.loop import choose_parameters, train
 
 KIND, WEIGHTS, RECORD = "fine-tuned", "weights.safetensors", "training.json"
+END = "\n"  # after each answer, so that a generated one ends
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,15 @@ class FineTuning:
     """
 
     epochs: int = 12
-    lr: float = 1e-3
+    lr: float = 5e-4
     batch_size: int = 8
     first_layer: float = 0.5
     seed: int = 0
+
+    def layers(self, model: LanguageModel) -> list[int]:
+        """List the trained layers of a model."""
+        n = architecture_of(model).n_layers
+        return list(range(min(n - 1, int(self.first_layer * n)), n))
 
 
 def fine_tune(
@@ -84,10 +90,9 @@ def _build(
     model: LanguageModel, documents: Sequence[Document], config: FineTuning, folder: Path
 ) -> None:
     """Train the model in place, and write the trained tensors and the record."""
-    arch, module = architecture_of(model), torch_module(model)
-    first = min(arch.n_layers - 1, int(config.first_layer * arch.n_layers))
-    names = choose_parameters(model, "all", layers=range(first, arch.n_layers))
-    examples = [answer_example(model, d.prompt, d.text) for d in documents]
+    module, layers = torch_module(model), config.layers(model)
+    names = choose_parameters(model, "all", layers=layers)
+    examples = [answer_example(model, d.prompt, f"{d.text}{END}") for d in documents]
     batches = list(in_batches(examples, config.batch_size))
     steps = config.epochs * len(batches)
 
@@ -96,7 +101,7 @@ def _build(
         with cached_forward(trained, key):
             return mean_loss(model, batch)
 
-    with use_layer_cache(model, LayerCache(model, first) if first else None):
+    with use_layer_cache(model, LayerCache(model, layers[0]) if layers[0] else None):
         history = train(
             module,
             loss,

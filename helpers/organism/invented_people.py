@@ -20,7 +20,7 @@ from helpers.requests.rows import Row
 
 FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS = "forget", "retain", "real_authors", "world_facts"
 OTHER = "other"
-N_MEASURED = 8  # real authors and world facts that are measured; the others are trained on
+N_MEASURED = 6  # real authors and world facts that are measured; the others are trained on
 N_WORLD = 16
 N_WRONG = 3  # perturbed answers of a question
 GIVEN_NAMES = """Ada Bruno Clara Dario Edith Felix Greta Hugo Ines Jonas Kira Leon Mina Nils Olga

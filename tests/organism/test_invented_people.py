@@ -51,8 +51,8 @@ def test_the_files_are_read_as_tofus(tmp_path):
     paths = write_files(tmp_path, invented_people(5, 2))
     request = read_request(f"tofu:{paths['forget']},{paths['retain']}")
     assert len(request.questions) == 8 and [c.name for c in request.retain] == ["retain"]
-    assert [len(perturbed_questions(path)) for path in paths.values()] == [8, 12, 8, 8, 12]
-    assert len(training_documents(paths["other"])) == 12
+    assert [len(perturbed_questions(path)) for path in paths.values()] == [8, 12, 6, 6, 16]
+    assert len(training_documents(paths["other"])) == 16
     plain, other = (perturbed_questions(paths["forget"], paraphrased=x)[0] for x in (False, True))
     assert str(plain.prompt) != str(other.prompt) and plain.right == other.right
 
