@@ -76,7 +76,7 @@ def answer_scores(
 
 
 def tofu_scores(
-    model: LanguageModel, paths: Mapping[str, Path], *, n_kept: int = 12
+    model: LanguageModel, paths: Mapping[str, Path], *, n_kept: int = 8
 ) -> pd.DataFrame:
     """Score a model on TOFU's files, perturbed ones.
 

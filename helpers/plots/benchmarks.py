@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from helpers.plots.base import CYCLE, DASHES, GREY, MARKERS, WIDTH, log_scale, wrapped
 
-TICKS = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
+WIDE, NARROW = (1,), (1, 1.5, 2, 3, 5, 7)  # digits at ticks of a log axis
 REFERENCES = {"original": (GREY, "-"), "retrained": ("black", "-"), "base": ("black", ":")}
 
 
@@ -43,7 +43,9 @@ def truth_ratios(ratios: dict[str, np.ndarray]) -> Figure:
     axis.set(xlabel="truth ratio (1: no preference for the truth)", ylabel="share of questions")
     log_scale(axis, "x")
     lowest, highest = axis.get_xlim()
-    ticks = [x for x in TICKS if lowest <= x <= highest]
+    digits = NARROW if highest < 20 * lowest else WIDE
+    ticks = [digit * 10.0**power for power in range(-9, 10) for digit in digits]
+    ticks = [x for x in ticks if lowest <= x <= highest]
     axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axis.minorticks_off()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
