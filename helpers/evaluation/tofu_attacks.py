@@ -4,7 +4,7 @@ A model that never learned a person is attacked in the same way. What the attack
 they make of any model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from nnsight import LanguageModel
 from helpers.evaluation.attacks.quantisation import quantised
 from helpers.evaluation.attacks.relearning import fine_tuned
 from helpers.evaluation.metrics.truth_ratio import forget_quality
-from helpers.evaluation.tofu_scores import answer_scores, paired_difference
+from helpers.evaluation.tofu_scores import FORGET, answer_scores, paired_difference
 from helpers.io.choices import check_choice
 from helpers.requests import Corpus
 from helpers.requests.benchmarks.tofu import PerturbedQuestion, perturbed_questions
@@ -98,6 +98,23 @@ def _relearned(
 
     measured = fine_tuned(model, batch, measure, steps=[steps], lr=LEARNING_RATE)
     return measured.get(steps)
+
+
+def without_attack(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Collect the questions to forget of several models' scores, as rows of no attack.
+
+    Args:
+        scores: Model → its scores, from `tofu_scores`, or from `answer_scores` on the file to
+            forget.
+
+    Returns:
+        Their rows with the columns model, attack and question (its number).
+    """
+    tables = []
+    for model, table in scores.items():
+        own = table[table["file"] == FORGET] if "file" in table else table
+        tables.append(own.assign(model=model, attack=NO_ATTACK, question=range(len(own))))
+    return pd.concat(tables, ignore_index=True)
 
 
 def against_retrained(scores: pd.DataFrame, retrained: str) -> pd.DataFrame:

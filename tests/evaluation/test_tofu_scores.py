@@ -9,7 +9,12 @@ import pytest
 
 from helpers.errors import UserError
 from helpers.evaluation.metrics.truth_ratio import forget_quality
-from helpers.evaluation.tofu_attacks import against_retrained, tofu_attacks, worst_attack
+from helpers.evaluation.tofu_attacks import (
+    against_retrained,
+    tofu_attacks,
+    without_attack,
+    worst_attack,
+)
 from helpers.evaluation.tofu_scores import (
     answer_scores,
     model_utility,
@@ -113,6 +118,12 @@ def test_every_file_is_scored_and_answered(tiny_model, paths):
     assert fewer["file"].value_counts().to_dict() == dict.fromkeys(paths, 1) | {"forget": 2}
     assert scores["rouge"].between(0, 1).all() and scores["said"].str.len().gt(0).all()
     assert 0 <= model_utility(scores) <= 1
+    base = scores[scores["file"] == "forget"].drop(columns="file")
+    rows = without_attack({"unlearned": scores, "base": base})
+    assert rows.groupby("model")["question"].apply(list).to_dict() == {
+        "unlearned": [0, 1],
+        "base": [0, 1],
+    }
 
 
 def test_attacks_restore_the_model_and_are_compared_with_the_retrained_one(tiny_model, paths):
