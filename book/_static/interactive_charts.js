@@ -33,6 +33,7 @@
   const draw = async box => {
     await load();
     const spec = JSON.parse(box.querySelector('script').textContent);
+    spec.width = 'container';
     if (box.chart) {
       const {view} = box.chart;
       spec.params.filter(p => 'value' in p).forEach(p => p.value = view.signal(p.name));

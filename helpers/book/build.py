@@ -23,10 +23,11 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from helpers.book.benchmark_page import benchmark_tables
 from helpers.book.charts import write_vega
 from helpers.book.check import check
 from helpers.book.methods_page import methods_page
-from helpers.book.pages import Executed, benchmark_tables, page_words, status_table
+from helpers.book.pages import Executed, page_words, status_table
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
 from helpers.io.safe_text import escape_markdown

@@ -267,6 +267,27 @@ class Capabilities(Common):
     n_tokens: int = Field(512, description="tokens of each text that is measured", ge=128)
 
 
+class Benchmarks(Common):
+    """`14_benchmarks`."""
+
+    n_people: int = Field(12, description="invented people", ge=2, le=240)
+    n_forgotten: int = Field(4, description="those of them that are to be forgotten", ge=1)
+    epochs: int = Field(6, description="times that fine-tuning sees each answer", ge=1)
+    methods: Annotated[str, checks.MethodsOfText] = Field(
+        "gradient_difference, npo, selective_pruning", description="methods, by commas"
+    )
+    n_steps: int = Field(10, description="steps of methods that train", ge=1)
+    n_relearning_steps: int = Field(5, description="steps of fine-tuning, as an attack", ge=1)
+
+    @field_validator("n_forgotten")
+    @classmethod
+    def _check_some_stay(cls, n_forgotten: int, info: ValidationInfo) -> int:
+        """Refuse to forget everybody."""
+        if n_forgotten >= info.data.get("n_people", n_forgotten + 1):
+            raise ValueError("some of the people have to stay: choose fewer than n_people")
+        return n_forgotten
+
+
 NOTEBOOKS: dict[str, type[Common]] = {
     "00_model_and_facts": ModelAndFacts,
     "01_keys_and_values": KeysAndValues,
@@ -282,6 +303,7 @@ NOTEBOOKS: dict[str, type[Common]] = {
     "11_organism": Organism,
     "12_entities_and_topics": EntitiesAndTopics,
     "13_capabilities": Capabilities,
+    "14_benchmarks": Benchmarks,
 }
 
 

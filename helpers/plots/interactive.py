@@ -17,6 +17,7 @@ from helpers.stats.intervals import format_interval
 
 COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
+WIDTH = 560  # pixels, in JupyterLab; a page makes a chart as wide as its text
 TEXT = "currentColor"  # of the page, light or dark
 NOT_ATTACKED = "#767676"  # black in the static figure, which stands on white
 MAX_FACTS = 12
@@ -87,7 +88,7 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
     )
     layers = alt.layer(ring.encode(x, y), points.add_params(zoom), across, up, name)
     return layers.add_params(*switches, picked).properties(
-        width="container",
+        width=WIDTH,
         height=360,
         title=alt.Title(
             "Drag to move. Control and wheel, or a pinch, to zoom. Double click to go back.",
@@ -147,7 +148,7 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
         alt.layer(lines, points)
         .add_params(radio, *switches)
         .properties(
-            width="container",
+            width=WIDTH,
             height=alt.Step(9),
             description=f"Dot plot of {len(methods)} methods under {table['attack'].nunique() - 1} "
             "attacks, with 95 % intervals; the table above has the numbers.",
@@ -188,7 +189,7 @@ def each_concept(table: pd.DataFrame, *, x: str, y: str) -> alt.LayerChart:
         alt.layer(diagonal.encode(*axes), points, mark, name)
         .add_params(picked)
         .properties(
-            width="container",
+            width=WIDTH,
             height=360,
             description=f"Scatter plot of {len(rows)} concepts: F1 of the best {y} against that of "
             f"the best {x}.",
@@ -244,7 +245,7 @@ def each_fact(table: pd.DataFrame) -> alt.LayerChart:
         alt.layer(average, one.encode(tooltip=tooltip))
         .add_params(picked, site)
         .properties(
-            width="container",
+            width=WIDTH,
             height=260,
             description="Lines over layers: the share of the answer that each state moves for one "
             f"fact (solid), and the {mean_name} (dashed).",

@@ -95,8 +95,10 @@ def test_tofus_truth_ratio_is_that_of_a_hand_calculation(folder, tiny_model):
     ]
     assert perturbed_truth_ratios(model, questions) == pytest.approx(by_hand, rel=1e-4)
     write(folder, "forget.json", [{"question": "a", "answer": "b"}])
-    with pytest.raises(UserError, match=r"Row 1 of .* lacks 'paraphrased_answer' or"):
+    with pytest.raises(UserError, match=r"Row 1 of .* lacks 'perturbed_answer'"):
         perturbed_questions(folder / "forget.json")
+    write(folder, "world_facts.json", [{"question": "a", "answer": "b", "perturbed_answer": ["c"]}])
+    assert perturbed_questions(folder / "world_facts.json")[0].right == " b"
 
 
 def test_muse_learns_from_text_and_asks_questions(folder):

@@ -2,7 +2,8 @@
 
 A row has `question` and `answer`. The perturbed files have `paraphrased_answer` and
 `perturbed_answer`, a list of wrong ones, too, and some a `paraphrased_question`: these make the
-held-out wording. Files whose names hold `retain`, `real_authors` or `world_facts` have to stay.
+held-out wording. Those of real authors and of world facts have no paraphrase. Files whose names
+hold `retain`, `real_authors` or `world_facts` have to stay.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from helpers.errors import UserError
 from helpers.forward.prompts import Prompt, answer_separator
 from helpers.io.safe_text import visible
 from helpers.requests.benchmarks.roles import text_request
+from helpers.requests.corpus import Document
 from helpers.requests.items import FRAMES, Item, ItemFile, question_item, text_field, text_list
 from helpers.requests.request import TextRequest
 from helpers.requests.rows import Row, read_rows
@@ -26,7 +28,7 @@ class PerturbedQuestion:
 
     Attributes:
         prompt: The question as methods see it.
-        right: The paraphrased right answer, with its leading space.
+        right: The paraphrased right answer, or else the right answer, with its leading space.
         wrong: Perturbed answers, each with its leading space.
     """
 
@@ -56,22 +58,41 @@ def to_item(row: Row) -> Item | None:
     )
 
 
-def perturbed_questions(path: Path) -> list[PerturbedQuestion]:
+def training_documents(path: Path) -> list[Document]:
+    """Read the questions of a file with their answers, in the wording that methods learn from.
+
+    Raises:
+        UserError: The file is of another format.
+    """
+    file = ItemFile(path, to_item, FIELDS)
+    file.count()
+    return [item.document("train") for item in file]
+
+
+def perturbed_questions(path: Path, *, paraphrased: bool = False) -> list[PerturbedQuestion]:
     """Read the questions of a perturbed file, for truth ratios.
+
+    Args:
+        path: The file.
+        paraphrased: Ask by `paraphrased_question`, where a row has one.
 
     Raises:
         UserError: The file is of another format, or a row has no perturbed answers.
     """
     ItemFile(path, to_item, FIELDS).count()
+    fields = ("paraphrased_question", "question") if paraphrased else ("question",)
     questions = []
     for number, row in read_rows(path):
-        right, wrong = text_field(row, "paraphrased_answer"), text_list(row, "perturbed_answer")
-        if not right or not wrong:
+        right, wrong = (
+            text_field(row, "paraphrased_answer", "answer"),
+            text_list(row, "perturbed_answer"),
+        )
+        if not wrong:
             raise UserError(
-                f"Row {number} of {visible(path)} lacks 'paraphrased_answer' or "
-                "'perturbed_answer': a truth ratio compares these, so take a perturbed file."
+                f"Row {number} of {visible(path)} lacks 'perturbed_answer': a truth ratio compares "
+                "wrong answers with the right one, so take a perturbed file."
             )
-        text = FRAMES["question"]["train"].replace("{}", text_field(row, "question"))
+        text = FRAMES["question"]["train"].replace("{}", text_field(row, *fields))
         space = answer_separator(text)
         prompt = Prompt(text, answers=(f"{space}{text_field(row, 'answer')}",), format="question")
         answers = tuple(f"{space}{answer}" for answer in wrong)
