@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.book.charts import VEGA_LITE, chart_html
+from helpers.book.folding import folded
 from helpers.book.run_line import run_line
 from helpers.book.settings import ROOT
 from helpers.book.sortable import IN_JUPYTER
@@ -21,13 +22,6 @@ from helpers.errors import UserError
 from helpers.io.safe_text import escape_markdown, inline_code, visible
 
 GLUE = "application/papermill.record/"  # myst-nb's prefix of the types of glued values
-FOLDED = "hide-cell"  # myst-nb shows such a cell behind a button
-FOLDS = {
-    "parameters": "hide-input",
-    "injected-parameters": FOLDED,
-}  # a cell's tag → one for myst-nb
-REMOVED = "remove-cell"
-SET_UP = re.compile(r"^chapter = Chapter\(", re.MULTILINE)  # in the cell with a notebook's imports
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,8 @@ class Executed:
 
     def page(self) -> str:
         """Return the page as a notebook in JSON, with the provenance as its last section."""
-        cells = [_for_a_page(self._folded(cell)) for cell in self.notebook["cells"]]
+        values = {name: portable(value) for name, value in self.parameters.items()}
+        cells = [_for_a_page(folded(cell, values)) for cell in self.notebook["cells"]]
         tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]
         if at := next((i for i, of_cell in enumerate(tags) if "parameters" in of_cell), None):
             cells.insert(at, self._run_line())
@@ -106,23 +101,6 @@ class Executed:
         metadata.pop("papermill", None)  # the provenance shows the part that is for readers
         page = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
         return json.dumps(page, indent=1, ensure_ascii=False)
-
-    def _folded(self, cell: dict[str, Any]) -> dict[str, Any]:
-        """Fold the cells of parameters and the set-up cell; keep any other cell.
-
-        Injected parameters lose the paths of the machine.
-        """
-        tags = cell.get("metadata", {}).get("tags", [])
-        if REMOVED in tags and SET_UP.search("".join(cell["source"])):
-            return _tagged(cell, [FOLDED if tag == REMOVED else tag for tag in tags])
-        folds = [FOLDS[tag] for tag in tags if tag in FOLDS]
-        if not folds:
-            return cell
-        cell = _tagged(cell, list(dict.fromkeys([*tags, *folds])))
-        if "injected-parameters" not in tags:
-            return cell
-        lines = [f"{name} = {portable(v)!r}" for name, v in self.parameters.items()]
-        return cell | {"source": "\n".join(["# Parameters", *lines])}
 
     def _run_line(self) -> dict[str, Any]:
         """Make the cell that says with what the notebook was run."""
@@ -308,11 +286,6 @@ def _portable_path(text: str) -> str:
     if not path.is_absolute():
         return text
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else f"…/{path.name}"
-
-
-def _tagged(cell: dict[str, Any], tags: list[str]) -> dict[str, Any]:
-    """Return a cell with other tags."""
-    return cell | {"metadata": cell["metadata"] | {"tags": tags}}
 
 
 def _cell(text: Any) -> str:
