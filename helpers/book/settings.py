@@ -272,11 +272,11 @@ class Benchmarks(Common):
 
     n_people: int = Field(12, description="invented people", ge=2, le=240)
     n_forgotten: int = Field(4, description="those of them that are to be forgotten", ge=1)
-    epochs: int = Field(6, description="times that fine-tuning sees each answer", ge=1)
+    epochs: int = Field(8, description="times that fine-tuning sees each answer", ge=1)
     methods: Annotated[str, checks.MethodsOfText] = Field(
         "gradient_difference, npo, selective_pruning", description="methods, by commas"
     )
-    n_steps: int = Field(10, description="steps of methods that train", ge=1)
+    n_steps: int = Field(12, description="steps of methods that train", ge=1)
     n_relearning_steps: int = Field(5, description="steps of fine-tuning, as an attack", ge=1)
 
     @field_validator("n_forgotten")
