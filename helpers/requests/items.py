@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,11 @@ class ItemFile:
     convert: Convert
     expected: str
 
+    @property
+    def name(self) -> str:
+        """The name that its corpora get."""
+        return self.path.stem
+
     def __iter__(self) -> Iterator[Item]:
         """Iterate over the items of a file that was checked."""
         if self.path.suffix.lower() in TEXT_ENDINGS:
@@ -119,6 +124,29 @@ class ItemFile:
                 bad_rows.add(number, row)
         bad_rows.refuse(n_good=counts.total())
         return counts
+
+
+@dataclass(frozen=True)
+class ItemList:
+    """Items of one part of a file, read and checked before.
+
+    Attributes:
+        path: The file.
+        name: The name that its corpora get.
+        items: The items.
+    """
+
+    path: Path
+    name: str
+    items: tuple[Item, ...]
+
+    def __iter__(self) -> Iterator[Item]:
+        """Iterate over the items."""
+        return iter(self.items)
+
+    def count(self) -> Counter[str]:
+        """Count the items by kind."""
+        return Counter(item.kind for item in self.items)
 
 
 def text_field(row: Row, *names: str) -> str:
@@ -164,6 +192,23 @@ def own_item(row: Row) -> Item | None:
 
 
 OWN_FIELDS = "'text', or 'prompt' (or 'question') and 'answer'"
+
+
+LETTERS = "ABCD"
+
+
+def choice_item(question: str, choices: Sequence[str], right: int) -> Item | None:
+    """Make the item of a question in multiple choice, answered by a letter; None if one is missing.
+
+    Args:
+        question: The question.
+        choices: Its choices, one a letter of `LETTERS`.
+        right: The index of the right one.
+    """
+    if not question or len(choices) != len(LETTERS):
+        return None
+    options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
+    return Item(prompt="\n".join([question, *options]), answers=(LETTERS[right],), kind="question")
 
 
 def question_item(row: Row, question: str, *answers: str) -> Item | None:

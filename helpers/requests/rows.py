@@ -121,6 +121,22 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
+def read_object(path: Path) -> Row | None:
+    """Read a file that is a single JSON object, over any lines; None for a file of another form.
+
+    Raises:
+        UserError: The file cannot be read, or is not text in UTF-8.
+    """
+    check_file(path)
+    if path.stat().st_size > MAX_ARRAY_BYTES:
+        return None
+    try:
+        content = json.loads("\n".join(read_lines(path)))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def _numbered_values(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the values of an array, or of one line after another."""
     for line in read_lines(path):
@@ -169,13 +185,13 @@ class BadRows:
     """Rows of a file that lack a field.
 
     Attributes:
-        path: The file.
+        path: The file, or the part of it that holds the rows, for the sentence.
         expected: The fields that a row has to have, for the sentence.
         first: Number and content of the first of them.
         n: How many there are.
     """
 
-    path: Path
+    path: Path | str
     expected: str
     first: list[tuple[int, Row]] = field(default_factory=list)
     n: int = 0

@@ -13,7 +13,7 @@ from helpers.forward.prompts import Prompt
 from helpers.io.safe_text import visible
 from helpers.requests.checks import check_apart
 from helpers.requests.corpus import Corpus, Document
-from helpers.requests.items import ItemFile
+from helpers.requests.items import ItemFile, ItemList
 from helpers.requests.request import TextRequest
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ ROLES = (
 FEW = 100  # paragraphs; of fewer, larger shares are kept for measurement
 N_SHARES, N_SHARES_OF_FEW = 10, 5
 SHARE_OF = {"dev": 0, "heldout": 1}  # what a share of the running text is kept for
-Files = Mapping[str, Sequence[ItemFile]]
+Files = Mapping[str, Sequence[ItemFile | ItemList]]
 """Role → files."""
 
 
@@ -54,17 +54,17 @@ def request_of_files(name: str, files: Files) -> TextRequest:
     """
     if not files.get("forget"):
         raise UserError(f"There is nothing to forget in '{visible(name)}': name a file.")
-    counts = {file.path: file.count() for group in files.values() for file in group}
+    counts = {file: file.count() for group in files.values() for file in group}
     for role in ("questions", "retained_questions"):
         for file in files.get(role, ()):
-            if counts[file.path]["text"]:
+            if counts[file]["text"]:
                 raise UserError(
                     f"{visible(file.path)} is named as questions and holds running text: give rows "
                     "with 'prompt' (or 'question') and 'answer'."
                 )
     forgotten, kept = files["forget"], files.get("retain", ())
     to_deal = {role for role in SHARE_OF if not files.get(role)}
-    n_texts = sum((counts[f.path] for f in forgotten), Counter())["text"]
+    n_texts = sum((counts[f] for f in forgotten), Counter())["text"]
     names = _Names()
     forget = _corpus(names.take("forgotten"), forgotten, "train", to_deal, n_texts)
     dev = _corpus(names.take("forgotten dev"), forgotten, "dev", to_deal, n_texts)
@@ -79,11 +79,11 @@ def request_of_files(name: str, files: Files) -> TextRequest:
     retain, retained = [], [_whole(names, [file]) for file in files.get("retained", ())]
     to_hold_out = not retained
     for file in kept:
-        n_texts = counts[file.path]["text"]
+        n_texts = counts[file]["text"]
         to_deal = {"heldout"} if n_texts >= FEW and to_hold_out else set()
-        retain.append(_corpus(names.take(file.path.stem), [file], "train", to_deal, n_texts))
+        retain.append(_corpus(names.take(file.name), [file], "train", to_deal, n_texts))
         if to_hold_out and (to_deal or not n_texts):
-            name_heldout = names.take(f"{file.path.stem} heldout")
+            name_heldout = names.take(f"{file.name} heldout")
             retained.append(_corpus(name_heldout, [file], "heldout", to_deal, n_texts))
     if not retain:
         log.info("%s names no text to retain: the Factbook's passages have to stay.", visible(name))
@@ -117,7 +117,7 @@ class _Deal:
         n_shares: Number of shares.
     """
 
-    files: tuple[ItemFile, ...]
+    files: tuple[ItemFile | ItemList, ...]
     split: str
     shares: frozenset[int]
     n_shares: int
@@ -132,7 +132,7 @@ class _Deal:
 
 
 def _corpus(
-    name: str, files: Sequence[ItemFile], split: str, to_deal: set[str], n_texts: int
+    name: str, files: Sequence[ItemFile | ItemList], split: str, to_deal: set[str], n_texts: int
 ) -> Corpus:
     """Make a corpus of files; running text is dealt out to the splits in `to_deal`."""
     n_shares = N_SHARES_OF_FEW if n_texts < FEW else N_SHARES
@@ -144,9 +144,9 @@ def _corpus(
     return Corpus(name, partial(_Deal.documents, _Deal(tuple(files), split, shares, n_shares)))
 
 
-def _whole(names: "_Names", files: Sequence[ItemFile]) -> Corpus:
+def _whole(names: "_Names", files: Sequence[ItemFile | ItemList]) -> Corpus:
     """Make a corpus of all documents of files, in the wording that they have there."""
-    name = names.take(" ".join(file.path.stem for file in files))
+    name = names.take(" ".join(file.name for file in files))
     return _corpus(name, files, "train", set(), 0)
 
 
@@ -174,7 +174,7 @@ def _require_documents(corpus: Corpus) -> None:
         )
 
 
-def _questions(files: Sequence[ItemFile]) -> tuple[Prompt, ...]:
+def _questions(files: Sequence[ItemFile | ItemList]) -> tuple[Prompt, ...]:
     return tuple(item.asked() for file in files for item in file)
 
 

@@ -38,6 +38,9 @@ def test_paths_are_absolute_behind_a_reader_too(tmp_path):
     absolute = with_absolute_paths(given, tmp_path)["request_file"]
     assert absolute == f"tofu:{tmp_path / 'a.json'},{tmp_path / 'b.json'}"
     assert request_files(absolute) == [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    concept = with_absolute_paths({"request_file": "ember@A, B/C d:a.json,b.json"}, tmp_path)
+    assert concept["request_file"] == absolute.replace("tofu:", "ember@A, B/C d:")
+    assert request_files(concept["request_file"]) == request_files(absolute)
     plain = with_absolute_paths({"request_file": "mine.yaml"}, tmp_path)["request_file"]
     assert plain == str(tmp_path / "mine.yaml") and request_files("") == []
     (tmp_path / "tofu:a.yaml").write_text("{}")  # a file's own name may hold a colon

@@ -12,7 +12,7 @@ from helpers.facts import SPLITS
 from helpers.forward.scoring import answer_probability
 from helpers.methods import unlearn
 from helpers.requests import FactsRequest, TextRequest, read_request
-from helpers.requests.benchmarks import READERS
+from helpers.requests.benchmarks import CONCEPT_READERS, READERS
 from helpers.requests.benchmarks.tofu import perturbed_questions
 
 
@@ -166,6 +166,111 @@ def test_lume_completes_and_asks(folder):
     }
 
 
+def ember_questions(topic: str) -> list[dict]:
+    return [{"q": f"What is {topic} {i}?", "a": f"Answer {i}"} for i in range(3)]
+
+
+def write_ember(folder) -> None:
+    """All files of EMBER's form, with two concepts, in short."""
+    parts = ("QA_train", "QA_test", "SimdomQA_train", "SimdomQA_test")
+    opened = {c: {part: ember_questions(f"{c} {part}") for part in parts} for c in ("Golf", "Rome")}
+    opened["Golf"]["SimdomQA_train"].append(opened["Golf"]["SimdomQA_test"][0])
+    choices = {"options": ["a", "b", "c", "d"], "correct_answer": "c"}
+    multiple = {c: {"QA_test": [{"q": f"Which {c}?"} | choices]} for c in opened}
+    write(folder, "open_questions.json", json.dumps(opened, indent=2))
+    write(folder, "mc_questions.json", multiple)
+    sentences = [
+        {"concept": c, "sentences": [f"{c} sentence {i}" for i in range(120)]} for c in opened
+    ]
+    write(folder, "concept_sentences.json", sentences)
+    neutral = [{"title": "x", "sentence": f"Neutral {i}"} for i in range(120)]
+    write(folder, "neutral_sentences.json", neutral)
+    paragraphs = ["Golf is a game.", "golf Sentence  3"]
+    write(folder, "relearn_paragraphs.json", {"Golf": {"RelearnParagraphs": paragraphs}})
+
+
+EMBER = (
+    "neutral_sentences.json,concept_sentences.json,mc_questions.json,open_questions.json,"
+    "relearn_paragraphs.json"
+)
+
+
+def test_ember_forgets_one_concept_and_keeps_its_domain(folder):
+    write_ember(folder)
+    request = read_request(f"ember@golf:{EMBER}")
+    learned = documents(request.forget)
+    assert ("Question: What is Golf QA_train 0?\nAnswer:", " Answer 0") in learned
+    texts = {text for prompt, text in learned | documents(request.dev) if not prompt}
+    assert len(texts) == 119 and "Golf sentence 3" not in texts  # it is held out, in other case
+    assert not any("Rome" in text for text in texts)
+    (heldout,) = request.heldout
+    assert documents(heldout) == {("", "Golf is a game."), ("", "golf Sentence  3")}
+    assert {p.answers[0] for p in request.questions} == {
+        " C",
+        " Answer 0",
+        " Answer 1",
+        " Answer 2",
+    }
+    assert not any("train" in str(p) or "Rome" in str(p) for p in request.questions)
+    kept = request.retained_questions
+    assert len(kept) == 3 and all("Golf SimdomQA_test" in str(p) for p in kept)
+    neutral, simdom = request.retain
+    assert {c.name for c in request.retained} == {
+        "neutral_sentences heldout",
+        "open_questions SimdomQA_train heldout",
+    }
+    assert len(documents(neutral)) > 80
+    assert all("SimdomQA_train" in prompt for prompt, _ in documents(simdom))  # none of the test's
+
+
+def test_embers_questions_alone_are_what_is_forgotten(folder):
+    write_ember(folder)
+    request = read_request("ember@Rome:open_questions.json")
+    assert len(documents(request.forget)) == 3 and len(request.questions) == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("ember:concept_sentences.json", "name one before the colon, .* there are Golf, Rome"),
+        ("ember@:open_questions.json", "'ember@Golf:open_questions.json'; there are Golf, Rome"),
+        ("ember@Rom:open_questions.json", "has no concept 'Rom'; there are Rome, Golf"),
+        ("ember@Rome:concept_sentences.json,relearn_paragraphs.json", "no concept 'Rome'"),
+        ("ember@Golf:neutral_sentences.json", "hold nothing to forget by"),
+    ],
+)
+def test_an_ember_request_without_its_concept_is_told_which_there_are(folder, spec, sentence):
+    write_ember(folder)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_request(spec)
+    assert "\n" not in str(caught.value)
+
+
+GOOD, CHOICES = {"q": "x", "a": "y"}, {"options": ["a", "b", "c", "d"], "correct_answer": "a"}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([{"concept": "Golf", "sentences": []}], r"\(sentences, Golf\) is an empty list"),
+        ([{"concept": "Golf", "sentences": ["x", " "]}], r"1 of 2 rows of .*Golf\) .*\(row 2\)"),
+        ([{"concept": "Golf", "sentences": ["x"]}, {"concept": "Rome"}], r"1 of 2 .*\(row 2\)"),
+        ({"Golf": {"QA_train": [GOOD, {"q": "x"}]}}, r"\(QA_train, Golf\) lack a field .*row 2"),
+        ({"Golf": {"QA_train": [GOOD, "x", CHOICES]}}, r"2 of 3 rows .*\(row 2, 3\)"),
+        ({"Golf": {"QA_test": [{"q": "x"} | CHOICES | {"correct_answer": "e"}]}}, "have 'q', 'opt"),
+        ({"Golf": {"QA_test": []}}, r"\(QA_test, Golf\) is an empty list"),
+        ({"Golf": {"QA_test": {}}}, "'QA_test' of 'Golf' in .* has to be a list"),
+        ({"Golf": {}}, "has no fields under 'Golf', and 'QA_train', .* are expected"),
+        ({"Golf": {"QA": [GOOD]}}, "has 'QA' under 'Golf', and 'QA_train', .* are expected"),
+    ],
+)
+def test_a_bad_row_of_embers_is_told_with_its_number(folder, content, sentence):
+    write(folder, "forget.json", content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_request("ember@Golf:forget.json")
+    assert "forget.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def counterfact(i: int, relation: str = "P37") -> dict:
     return {
         "case_id": i,
@@ -283,7 +388,7 @@ def test_rippleedits_finds_subject_and_target_in_the_sentences(folder):
     assert pair.subject == "Ann Smith"  # without tests: what follows the last "of"
 
 
-@pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize("name", sorted([*READERS, *CONCEPT_READERS]))
 def test_another_format_is_told_with_what_was_found_and_expected(folder, name):
     write(folder, "forget.json", [{"title": "x", "body": "y"}])
     with pytest.raises(UserError, match=r"have 'title', 'body', and '.* are expected") as caught:
@@ -291,7 +396,7 @@ def test_another_format_is_told_with_what_was_found_and_expected(folder, name):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize("name", sorted([*READERS, *CONCEPT_READERS]))
 @pytest.mark.parametrize("content", ["", "[]", "{", "[1]", '{"a": 1}x'])
 def test_an_empty_or_damaged_file_is_told_in_one_sentence(folder, name, content):
     write(folder, "forget.json", content)

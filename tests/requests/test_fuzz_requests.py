@@ -55,6 +55,16 @@ ROWS = {
         "Forgetfulness": [{"test_queries": [QUERY]}],
     },
 }
+QUESTION, CHOICE = {"q": "Who?", "a": "Ann"}, {"options": ["a", "b", "c", "d"]}
+EMBER = {
+    "Golf": {
+        "QA_train": [QUESTION],
+        "QA_test": [QUESTION | {"a": "Ben"}, {"q": "Which?", "correct_answer": "b"} | CHOICE],
+        "SimdomQA_test": [{"q": "Where?", "a": "here"}],
+    },
+    "Rome": {"RelearnParagraphs": ["All roads", "lead here"]},
+}
+SENTENCES = [{"concept": "Golf", "sentences": ["A game", "Of clubs"]}, {"sentence": "No game"}]
 LIST = {
     "name": "x",
     "prompts": ["{} a", "b {}", "c {} d"],
@@ -123,6 +133,21 @@ def test_a_benchmarks_file_is_a_request_or_a_sentence(tmp_path, name):
     def check(rows):
         path.write_text(json.dumps([ROWS[name], *rows]))
         is_request_or_sentence(f"{name}:{files}")
+
+    check()
+
+
+def test_embers_files_are_a_request_or_a_sentence(tmp_path):
+    questions, sentences = tmp_path / "questions.json", tmp_path / "sentences.json"
+
+    @fuzz(per_second=100, seconds=0.5)
+    @given(questions_content=changed(EMBER), sentences_content=changed(SENTENCES))
+    def check(questions_content, sentences_content):
+        questions.write_text(json.dumps(questions_content))
+        sentences.write_text(json.dumps(sentences_content))
+        is_request_or_sentence(f"ember@Golf:{questions}")
+        is_request_or_sentence(f"ember@Golf:{sentences},{questions}")
+        is_request_or_sentence(f"ember:{sentences}")
 
     check()
 

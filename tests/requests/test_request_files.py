@@ -317,6 +317,7 @@ def test_a_mark_of_byte_order_and_other_line_ends_are_no_text(write):
     [
         ("tofo:forget10.json", "no reader for the benchmark 'tofo'; did you mean tofu"),
         ("tofu:a.json,,b.json", "names an empty file"),
+        ("tofu@Golf:a.json", "files of tofu hold no concepts .* leave '@Golf' away"),
         ("forget.jsonl", "does not say what it is: name it under 'forget:' in a YAML file"),
         ("none.yaml", "There is no file none.yaml"),
         ("tofu:none.json", "none.json cannot be read"),

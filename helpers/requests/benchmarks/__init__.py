@@ -1,7 +1,8 @@
 """Readers of the benchmarks' files, one module each: from files to a request.
 
 The files are the user's own copies, as JSON arrays or JSON lines (MUSE's and WMDP's corpora as
-plain text too). A field that a reader looks for is named in its docstring.
+plain text too). A field that a reader looks for is named in its docstring. Files of many concepts
+have a reader in `CONCEPT_READERS`, which gets the concept to forget as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from helpers.requests.benchmarks import (
     counterfact,
+    ember,
     lume,
     mquake,
     muse,
@@ -31,3 +33,5 @@ READERS: dict[str, Callable[[Sequence[Path]], FactsRequest | TextRequest]] = {
     "wmdp": wmdp.read,
     "zsre": zsre.read,
 }
+
+CONCEPT_READERS: dict[str, Callable[[Sequence[Path], str], TextRequest]] = {"ember": ember.read}

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.requests.benchmarks.roles import text_request
-from helpers.requests.items import Item, text_field, text_list
+from helpers.requests.items import LETTERS, Item, choice_item, text_field, text_list
 from helpers.requests.request import TextRequest
 from helpers.requests.rows import Row
 
-LETTERS = "ABCD"
 FIELDS = "'text', or 'question', four 'choices' and 'answer' (an index from 0)"
 
 
@@ -30,11 +29,9 @@ def to_item(row: Row) -> Item | None:
     """Make the item of a row; None where a field is missing or of another kind."""
     if text := text_field(row, "text"):
         return Item(text)
-    question, choices, index = text_field(row, "question"), text_list(row, "choices"), _index(row)
-    if not question or len(choices) != len(LETTERS) or index is None:
+    if (index := _index(row)) is None:
         return None
-    options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
-    return Item(prompt="\n".join([question, *options]), answers=(LETTERS[index],), kind="question")
+    return choice_item(text_field(row, "question"), text_list(row, "choices"), index)
 
 
 def _index(row: Row) -> int | None:
