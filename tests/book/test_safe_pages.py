@@ -80,9 +80,8 @@ def hostile_run(folder: Path) -> Path:
             "subject": NAME,
             "pair_file": f"/home/somebody/secret/{stem}.yaml",
         }
-        if stem == FIRST:
-            glued = {"subject": NAME, "target": NAME}
-            notebook.cells.append(code("glue", [glue(*x, hidden=True) for x in glued.items()]))
+        set_up = next(c for c in notebook.cells if "chapter = Chapter(" in c.source)
+        set_up.outputs = [glue(name, NAME, hidden=True) for name in ("subject", "target")]
         notebook.cells.insert(-1, code("show()", outputs()))
         nbformat.write(notebook, path)
         path = run / "artifacts" / stem / "manifest.json"
