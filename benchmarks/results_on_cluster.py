@@ -14,6 +14,7 @@ from pathlib import Path
 
 from helpers.book.cluster import load_cluster
 from helpers.book.environment import environment
+from helpers.book.pipeline import checked_count
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
 
@@ -37,7 +38,7 @@ def command(folder: Path, parts: int, arguments: list[str], scheduling: list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cluster", required=True, help="slurm, or a Snakemake profile's folder")
-    parser.add_argument("--jobs", type=int, default=16, help="parts, a job each")
+    parser.add_argument("--jobs", type=checked_count, default=16, help="parts, a job each")
     args, arguments = parser.parse_known_args()
     cluster = load_cluster(args.cluster)
     folder = ROOT / "runs" / "results"

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from helpers.book.charts import chart_html, under_attack_chart
+from helpers.book.charts import InteractiveChart, chart_html
 from helpers.io.safe_text import inline_code
+from helpers.plots.interactive import under_attack
+
+UNDER_ATTACK = "Interactive: which attack brings the fact back, of which method?"
 
 
 def benchmark_tables(folder: Path) -> str:
@@ -26,8 +29,8 @@ def benchmark_tables(folder: Path) -> str:
             f"## {result['title']}\n\n{result['how']}\n\n" + "\n".join(lines) + f"\n\nWith {used}."
         )
         if path.stem == "robustness":
-            chart = chart_html(under_attack_chart(result["rows"]).spec)
-            sections.append(f"````{{raw}} html\n{chart}\n````")
+            chart = InteractiveChart(under_attack(result["rows"]), summary=UNDER_ATTACK)
+            sections.append(f"````{{raw}} html\n{chart_html(chart.spec)}\n````")
     return "\n\n".join(sections) or "There are no measurements yet: run `make bench`."
 
 

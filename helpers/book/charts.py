@@ -7,7 +7,6 @@ with a static figure or a table.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +40,6 @@ class InteractiveChart:
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """Return what Jupyter shows: the chart, or its description."""
         return {VEGA_LITE: self.spec, "text/plain": self.spec["description"]}
-
-
-def under_attack_chart(results: Sequence[dict[str, Any]]) -> InteractiveChart:
-    """Make the benchmarks' chart from the rows of `benchmarks/results/robustness.json`."""
-    # Altair takes seconds to import, and whoever stages a notebook needs none of it
-    from helpers.plots import interactive
-
-    return InteractiveChart(
-        interactive.under_attack(results),
-        summary="Interactive: which attack brings the fact back, of which method?",
-    )
 
 
 def chart_html(spec: dict[str, Any]) -> str:

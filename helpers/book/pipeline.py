@@ -228,13 +228,14 @@ def _call(command: list[str], log: IO[str], environment: dict[str, str], lock: i
         raise
 
 
-def _count(text: str) -> int:
+def checked_count(text: str) -> int:
+    """Read a number of cores or jobs from the command line."""
     if not 1 <= int(text) <= MOST_CORES:
         raise argparse.ArgumentTypeError(f"{text} is not between 1 and {MOST_CORES:,}")
     return int(text)
 
 
-_count.__name__ = "int"  # argparse shows this name when the text is no number
+checked_count.__name__ = "int"  # argparse shows this name when the text is no number
 
 
 def _jobs(cores: int, values: dict) -> int:
@@ -267,8 +268,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
     parser.add_argument("--name", default="", help="the run folder's name")
     parser.add_argument("--only", nargs="+", default=[], choices=NOTEBOOKS, metavar="NOTEBOOK")
-    parser.add_argument("--cores", type=_count, help="all together; by default, all there are")
-    parser.add_argument("--jobs", type=_count, help="notebooks at a time")
+    parser.add_argument(
+        "--cores", type=checked_count, help="all together; by default, all there are"
+    )
+    parser.add_argument("--jobs", type=checked_count, help="notebooks at a time")
     parser.add_argument("--cluster", help="slurm, or a Snakemake profile's folder")
     parser.add_argument("--update", action="store_true", help="take over changed settings")
     parser.add_argument("--no-check", action="store_true", help="do not check the model first")

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import pandas as pd
 
-from helpers.evaluation.meta.meta_evaluation import Discrimination, KnownState
 from helpers.stats.intervals import MIN_INTERVAL_UNITS, Metric
 
 ISOLATES_KEY = frozenset({"rome", "memit", "alphaedit", "gated_neuron", "sae_pair", "t_patcher"})
@@ -40,18 +38,6 @@ RAISES_LOSS = frozenset(
     ]
 )
 """Training methods whose loss pushes the target down."""
-ANSWER_METRICS = (
-    "mean P(target)",
-    "largest P(target)",
-    "rank",
-    "greedy",
-    "truth ratio",
-    "exact memorisation",
-    "extraction strength",
-)
-"""Metrics that read the answer in the model's output alone."""
-INSIDE_METRICS = ("logit lens", "depth")
-"""Metrics that read the model's states below the output."""
 
 
 class Held(StrEnum):
@@ -167,18 +153,6 @@ def difference(first: Metric, second: Metric) -> Metric:
     low = value - np.hypot(first.value - first.low, second.high - second.value)
     high = value + np.hypot(first.high - first.value, second.value - second.low)
     return Metric(value, float(low), float(high), min(first.n, second.n))
-
-
-def discriminates(aucs: pd.DataFrame, state: KnownState, metrics: Sequence[str]) -> list[bool]:
-    """List for each of several metrics if it separates a state from absent facts.
-
-    Args:
-        aucs: From `helpers.evaluation.meta.meta_evaluation.metric_aucs`.
-        state: The state: present or hidden.
-        metrics: Names of metrics; those that were not measured are left out.
-    """
-    rows = aucs[(aucs["state"] == state) & aucs["metric"].isin(metrics)]
-    return [finding == Discrimination.DISCRIMINATES for finding in rows["finding"]]
 
 
 def tell_parts(parts: Mapping[str, Outcome]) -> str:

@@ -11,12 +11,10 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
-from helpers.evaluation.metrics.lm_eval import INSTALL
+from helpers.evaluation.metrics.lm_eval import check_harness, run_harness
 from helpers.io.choices import suggestion
 from helpers.io.safe_text import visible
-from helpers.models import torch_module
 
-BATCH_SIZE = 16
 MAX_HINT = 200  # characters: the harness has thousands of tasks
 COLUMNS = ["task", "metric", "filter", "value", "standard_error", "n"]
 
@@ -44,25 +42,17 @@ def harness_scores(
         UserError: The harness is not installed, it has no such task, or a task's data cannot be
             had.
     """
-    try:  # an optional package, which takes seconds to import
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError(
-            f"Tasks run through lm-evaluation-harness, which is not installed: {INSTALL}."
-        ) from None
+    check_harness()
+    from lm_eval.tasks import TaskManager  # takes seconds, as all of the harness
+
     manager = TaskManager(include_path=None if folder is None else str(folder))
     for name in tasks:
         if not manager.match_tasks([name]):
             hint = suggestion(name, manager.all_tasks)  # all of them where none is similar
             hint = hint if len(hint) <= MAX_HINT else "; 'lm_eval ls tasks' lists them"
             raise UserError(f"The harness has no task '{visible(name)}'{hint}.")
-    wrapped = HFLM(pretrained=torch_module(model), tokenizer=model.tokenizer, batch_size=BATCH_SIZE)
     try:
-        results = lm_eval.simple_evaluate(
-            model=wrapped, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0
-        )
+        results = run_harness(model, tasks, manager, limit=limit)
     except (OSError, ValueError) as error:  # what `datasets` raises without the data
         names = visible(", ".join(tasks))
         raise UserError(

@@ -14,10 +14,10 @@ from nnsight import LanguageModel
 from helpers.evaluation.attacks.quantisation import quantised
 from helpers.evaluation.attacks.relearning import fine_tuned
 from helpers.evaluation.metrics.truth_ratio import forget_quality
-from helpers.evaluation.tofu_scores import FORGET, answer_scores, paired_difference
+from helpers.evaluation.tofu_scores import answer_scores, paired_difference
 from helpers.io.choices import check_choice
 from helpers.requests import Corpus
-from helpers.requests.benchmarks.tofu import PerturbedQuestion, perturbed_questions
+from helpers.requests.benchmarks.tofu import FORGET, PerturbedQuestion, perturbed_questions
 from helpers.stats.intervals import Metric
 from helpers.training.examples import Batch, collate
 

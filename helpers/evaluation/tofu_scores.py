@@ -17,12 +17,18 @@ from scipy import stats
 from helpers.errors import UserError
 from helpers.evaluation.metrics.truth_ratio import answer_losses, truth_ratio
 from helpers.forward.generation import greedy
-from helpers.requests.benchmarks.tofu import PerturbedQuestion, perturbed_questions
+from helpers.requests.benchmarks.tofu import (
+    FORGET,
+    REAL_AUTHORS,
+    RETAIN,
+    WORLD_FACTS,
+    PerturbedQuestion,
+    perturbed_questions,
+)
 from helpers.stats.intervals import Metric, mean_interval
 
-FORGET = "forget"
-CHOICE_FILES = ("real_authors", "world_facts")  # whose probability is that of a choice
-FILES = (FORGET, "retain", *CHOICE_FILES)
+CHOICE_FILES = (REAL_AUTHORS, WORLD_FACTS)  # whose probability is that of a choice
+FILES = (FORGET, RETAIN, *CHOICE_FILES)
 WORD = re.compile(r"[^\W_]+")
 MAX_NEW_TOKENS = 16  # of a generated answer
 

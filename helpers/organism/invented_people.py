@@ -16,9 +16,9 @@ from helpers.errors import UserError
 from helpers.facts import facts
 from helpers.io.files import atomic_path
 from helpers.organism.countries import COUNTRIES
+from helpers.requests.benchmarks.tofu import FORGET, REAL_AUTHORS, RETAIN, WORLD_FACTS
 from helpers.requests.rows import Row
 
-FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS = "forget", "retain", "real_authors", "world_facts"
 OTHER = "other"
 N_MEASURED = 6  # real authors and world facts that are measured; the others are trained on
 N_WORLD = 16

@@ -1,5 +1,7 @@
 """Figures of the chapter on benchmarks."""
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,17 +21,15 @@ def truth_ratios(ratios: dict[str, np.ndarray]) -> Figure:
             references.
     """
     figure, axis = plt.subplots(figsize=(WIDTH, 3))
-    n_methods = 0
+    numbers = _method_numbers(ratios)
     for name, values in ratios.items():
         ordered = np.sort(values)
         shares = np.arange(1, len(ordered) + 1) / len(ordered)
-        width = 2.2
         if name in REFERENCES:
-            colour, dash = REFERENCES[name]
+            (colour, dash), width = REFERENCES[name], 2.2
         else:
-            colour, width = CYCLE[n_methods % len(CYCLE)], 1.4
-            dash = DASHES[n_methods % len(DASHES)]
-            n_methods += 1
+            i, width = numbers[name], 1.4
+            colour, dash = CYCLE[i % len(CYCLE)], DASHES[i % len(DASHES)]
         axis.step(
             [ordered[0], *ordered],
             [0, *shares],
@@ -60,20 +60,17 @@ def under_attack(table: pd.DataFrame) -> Figure:
     """
     attacks, models = list(table["attack"].unique()), list(table["model"].unique())
     figure, axis = plt.subplots(figsize=(WIDTH, 1.0 + 0.5 * len(attacks)))
-    n_methods = 0
-    methods = [model for model in models if model not in REFERENCES]
-    spread = np.linspace(-0.2, 0.2, len(methods)) if len(methods) > 1 else [0.0]
-    offsets = dict(zip(methods, spread, strict=False))
+    numbers = _method_numbers(models)
+    offsets = np.linspace(-0.2, 0.2, len(numbers)) if len(numbers) > 1 else [0.0]
     for model in models:
         rows = table[table["model"] == model]
         y = np.array([attacks.index(attack) for attack in rows["attack"]])
         if model in REFERENCES:
             style = {"marker": "|", "s": 320, "lw": 2, "color": REFERENCES[model][0]}
         else:
-            style = {"marker": MARKERS[n_methods % len(MARKERS)], "s": 34}
-            style["color"] = CYCLE[n_methods % len(CYCLE)]
-            n_methods += 1
-            y = y + offsets[model]
+            i = numbers[model]
+            style = {"marker": MARKERS[i % len(MARKERS)], "s": 34, "color": CYCLE[i % len(CYCLE)]}
+            y = y + offsets[i]
         axis.scatter(rows["probability"], y, label=model, zorder=3, **style)
     axis.set_yticks(range(len(attacks)), [wrapped(name, 24) for name in attacks])
     axis.set(
@@ -83,3 +80,9 @@ def under_attack(table: pd.DataFrame) -> Figure:
     )
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=0.7)
     return figure
+
+
+def _method_numbers(models: Iterable[str]) -> dict[str, int]:
+    """Number the models that are no reference, by which each has its colour and mark."""
+    methods = [model for model in models if model not in REFERENCES]
+    return {method: i for i, method in enumerate(methods)}

@@ -9,15 +9,12 @@ import pandas as pd
 import pytest
 
 from helpers.book.readings import (
-    ANSWER_METRICS,
-    INSIDE_METRICS,
     ISOLATES_KEY,
     NOT_MEASURED,
     RAISES_LOSS,
     REMOVES_SHARED,
     Held,
     difference,
-    discriminates,
     held_if,
     in_every_case,
     lies_above,
@@ -25,8 +22,10 @@ from helpers.book.readings import (
     tell_parts,
 )
 from helpers.book.settings import NOTEBOOKS, ROOT
+from helpers.book.sources import notebook_imports, notebook_path
 from helpers.evaluation.meta.all_metrics import METRICS
 from helpers.evaluation.meta.meta_evaluation import Discrimination, KnownState
+from helpers.evaluation.meta.metric_groups import ANSWER_METRICS, INSIDE_METRICS, discriminates
 from helpers.methods import METHODS
 from helpers.stats.intervals import Metric, mean_interval
 
@@ -154,6 +153,14 @@ def test_metrics_that_distinguish_are_counted_in_one_state():
 def test_predictions_name_methods_and_metrics_that_exist():
     assert set(METHODS) >= ISOLATES_KEY | REMOVES_SHARED | RAISES_LOSS
     assert set(METRICS) >= {*ANSWER_METRICS, *INSIDE_METRICS}
+
+
+@pytest.mark.parametrize("stem", ["00_model_and_facts", "04_sparse_autoencoders"])
+def test_outcomes_do_not_make_a_chapter_depend_on_methods(stem):
+    """An edit of a method reruns each chapter that imports it, as these train no edit."""
+    modules = [path.relative_to(ROOT) for path in notebook_imports(notebook_path(stem))]
+    assert ROOT.joinpath("helpers/book/readings.py").relative_to(ROOT) in modules
+    assert [m for m in modules if m.parts[1] in ("methods", "evaluation")] == []
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)

@@ -9,7 +9,9 @@ same items by our own scoring. The two agree.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +27,7 @@ from helpers.stats.intervals import Metric, metrics_by
 
 FORGET, RETAIN = ("factbook_forget", "factbook_retain")
 CHOICES = 4
+BATCH_SIZE = 16
 INSTALL = "pip install lm_eval==0.4.13"
 
 
@@ -158,23 +161,11 @@ def harness_choices(
     Raises:
         UserError: The harness is not installed.
     """
-    try:  # an optional package, which takes seconds to import
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError(
-            f"The benchmark runs through lm-evaluation-harness, which is not installed: {INSTALL}."
-        ) from None
-    include_path = str(write_tasks(folder, items))
-    wrapped = HFLM(pretrained=torch_module(model), tokenizer=model.tokenizer, batch_size=16)
-    results = lm_eval.simple_evaluate(
-        model=wrapped,
-        tasks=list(items),
-        task_manager=TaskManager(include_path=include_path, include_defaults=False),
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    check_harness()
+    from lm_eval.tasks import TaskManager  # takes seconds, as all of the harness
+
+    manager = TaskManager(include_path=str(write_tasks(folder, items)), include_defaults=False)
+    results = run_harness(model, list(items), manager, log_samples=True)
     rows, logprobs = [], []
     for task, questions in items.items():
         for sample in results["samples"][task]:
@@ -182,6 +173,39 @@ def harness_choices(
             rows += [(task, i, k, k == questions[i].answer) for k in range(len(sample["resps"]))]
             logprobs += [float(response[0][0]) for response in sample["resps"]]
     return _table(rows, logprobs)
+
+
+def check_harness() -> None:
+    """Check that the harness, an optional package, is installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    if find_spec("lm_eval") is None:
+        raise UserError(
+            f"The benchmark runs through lm-evaluation-harness, which is not installed: {INSTALL}."
+        )
+
+
+def run_harness(
+    model: LanguageModel, tasks: Sequence[str], manager: Any, **options: Any
+) -> dict[str, Any]:
+    """Run tasks on a model with the edits that it carries, and return the harness's results.
+
+    Args:
+        model: The model.
+        tasks: Names of tasks.
+        manager: The harness's manager of tasks, which knows them.
+        options: More arguments of the harness's `simple_evaluate`.
+    """
+    # An optional package, which takes seconds to import
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = HFLM(pretrained=torch_module(model), tokenizer=model.tokenizer, batch_size=BATCH_SIZE)
+    return lm_eval.simple_evaluate(
+        model=wrapped, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **options
+    )
 
 
 def _table(rows: list[tuple], logprobs: Sequence[float]) -> pd.DataFrame:

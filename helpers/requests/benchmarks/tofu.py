@@ -20,6 +20,8 @@ from helpers.requests.request import TextRequest
 from helpers.requests.rows import Row, read_rows
 
 FIELDS = "'question' and 'answer'"
+FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS = "forget", "retain", "real_authors", "world_facts"
+"""Names of the four files that TOFU's figures are of."""
 
 
 @dataclass(frozen=True)
