@@ -47,7 +47,7 @@ class Propagation(Common):
 class DeletingNeurons(Common):
     """`03_deleting_neurons`."""
 
-    n_facts: int = Field(3, description="facts in the averaged curve, the pair among them", ge=2)
+    n_facts: int = Field(2, description="facts in the averaged curve, the pair among them", ge=2)
     max_neurons: int = Field(512, description="largest number of deleted neurons", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
     n_subjects: int = Field(60, description="other subjects that define what is specific", ge=4)
@@ -71,10 +71,10 @@ class SparseAutoencoders(Common):
     )
     d_sae: int = Field(6144, description="latents of the main SAE; the others have half", ge=16)
     k: int = Field(64, description="active latents per token", ge=1)
-    n_tokens: int = Field(120_000, description="tokens of training text", ge=512)
+    n_tokens: int = Field(80_000, description="tokens of training text", ge=512)
     n_heldout: int = Field(4_096, description="tokens of held-out text for evaluation", ge=512)
-    steps: int = Field(260, description="training steps of the main SAE", ge=1)
-    short_steps: int = Field(50, description="training steps of all others", ge=1)
+    steps: int = Field(200, description="training steps of the main SAE", ge=1)
+    short_steps: int = Field(40, description="training steps of all others", ge=1)
     batch: int = Field(4096, description="tokens in a training step", ge=16)
     lr: float = Field(0.002, description="learning rate", gt=0)
 
@@ -154,7 +154,7 @@ class Evaluating(Common):
     n_neighbours: int = Field(16, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
     n_items: int = Field(60, description="multiple-choice questions about what must stay", ge=2)
-    n_facts: int = Field(8, description="facts on which the metrics are tested", ge=2)
+    n_facts: int = Field(6, description="facts on which the metrics are tested", ge=2)
     n_depth: int = Field(5, description="facts of these whose depth is measured", ge=0)
 
 
@@ -176,7 +176,7 @@ class Verifying(Common):
     hidings: Annotated[str, checks.Hidings] = Field(
         ", ".join(checks.HIDINGS), description="ways in which these hide it"
     )
-    n_controls: int = Field(4, description="control facts to compare with", ge=1)
+    n_controls: int = Field(3, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.Steps] = Field(
         # papermill reads "4" as a number
         "5",
@@ -184,12 +184,12 @@ class Verifying(Common):
         coerce_numbers_to_str=True,
     )
     relearning_rates: Annotated[str, checks.LearningRates] = Field(
-        "1e-4, 3e-4", description="learning rates of relearning", coerce_numbers_to_str=True
+        "3e-4", description="learning rates of relearning", coerce_numbers_to_str=True
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(4096, description="tokens of each text for perplexity", ge=128)
-    n_known: int = Field(4, description="facts of known state on which a battery is tested", ge=1)
+    n_known: int = Field(3, description="facts of known state on which a battery is tested", ge=1)
     known_attacks: Annotated[str, checks.Attacks] = Field(
         "short", description="attacks of this battery: short, all, or names"
     )
