@@ -95,25 +95,30 @@ def _logits(
 def target_ranks(
     model: LanguageModel,
     prompt: Prompt,
+    layer: int,
+    neurons: Sequence[int],
     *,
-    signs: Float[Tensor, "layers d_mlp"] | None = None,
-) -> Int[Tensor, "layers d_mlp"]:
-    """Rank the target's first token in the output of every value column of the model.
+    signs: Float[Tensor, " n"] | None = None,
+) -> Int[Tensor, " n"]:
+    """Rank the target's first token in the output of value columns.
 
     Args:
         model: Any model of a known family.
         prompt: A prompt with the target as its answer.
-        signs: Direction in which each neuron is driven; by default all are positive.
+        layer: Index of the block.
+        neurons: Columns of W_out.
+        signs: Direction in which each is driven; by default all are positive.
 
     Returns:
         For every neuron the number of tokens that its column promotes more than the target.
+
+    Raises:
+        UserError: There is no such layer or neuron.
     """
     arch = architecture_of(model)
-    ranks = torch.empty(arch.n_layers, arch.d_mlp, dtype=torch.long)
-    for i, layer in enumerate(arch.layers):
-        columns = layer.mlp.W_out().T  # (d_mlp, d_model)
-        if signs is not None:
-            columns = columns * signs[i, :, None].to(columns)
-        for rows in torch.arange(arch.d_mlp).split(LOGIT_ROWS):
-            ranks[i, rows] = direction_target_ranks(model, prompt, columns[rows])
-    return ranks
+    columns = arch.layers[arch.check_layer(layer)].mlp.W_out()
+    columns = columns[:, [arch.check_neuron(i) for i in neurons]].T  # (n, d_model)
+    if signs is not None:
+        columns = columns * signs[:, None].to(columns)
+    ranks = [direction_target_ranks(model, prompt, rows) for rows in columns.split(LOGIT_ROWS)]
+    return torch.cat(ranks)

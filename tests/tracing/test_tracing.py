@@ -137,11 +137,11 @@ def test_value_readout_names_the_tokens_a_planted_column_writes(tiny_model):
         architecture_of(model).layers[2].mlp.W_out()[:, 7] = head[20] - head.mean(0)
     readout = tracing.top_logit_tokens(model, 2, [7], k=1)[0]
     assert readout["promotes"] == [model.tokenizer.decode([20])]
-    ranks = tracing.target_ranks(model, Prompt("w1", answers=(" w16",)))  # w16 is token 20
-    assert ranks[2, 7] == 0
-    signs = torch.ones(3, 24)
-    signs[2, 7] = -1
-    assert tracing.target_ranks(model, Prompt("w1", answers=(" w16",)), signs=signs)[2, 7] > 0
+    prompt = Prompt("w1", answers=(" w16",))  # w16 is token 20
+    best, other = tracing.target_ranks(model, prompt, 2, [7, 3])
+    assert best == 0 < other
+    driven_backwards = tracing.target_ranks(model, prompt, 2, [3, 7], signs=torch.tensor([1, -1]))
+    assert driven_backwards[0] == other and driven_backwards[1] > 0
 
 
 def test_contrasts_pair_prompts_of_one_shape_with_different_answers(tiny_model):
