@@ -1,10 +1,12 @@
 """Read activations: any sites and layers, at chosen tokens of many prompts, in one pass each.
 
 A forward pass stops after the last site that is needed, so the blocks above and the unembedding
-cost nothing.
+cost nothing. Sequences with a common prefix, such as a template up to its subject, share one pass
+over it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
@@ -12,12 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from nnsight import LanguageModel
 from torch import Tensor
+from transformers import DynamicCache
 
 from helpers.errors import UserError
-from helpers.forward.batching import BATCH_TOKENS, bucket_by_length, right_padded
+from helpers.forward.batching import BATCH_TOKENS, right_padded, run_batched
+from helpers.forward.layer_cache import KeysAndValues, expand_kv_cache
 from helpers.forward.prompts import Prompt, position_of, token_ids
 from helpers.forward.sites import SITES, check_sites, site_value
-from helpers.models import architecture_of
+from helpers.models import architecture_of, torch_module
+from helpers.models.hooks import active_interventions
 
 Position = Literal["subject", "last"]
 Key = tuple[str, int]
@@ -95,18 +100,58 @@ def activation_batches(
         Indices of the batch's sequences, and (site, layer) → one row for each of their positions,
         as float32 on the CPU.
     """
-    for members in bucket_by_length([len(ids) for ids, _ in selections], max_tokens=max_tokens):
-        tokens = right_padded([selections[i][0] for i in members])
-        rows = torch.tensor(
-            [r * tokens.shape[1] + p for r, i in enumerate(members) for p in selections[i][1]]
-        )
-
-        def select(value: Tensor, layer: int, rows: Tensor = rows) -> Tensor:
-            return value.reshape(-1, value.shape[-1])[rows].float().cpu()
-
-        with torch.inference_mode():
-            batch = trace_activations(model, tokens, keys, select=select)
+    # An intervention may read all tokens before a position, so it needs whole sequences.
+    split_prefixes = not active_interventions(torch_module(model))
+    sequences = [tuple(ids) for ids, _ in selections]
+    batches = run_batched(
+        sequences, _Reader(model, keys), split_prefixes=split_prefixes, max_tokens=max_tokens
+    )
+    for members, prefix, suffixes in batches:
+        offset = len(prefix.ids) if prefix else 0
+        places = [(row, p) for row, i in enumerate(members) for p in selections[i][1]]
+        is_suffix = torch.tensor([p >= offset for _, p in places])
+        in_suffix = torch.tensor([(row, p - offset) for row, p in places if p >= offset]).int()
+        in_prefix = torch.tensor([p for _, p in places if p < offset]).int()
+        batch = {}
+        for key, values in suffixes.items():
+            rows = batch[key] = torch.empty(len(places), values.shape[-1])
+            if len(in_suffix):
+                rows[is_suffix] = values[in_suffix[:, 0], in_suffix[:, 1]].float().cpu()
+            if prefix and len(in_prefix):
+                rows[~is_suffix] = prefix.activations[key][0, in_prefix].float().cpu()
         yield members, batch
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """A common prefix of several sequences: its activations, and what its suffixes attend to."""
+
+    ids: tuple[int, ...]
+    activations: dict[Key, Float[Tensor, "1 t width"]]
+    kv_cache: KeysAndValues
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads activations of prefixes and of their suffixes, for `run_batched`."""
+
+    model: LanguageModel
+    keys: Sequence[Key]
+
+    @torch.inference_mode()
+    def run_prefix(self, ids: tuple[int, ...]) -> _Prefix:
+        """Run the common prefix of several sequences, up to the last layer that is read."""
+        cache = DynamicCache()
+        activations = trace_activations(self.model, torch.tensor([ids]), self.keys, past=cache)
+        return _Prefix(ids, activations, [(x.keys, x.values) for x in cache.layers])
+
+    @torch.inference_mode()
+    def run_suffixes(
+        self, suffixes: Sequence[tuple[int, ...]], prefix: _Prefix | None
+    ) -> dict[Key, Float[Tensor, "b t width"]]:
+        """Run suffixes after a prefix or from the start."""
+        past = expand_kv_cache(prefix.kv_cache, len(suffixes)) if prefix else None
+        return trace_activations(self.model, right_padded(suffixes), self.keys, past=past)
 
 
 def trace_activations(
@@ -115,6 +160,7 @@ def trace_activations(
     keys: Sequence[Key],
     *,
     select: Callable[[Float[Tensor, "b t width"], int], Tensor] | None = None,
+    past: DynamicCache | None = None,
 ) -> dict[Key, Tensor]:
     """Run one batch up to the last of `keys` and return its activations.
 
@@ -126,9 +172,11 @@ def trace_activations(
         keys: (site, layer) in order of computation.
         select: Takes an activation and its layer inside the pass and returns the part to keep; by
             default all of it, (b, t, width).
+        past: Keys and values of the tokens before; those of this batch are added to it.
     """
     layers = architecture_of(model).layers
-    with model.trace(tokens, use_cache=False) as tracer:
+    cache = {} if past is None else {"past_key_values": past}
+    with model.trace(tokens, use_cache=past is not None, **cache) as tracer:
         activations = {}.save()  # type: ignore[attr-defined]  # nnsight adds it to objects
         for site, layer in keys:
             value = site_value(layers[layer], site, len(tokens))

@@ -28,6 +28,30 @@ def test_rows_stand_in_the_order_of_the_sequences_and_their_positions(tiny_model
         torch.testing.assert_close(rows, torch.cat(alone).detach())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_common_prefix_is_run_once_and_read_for_every_sequence(tiny_model, family):
+    model, prefix = tiny_model(family), tuple(range(5, 19))
+    sequences = [(*prefix, 20 + i, 7 + i % 3)[: 16 - i % 2] for i in range(12)]
+    positions = [[2, len(ids) - 1] if i % 4 else [0] for i, ids in enumerate(sequences)]
+    keys = [("neurons", 0), ("residual", 1)]
+    n_tokens = []
+    embed = model._module.get_input_embeddings()
+    hook = embed.register_forward_hook(lambda *call: n_tokens.append(call[1][0].numel()))
+    try:
+        rows = cache_activations(
+            model, sequences, sites={"neurons": [0], "residual": [1]}, positions=positions
+        )
+    finally:
+        hook.remove()
+    assert sum(n_tokens) < sum(map(len, sequences)) / 3
+    for key in keys:
+        alone = [
+            trace_activations(model, torch.tensor([ids]), [key])[key][0, at]
+            for ids, at in zip(sequences, positions, strict=True)
+        ]
+        torch.testing.assert_close(rows[key], torch.cat(alone).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_named_positions_are_those_of_prompts(tiny_model):
     model = tiny_model()
     prompts = [Prompt("w1 w3 w4", subject="w3"), Prompt("w3 w6", subject="w3")]
