@@ -4,6 +4,10 @@ Docstrings are written as in Markdown: single backquotes become literals, also b
 (`key`s), and bars around a word and a star alone stay what they are, where reStructuredText would
 warn. And sphinx-autoapi's parser is kept from reading the sources of torch and other packages,
 which takes most of a build and adds nothing to the pages.
+
+A page names the packages that it is in, and links to its modules. It stands in no table of
+contents: the sidebar of every page would be made from those of all modules, which takes half of a
+build.
 """
 
 import re
@@ -15,6 +19,9 @@ from astroid.manager import AstroidManager
 SPAN = re.compile(r"(?<![`:\\\w])(`+)(?!`)(.+?)(?<!`)\1(?![`_])(?=(\w)?)")  # a Markdown code span
 BARS = re.compile(r"\|(\S[^|`\n]*)\|")
 STAR = re.compile(r"(?<![\w*\\])\*(?=[,)])")  # "(model, *, seed)", not "*emphasis*"
+TOCTREE = re.compile(
+    r"^\.\. toctree::\n(?:[ \t]+:.*\n)*((?:[ \t]*\n|[ \t]+/api/.*\n)+)", re.MULTILINE
+)
 READ = {"helpers", *sys.stdlib_module_names}
 
 
@@ -49,6 +56,23 @@ def read_only_here(app) -> None:
     AstroidManager.ast_from_module_name = from_module_name
 
 
+def link_by_hand(app, docname, source) -> None:
+    if not docname.startswith("api/"):
+        return
+    packages = docname.split("/")[1:-2]
+    path = [
+        f":doc:`{name} </api/{'/'.join(packages[: depth + 1])}/index>`"
+        for depth, name in enumerate(packages)
+    ]
+    above = " › ".join([":doc:`The library </book/api>`", *path])
+    source[0] = f":orphan:\n\n{above}\n\n" + TOCTREE.sub(_list_of_pages, source[0])
+
+
+def _list_of_pages(toctree: re.Match) -> str:
+    pages = [page for page in toctree[1].split() if page]
+    return "".join(f"* :doc:`{page.split('/')[-2]} <{page}>`\n" for page in pages) + "\n"
+
+
 def no_edit_link(app, pagename, templatename, context, doctree) -> None:
     if pagename.startswith("api/"):  # made here: there is no such file to edit or download
         context["page_source_suffix"] = ""
@@ -57,5 +81,6 @@ def no_edit_link(app, pagename, templatename, context, doctree) -> None:
 def setup(app) -> dict:
     app.connect("builder-inited", read_only_here, priority=100)  # before autoapi's 500
     app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon's 500
+    app.connect("source-read", link_by_hand)
     app.connect("html-page-context", no_edit_link, priority=100)
     return {"parallel_read_safe": True}

@@ -3,6 +3,7 @@
 import html
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -207,6 +208,16 @@ def test_docstrings_in_plain_style_become_literals(written, shown):
 def test_built_book_has_no_broken_internal_link(built):
     assert (built / "api" / "helpers" / "index.html").exists()
     assert broken_links(built) == []
+
+
+@pytest.mark.slow
+def test_pages_of_the_library_are_reached_from_each_other(built):
+    page = "api/helpers/errors/index.html"
+    package, library = "api/helpers/index.html", "book/api.html"
+    for start, end in ((library, package), (package, page), (page, package), (page, library)):
+        link = os.path.relpath(end, Path(start).parent)
+        article = (built / start).read_text().partition("<article")[2]
+        assert f'href="{link}"' in article, f"{start} has no link to {end}"
 
 
 @pytest.mark.slow
