@@ -18,6 +18,7 @@ import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
+from helpers.evaluation.attacks import ATTACKS
 from helpers.evaluation.battery import battery, checked_battery
 from helpers.evaluation.findings import Finding, Margins
 from helpers.evaluation.verdict import verdict
@@ -109,6 +110,9 @@ def attack_sensitivity(
 ) -> pd.DataFrame:
     """Run attacks on models that hide facts in each way.
 
+    An attack is proven by one way that it sees. So an expensive one, or one that fine-tunes, is
+    tried on a fact's ways in turn only until it sees one.
+
     Args:
         model: The original model.
         pairs: Facts that it knows; development facts, since budgets are chosen by the result.
@@ -119,7 +123,7 @@ def attack_sensitivity(
         seed: Seed of everything random.
 
     Returns:
-        One row an attack, way of hiding and fact: attack, hiding, fact, recovery, finding (a
+        One row an attack, way of hiding and fact that were tried: attack, hiding, fact, recovery, finding (a
         `Finding`), seen (it comes back, by at least half on average), label (of the verdict on the
         model). Empty if no model hides a fact.
 
@@ -129,19 +133,23 @@ def attack_sensitivity(
     names = checked_battery(attacks)
     tables = []
     for pair in pairs:
+        proven: set[str] = set()
         for hiding, edit in hidden_models(model, pair, hidings, seed=seed):
+            tried = [name for name in names if name not in proven]
             with edit.applied(model):
                 evidence = battery(
-                    model, pair, attacks=names, options=options, n_controls=n_controls, seed=seed
+                    model, pair, attacks=tried, options=options, n_controls=n_controls, seed=seed
                 )
-            conclusion = verdict(evidence, required=names)
+            conclusion = verdict(evidence, required=tried)
             table = conclusion.attacks[["attack", "recovery", "finding"]]
             recovered = table["finding"].isin([Finding.RECOVERED, Finding.SOME_PROMPTS])
+            seen = recovered & (table["recovery"] >= Margins.hidden_recovery)
+            proven |= {name for name in table["attack"][seen] if _is_costly(name)}
             tables.append(
                 table.assign(
                     hiding=hiding.value,
                     fact=str(pair),
-                    seen=recovered & (table["recovery"] >= Margins.hidden_recovery),
+                    seen=seen,
                     label=str(conclusion.label),
                 )
             )
@@ -151,6 +159,11 @@ def attack_sensitivity(
         )
     columns = ["attack", "hiding", "fact", "recovery", "finding", "seen", "label"]
     return pd.concat(tables, ignore_index=True)[columns]
+
+
+def _is_costly(name: str) -> bool:
+    """Return whether an attack takes so long that it is not repeated once it is proven."""
+    return ATTACKS[name].expensive or ATTACKS[name].fine_tunes
 
 
 def proven_attacks(sensitivity: pd.DataFrame) -> tuple[str, ...]:

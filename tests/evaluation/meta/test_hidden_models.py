@@ -46,6 +46,24 @@ def test_every_attack_is_tried_on_every_way_of_hiding(knowing):
         attack_sensitivity(model, [pair], attacks=["stitching"])
 
 
+def test_an_expensive_attack_is_tried_until_it_sees_a_way_of_hiding(knowing):
+    table = attack_sensitivity(
+        knowing(),
+        [ConceptPair("Kenya", "Nairobi")],
+        attacks=["paraphrases", "stitching", "pruning", "relearning_forgotten"],
+        options={"relearning_forgotten": {"steps": (5,), "rates": (1e-2,)}},
+        n_controls=2,
+    )
+    hidings = list(dict.fromkeys(table["hiding"]))
+    for attack, rows in table.groupby("attack"):
+        seen = rows["seen"].tolist()
+        cheap = attack in ("paraphrases", "stitching")
+        until_seen = hidings[: seen.index(True) + 1] if True in seen and not cheap else hidings
+        assert rows["hiding"].tolist() == until_seen
+    relearned = table[table["attack"] == "relearning_forgotten"]
+    assert relearned["seen"].any() and len(relearned) < len(hidings)
+
+
 def test_an_attack_is_proven_by_one_way_of_hiding_on_half_of_the_facts():
     rows = [
         ("lens", "output", True), ("lens", "output", False), ("lens", "refusal", False),
