@@ -32,7 +32,8 @@ def sortable(
     A search keeps the rows that hold each of its words. Headings become buttons, for mouse and
     keyboard. The downloaded file has all rows that match and the columns that are shown, and an
     interval as two columns of its own. The table loads nothing from elsewhere, and without scripts
-    it is a plain table.
+    it is a plain table. A column that is the same in every row becomes a sentence above it, and an
+    empty one is left out.
 
     Args:
         table: The table as text.
@@ -43,6 +44,7 @@ def sortable(
         name: Name of the downloaded file, without `.csv`.
         n_first: Rows that are shown before a button shows the others; all by default.
     """
+    table, sentence = _without_constants(table, keep=(table.columns[0], choice))
     kind = {column: ' class="number"' if column in numeric else "" for column in table}
     heads = "".join(f'<th scope="col"{kind[c]}>{escape_html(c)}</th>' for c in table)
     lines = "".join(
@@ -57,12 +59,22 @@ def sortable(
     select = f"<label>{escape_html(choice)} <select>{kinds}</select></label>"
     limit = "" if n_first is None else f' data-first="{n_first}"'
     return (
-        f'<div class="leaderboard" data-name="{escape_html(name)}"{limit}>'
+        f'<div class="leaderboard" data-name="{escape_html(name)}"{limit}>{sentence}'
         f"{CONTROLS.format(choice=select)}"
         '<div class="table-scroll" style="overflow-x:auto">'
         f'<table class="dataframe"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
         f"</div></div>{IN_JUPYTER}"
     )
+
+
+def _without_constants(table: pd.DataFrame, *, keep: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """Take out the columns that are the same in every row; return the others, and a sentence."""
+    if len(table) < 2:
+        return table, ""
+    constant = [c for c in table if c not in keep and table[c].nunique(dropna=False) == 1]
+    values = [f"{c} {table[c].iloc[0]}" for c in constant if table[c].iloc[0]]
+    sentence = f"<p>The same in every row: {escape_html(', '.join(values))}.</p>" if values else ""
+    return table.drop(columns=constant), sentence
 
 
 def _cell(text: str, *, is_number: bool) -> str:

@@ -15,6 +15,23 @@ def test_the_table_is_escaped_and_complete_without_scripts():
     assert "<option>surgery</option>" in body
 
 
+def test_what_is_the_same_in_every_row_is_said_once():
+    rows = {
+        "method": ["rome", "memit"],
+        "family": ["surgery", "surgery"],
+        "refused": ["<0>", "<0>"],
+        "code": ["", ""],
+        "facts": ["9", "2"],
+    }
+    text = sortable(pd.DataFrame(rows), numeric=["refused", "facts"])
+    assert "The same in every row: refused &lt;0&gt;." in text
+    heads = text.split("<tbody>")[0].split("<thead>")[1]
+    assert all(f">{name}</th>" in heads for name in ("method", "family", "facts"))
+    assert "refused" not in heads and "code" not in heads
+    alone = sortable(pd.DataFrame(rows).head(1), numeric=[])
+    assert "The same" not in alone and ">refused</th>" in alone
+
+
 def test_brackets_in_words_are_no_interval():
     table = pd.DataFrame({"concept": ["a"], "text": ["see [1, 2]"]})
     assert "<td>see [1, 2]</td>" in sortable(table, numeric=[], choice="concept")
