@@ -123,9 +123,9 @@ def attack_sensitivity(
         seed: Seed of everything random.
 
     Returns:
-        One row an attack, way of hiding and fact that were tried: attack, hiding, fact, recovery, finding (a
-        `Finding`), seen (it comes back, by at least half on average), label (of the verdict on the
-        model). Empty if no model hides a fact.
+        One row an attack, way of hiding and fact that were tried: attack, hiding, fact, recovery,
+        finding (a `Finding`), seen (it comes back, by at least half on average), label (of the
+        verdict on the model).
 
     Raises:
         UserError: `paraphrases` is missing, or there is no such attack.
