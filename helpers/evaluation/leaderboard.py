@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from helpers.errors import UserError
 from helpers.evaluation.meta.meta_evaluation import KnownState
-from helpers.evaluation.meta.verdict_accuracy import FOUND, PREDICTED_STATES, UNDECIDED
+from helpers.evaluation.meta.verdict_accuracy import FOUND, PARTIAL, PREDICTED_STATES, UNDECIDED
 from helpers.evaluation.tradeoff_summary import METRICS, add_summary_columns
 from helpers.io.files import atomic_path
 from helpers.stats.intervals import mean_interval
@@ -187,19 +187,23 @@ def _finding(scored: pd.DataFrame, n_refused: int) -> tuple[str, float]:
     Returns:
         `intervention`: the weights are the original's, so they have every fact (share 1).
         `absent`: none was refused, and on each the attacks are shown to find nothing.
-        `found`: on at least one fact it is in one of `FOUND`. `undecided`: neither. `not attacked`:
-        the attacks were not run (share NaN). The share is a mean over facts, of seeds first.
+        `found`: on at least one fact it is in one of `FOUND`. `partial`: on none, but on one a part
+        of it. `undecided`: none of these. `not attacked`: the attacks were not run (share NaN). The
+        share is a mean over facts, of seeds first.
     """
     if len(scored) and "removes" in scored and not scored["removes"].any():
         return INTERVENTION, 1.0
     columns = [f"state_{state}" for state in PREDICTED_STATES if f"state_{state}" in scored]
-    states = scored[columns].dropna()
+    # Rows that were measured before a state had its name lack that column alone.
+    states = scored[columns].dropna(how="all").fillna(0)
     if states.empty or not columns:
         return NOT_ATTACKED, np.nan
     is_found = states[[c for c in columns if c.removeprefix("state_") in FOUND]].sum(axis=1)
     share = float(is_found.groupby("subject").mean().mean())
     if share > 0:
         return "found", share
+    if f"state_{PARTIAL}" in states and states[f"state_{PARTIAL}"].any():
+        return PARTIAL, share
     all_absent = states[f"state_{ABSENT}"].all() and len(states) == len(scored) and not n_refused
     return (ABSENT if all_absent else UNDECIDED), share
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from helpers.evaluation import attacks, tradeoff
 from helpers.evaluation.leaderboard import ID_COLUMNS, long_rows
+from helpers.evaluation.meta.verdict_accuracy import PARTIAL, UNDECIDED
 from helpers.evaluation.tradeoff_summary import best_scales
 from helpers.io.code_version import REPOSITORY, code_in_use
 from helpers.io.hashing import content_hash
@@ -219,11 +220,19 @@ def sources(table: pd.DataFrame) -> str:
         return ""
     facts = table.groupby("method", observed=True)["subject"].nunique()
     older = sorted(set(table.loc[table["changed"], "method"]))
+    has_state = {
+        state: set(table.loc[table["metric"] == f"state_{state}", "method"])
+        for state in (PARTIAL, UNDECIDED)
+    }
+    unnamed = sorted(has_state[UNDECIDED] - has_state[PARTIAL])
+    rows = "every row" if not has_state[PARTIAL] else f"the rows of {', '.join(unnamed)}"
+    both = f" *Undecided* stands for *partial* too in {rows}." if unnamed else ""
     listed = {c: ", ".join(sorted(set(table[c]))) for c in ("settings", "commit")}
     return (
         f"Published results: {facts.min()} to {facts.max()} held-out facts a method (most seeds of "
         f"one: {table['seed'].nunique()}); each evaluation has {listed['settings']}; measured at "
         f"commit {listed['commit']}. Measured with an older version: {', '.join(older) or 'none'}."
+        f"{both}"
     )
 
 

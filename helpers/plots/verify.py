@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
-from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
+from helpers.plots.base import BLUE, CYCLE, GREEN, GREY, ORANGE, PINK, WIDTH, log_scale
 
 COLOURS = {
     "original": GREY,
@@ -22,6 +22,7 @@ COLOURS = {
 FINDING_COLOURS = {
     "absent": GREEN,
     "undecided": BLUE,
+    "partial": CYCLE[4],
     "found": ORANGE,
     "intervention": PINK,
     "not attacked": "black",

@@ -158,10 +158,20 @@ def test_the_order_is_by_what_attacks_find_then_forgetting_then_retention():
     }
 
 
-def test_every_state_but_absent_and_undecided_counts_as_found():
+def test_a_state_counts_as_found_where_at_least_half_comes_back():
     for state in PREDICTED_STATES:
-        (finding,) = board_of(results("x", [0.0], [1.0], states=state))["finding"]
-        assert finding == (state if state in ("absent", "undecided") else "found")
+        board = board_of(results("x", [0.0], [1.0], states=state))
+        is_found = state not in ("absent", "partial", "undecided")
+        assert board["finding"].item() == ("found" if is_found else state)
+        assert board["share found"].item() == is_found
+
+
+def test_rows_from_before_a_state_had_its_name_still_count():
+    old = results("x", [0.0, 0.0], [1.0, 1.0], states="undecided").drop(columns="state_partial")
+    new = results("x", [0.0], [1.0], states="partial").assign(subject="another")
+    board = board_of(old, new)
+    assert board["attacks find"].item() == "undecided 2, partial 1"
+    assert board["finding"].item() == "partial"
 
 
 def test_an_intervention_is_never_absent():

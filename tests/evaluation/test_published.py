@@ -104,6 +104,17 @@ def test_only_rows_of_a_method_that_changed_are_marked(tmp_path, monkeypatch):
     assert sources(read[:0]) == ""
 
 
+def test_rows_from_before_partial_was_told_from_undecided_are_named(tmp_path):
+    path = tmp_path / "facts.parquet"
+    publish(path, pd.concat([rows("rome", 0.1), rows("memit", 0.1)], ignore_index=True))
+    read = published(path)
+    old = read.assign(metric="state_undecided")
+    new = read[read["method"] == "memit"].assign(metric="state_partial")
+    assert "partial" not in sources(read)
+    assert "stands for *partial* too in every row." in sources(pd.concat([read, old]))
+    assert "too in the rows of rome." in sources(pd.concat([read, old, new]))
+
+
 def test_what_is_missing_comes_before_what_has_changed(monkeypatch):
     made = rows("rome", 0.1)
     assert state_of(None, "rome", (1.0,)) == State.MISSING

@@ -26,7 +26,8 @@ from helpers.methods import Edit
 
 UNDECIDED = "undecided"
 FOUND = (Label.PRESENT, Label.SUPPRESSED, Label.HIDDEN)  # labels that say that the model knows it
-PREDICTED_STATES = (*(label.value for label in FOUND), KnownState.ABSENT.value, UNDECIDED)
+PARTIAL = Label.PARTIAL.value  # as a prediction: what comes back is shown, and less than half
+PREDICTED_STATES = (*(x.value for x in FOUND), PARTIAL, KnownState.ABSENT.value, UNDECIDED)
 RIGHT: dict[KnownState, set[str]] = {
     KnownState.PRESENT: {Label.PRESENT},
     KnownState.HIDDEN: {Label.HIDDEN, Label.SUPPRESSED},
@@ -155,10 +156,11 @@ def _known_states(
 def predicted_state(conclusion: Verdict) -> str:
     """Predict the state of a fact from the attacks of a verdict, whatever the damage.
 
-    It is the verdict's label if that is one of `FOUND`. It is `absent` if every attack that
-    recovers the fact from the original is shown to recover nothing; an attack that recovers nothing
-    from the original shows nothing. An attack that cannot be tried on this model, though it can on
-    the original, leaves the state `undecided`.
+    It is the verdict's label if that is one of `FOUND`. Else it is `partial` if an attack is shown
+    to recover something, or brings a single prompt back by half. It is `absent` if every attack
+    that recovers the fact from the original is shown to recover nothing; an attack that recovers
+    nothing from the original shows nothing. Anything else is `undecided`: so few prompts show
+    neither, or an attack cannot be tried on this model, though it can on the original.
 
     Returns:
         One of `PREDICTED_STATES`.
@@ -166,6 +168,8 @@ def predicted_state(conclusion: Verdict) -> str:
     if conclusion.label in FOUND:
         return str(conclusion.label)
     findings = set(conclusion.attacks["finding"])
+    if findings & {Finding.RECOVERED, Finding.SOME_PROMPTS}:
+        return PARTIAL
     gone = Finding.GONE in findings and findings <= {Finding.GONE, Finding.NOT_KNOWN}
     return KnownState.ABSENT.value if gone else UNDECIDED
 

@@ -50,8 +50,8 @@ def test_a_state_is_absent_where_all_that_could_be_tried_shows_it():
     assert state("gone", "gone") == "absent"
     assert state("gone", "not known under it") == "absent"  # the original says nothing there
     assert state("gone", "nothing to attack") == "undecided"  # no hold on the edited model
-    assert state("gone", "open") == state("gone", "comes back") == "undecided"
-    assert state("gone", "some prompts come back") == "undecided"
+    assert state("gone", "open") == "undecided"
+    assert state("open", "comes back") == state("gone", "some prompts come back") == "partial"
     assert state("not known under it") == "undecided"
     assert state("gone", label=Label.SUPPRESSED) == "suppressed"
     assert state("gone", label=Label.HIDDEN) == "hidden"
