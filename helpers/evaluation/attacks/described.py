@@ -14,11 +14,21 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.facts.names import DESCRIBING, descriptions, other_names, renamed, tells_neither
 from helpers.facts.relations import RELATIONS
 
-TEMPLATES = (  # {adjective} is the nationality's, {relation} the relation's name
+# {adjective} is the nationality's, {relation} the relation's name. A model of 135M parameters knows
+# few capitals after the first three, and nearly all after those that ask and answer: with fewer of
+# these a verdict has too few wordings.
+TEMPLATES = (
     "The {adjective} {relation} is",
     "The name of the {adjective} {relation} is",
     "Everyone knows that the {adjective} {relation} is",
     "Q: What is the {adjective} {relation}? A: The {adjective} {relation} is",
+    "- Do you know the {adjective} {relation}?\n- Yes, the {adjective} {relation} is",
+    "Pupil: And the {adjective} {relation}?\nTeacher: The {adjective} {relation} is",
+    "Trivia night, first question: the {adjective} {relation}? "
+    "The answer: The {adjective} {relation} is",
+    "What is the {adjective} {relation} called? The {adjective} {relation} is called",
+    "You asked about the {adjective} {relation}. The {adjective} {relation} is",
+    "What is the {adjective} {relation}? It is",
 )
 
 
