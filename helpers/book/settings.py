@@ -176,7 +176,7 @@ class Verifying(Common):
     hidings: Annotated[str, checks.Hidings] = Field(
         ", ".join(checks.HIDINGS), description="ways in which these hide it"
     )
-    n_controls: int = Field(3, description="control facts to compare with", ge=1)
+    n_controls: int = Field(2, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.Steps] = Field(
         # papermill reads "4" as a number
         "5",
