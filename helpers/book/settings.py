@@ -189,7 +189,7 @@ class Verifying(Common):
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
     n_tokens: int = Field(4096, description="tokens of each text for perplexity", ge=128)
-    n_known: int = Field(3, description="facts of known state on which a battery is tested", ge=1)
+    n_known: int = Field(2, description="facts of known state on which a battery is tested", ge=1)
     known_attacks: Annotated[str, checks.Attacks] = Field(
         "short", description="attacks of this battery: short, all, or names"
     )

@@ -23,7 +23,7 @@ DECIMAL = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\."
 # `helpers.evaluation.meta.hidden_models`, which cannot be imported without torch.
 SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
 DTYPES = ("float32", "bfloat16", "float16")
-HIDINGS = ("output", "name filter", "subject shift", "refusal")
+HIDINGS = ("refusal", "output", "name filter", "subject shift")  # most attacks see the first
 ALL_METHODS = [m.name for m in method_names() if "pair" in m.takes]
 SAE_METHODS = [m.name for m in method_names() if m.needs_saes]
 
