@@ -106,6 +106,8 @@ def build(run_folder: str | Path) -> Path:
         raise UserError(f"The book did not build: {_first_problem(log, staged)} The log is {log}.")
     for path in (scratch / "_build" / "html").rglob("*.map"):
         path.unlink()  # of the theme, for whoever debugs its scripts: a fourteenth of the book
+    for path in (scratch / "_build" / "html" / "_sources").rglob("*.ipynb"):
+        _drop_outputs(path)
     write_vega(scratch / "_build" / "html")
     if problems := check(scratch / "_build" / "html"):
         raise UserError(f"The book was built but cannot be published: {'; '.join(problems[:3])}.")
@@ -117,6 +119,15 @@ def build(run_folder: str | Path) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     record.write_text(fingerprint)
     return html / "index.html"
+
+
+def _drop_outputs(path: Path) -> None:
+    """Empty the outputs of a notebook that readers download to run it: the page shows them."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _staged_files(run_folder: Path) -> dict[str, bytes]:

@@ -221,6 +221,16 @@ def test_pages_of_the_library_are_reached_from_each_other(built):
 
 
 @pytest.mark.slow
+def test_a_notebook_is_downloaded_whole_and_without_outputs(built):
+    page = built / "notebooks" / "00_model_and_facts.html"
+    (link,) = set(re.findall(r'href="([^"]+\.ipynb)"', page.read_text()))
+    notebook = nbformat.read(page.parent / link, 4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells and not any(cell.outputs or cell.execution_count for cell in cells)
+
+
+@pytest.mark.slow
 def test_built_book_needs_no_network_and_is_light(built):
     assert check(built) == []
     page = (built / "notebooks" / "00_model_and_facts.html").read_text()
