@@ -237,7 +237,7 @@ def _tried(judged: pd.DataFrame) -> str:
     sentence = f"{n_tried} of {len(judged)} attacks were tried with a chance to find it."
     for finding, text in (
         (Finding.NOT_KNOWN, " The original itself does not know the fact under {}."),
-        (Finding.UNPROVEN, " Of no known-hidden model they see the fact, and don't count: {}."),
+        (Finding.UNPROVEN, " These see no model that hides the fact, so they don't count: {}."),
     ):
         names = judged[judged["finding"] == finding]["attack"].to_list()
         sentence += text.format(", ".join(names)) if names else ""
