@@ -213,11 +213,10 @@ def _comparisons(
 ) -> list[pd.DataFrame]:
     """Attack the original and the controls, without the edits."""
     entry, tables = attacker.entry, []
-    few = entry.expensive or entry.fine_tunes
     with base_model(attacker.model):
         if not entry.fine_tunes:
             tables.append(attacker.table(State.ORIGINAL, pair))
-        for control in controls[: N_CONTROLS_EXPENSIVE if few else None]:
+        for control in controls[: N_CONTROLS_EXPENSIVE if entry.is_costly else None]:
             tables.append(attacker.table(State.CONTROL, control))
         if entry.needs_associated or entry.name == PLAIN:
             tables += [attacker.table(State.ASSOCIATED, fact) for fact in associated]

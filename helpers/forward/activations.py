@@ -6,7 +6,6 @@ over it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
 
@@ -17,8 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from helpers.errors import UserError
-from helpers.forward.batching import BATCH_TOKENS, right_padded, run_batched
-from helpers.forward.layer_cache import KeysAndValues, expand_kv_cache
+from helpers.forward.batching import BATCH_TOKENS, prefix_batches, right_padded
+from helpers.forward.layer_cache import expand_kv_cache
 from helpers.forward.prompts import Prompt, position_of, token_ids
 from helpers.forward.sites import SITES, check_sites, site_value
 from helpers.models import architecture_of, torch_module
@@ -103,55 +102,33 @@ def activation_batches(
     # An intervention may read all tokens before a position, so it needs whole sequences.
     split_prefixes = not active_interventions(torch_module(model))
     sequences = [tuple(ids) for ids, _ in selections]
-    batches = run_batched(
-        sequences, _Reader(model, keys), split_prefixes=split_prefixes, max_tokens=max_tokens
-    )
-    for members, prefix, suffixes in batches:
-        offset = len(prefix.ids) if prefix else 0
-        places = [(row, p) for row, i in enumerate(members) for p in selections[i][1]]
-        is_suffix = torch.tensor([p >= offset for _, p in places])
-        in_suffix = torch.tensor([(row, p - offset) for row, p in places if p >= offset]).int()
-        in_prefix = torch.tensor([p for _, p in places if p < offset]).int()
-        batch = {}
-        for key, values in suffixes.items():
-            rows = batch[key] = torch.empty(len(places), values.shape[-1])
-            if len(in_suffix):
-                rows[is_suffix] = values[in_suffix[:, 0], in_suffix[:, 1]].float().cpu()
-            if prefix and len(in_prefix):
-                rows[~is_suffix] = prefix.activations[key][0, in_prefix].float().cpu()
-        yield members, batch
+    groups = prefix_batches(sequences, split_prefixes=split_prefixes, max_tokens=max_tokens)
+    for prefix, batches in groups:
+        n, in_prefix, past = len(prefix), {}, DynamicCache()
+        if n:
+            with torch.inference_mode():
+                in_prefix = trace_activations(model, torch.tensor([prefix]), keys, past=past)
+        kv_cache = [(x.keys, x.values) for x in past.layers]
+        for members in batches:
+            tokens = right_padded([sequences[i][n:] for i in members])
+            # Positions count from the end of the prefix: those in it are negative.
+            places = [(row, p - n) for row, i in enumerate(members) for p in selections[i][1]]
+            row, position = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T
+            is_suffix = position >= 0
+            rows = (row * tokens.shape[1] + position)[is_suffix]
 
+            def select(value: Tensor, layer: int, rows: Tensor = rows) -> Tensor:
+                return value.reshape(-1, value.shape[-1])[rows].float().cpu()
 
-@dataclass(frozen=True)
-class _Prefix:
-    """A common prefix of several sequences: its activations, and what its suffixes attend to."""
-
-    ids: tuple[int, ...]
-    activations: dict[Key, Float[Tensor, "1 t width"]]
-    kv_cache: KeysAndValues
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads activations of prefixes and of their suffixes, for `run_batched`."""
-
-    model: LanguageModel
-    keys: Sequence[Key]
-
-    @torch.inference_mode()
-    def run_prefix(self, ids: tuple[int, ...]) -> _Prefix:
-        """Run the common prefix of several sequences, up to the last layer that is read."""
-        cache = DynamicCache()
-        activations = trace_activations(self.model, torch.tensor([ids]), self.keys, past=cache)
-        return _Prefix(ids, activations, [(x.keys, x.values) for x in cache.layers])
-
-    @torch.inference_mode()
-    def run_suffixes(
-        self, suffixes: Sequence[tuple[int, ...]], prefix: _Prefix | None
-    ) -> dict[Key, Float[Tensor, "b t width"]]:
-        """Run suffixes after a prefix or from the start."""
-        past = expand_kv_cache(prefix.kv_cache, len(suffixes)) if prefix else None
-        return trace_activations(self.model, right_padded(suffixes), self.keys, past=past)
+            past = expand_kv_cache(kv_cache, len(members)) if n else None
+            with torch.inference_mode():
+                batch = trace_activations(model, tokens, keys, select=select, past=past)
+            if not is_suffix.all():
+                for key, values in batch.items():
+                    batch[key] = torch.empty(len(places), values.shape[1])
+                    batch[key][is_suffix] = values
+                    batch[key][~is_suffix] = in_prefix[key][0, position[~is_suffix]].float().cpu()
+            yield members, batch
 
 
 def trace_activations(

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 BATCH_TOKENS = 512  # a batch of this many tokens keeps two cores busy and its states in cache
@@ -103,19 +103,56 @@ def prefix_groups(sequences: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, l
         yield 0, ungrouped
 
 
+def prefix_batches(
+    sequences: Sequence[tuple[int, ...]],
+    *,
+    split_prefixes: bool = True,
+    max_tokens: int = BATCH_TOKENS,
+) -> Iterator[tuple[tuple[int, ...], list[list[int]]]]:
+    """Group sequences by a common prefix, and each group into batches of what follows it.
+
+    Args:
+        sequences: Token ids.
+        split_prefixes: Run common prefixes once; otherwise every sequence runs from its start.
+        max_tokens: Tokens of a batch, padding included.
+
+    Yields:
+        (the prefix, empty where there is none; indices of the sequences of each of its batches).
+    """
+    groups = prefix_groups(sequences) if split_prefixes else [(0, list(range(len(sequences))))]
+    for shared, group in groups:
+        lengths = [len(sequences[i]) - shared for i in group]
+        batches = bucket_by_length(lengths, max_tokens=max_tokens)
+        yield sequences[group[0]][:shared], [[group[k] for k in batch] for batch in batches]
+
+
 def common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     """Count the tokens that two sequences have in common from the first on."""
     differences = (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return next(differences, min(len(a), len(b)))
 
 
+class PrefixState(Protocol):
+    """A prefix that was run, with whatever its runner needs to continue it."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The prefix's tokens."""
+
+    @property
+    def states(self) -> Float[Tensor, "t d_model"]:
+        """Its states after the final norm."""
+
+
 class ForwardRunner(Protocol):
-    """Runs prefixes and suffixes for `run_batched`."""
+    """Runs prefixes and suffixes for `run_batched`; states are those after the final norm."""
 
-    def run_prefix(self, ids: tuple[int, ...]) -> Any:
-        """Run the common prefix of several sequences; the result has its tokens as `ids`."""
+    def run_prefix(self, ids: tuple[int, ...]) -> PrefixState:
+        """Run the common prefix of several sequences."""
 
-    def run_suffixes(self, suffixes: Sequence[tuple[int, ...]], prefix: Any) -> Any:
+    def run_suffixes(
+        self, suffixes: Sequence[tuple[int, ...]], prefix: Any
+    ) -> Float[Tensor, "b t d_model"]:
         """Run suffixes, padded on the right, after a prefix or from the start (None).
 
         Args:
@@ -125,29 +162,20 @@ class ForwardRunner(Protocol):
 
 
 def run_batched(
-    sequences: Sequence[tuple[int, ...]],
-    runner: ForwardRunner,
-    *,
-    split_prefixes: bool = True,
-    max_tokens: int = BATCH_TOKENS,
-) -> Iterator[tuple[list[int], Any, Any]]:
+    sequences: Sequence[tuple[int, ...]], runner: ForwardRunner, *, split_prefixes: bool = True
+) -> Iterator[tuple[list[int], PrefixState | None, Float[Tensor, "b t d_model"]]]:
     """Run every sequence, those with a common prefix after one pass over it.
 
     Args:
-        sequences: Token ids.
+        sequences: Distinct token ids.
         runner: Runs prefixes and suffixes.
         split_prefixes: Run common prefixes once; otherwise every sequence runs from its start.
-        max_tokens: Tokens of a forward pass, padding included.
 
     Yields:
-        (indices of the sequences of a batch, the result of `run_prefix` or None, that of
-        `run_suffixes`).
+        (indices of the sequences of a batch, their prefix or None, states of their suffixes).
     """
-    groups = prefix_groups(sequences) if split_prefixes else [(0, list(range(len(sequences))))]
-    for shared, group in groups:
-        prefix = runner.run_prefix(sequences[group[0]][:shared]) if shared else None
-        lengths = [len(sequences[i]) - shared for i in group]
-        for batch in bucket_by_length(lengths, max_tokens=max_tokens):
-            members = [group[k] for k in batch]
-            suffixes = [sequences[i][shared:] for i in members]
+    for ids, batches in prefix_batches(sequences, split_prefixes=split_prefixes):
+        prefix = runner.run_prefix(ids) if ids else None
+        for members in batches:
+            suffixes = [sequences[i][len(ids) :] for i in members]
             yield members, prefix, runner.run_suffixes(suffixes, prefix)

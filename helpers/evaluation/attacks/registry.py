@@ -97,6 +97,11 @@ class Attack:
         """Tell whether its zero are associated controls: it finds these without the fact."""
         return self.by_rank or self.amplifies
 
+    @property
+    def is_costly(self) -> bool:
+        """Tell whether it takes so long that it is repeated as seldom as possible."""
+        return self.expensive or self.fine_tunes
+
 
 class AttackRegistry(dict[str, Attack]):
     """Attacks by name; a name that an attack had before finds it too."""

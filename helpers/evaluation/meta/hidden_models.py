@@ -144,7 +144,7 @@ def attack_sensitivity(
             table = conclusion.attacks[["attack", "recovery", "finding"]]
             recovered = table["finding"].isin([Finding.RECOVERED, Finding.SOME_PROMPTS])
             seen = recovered & (table["recovery"] >= Margins.hidden_recovery)
-            proven |= {name for name in table["attack"][seen] if _is_costly(name)}
+            proven |= {name for name in table["attack"][seen] if ATTACKS[name].is_costly}
             tables.append(
                 table.assign(
                     hiding=hiding.value,
@@ -159,11 +159,6 @@ def attack_sensitivity(
         )
     columns = ["attack", "hiding", "fact", "recovery", "finding", "seen", "label"]
     return pd.concat(tables, ignore_index=True)[columns]
-
-
-def _is_costly(name: str) -> bool:
-    """Return whether an attack takes so long that it is not repeated once it is proven."""
-    return ATTACKS[name].expensive or ATTACKS[name].fine_tunes
 
 
 def proven_attacks(sensitivity: pd.DataFrame) -> tuple[str, ...]:
