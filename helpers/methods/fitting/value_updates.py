@@ -1,6 +1,6 @@
 """Least-squares updates of W_out: new outputs for some keys, little change for all others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -39,21 +39,19 @@ def solve_regularised(
 
 def distribute_over_layers(
     model: LanguageModel,
-    pair: ConceptPair,
-    delta: Float[Tensor, " d_model"],
+    deltas: Mapping[ConceptPair, Float[Tensor, " d_model"]],
     layers: Sequence[int],
     adjusted_keys: Callable[[int, Keys], Keys],
 ) -> WeightEdit:
-    """Distribute the residual of MEMIT over layers: residual stream + `delta` after the last one.
+    """Distribute the residual of MEMIT over layers: residual stream + δ after the last one.
 
-    Layer by layer, with the changes so far in place: read the keys, compute the right factor from
-    them, and write what the residual stream still lacks, divided by the number of layers to go.
-    The model is left as it was.
+    Layer by layer, with the changes so far in place: read the keys of all facts, compute the right
+    factor from them, and write what the residual stream still lacks, divided by the number of
+    layers to go. The model is left as it was.
 
     Args:
         model: Any model of a known family.
-        pair: The fact whose training completions give the keys.
-        delta: `v*` − v at the last layer.
+        deltas: Fact, whose training completions give its keys → δ = `v*` − v at the last layer.
         layers: Edited layers, lowest first.
         adjusted_keys: (layer, keys) → right factor of the change, one row a key.
 
@@ -66,7 +64,9 @@ def distribute_over_layers(
             "This family normalises what its MLPs write, so one write cannot be shared out over "
             "layers: use rome, which edits a single one."
         )
-    prompts = subject_prompts(pair)
+    prompts_of = {pair: subject_prompts(pair) for pair in deltas}
+    prompts = [prompt for of_pair in prompts_of.values() for prompt in of_pair]
+    delta = torch.stack([deltas[pair] for pair in prompts_of for _ in prompts_of[pair]])
 
     def at_subject(site: str, layer: int) -> Float[Tensor, "n width"]:
         activations = cache_activations(

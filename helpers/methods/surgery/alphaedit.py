@@ -42,9 +42,9 @@ class AlphaEditHparams(VStarHparams):
     n_tokens: int = 60000
 
 
-@method("alphaedit", family="surgery")
+@method("alphaedit", family="surgery", takes=("pair", "pairs"))
 def alphaedit(
-    model: LanguageModel, pair: ConceptPair, hparams: AlphaEditHparams, *, seed: int = 0
+    model: LanguageModel, pairs: Sequence[ConceptPair], hparams: AlphaEditHparams, *, seed: int = 0
 ) -> WeightEdit:
     """Add ΔW = R Kᵀ P (K Kᵀ P + L2)⁻¹, P on the null space of text's keys (Fang et al. 2025).
 
@@ -57,7 +57,7 @@ def alphaedit(
 
     Args:
         model: Any model of a known family that adds its MLPs' outputs to one residual stream.
-        pair: What to forget.
+        pairs: What to forget, by one edit.
         hparams: Its hyperparameters.
         seed: Draws the text.
 
@@ -72,7 +72,9 @@ def alphaedit(
     arch = architecture_of(model)
     layers = sorted(arch.check_layer(i) for i in hparams.layers or arch.relative_layers((3, 4, 5)))
     C = key_covariance(model, layers=layers, n_tokens=hparams.n_tokens, seed=seed)
-    delta = compute_v_star(model, pair, layer=layers[-1], hparams=hparams)
+    deltas = {
+        pair: compute_v_star(model, pair, layer=layers[-1], hparams=hparams) for pair in pairs
+    }
 
     null_shares: dict[str, float] = {}
 
@@ -81,7 +83,7 @@ def alphaedit(
         null_shares[str(layer)] = basis.shape[1] / len(basis)
         return projected_keys(basis, K, L2=hparams.L2)
 
-    weight_edit = distribute_over_layers(model, pair, delta, layers, adjusted_keys)
+    weight_edit = distribute_over_layers(model, deltas, layers, adjusted_keys)
     weight_edit.notes["eigenvectors_kept"] = null_shares
     return weight_edit
 

@@ -1,4 +1,4 @@
-"""MEMIT: the change of one value distributed over several layers, by least squares."""
+"""MEMIT: new values of several facts distributed over several layers, by least squares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,18 +47,20 @@ class MEMITHparams(VStarHparams):
     covariance_ridge: float = 1e-6
 
 
-@method("memit", family="surgery")
+@method("memit", family="surgery", takes=("pair", "pairs"))
 def memit(
-    model: LanguageModel, pair: ConceptPair, hparams: MEMITHparams, *, seed: int = 0
+    model: LanguageModel, pairs: Sequence[ConceptPair], hparams: MEMITHparams, *, seed: int = 0
 ) -> WeightEdit:
     """Add ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ in every layer, in float64 (Meng et al. 2023, equation 14).
 
-    K are the keys at the subject's last token, one column a training completion. R is what the
-    residual stream after the last edited layer still lacks of `v*`, divided by the layers to go.
+    K are the keys at the subject's last token, one column a training completion of each fact. R is
+    what the residual stream after the last edited layer still lacks of `v*`, divided by the layers
+    to go. Each fact has a `v*` of its own. Facts of one subject have nearly the same keys, so what
+    is written there is a compromise between them.
 
     Args:
         model: Any model of a known family that adds its MLPs' outputs to one residual stream.
-        pair: What to forget.
+        pairs: What to forget, by one edit.
         hparams: Its hyperparameters.
         seed: Draws the text.
 
@@ -69,7 +71,9 @@ def memit(
     arch = architecture_of(model)
     layers = sorted(arch.check_layer(i) for i in hparams.layers or arch.relative_layers((3, 4, 5)))
     C = key_covariance(model, layers=layers, n_tokens=hparams.n_tokens, seed=seed)
-    delta = compute_v_star(model, pair, layer=layers[-1], hparams=hparams)
+    deltas = {
+        pair: compute_v_star(model, pair, layer=layers[-1], hparams=hparams) for pair in pairs
+    }
 
     def adjusted_keys(layer: int, K: Keys) -> Keys:
         return least_squares(
@@ -79,7 +83,7 @@ def memit(
             ridge=hparams.covariance_ridge,
         )
 
-    return distribute_over_layers(model, pair, delta, layers, adjusted_keys)
+    return distribute_over_layers(model, deltas, layers, adjusted_keys)
 
 
 def least_squares(
