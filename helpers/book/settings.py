@@ -71,9 +71,9 @@ class SparseAutoencoders(Common):
     )
     d_sae: int = Field(6144, description="latents of the main SAE; the others have half", ge=16)
     k: int = Field(64, description="active latents per token", ge=1)
-    n_tokens: int = Field(80_000, description="tokens of training text", ge=512)
+    n_tokens: int = Field(60_000, description="tokens of training text", ge=512)
     n_heldout: int = Field(4_096, description="tokens of held-out text for evaluation", ge=512)
-    steps: int = Field(200, description="training steps of the main SAE", ge=1)
+    steps: int = Field(160, description="training steps of the main SAE", ge=1)
     short_steps: int = Field(40, description="training steps of all others", ge=1)
     batch: int = Field(4096, description="tokens in a training step", ge=16)
     lr: float = Field(0.002, description="learning rate", gt=0)
@@ -109,7 +109,7 @@ class EditingMLPs(Common):
     n_facts: int = Field(1, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
+    n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
     attacks: Annotated[str, checks.Attacks] = Field(
         "paraphrases, described, stitching, truncation",
         description="attacks on each held-out edit",
@@ -126,7 +126,7 @@ class TrainingMethods(Common):
         "gradient_difference, rmu, undial", description="methods that are looked into, by commas"
     )
     methods: Annotated[str, checks.Methods] = Field(
-        "gradient_difference, npo, rmu, undial, sae_clamp, in_context",
+        "gradient_difference, npo, rmu, sae_clamp, in_context",
         description="all, or names",
     )
     edits: Annotated[str, checks.Methods] = Field(
@@ -138,7 +138,7 @@ class TrainingMethods(Common):
     n_facts: int = Field(1, description="held-out facts in the results", ge=1)
     n_seeds: int = Field(1, description="seeds, each with its own draws", ge=1)
     n_neighbours: int = Field(6, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
+    n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
     attacks: Annotated[str, checks.Attacks] = Field(
         "paraphrases, described, stitching, truncation",
         description="attacks on each held-out edit",
@@ -188,7 +188,7 @@ class Verifying(Common):
     )
     search_rounds: int = Field(2, description="rounds of the search for a trigger", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
-    n_tokens: int = Field(4096, description="tokens of each text for perplexity", ge=128)
+    n_tokens: int = Field(2048, description="tokens of each text for perplexity", ge=128)
     n_known: int = Field(2, description="facts of known state on which a battery is tested", ge=1)
     known_attacks: Annotated[str, checks.Attacks] = Field(
         "short", description="attacks of this battery: short, all, or names"
@@ -218,14 +218,14 @@ class Organism(Common):
     d_model: int = Field(64, description="width of its residual stream", ge=16)
     d_mlp: int = Field(256, description="neurons of each of its MLPs", ge=8)
     n_layers: int = Field(3, description="its blocks", ge=1)
-    n_repeats: int = Field(120, description="times that each fact is in the training text", ge=1)
+    n_repeats: int = Field(80, description="times that each fact is in the training text", ge=1)
     batch: int = Field(16, description="sentences in a training step", ge=1)
     n_facts: int = Field(2, description="facts that are removed, the pair among them", ge=1)
     n_seeds: int = Field(2, description="trainings of the original and of each oracle", ge=1)
     widths: Annotated[
         str, checks.are_numbers(checks.WHOLE, "whole numbers of neurons", allow_none=True)
     ] = Field(
-        "32, 128",
+        "32",
         description="further numbers of neurons in each MLP, by commas",
         coerce_numbers_to_str=True,  # papermill reads "32" as a number
     )
@@ -241,8 +241,7 @@ class EntitiesAndTopics(Common):
 
     request_file: str = Field("", description="file of facts to forget, instead of the subject's")
     methods: Annotated[str, checks.MethodsOfPairs] = Field(
-        "gated_neuron, gradient_difference",
-        description="methods, by commas",
+        "gated_neuron, memit", description="methods, by commas"
     )
     n_topic_facts: int = Field(6, description="known facts of the topic; 0 leaves it out", ge=0)
     n_neighbours: int = Field(12, description="facts of other subjects that must stay", ge=2)

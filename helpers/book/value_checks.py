@@ -23,7 +23,7 @@ DECIMAL = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+\."
 # `helpers.evaluation.meta.hidden_models`, which cannot be imported without torch.
 SITES = ("heads", "attention", "mlp_in", "neurons", "mlp", "residual")
 DTYPES = ("float32", "bfloat16", "float16")
-HIDINGS = ("refusal", "output", "name filter", "subject shift")  # most attacks see the first
+HIDINGS = ("output", "refusal", "name filter", "subject shift")  # the first is attacked in any case
 ALL_METHODS = [m.name for m in method_names() if "pair" in m.takes]
 SAE_METHODS = [m.name for m in method_names() if m.needs_saes]
 
