@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
+from helpers.io.wording import number_of
 from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, SITE_NAMES
 from helpers.plots.verify import FINDING_COLOURS
 from helpers.stats.intervals import format_interval
@@ -21,6 +22,7 @@ WIDTH = 560  # pixels, in JupyterLab; a page makes a chart as wide as its text
 TEXT = "currentColor"  # of the page, light or dark
 NOT_ATTACKED = "#767676"  # black in the static figure, which stands on white
 MAX_FACTS = 12
+NO_ATTACK = "no attack"
 POSITIONS = {"subject": "at the subject", "last": "at the last token"}
 
 
@@ -96,8 +98,8 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
             fontSize=11,
             fontWeight="normal",
         ),
-        description=f"Scatter plot of {len(rows)} methods by forgetting and by retention of the "
-        "worst group, coloured by what the attacks find.",
+        description=f"Scatter plot of {number_of(len(rows), 'method')} by forgetting and by "
+        "retention of the worst group, coloured by what the attacks find.",
     )
 
 
@@ -112,7 +114,7 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
     rows = []
     for result in results:
         if "P(target)" in result:
-            rows.append((result["method"], "P(target)", "no attack", result["P(target)"]))
+            rows.append((result["method"], "P(target)", NO_ATTACK, result["P(target)"]))
         for column, text in result.items():
             for prefix, measure in measures.items():
                 if column.startswith(prefix):
@@ -123,6 +125,7 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
     for i, column in enumerate(("value", "low", "high")):
         table[column] = numbers.str[i].astype(float)
     methods = list(dict.fromkeys(table["method"]))
+    n_attacks = table.loc[table["attack"] != NO_ATTACK, "attack"].nunique()
     switches, is_shown = _switches("method", methods)
     radio = alt.param(
         name="measure",
@@ -150,8 +153,9 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
         .properties(
             width=WIDTH,
             height=alt.Step(9),
-            description=f"Dot plot of {len(methods)} methods under {table['attack'].nunique() - 1} "
-            "attacks, with 95 % intervals; the table above has the numbers.",
+            description=f"Dot plot of {number_of(len(methods), 'method')} under "
+            f"{number_of(n_attacks, 'attack')}, with 95 % intervals; the table above has the "
+            "numbers.",
         )
     )
 
@@ -191,8 +195,8 @@ def each_concept(table: pd.DataFrame, *, x: str, y: str) -> alt.LayerChart:
         .properties(
             width=WIDTH,
             height=360,
-            description=f"Scatter plot of {len(rows)} concepts: F1 of the best {y} against that of "
-            f"the best {x}.",
+            description=f"Scatter plot of {number_of(len(rows), 'concept')}: F1 of the best {y} "
+            f"against that of the best {x}.",
         )
     )
 
@@ -207,7 +211,7 @@ def each_fact(table: pd.DataFrame) -> alt.LayerChart:
     keys = ["position", "site", "layer"]
     subjects = list(dict.fromkeys(table["subject"]))
     mean = table.groupby(keys, as_index=False)["patching_effect"].mean()
-    mean_name = f"mean over {len(subjects)} facts"
+    mean_name = f"mean over {number_of(len(subjects), 'fact')}"
     parts = [mean.assign(subject=mean_name), table[table["subject"].isin(subjects[:MAX_FACTS])]]
     curves = [  # one row a line, so that the layers and names are not repeated for each point
         {

@@ -107,6 +107,6 @@ def test_at_most_twelve_facts_can_be_picked_and_the_mean_is_over_all(n):
     assert params_of(chart)["picked_fact"]["bind"]["options"] == subjects[:12]
     curves = rows_of(chart)
     (mean, *_) = [curve for curve in curves if curve["fact"].startswith("mean over")]
-    assert mean["fact"] == f"mean over {n} facts"
+    assert mean["fact"] == f"mean over {n} fact{'s' * (n != 1)}"
     assert mean["effect"] == [pytest.approx((n - 1) / 2, abs=1e-3)] * 3
     assert len(curves) == 4 * (min(n, 12) + 1)
