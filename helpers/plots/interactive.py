@@ -35,8 +35,7 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
 
     Check boxes show or hide families. A list picks one method, which then has its name and its
     intervals. Dragging chooses the methods of a region, and two sliders those above a value: the
-    others turn faint, and a page lists the chosen ones. The wheel with the control key scales the
-    axes.
+    others turn faint, and a page lists the chosen. The wheel with the control key scales the axes.
 
     Args:
         board: From `helpers.evaluation.leaderboard.leaderboard`.

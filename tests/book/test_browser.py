@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from fake_book import RANKING
 
+from helpers.book.look import DESK, PHONE, SETTLED
+
 pytestmark = pytest.mark.slow
 
-DESK, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 LEADERBOARD, CHAPTER = "notebooks/10_leaderboard.html", "notebooks/01_keys_and_values.html"
 FACTS, LATENTS = "notebooks/02_propagation.html", "notebooks/05_concept_features.html"
 ON_A_FACT = "notebooks/06_edit_mlps.html"
@@ -29,7 +30,6 @@ KINDS = {  # one page a kind: axe takes seconds on each
     "search": "search.html",
 }
 GRAVE = ("serious", "critical")
-SETTLED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def pages_of(html: Path) -> list[str]:
