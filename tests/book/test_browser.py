@@ -414,6 +414,15 @@ def test_a_figure_opens_in_full_size(open_page):
     page.wait_for_url("**/_images/*.png")
 
 
+@pytest.mark.parametrize("name", ["book/intro.html", CHAPTER])
+def test_a_very_long_name_is_broken_and_the_page_still_fits(open_page, name):
+    page = open_page(name, PHONE)
+    page.evaluate("""() => document.querySelectorAll('article p :is(strong, em, .pasted-text)')
+        .forEach(e => { e.textContent = 'Llanfair'.repeat(40); })""")
+    assert "LlanfairLlanfair" in page.inner_text("article")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
 def test_search_finds_a_word_from_any_page(open_page):
     page = open_page("book/intro.html")
     errors = []
