@@ -60,7 +60,7 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 arguments = $(if $(call given,ARGS),$(value ARGS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book run verify leaderboard test check lab bench results compare tune format lock clean distclean
+.PHONY: help setup book run verify leaderboard test check lab bench results compare look tune format lock clean distclean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -125,6 +125,10 @@ results: $(STAMP)  ## measure the published results further: every method on man
 compare: $(STAMP)  ## which settings and numbers of two runs differ: RUNS="runs/default runs/mine"
 	@$(PY) -m helpers.book.compare $(if $(call given,RUNS),$(call each,RUNS),$(error Give \
 		RUNS="..." with two run folders))
+
+look: $(STAMP)  ## pictures of the key pages of a book, light and dark, desk and phone: RUNS="runs/default"
+	@$(PY) -m helpers.book.look $(if $(call given,RUNS),$(call each,RUNS),$(error Give RUNS="..." with \
+		the run folder of a book))
 
 tune: $(STAMP)  ## search the settings of training methods again, into runs/tuning.json
 	$(PY) -m helpers.evaluation.tuning $(arguments)

@@ -139,8 +139,20 @@ def charts() -> dict[str, InteractiveChart]:
     effects = pd.DataFrame(
         rows, columns=["site", "position", "layer", "subject", "patching_effect"]
     )
+    by_fact = pd.DataFrame(
+        {
+            "method": ["rome", "npo"] * 2,
+            "subject": ["Peru", "Peru", "Chad", "Chad"],
+            "by name": [0.01, 0.2, 0.3, 0.4],
+            "by stitching": [0.1, 0.5, 0.3, float("nan")],
+            "before": [0.6, 0.6, 0.7, 0.7],
+            "state": ["absent", "hidden", "undecided", ""],
+        }
+    )
+    on_a_fact = interactive.methods_on_a_fact(by_fact, order=["npo", "rome"])
     return {
         "02_propagation": InteractiveChart(interactive.each_fact(effects), summary="Each fact"),
+        "06_edit_mlps": InteractiveChart(on_a_fact, summary="Each method"),
         "10_leaderboard": InteractiveChart(interactive.tradeoff(board), summary="Each method"),
     }
 

@@ -57,3 +57,8 @@ def test_one_idea_has_one_word(page):
 @pytest.mark.parametrize("chapter", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_chapter_can_be_read_in_one_sitting(chapter):
     assert len(NO_WORDS.sub(" ", prose(chapter)).split()) <= MAX_WORDS
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda path: path.name)
+def test_no_line_of_prose_is_lost_as_a_comment(page):
+    assert re.findall("^%.*", prose(page), re.MULTILINE) == []  # MyST drops it

@@ -1,5 +1,6 @@
 /* Interactive charts: Vega is loaded when the first one is opened, and each is drawn again in the
-   colours of the page when its theme changes. */
+   colours of the page when its theme changes. Below a chart whose points can be chosen stands a list
+   of those that are. */
 (() => {
   const bundle = new URL('vega/bundle.js', document.currentScript.src);
   let library;
@@ -30,6 +31,19 @@
     };
   };
 
+  // The items of the chart's points: symbols that a screen reader hears, which no legend made.
+  const points = mark => mark.marktype === 'symbol' && mark.aria !== false && mark.role === 'mark'
+    ? mark.items : (mark.items ?? []).flatMap(item => item.items ? item.items.flatMap(points) : []);
+
+  const list = box => {
+    const all = points(box.chart.view.scenegraph().root);
+    const chosen = all.filter(point => point.opacity === 1).map(point => point.datum);
+    const names = chosen.map(row => `${row.method} (${row.finding})`).join(', ');
+    box.querySelector('output').textContent = chosen.length === all.length
+      ? `All ${all.length} methods are chosen.`
+      : `${chosen.length} of ${all.length} methods are chosen${names && ': '}${names}.`;
+  };
+
   const draw = async box => {
     await load();
     const spec = JSON.parse(box.querySelector('script').textContent);
@@ -42,7 +56,16 @@
     box.chart = await vegaEmbed(box.querySelector('.interactive-plot'), spec, {
       renderer: 'svg', actions: false, defaultStyle: false, logLevel: 1, config: colours(box),
       tooltip: {theme: box.theme === 'dark' ? 'dark' : 'light'},
+      patch: vega => {  // the rectangle of a choice says nothing that the list does not
+        vega.marks.filter(m => /_brush(_bg)?$/.test(m.name)).forEach(m => { m.aria = false; });
+        return vega;
+      },
     });
+    if (box.querySelector('output')) {
+      list(box);
+      const later = async () => { await box.chart.view.runAsync(); list(box); };
+      spec.params.forEach(p => box.chart.view.addSignalListener(p.name, later));
+    }
     box.dataset.drawn = box.theme;
   };
 

@@ -30,7 +30,7 @@ from helpers.book.methods_page import methods_page
 from helpers.book.pages import Executed, page_words, status_table
 from helpers.book.settings import ROOT
 from helpers.errors import UserError
-from helpers.io.safe_text import escape_markdown
+from helpers.io.safe_text import escape_markdown, with_arrows_kept
 
 MARKS = {  # page → the comment whose place a generated part takes
     "book/status.md": "<!-- status -->",
@@ -180,7 +180,7 @@ def _with_words(page: str, words: dict[str, str]) -> str:
     """Replace `{{ subject }}`, ... in a prose page by the run's words, as text without markup."""
     for name, text in words.items():
         page = page.replace(f"{{{{ {name} }}}}", escape_markdown(text))
-    return page
+    return with_arrows_kept(page)
 
 
 def _config(pages: Sequence[Executed]) -> str:

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 from myst_nb import glue
 from nnsight import LanguageModel
 
 from helpers.book.settings import Common, from_notebook
+from helpers.errors import UserError
 from helpers.facts import ConceptPair, require_known
 from helpers.io.run import Run
+from helpers.io.safe_text import visible
 from helpers.models import load_model, model_hash
 from helpers.plots.base import use_style
 
@@ -26,6 +29,25 @@ def format_number(value: float | None, spec: str = ".3f") -> str:
         spec: Its format.
     """
     return NOT_MEASURED if value is None or math.isnan(value) else format(value, spec)
+
+
+def require_edits(results: pd.DataFrame) -> None:
+    """Stop a chapter that compares methods, where none of them made an edit.
+
+    Args:
+        results: One row a method, or a method and fact: family, score (NaN without an edit), and
+            refused (the reason in words, or how many were).
+
+    Raises:
+        UserError: Every method refused every fact, controls aside.
+    """
+    methods = results[results["family"] != "control"]
+    if methods["score"].isna().all():
+        reasons = [why for why in methods.get("refused", []) if why and isinstance(why, str)]
+        raise UserError(
+            "No method made an edit of these facts, so there is nothing to compare: name other "
+            f"methods or another fact. {visible(' '.join(reasons[:1]))}".rstrip()
+        )
 
 
 class Chapter:

@@ -43,13 +43,18 @@ class InteractiveChart:
 
 
 def chart_html(spec: dict[str, Any]) -> str:
-    """Write a chart's folded box; its specification is data that no browser runs."""
+    """Write a chart's folded box; its specification is data that no browser runs.
+
+    Where points can be chosen, the box has room for the list of those that are.
+    """
     chart = {key: value for key, value in spec.items() if key not in ("$schema", "usermeta")}
     data = json.dumps(chart, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    selections = [param["select"] for param in chart.get("params", []) if "bind" not in param]
+    listed = '<output role="status"></output>' if selections else ""  # of the points in a region
     return (
         '<details class="interactive-chart tex2jax_ignore mathjax_ignore" hidden>'
         f"<summary>{escape_html(spec['usermeta']['summary'])}</summary>"
-        '<div class="interactive-plot"></div>'
+        f'<div class="interactive-plot"></div>{listed}'
         f'<script type="application/json">{data}</script></details>'
     )
 

@@ -1,7 +1,10 @@
 """Papers of the methods, by their keys in `book/references.bib`, for the page of all methods.
 
-A method of this suite's own lists the works that it is nearest to or built from.
+A method of this suite's own (`OWN`) lists the works that it builds on.
 """
+
+OWN = frozenset({"concept_removal", "gated_neuron", "sae_pair", "tangent_kernel"})
+"""Methods that none of their papers proposed."""
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "alphaedit": ("fang2025alphaedit",),

@@ -6,12 +6,12 @@ It is read from the methods' files without importing torch, so a new method is o
 import ast
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from helpers.book.method_sources import SOURCES
+from helpers.book.method_sources import OWN, SOURCES
 from helpers.book.registered import HELPERS, MethodName, registered_methods
+from helpers.io.parquet import read_table
 from helpers.io.safe_text import escape_markdown, inline_code
 
 FAMILIES = {
@@ -23,33 +23,26 @@ FAMILIES = {
 FORMS = {"pair": "a pair", "pairs": "several facts", "text": "text"}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a method in one measured run.
-
-    Attributes:
-        seconds: Wall-clock time of an edit of one pair.
-        kilobytes: Size of its patch.
-    """
-
-    seconds: float
-    kilobytes: float
+NOT_MEASURED = "not measured"
+PUBLISHED = "†"  # marks a time that was not measured with the others
 
 
 def methods_page(results: Path) -> str:
     """Write the sections of the page in Markdown: one for each family, an entry a method.
 
     Args:
-        results: The folder of measurements; `methods.json` has times and sizes.
+        results: The folder of measurements. `methods.json` has times and sizes of edits that were
+            made under equal conditions; for the others, `facts.parquet` has times.
     """
-    costs = _costs(results / "methods.json")
+    costs = {name: (f"{median:.3g} {PUBLISHED}", "") for name, median in _published(results)}
+    costs |= _costs(results / "methods.json")
     entries = list(registered_methods())
     sections = []
     for family, title in FAMILIES.items():
         members = [
             (name, path, function) for name, path, function in entries if name.family == family
         ]
-        rows = [_row(name, function, costs.get(name.name)) for name, _, function in members]
+        rows = [_row(name, function, costs) for name, _, function in members]
         table = [
             "| method | idea | forgets | seconds | patch, kB |",
             "| :-- | :-- | :-- | --: | --: |",
@@ -59,19 +52,34 @@ def methods_page(results: Path) -> str:
     return "\n\n".join(sections)
 
 
-def _costs(path: Path) -> dict[str, Cost]:
-    """Read the measured costs by method; none if they were not measured."""
+def _costs(path: Path) -> dict[str, tuple[str, str]]:
+    """Read each method's seconds and kilobytes, as text; none if they were not measured."""
     if not path.exists():
         return {}
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {row["method"]: Cost(row["seconds"], row["edit kB"]) for row in rows}
+    return {
+        row["method"]: (
+            f"{row['seconds']:.3g}" if row["seconds"] >= 0.01 else "< 0.01",
+            f"{row['edit kB']:,.0f}",
+        )
+        for row in rows
+    }
 
 
-def _row(name: MethodName, function: ast.FunctionDef, cost: Cost | None) -> str:
+def _published(results: Path) -> Iterator[tuple[str, float]]:
+    """Yield each method of the published results with the median seconds of its held-out edits."""
+    path = results / "facts.parquet"
+    if path.exists():
+        table = read_table(path)
+        times = table[(table["metric"] == "seconds") & (table["split"] == "heldout")]
+        yield from times.groupby("method", observed=True)["value"].median().items()
+
+
+def _row(name: MethodName, function: ast.FunctionDef, costs: Mapping[str, tuple[str, str]]) -> str:
     """Write a method's row of the table."""
     forms = ", ".join(FORMS[form] for form in name.takes)
     forms += "; needs SAEs" if name.needs_saes else ""
-    numbers = f"{cost.seconds:.3g} | {cost.kilobytes:,.0f}" if cost else "– | –"
+    numbers = " | ".join(text or NOT_MEASURED for text in costs.get(name.name, ("", "")))
     link = f"[{inline_code(name.name)}](method-{name.name.replace('_', '-')})"
     return f"| {link} | {_text(_paragraphs(function)[0], in_table=True)} | {forms} | {numbers} |"
 
@@ -86,6 +94,8 @@ def _details(name: MethodName, path: Path, function: ast.FunctionDef) -> str:
     ]
     sources = ",".join(SOURCES.get(name.name, ()))
     papers = f" Papers: {{cite:p}}`{sources}`." if sources else ""
+    if name.name in OWN:
+        papers = f" A method of this suite's own, which builds on {{cite:t}}`{sources}`."
     return "\n\n".join(
         [
             f"(method-{name.name.replace('_', '-')})=\n### {inline_code(name.name)}",

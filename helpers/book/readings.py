@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import pandas as pd
 
 from helpers.stats.intervals import MIN_INTERVAL_UNITS, Metric
 
@@ -173,3 +174,21 @@ def tell_parts(parts: Mapping[str, Outcome]) -> str:
         held = Held.YES
     listed = "; ".join(f"{part} ({o.reason or o.held})" for part, o in parts.items())
     return f"{held}, {answers.count(Held.YES)} of {len(answers)} parts: {listed}."
+
+
+def tell_gentlest(left: pd.Series, retention: pd.Series, *, below: float = 0.1) -> str:
+    """Say which of the methods that leave little of the target has the best retention.
+
+    Args:
+        left: Method → share of P(target) that is left; NaN where it was not measured.
+        retention: Method → retention; other methods are passed over.
+        below: Bound of what counts as little.
+    """
+    names = left.index[left < below]
+    kept = retention.reindex(names).dropna()
+    little = f"under {below:.0%} of the target's probability"
+    if len(names) < 2:
+        return f"Only {names[0]} leaves {little}." if len(names) else f"No method leaves {little}."
+    if kept.empty:
+        return f"Retention after the {len(names)} that leave {little} was not measured."
+    return f"Of the {len(names)} that leave {little}, {kept.idxmax()} has the best retention."

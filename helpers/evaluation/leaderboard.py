@@ -215,6 +215,31 @@ def _predicted_states(wide: pd.DataFrame) -> str:
     return ", ".join(f"{s} {counts[s]}" for s in ranked if counts[s])
 
 
+def by_fact(measured: pd.DataFrame) -> pd.DataFrame:
+    """List what each method leaves of each fact; seeds of a fact are averaged.
+
+    Args:
+        measured: From `tidy`.
+
+    Returns:
+        method, subject, by name and by stitching (P(target) in held-out wordings, and the same
+        under the original's upper layers), before (of the original, by name), and state (the one
+        that the attacks predict most often; "" where they were not run). Pairs that a method
+        refused are left out.
+    """
+    wide = measured.pivot_table(index=["method", "subject"], columns="metric", values="value")
+    names = {
+        "paraphrases": "by name",
+        "stitching": "by stitching",
+        "paraphrases_before": "before",
+    }
+    states = wide.reindex(columns=[f"state_{s}" for s in PREDICTED_STATES]).fillna(0)
+    states.columns = list(PREDICTED_STATES)
+    table = wide.reindex(columns=list(names)).rename(columns=names)
+    table["state"] = states.idxmax(axis=1).where(states.max(axis=1) > 0, "")
+    return table.dropna(subset=["by name", "before"]).reset_index()
+
+
 def with_exact(board: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
     """Add the findings of exact verification of the same methods on the model organism.
 

@@ -11,6 +11,8 @@ import unicodedata
 
 # Marks that change the direction of writing, so that text would be shown in another order.
 DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+RIGHT_TO_LEFT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"  # Hebrew, Arabic and their kin
+ARROW = re.compile(rf"(?<=[{RIGHT_TO_LEFT}])([*`_]*\s*→)(?=\s*[*`_]*[{RIGHT_TO_LEFT}])")
 MARKUP = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII punctuation: all that Markdown and MyST read
 
 
@@ -37,6 +39,15 @@ def visible(text: object, *, allowed: str = "") -> str:
         else c
         for c in str(text)
     )
+
+
+def with_arrows_kept(text: str) -> str:
+    """Mark arrows between names in right-to-left script, so that they are shown as in other names.
+
+    Otherwise the whole of "subject → target" is laid out from right to left, and the arrow, which
+    no browser mirrors, leads from the target to the subject.
+    """
+    return ARROW.sub("\\1\u200e", text)
 
 
 def escape_markdown(text: object) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
+from helpers.io.wording import number_of
 from helpers.plots.base import BLUE, GREEN, GREY, ORANGE, PINK, SITE_NAMES
 from helpers.plots.verify import FINDING_COLOURS
 from helpers.stats.intervals import format_interval
@@ -20,7 +21,12 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 WIDTH = 560  # pixels, in JupyterLab; a page makes a chart as wide as its text
 TEXT = "currentColor"  # of the page, light or dark
 NOT_ATTACKED = "#767676"  # black in the static figure, which stands on white
+NO_STATE = "not attacked"
+STATE_COLOURS = {"suppressed": PINK, "hidden": ORANGE, "present": GREY}
+STATE_COLOURS |= {s: FINDING_COLOURS[s] for s in ("partial", "undecided", "absent")}
 MAX_FACTS = 12
+CHOSEN = 1  # opacity of the points that `interactive_charts.js` lists below a chart
+NO_ATTACK = "no attack"
 POSITIONS = {"subject": "at the subject", "last": "at the last token"}
 
 
@@ -28,7 +34,8 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
     """Chart every method by forgetting and retention, with its numbers on hover.
 
     Check boxes show or hide families. A list picks one method, which then has its name and its
-    intervals. Dragging moves the axes, and the wheel with the control key scales them.
+    intervals. Dragging chooses the methods of a region, and two sliders those above a value: the
+    others turn faint, and a page lists the chosen. The wheel with the control key scales the axes.
 
     Args:
         board: From `helpers.evaluation.leaderboard.leaderboard`.
@@ -46,7 +53,22 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
     families = list(dict.fromkeys(rows["family"]))
     switches, is_shown = _switches("family", families)
     picked = _picker("method", ["none", *rows["method"]])
-    zoom = alt.selection_interval(name="zoom", bind="scales", zoom="wheel![event.ctrlKey]")
+    zoom = alt.selection_interval(
+        name="zoom", bind="scales", translate=False, zoom="wheel![event.ctrlKey]"
+    )
+    brush = alt.selection_interval(
+        name="brush", zoom=False, mark=alt.BrushConfig(fill=GREY, fillOpacity=0.15, stroke=TEXT)
+    )
+    sliders = [
+        alt.param(
+            name=f"least_{metric}",
+            value=0,
+            bind=alt.binding_range(min=0, max=1, step=0.01, name=f"{metric}, at least: "),
+        )
+        for metric in ("forgetting", "retention")
+    ]
+    is_high = "datum.forgetting >= least_forgetting && datum.retention >= least_retention"
+    chosen = {"test": {"and": [{"param": "brush"}, is_high]}, "value": CHOSEN}
 
     base = alt.Chart(rows).transform_filter(is_shown)
     x = alt.X(
@@ -61,9 +83,10 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
         title="retention of the worst group",
         scale=alt.Scale(domain=[round(lowest - 0.05, 2), 1.1], nice=False),
     )
-    points = base.mark_point(filled=True, size=70, opacity=1, clip=True).encode(
+    points = base.mark_point(filled=True, size=70, clip=True).encode(
         x,
         y,
+        opacity=alt.OpacityValue(0.15, condition=chosen),
         color=alt.Color("finding:N", scale=_scale(kinds, [colours[k] for k in kinds])),
         shape=alt.Shape("family:N", scale=_scale(families, SHAPES[: len(families)])),
         tooltip=[
@@ -86,18 +109,15 @@ def tradeoff(board: pd.DataFrame) -> alt.LayerChart:
     name = one.mark_text(color=TEXT, dy=-14, fontWeight="bold", aria=False).encode(
         x, y, text="method:N"
     )
-    layers = alt.layer(ring.encode(x, y), points.add_params(zoom), across, up, name)
-    return layers.add_params(*switches, picked).properties(
+    layers = alt.layer(ring.encode(x, y), points.add_params(zoom, brush), across, up, name)
+    return layers.add_params(*switches, picked, *sliders).properties(
         width=WIDTH,
         height=360,
-        title=alt.Title(
-            "Drag to move. Control and wheel, or a pinch, to zoom. Double click to go back.",
-            anchor="start",
-            fontSize=11,
-            fontWeight="normal",
+        title=_note(
+            "Drag to choose, or use the sliders. Control and wheel to zoom. Double click to undo."
         ),
-        description=f"Scatter plot of {len(rows)} methods by forgetting and by retention of the "
-        "worst group, coloured by what the attacks find.",
+        description=f"Scatter plot of {number_of(len(rows), 'method')} by forgetting and by "
+        "retention of the worst group, coloured by what the attacks find.",
     )
 
 
@@ -112,7 +132,7 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
     rows = []
     for result in results:
         if "P(target)" in result:
-            rows.append((result["method"], "P(target)", "no attack", result["P(target)"]))
+            rows.append((result["method"], "P(target)", NO_ATTACK, result["P(target)"]))
         for column, text in result.items():
             for prefix, measure in measures.items():
                 if column.startswith(prefix):
@@ -123,6 +143,7 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
     for i, column in enumerate(("value", "low", "high")):
         table[column] = numbers.str[i].astype(float)
     methods = list(dict.fromkeys(table["method"]))
+    n_attacks = table.loc[table["attack"] != NO_ATTACK, "attack"].nunique()
     switches, is_shown = _switches("method", methods)
     radio = alt.param(
         name="measure",
@@ -150,8 +171,59 @@ def under_attack(results: Sequence[dict]) -> alt.LayerChart:
         .properties(
             width=WIDTH,
             height=alt.Step(9),
-            description=f"Dot plot of {len(methods)} methods under {table['attack'].nunique() - 1} "
-            "attacks, with 95 % intervals; the table above has the numbers.",
+            description=f"Dot plot of {number_of(len(methods), 'method')} under "
+            f"{number_of(n_attacks, 'attack')}, with 95 % intervals; the table above has the "
+            "numbers.",
+        )
+    )
+
+
+def methods_on_a_fact(table: pd.DataFrame, *, order: Sequence[str]) -> alt.LayerChart:
+    """Chart what each method leaves of one fact that a list picks, by name and by stitching.
+
+    Args:
+        table: From `helpers.evaluation.leaderboard.by_fact`; of its facts those that most methods
+            have come first in the list, `MAX_FACTS` at most.
+        order: Methods from top to bottom.
+    """
+    facts = list(table["subject"].value_counts(sort=True).index[:MAX_FACTS])
+    rows = table[table["subject"].isin(facts)].replace({"state": {"": NO_STATE}}).round(4)
+    rows = rows.rename(columns={"by name": "name", "by stitching": "stitched"})
+    colours = STATE_COLOURS | {NO_STATE: NOT_ATTACKED}
+    states = [state for state in colours if (rows["state"] == state).any()]
+    picked = _picker("fact", facts)
+    base = alt.Chart(rows).transform_filter("datum.subject == picked_fact")
+    y = alt.Y("method:N", title=None, sort=list(order))
+    x = alt.X("name:Q", title="P(target)", scale=alt.Scale(domain=[0, 1]))
+    colour = alt.Color(
+        "state:N",
+        title="the attacks find",
+        scale=_scale(states, [colours[state] for state in states]),
+    )
+    tooltip = [
+        alt.Tooltip("method:N"),
+        alt.Tooltip("name:Q", title="by name"),
+        alt.Tooltip("stitched:Q", title="by stitching"),
+        alt.Tooltip("before:Q", title="before the edit"),
+        alt.Tooltip("state:N", title="the attacks find"),
+    ]
+    before = base.mark_rule(color=TEXT, strokeDash=[4, 3], aria=False).encode(x="mean(before):Q")
+    lines = base.mark_rule(aria=False).encode(x, alt.X2("stitched:Q"), y, colour)
+    stitched = base.transform_filter("isValid(datum.stitched)").mark_point(
+        shape="square", filled=True, size=60, opacity=1, aria=False
+    )
+    named = base.mark_point(filled=True, size=60, opacity=1).encode(x, y, colour, tooltip=tooltip)
+    squares = stitched.encode(alt.X("stitched:Q"), y, colour, tooltip=tooltip)
+    return (
+        alt.layer(before, lines, squares, named)
+        .add_params(picked)
+        .properties(
+            width=WIDTH,
+            height=alt.Step(18),
+            title=_note("Disc: asked by name. Square: by stitching. Dashed: before the edit."),
+            description="Dot plot with a row a method: P(target) of one fact by name (disc) and "
+            f"under stitching (square), of {number_of(len(facts), 'fact')} that a list picks; "
+            "dashed, before the edit.",
         )
     )
 
@@ -191,8 +263,8 @@ def each_concept(table: pd.DataFrame, *, x: str, y: str) -> alt.LayerChart:
         .properties(
             width=WIDTH,
             height=360,
-            description=f"Scatter plot of {len(rows)} concepts: F1 of the best {y} against that of "
-            f"the best {x}.",
+            description=f"Scatter plot of {number_of(len(rows), 'concept')}: F1 of the best {y} "
+            f"against that of the best {x}.",
         )
     )
 
@@ -207,7 +279,7 @@ def each_fact(table: pd.DataFrame) -> alt.LayerChart:
     keys = ["position", "site", "layer"]
     subjects = list(dict.fromkeys(table["subject"]))
     mean = table.groupby(keys, as_index=False)["patching_effect"].mean()
-    mean_name = f"mean over {len(subjects)} facts"
+    mean_name = f"mean over {number_of(len(subjects), 'fact')}"
     parts = [mean.assign(subject=mean_name), table[table["subject"].isin(subjects[:MAX_FACTS])]]
     curves = [  # one row a line, so that the layers and names are not repeated for each point
         {
@@ -251,6 +323,10 @@ def each_fact(table: pd.DataFrame) -> alt.LayerChart:
             f"fact (solid), and the {mean_name} (dashed).",
         )
     )
+
+
+def _note(text: str) -> alt.Title:
+    return alt.Title(text, anchor="start", fontSize=11, fontWeight="normal")
 
 
 def _scale(domain: Sequence[str], range_: Sequence[str]) -> alt.Scale:

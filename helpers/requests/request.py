@@ -14,6 +14,7 @@ from helpers.facts import ConceptPair, Prompt
 from helpers.facts.known import are_known
 from helpers.io.hashing import content_hash
 from helpers.io.safe_text import visible
+from helpers.io.wording import number_of
 from helpers.requests.corpus import Corpus
 
 
@@ -49,8 +50,7 @@ class FactsRequest:
 
     def __str__(self) -> str:
         """Return "France (entity, 6 facts)"."""
-        facts = "1 fact" if len(self.pairs) == 1 else f"{len(self.pairs)} facts"
-        return f"{self.name} ({self.kind}, {facts})"
+        return f"{self.name} ({self.kind}, {number_of(len(self.pairs), 'fact')})"
 
     def known(self, model: LanguageModel) -> "FactsRequest":
         """Return the request with those facts alone that the model knows.

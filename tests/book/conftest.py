@@ -1,6 +1,6 @@
 """Shared by the tests of the book: a small project, a fake run's book built once, a browser."""
 
-import shutil
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,8 @@ from fake_book import copy_sources, fake_run
 from fake_project import project  # noqa: F401
 
 from helpers.book import build as book
+from helpers.book.look import chromium
+from helpers.errors import UserError
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +33,9 @@ def built(book_sources, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser():
     """The system's Chromium; while it is open, nothing else can run an event loop here."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("Chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield chromium
-        chromium.close()
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(chromium())
+        except UserError as error:
+            pytest.skip(str(error))
+        yield opened

@@ -7,17 +7,20 @@ import pandas as pd
 import pytest
 from fake_book import RANKING
 
+from helpers.book.look import DESK, PHONE, SETTLED
+
 pytestmark = pytest.mark.slow
 
-DESK, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 LEADERBOARD, CHAPTER = "notebooks/10_leaderboard.html", "notebooks/01_keys_and_values.html"
 FACTS, LATENTS = "notebooks/02_propagation.html", "notebooks/05_concept_features.html"
+ON_A_FACT = "notebooks/06_edit_mlps.html"
 KINDS = {  # one page a kind: axe takes seconds on each
     "landing page": "book/intro.html",
     "prose and code": "book/how_to_rerun.html",
     "Markdown tables": "book/status.html",
     "chapter": CHAPTER,
     "chart of facts": FACTS,
+    "methods on a fact": ON_A_FACT,
     "table of latents": LATENTS,
     "benchmarks": "book/benchmarks.html",
     "latents": "notebooks/04_sparse_autoencoders.html",
@@ -27,7 +30,6 @@ KINDS = {  # one page a kind: axe takes seconds on each
     "search": "search.html",
 }
 GRAVE = ("serious", "critical")
-SETTLED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def pages_of(html: Path) -> list[str]:
@@ -284,6 +286,56 @@ def test_a_chart_shows_numbers_on_hover_switches_families_and_picks_a_method(ope
     page.locator(".interactive-plot svg text", has_text="in_context").wait_for()
 
 
+def chosen(page) -> str:
+    """The list of chosen methods below the chart."""
+    return page.locator(".interactive-chart > output").inner_text()
+
+
+def test_dragging_over_points_lists_them_and_a_double_click_all_again(open_page):
+    page = open_page(LEADERBOARD)
+    draw(page.locator(".interactive-chart"))
+    page.wait_for_function("document.querySelector('.interactive-chart > output').innerText")
+    assert chosen(page) == "All 4 methods are chosen."
+    point = page.locator(".interactive-plot path[aria-label*='method: npo']")
+    point.evaluate("e => e.scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = point.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 25, y - 25)
+    page.mouse.down()
+    page.mouse.move(x + 25, y + 25, steps=4)
+    page.mouse.up()
+    listed = "document.querySelector('.interactive-chart > output').innerText.startsWith('{}')"
+    page.wait_for_function(listed.format("1 of 4"))
+    assert "npo (absent)" in chosen(page) and "rome" not in chosen(page)
+    faint = page.locator(".interactive-plot path[aria-label*='method: rome']")
+    assert float(faint.get_attribute("opacity")) < 0.5
+    page.mouse.dblclick(x + 5, y + 5)
+    page.wait_for_function(listed.format("All 4"))
+
+
+def test_sliders_choose_methods_by_keyboard_and_a_hidden_family_is_not_listed(open_page):
+    page = open_page(LEADERBOARD)
+    draw(page.locator(".interactive-chart"))
+    page.get_by_role("slider", name="retention, at least:").focus()
+    for _ in range(4):
+        page.keyboard.press("PageUp")
+    listed = "document.querySelector('.interactive-chart > output').innerText.startsWith('{}')"
+    page.wait_for_function(listed.format("2 of 4"))
+    assert "rome (absent), memit (absent)" in chosen(page)
+    page.get_by_role("checkbox", name="surgery").uncheck()
+    page.wait_for_function(listed.format("0 of 2"))
+
+
+def test_a_fact_is_picked_for_all_methods_by_keyboard(open_page):
+    page = open_page(ON_A_FACT)
+    draw(page.locator(".interactive-chart"))
+    assert page.locator("[aria-label*='method: rome'][aria-label*='find: absent']").count() == 1
+    page.get_by_role("combobox", name="Fact:").focus()
+    page.keyboard.type("Chad")
+    page.locator("[aria-label*='method: npo'][aria-label*='find: not attacked']").wait_for()
+    assert page.locator(".interactive-plot path[aria-label*='method: rome']").count() == 1
+
+
 @pytest.mark.parametrize("name", [LEADERBOARD, FACTS])
 def test_a_chart_is_drawn_again_in_the_colours_of_the_theme_and_keeps_its_state(open_page, name):
     page = open_page(name)
@@ -315,7 +367,7 @@ def test_another_fact_is_picked_by_keyboard(open_page):
     )
 
 
-@pytest.mark.parametrize("name", [LEADERBOARD, FACTS, "book/benchmarks.html"])
+@pytest.mark.parametrize("name", [LEADERBOARD, FACTS, ON_A_FACT, "book/benchmarks.html"])
 def test_an_opened_chart_fits_a_phone(open_page, name):
     page = open_page(name, PHONE)
     draw(page.locator(".interactive-chart"))
@@ -360,6 +412,15 @@ def test_a_figure_opens_in_full_size(open_page):
     page.locator("figure a.full-size").first.focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/_images/*.png")
+
+
+@pytest.mark.parametrize("name", ["book/intro.html", CHAPTER])
+def test_a_very_long_name_is_broken_and_the_page_still_fits(open_page, name):
+    page = open_page(name, PHONE)
+    page.evaluate("""() => document.querySelectorAll('article p :is(strong, em, .pasted-text)')
+        .forEach(e => { e.textContent = 'Llanfair'.repeat(40); })""")
+    assert "LlanfairLlanfair" in page.inner_text("article")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 def test_search_finds_a_word_from_any_page(open_page):

@@ -5,10 +5,11 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from helpers.book import chapter
-from helpers.book.chapter import NOT_MEASURED, Chapter, format_number
+from helpers.book.chapter import NOT_MEASURED, Chapter, format_number, require_edits
 from helpers.errors import UserError
 from helpers.evaluation import Metric
 from helpers.io.files import read_json
@@ -128,3 +129,18 @@ def test_an_unknown_fact_stops_the_notebook(opened, monkeypatch):
     monkeypatch.setattr(chapter, "require_known", refuse)
     with pytest.raises(UserError, match="does not know Japan → Tokyo"):
         opened()
+
+
+def test_where_every_method_refused_the_chapter_stops_with_the_reason():
+    table = pd.DataFrame(
+        {
+            "family": ["surgery", "training", "control"],
+            "score": [np.nan, np.nan, 0.1],
+            "refused": ["Too short.", "No SAE.", ""],
+        }
+    )
+    with pytest.raises(UserError, match=r"nothing to compare.* Too short\.$"):
+        require_edits(table)
+    with pytest.raises(UserError, match=r"another fact\.$"):
+        require_edits(table.assign(refused=1))
+    require_edits(table.assign(score=[0.3, np.nan, np.nan]))

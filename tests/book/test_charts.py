@@ -28,7 +28,7 @@ def data_of(html: str) -> dict:
 def test_jupyter_draws_the_chart_by_itself():
     shown = chart()._repr_mimebundle_()
     assert shown[VEGA_LITE]["$schema"].endswith("v5.json")
-    assert "1 concepts" in shown["text/plain"]
+    assert "1 concept:" in shown["text/plain"]
 
 
 def test_a_page_holds_the_chart_as_data_and_loads_nothing():

@@ -19,13 +19,19 @@ from helpers.book.readings import (
     in_every_case,
     lies_above,
     lies_below,
+    tell_gentlest,
     tell_parts,
 )
 from helpers.book.settings import NOTEBOOKS, ROOT
 from helpers.book.sources import notebook_imports, notebook_path
 from helpers.evaluation.meta.all_metrics import METRICS
 from helpers.evaluation.meta.meta_evaluation import Discrimination, KnownState
-from helpers.evaluation.meta.metric_groups import ANSWER_METRICS, INSIDE_METRICS, discriminates
+from helpers.evaluation.meta.metric_groups import (
+    ANSWER_METRICS,
+    INSIDE_METRICS,
+    discriminates,
+    measured_names,
+)
 from helpers.methods import METHODS
 from helpers.stats.intervals import Metric, mean_interval
 
@@ -177,3 +183,20 @@ def test_every_prediction_is_followed_by_its_outcome(stem):
     for (key,) in keys:
         assert re.search(rf"\b{key}=", code), f"{key} is not glued"
     assert prose.count("**Prediction held:**") == len(predictions)
+
+
+def test_the_gentlest_of_none_of_one_and_of_several_methods_is_told_apart():
+    retention = pd.Series({"rome": 0.9, "npo": 0.4, "memit": 0.95})
+    left = pd.Series({"rome": 0.01, "npo": 0.02, "memit": 0.5})
+    assert tell_gentlest(left + 1, retention).startswith("No method leaves under 10%")
+    assert tell_gentlest(left[["rome", "memit"]], retention).startswith("Only rome leaves")
+    assert "Of the 2 that" in tell_gentlest(left, retention)
+    assert "rome has the best retention" in tell_gentlest(left, retention)
+    assert "not measured" in tell_gentlest(left, retention * NAN)
+
+
+def test_a_part_names_the_metrics_that_were_measured():
+    aucs = pd.DataFrame({"metric": ["logit lens", "loss"]})
+    assert measured_names(aucs, INSIDE_METRICS) == "logit lens"
+    both = pd.DataFrame({"metric": ["depth", "logit lens"]})
+    assert measured_names(both, INSIDE_METRICS) == "logit lens and depth"

@@ -17,7 +17,7 @@ from helpers.book.charts import InteractiveChart
 from helpers.book.check import check
 from helpers.book.sortable import sortable
 from helpers.book.tables import styled
-from helpers.io.safe_text import escape_markdown, visible
+from helpers.io.safe_text import escape_markdown, visible, with_arrows_kept
 from helpers.plots.base import use_style
 from helpers.plots.dashboards import Context, Dashboard
 from helpers.plots.interactive import each_concept
@@ -182,6 +182,41 @@ def test_the_check_finds_what_would_run(tmp_path, page, problem):
     problems = check(tmp_path)
     assert bool(problems) == bool(problem)
     assert not problem or any(problem in message for message in problems)
+
+
+RIGHT_TO_LEFT = ("صنعاء", "عدن")
+
+
+@pytest.mark.slow
+def test_an_arrow_between_right_to_left_names_leads_from_the_subject_to_the_target(browser):
+    first, second = RIGHT_TO_LEFT
+    page = browser.new_page()
+    page.set_content(f"<p>The fact {with_arrows_kept(f'{first} → {second}')} is known.</p>")
+    left = """names => names.map(name => {
+        const text = document.querySelector('p').firstChild, range = document.createRange();
+        const at = text.data.indexOf(name);
+        range.setStart(text, at);
+        range.setEnd(text, at + name.length);
+        return range.getBoundingClientRect().left;
+    })"""
+    subject, arrow, target = page.evaluate(left, [first, "→", second])
+    page.close()
+    assert subject < arrow < target
+
+
+def test_arrows_are_marked_where_names_need_it_and_nowhere_else(tmp_path):
+    assert with_arrows_kept("France → Paris, x → עברית") == "France → Paris, x → עברית"
+    run, (subject, target) = fake_run(tmp_path / "run"), RIGHT_TO_LEFT
+    for path in (run / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, 4)
+        set_up = next(c for c in notebook.cells if "chapter = Chapter(" in c.source)
+        words = {"subject": subject, "target": target, "edit": f"{subject} → {target}"}
+        set_up.outputs = [glue(*fact, hidden=True) for fact in words.items()]
+        nbformat.write(notebook, path)
+    staged = book.stage(run, tmp_path / "stage")
+    for name in ("book/intro.md", f"notebooks/{FIRST}.ipynb"):
+        text = (staged / name).read_text()
+        assert f"{subject} →\u200e {target}" in text and f"{subject} → {target}" not in text
 
 
 @pytest.mark.parametrize("name", ["Ke$$ha", "A$AP and $b$", "x_{1}^2", "\\frac{a}{b}"])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from helpers.errors import UserError
-from helpers.evaluation.leaderboard import leaderboard, pareto, tidy, with_exact
+from helpers.evaluation.leaderboard import by_fact, leaderboard, pareto, tidy, with_exact
 from helpers.evaluation.meta.verdict_accuracy import PREDICTED_STATES
 from helpers.evaluation.tradeoff import EvalConfig, tradeoff
 from helpers.evaluation.tradeoff_summary import most_recovered, summary
@@ -234,3 +234,20 @@ def test_the_front_by_hand():
     assert pareto(np.array([1.0, 1.0]), np.array([1.0, 1.0])).all()  # equals share it
     found_less = np.array([0.0, 0.0, 1.0, 0.0, 1.0])
     assert pareto(found_less, forgetting, retention).tolist() == [True, True, True, False, False]
+
+
+def test_each_fact_has_its_own_numbers_and_state_and_no_row_where_it_was_refused():
+    tables = [
+        results("rome", [0.1, 0.5, 0.2], [1, 1, 1], refused=(2,), states=["absent", "hidden", ""]),
+        results("npo", [0.3], [1], states=[None]),
+    ]
+    rows = by_fact(tidy({"a": pd.concat(tables, ignore_index=True)}, ABOUT))
+    rows = rows.set_index(["method", "subject"])
+    assert set(rows.index) == {("rome", "s0"), ("rome", "s1"), ("npo", "s0")}
+    assert rows.loc[("rome", "s1"), "by name"] == pytest.approx(0.4)
+    assert rows["state"].to_dict() == {
+        ("rome", "s0"): "absent",
+        ("rome", "s1"): "hidden",
+        ("npo", "s0"): "",
+    }
+    assert rows["by stitching"].isna().all()

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.plots import interactive
 
+ORDER = ["npo", "rome"]
 QUOTES = 'a" || true || "'
 
 
@@ -71,7 +72,7 @@ def test_a_board_that_measured_nothing_makes_an_empty_chart():
 def test_a_check_box_a_family_and_no_name_ends_an_expression():
     chart = interactive.tradeoff(board(family=["surgery", QUOTES, "control"]))
     params = params_of(chart)
-    boxes = [p["bind"]["name"].strip() for p in params.values() if p["bind"] != "scales"][:3]
+    boxes = [p["bind"]["name"].strip() for n, p in params.items() if n.startswith("family_")]
     assert boxes == ["surgery", QUOTES, "control"]
     filters = json.dumps(chart.to_dict()["layer"])
     assert json.dumps(json.dumps(QUOTES))[1:-1] in filters
@@ -107,6 +108,40 @@ def test_at_most_twelve_facts_can_be_picked_and_the_mean_is_over_all(n):
     assert params_of(chart)["picked_fact"]["bind"]["options"] == subjects[:12]
     curves = rows_of(chart)
     (mean, *_) = [curve for curve in curves if curve["fact"].startswith("mean over")]
-    assert mean["fact"] == f"mean over {n} facts"
+    assert mean["fact"] == f"mean over {n} fact{'s' * (n != 1)}"
     assert mean["effect"] == [pytest.approx((n - 1) / 2, abs=1e-3)] * 3
     assert len(curves) == 4 * (min(n, 12) + 1)
+
+
+def per_fact(**columns) -> pd.DataFrame:
+    """What two methods leave of two facts, one of which the second method was not tried on."""
+    table = {
+        "method": ["rome", "npo", "rome"],
+        "subject": ["Peru", "Chad", "Chad"],
+        "by name": [0.01, 0.2, 0.02],
+        "by stitching": [np.nan, 0.5, 0.03],
+        "before": [0.6, 0.7, 0.7],
+        "state": ["absent", "hidden", ""],
+    }
+    return pd.DataFrame(table | columns)
+
+
+def test_the_fact_that_most_methods_have_comes_first_and_what_was_not_attacked_is_said():
+    chart = interactive.methods_on_a_fact(per_fact(), order=ORDER)
+    assert params_of(chart)["picked_fact"]["bind"]["options"] == ["Chad", "Peru"]
+    states = {(row["method"], row["subject"]): row["state"] for row in rows_of(chart)}
+    assert states["rome", "Chad"] == "not attacked" and states["npo", "Chad"] == "hidden"
+    json.dumps(chart.to_dict(), allow_nan=False)
+
+
+def test_a_chart_of_no_fact_and_one_of_a_hostile_name_are_made():
+    empty = interactive.methods_on_a_fact(per_fact()[:0], order=ORDER)
+    assert "0 facts" in empty.to_dict()["description"]
+    named = interactive.methods_on_a_fact(per_fact(subject=QUOTES), order=ORDER)
+    assert params_of(named)["picked_fact"]["bind"]["options"] == [QUOTES]
+
+
+def test_a_region_and_sliders_choose_methods():
+    params = params_of(interactive.tradeoff(board()))
+    assert params["brush"]["select"]["type"] == "interval"
+    assert {p["bind"]["input"] for n, p in params.items() if n.startswith("least_")} == {"range"}

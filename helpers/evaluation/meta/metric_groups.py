@@ -30,3 +30,14 @@ def discriminates(aucs: pd.DataFrame, state: KnownState, metrics: Sequence[str])
     """
     rows = aucs[(aucs["state"] == state) & aucs["metric"].isin(metrics)]
     return [finding == Discrimination.DISCRIMINATES for finding in rows["finding"]]
+
+
+def measured_names(aucs: pd.DataFrame, metrics: Sequence[str]) -> str:
+    """Name those of several metrics that were measured, as `logit lens and depth`.
+
+    Args:
+        aucs: From `helpers.evaluation.meta.meta_evaluation.metric_aucs`.
+        metrics: Names of metrics.
+    """
+    measured = set(aucs["metric"])
+    return " and ".join(name for name in metrics if name in measured) or "metrics of this kind"
