@@ -51,9 +51,7 @@ class DeletingNeurons(Common):
     max_neurons: int = Field(512, description="largest number of deleted neurons", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
     n_subjects: int = Field(60, description="other subjects that define what is specific", ge=4)
-    n_passages: int = Field(
-        48, description="passages of running text on which neurons are read", ge=4
-    )
+    n_passages: int = Field(48, description="passages on which neurons are read", ge=4)
     n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
 
 
@@ -245,6 +243,8 @@ class EntitiesAndTopics(Common):
     n_topic_facts: int = Field(6, description="known facts of the topic; 0 leaves it out", ge=0)
     n_neighbours: int = Field(12, description="facts of other subjects that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of ordinary text", ge=128)
+    n_ripple_facts: int = Field(5, description="facts whose consequences are asked", ge=1)
+    n_taken_back: int = Field(0, description="facts that are taken back, one by one", ge=0)
 
 
 class Capabilities(Common):
