@@ -74,6 +74,7 @@ help:  ## this list
 	@echo "  PAIR=mine.yaml           a fact with prompts of your own"
 	@echo "  CAPABILITY=french        what chapter 13 removes: a language, python, multiplication"
 	@echo "  REQUEST=mine.yaml        a file with a list of facts (chapter 12) or with text (chapter 13)"
+	@echo "  REQUEST=tofu:forget.json a benchmark's files: its own scores too (chapter 14)"
 	@echo "  MODEL=gpt2               a hub name, a local folder or a .gguf file"
 	@echo "  ORIGINAL=gpt2 MODEL=unlearned     of verify: a model, and the checkpoint or adapter to attack"
 	@echo "  RETRAINED=folder         of verify: a checkpoint that was trained without the fact"

@@ -1,10 +1,17 @@
-"""The requests of the chapters on entities and capabilities: a user's file, or the run's own."""
+"""Requests of chapters 12 to 14: those of a user's files, or the run's own."""
 
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
 from nnsight import LanguageModel
 
 from helpers.errors import UserError
+from helpers.evaluation.benchmark_scores import benchmark_of, benchmark_scores, compared
 from helpers.facts import RELATIONS, ConceptPair, facts
 from helpers.methods import Edit, unlearn
+from helpers.methods.unlearning import DEFAULT_METHODS
+from helpers.models import load_model
 from helpers.requests import (
     CAPABILITIES,
     FactsRequest,
@@ -91,3 +98,52 @@ def edits_of(
     if not edits:
         raise UserError(next(iter(refused.values())))
     return edits, refused
+
+
+@dataclass(frozen=True)
+class OwnScores:
+    """Scores of a user's benchmark files, of the model as it is and after each method.
+
+    Attributes:
+        name: The request.
+        table: One row a test and figure, with a column a model (`compared`).
+        scores: One row a question, figure and model.
+        refused: Method → why it made no edit.
+    """
+
+    name: str
+    table: pd.DataFrame
+    scores: pd.DataFrame
+    refused: dict[str, str]
+
+
+def scores_of_benchmark(settings: Any) -> OwnScores | None:
+    """Score the files of a benchmark that the settings of chapter 14 name; None without any.
+
+    The model is loaded again: the chapter's own one was fine-tuned on invented people. Facts are
+    forgotten by the default method as well, since few of those for text take them.
+
+    Raises:
+        UserError: The files cannot be used.
+    """
+    if not benchmark_of(settings.request_file):
+        return None
+    model = load_model(settings.model, dtype=settings.dtype, device=settings.device)
+    request, methods = read_request(settings.request_file), settings.methods
+    if isinstance(request, FactsRequest):
+        methods = f"{DEFAULT_METHODS['pairs']}, {methods}"
+
+    def measure() -> pd.DataFrame:
+        return benchmark_scores(model, settings.request_file, n_questions=settings.n_questions)
+
+    scores = {"original": measure()}
+    edits: dict[str, Edit] = {}
+    try:
+        edits, refused = edits_of(model, request, methods, seed=settings.seed)
+    except UserError as error:  # the original's scores are worth a table
+        refused = {"all": str(error)}
+    for method, edit in edits.items():
+        with edit.applied(model):
+            scores[method] = measure()
+    rows = pd.concat([table.assign(model=name) for name, table in scores.items()])
+    return OwnScores(str(request), compared(scores), rows.reset_index(drop=True), refused)

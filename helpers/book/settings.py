@@ -51,9 +51,7 @@ class DeletingNeurons(Common):
     max_neurons: int = Field(512, description="largest number of deleted neurons", ge=1)
     n_neighbours: int = Field(8, description="other facts of the relation that must stay", ge=2)
     n_subjects: int = Field(60, description="other subjects that define what is specific", ge=4)
-    n_passages: int = Field(
-        48, description="passages of running text on which neurons are read", ge=4
-    )
+    n_passages: int = Field(48, description="passages on which neurons are read", ge=4)
     n_tokens: int = Field(1024, description="tokens of each text for perplexity", ge=128)
 
 
@@ -130,8 +128,7 @@ class TrainingMethods(Common):
         description="all, or names",
     )
     edits: Annotated[str, checks.Methods] = Field(
-        "rome, random_direction",
-        description="edits to compare with, by commas",
+        "rome, random_direction", description="edits to compare with, by commas"
     )
     rank: int = Field(4, description="rank to which a trained change is cut", ge=1)
     saes: str = Field("", description="folders of SAEs for the methods that need them, by commas")
@@ -178,8 +175,7 @@ class Verifying(Common):
     )
     n_controls: int = Field(2, description="control facts to compare with", ge=1)
     relearning_steps: Annotated[str, checks.Steps] = Field(
-        # papermill reads "4" as a number
-        "5",
+        "5",  # papermill reads it as a number
         description="steps after which relearning is measured",
         coerce_numbers_to_str=True,
     )
@@ -246,6 +242,8 @@ class EntitiesAndTopics(Common):
     n_topic_facts: int = Field(6, description="known facts of the topic; 0 leaves it out", ge=0)
     n_neighbours: int = Field(12, description="facts of other subjects that must stay", ge=2)
     n_tokens: int = Field(1024, description="tokens of ordinary text", ge=128)
+    n_ripple_facts: int = Field(5, description="facts whose consequences are asked", ge=1)
+    n_taken_back: int = Field(0, description="facts that are taken back, one by one", ge=0)
 
 
 class Capabilities(Common):
@@ -254,8 +252,7 @@ class Capabilities(Common):
     capability: str = Field("", description="what is removed; empty: the first the model has")
     request_file: str = Field("", description="file of text to forget, instead of the capability")
     methods: Annotated[str, checks.MethodsOfText] = Field(
-        "selective_pruning, random_pruning, kfade",
-        description="methods, by commas",
+        "selective_pruning, random_pruning, kfade", description="methods, by commas"
     )
     matrix: str = Field("", description="further capabilities of the matrix, by commas")
     relearning_steps: Annotated[str, checks.Steps] = Field(
@@ -277,6 +274,8 @@ class Benchmarks(Common):
     )
     n_steps: int = Field(12, description="steps of methods that train", ge=1)
     n_relearning_steps: int = Field(5, description="steps of fine-tuning, as an attack", ge=1)
+    request_file: str = Field("", description="a benchmark's files to score, tofu:forget10.json")
+    n_questions: int = Field(20, description="questions of each of these files", ge=2)
 
     @field_validator("n_forgotten")
     @classmethod

@@ -21,10 +21,12 @@ from helpers.io.safe_text import visible
 NOTEBOOKS_VARIABLE = "UNLEARNING_NOTEBOOKS"  # in the environment: another folder than ours
 DEFAULT_MODEL = Common.model_fields["model"].default
 
-DATA_FILES = {  # module of `helpers` → the file of the repository that it reads
-    "helpers/book/sortable.py": ROOT / "book" / "_static" / "sortable_tables.js",
-    "helpers/evaluation/published.py": ROOT / "benchmarks" / "results" / "facts.parquet",
-    "helpers/evaluation/tuning.py": ROOT / "profiles" / "tuned_hyperparameters.json",
+RESULTS = ROOT / "benchmarks" / "results"
+DATA_FILES = {  # module of `helpers` → the files of the repository that it reads
+    "helpers/book/sortable.py": [ROOT / "book" / "_static" / "sortable_tables.js"],
+    "helpers/evaluation/kinds.py": [RESULTS / "entities.json", RESULTS / "capabilities.json"],
+    "helpers/evaluation/published.py": [RESULTS / "facts.parquet"],
+    "helpers/evaluation/tuning.py": [ROOT / "profiles" / "tuned_hyperparameters.json"],
 }
 # Settings reach a step as values of its parameters, which have a hash of their own. So a new
 # notebook's class in settings.py is no reason to rerun the others.
@@ -101,7 +103,8 @@ def notebook_imports(path: str | Path) -> list[Path]:
 def notebook_data(path: str | Path) -> list[Path]:
     """List the files of the repository that a notebook's modules read, of `DATA_FILES`."""
     modules = {module.relative_to(ROOT).as_posix() for module in notebook_imports(path)}
-    return [file for module, file in DATA_FILES.items() if module in modules and file.exists()]
+    named = [file for module, files in DATA_FILES.items() if module in modules for file in files]
+    return [file for file in named if file.exists()]
 
 
 def model_fingerprint(model: str) -> str:

@@ -45,12 +45,17 @@ def rouge_l_recall(answer: str, reference: str) -> float:
     words, wanted = (WORD.findall(text.casefold()) for text in (answer, reference))
     if not wanted:
         raise UserError("A reference answer without a word has no ROUGE: leave the question out.")
+    return common_words(words, wanted) / len(wanted)
+
+
+def common_words(words: Sequence[str], wanted: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence of two texts' words."""
     lengths = [0] * (len(wanted) + 1)  # of the common subsequence with each beginning of `wanted`
     for word in words:
         before = lengths.copy()
         for i, other in enumerate(wanted):
             lengths[i + 1] = before[i] + 1 if word == other else max(before[i + 1], lengths[i])
-    return lengths[-1] / len(wanted)
+    return lengths[-1]
 
 
 def answer_scores(
@@ -66,7 +71,7 @@ def answer_scores(
 
     Returns:
         One row a question: probability, P(answer)^(1/tokens); truth_ratio, below 1 where the
-        paraphrased right answer is likelier than the wrong ones.
+        paraphrased right answer is likelier than the wrong ones, NaN without wrong ones.
     """
     flat = [(q.prompt, a) for q in questions for a in (q.prompt.answers[0], q.right, *q.wrong)]
     losses = answer_losses(model, [prompt for prompt, _ in flat], [answer for _, answer in flat])
@@ -77,7 +82,8 @@ def answer_scores(
         probability = np.exp(-answer)
         if is_choice:
             probability /= probability + np.exp(-wrong).sum()
-        rows.append((float(probability), float(truth_ratio(wrong[None], right[None])[0])))
+        ratio = truth_ratio(wrong[None], right[None])[0] if len(wrong) else np.nan
+        rows.append((float(probability), float(ratio)))
     return pd.DataFrame(rows, columns=["probability", "truth_ratio"])
 
 

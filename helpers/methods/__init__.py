@@ -13,6 +13,7 @@ from helpers.methods.export import save_pretrained_widened
 from helpers.methods.hook_intervention import HookIntervention
 from helpers.methods.merge import merge_edits
 from helpers.methods.registry import METHODS, method
+from helpers.methods.restored_fact import without_fact
 from helpers.methods.unlearning import load_unlearning, unlearn
 from helpers.methods.weight_edit import WeightEdit
 
@@ -37,4 +38,5 @@ __all__ = [
     "method",
     "save_pretrained_widened",
     "unlearn",
+    "without_fact",
 ]

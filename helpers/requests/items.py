@@ -59,12 +59,12 @@ class Item:
         prompt = FRAMES[self.kind][split].replace("{}", prompt)
         return Document(f"{answer_separator(prompt)}{answer}", prompt)
 
-    def asked(self) -> Prompt:
-        """Return the prompt in its held-out wording with all its answers."""
-        document = self.document("heldout")
+    def asked(self, split: str = "heldout") -> Prompt:
+        """Return the prompt in the wording of a split with all its answers."""
+        document = self.document(split)
         separator = answer_separator(document.prompt)
         answers = dict.fromkeys([document.text, *(f"{separator}{a}" for a in self.answers)])
-        return Prompt(document.prompt, answers=tuple(answers), split="heldout", format=self.kind)
+        return Prompt(document.prompt, answers=tuple(answers), split=split, format=self.kind)
 
     def share(self, n: int) -> int:
         """Draw one of `n` shares by the words, so that equal texts are in the same one."""

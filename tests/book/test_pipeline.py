@@ -63,6 +63,8 @@ from helpers.book.sources import (
     upstream_notebooks,
 )
 from helpers.errors import UserError
+from helpers.evaluation.kinds import FILES as KIND_FILES
+from helpers.evaluation.kinds import RESULTS as KINDS
 from helpers.evaluation.published import PUBLISHED
 from helpers.evaluation.tuning import RECORD
 from helpers.io.files import atomic_path
@@ -827,7 +829,9 @@ def test_profiles_load():
 def test_a_chapter_depends_on_the_measurements_in_the_repository_that_it_reads(monkeypatch):
     assert [p.name for p in notebook_data(notebook_path("07_training_methods"))] == [RECORD.name]
     assert notebook_data(notebook_path("00_model_and_facts")) == []
-    assert set(DATA_FILES.values()) == {PUBLISHED, RECORD, SCRIPT}
+    named = {file for files in DATA_FILES.values() for file in files}
+    kinds = {KINDS / name for name in KIND_FILES}
+    assert named == {PUBLISHED, RECORD, SCRIPT} | kinds
     assert all((ROOT / module).is_file() for module in DATA_FILES)
     stems = ("00_model_and_facts", "07_training_methods")
     values = {s: validated(s, {}).model_dump(mode="json") for s in stems}

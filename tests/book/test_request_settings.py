@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from helpers.book.chapter_requests import edits_of, facts_request, text_request
+from helpers.book import chapter_requests
+from helpers.book.chapter_requests import (
+    edits_of,
+    facts_request,
+    scores_of_benchmark,
+    text_request,
+)
 from helpers.book.profiles import request_files, with_absolute_paths
 from helpers.book.records import input_hashes
 from helpers.book.settings import NOTEBOOKS, validated
@@ -12,6 +18,7 @@ from helpers.errors import UserError
 from helpers.facts import ConceptPair
 from helpers.requests import FactsRequest, TextRequest
 
+CAPITALS = (("France", "Paris"), ("Japan", "Tokyo"))
 CHAPTERS = ("12_entities_and_topics", "13_capabilities")
 FACTS = """name: mine
 pairs:
@@ -78,6 +85,19 @@ def test_a_chapter_takes_the_file_of_its_kind_and_else_its_own_request(tmp_path,
         text_request(model, "", "frensh")
     with pytest.raises(UserError, match="none of the capabilities french"):
         text_request(model, "", "")  # this model knows countries alone
+
+
+def test_the_files_of_a_benchmark_are_scored_before_and_after(tmp_path, knowing, monkeypatch):
+    monkeypatch.setattr(chapter_requests, "load_model", lambda *args, **kwargs: knowing())
+    rows = [{"subject": s, "src": f"The capital of {s} is", "answers": [t]} for s, t in CAPITALS]
+    (tmp_path / "forget.json").write_text(json.dumps(rows))
+    files = {"request_file": f"zsre:{tmp_path / 'forget.json'}", "methods": "gradient_ascent"}
+    own = scores_of_benchmark(validated("14_benchmarks", files))
+    assert own.name.startswith("zsre forget") and set(own.scores["model"]) >= {"original"}
+    assert own.table["must"].tolist() == ["go"]
+    assert scores_of_benchmark(validated("14_benchmarks", {"request_file": ""})) is None
+    mine = validated("14_benchmarks", {"request_file": str(write_text_request(tmp_path))})
+    assert scores_of_benchmark(mine) is None  # no benchmark's
 
 
 def test_a_method_that_fails_does_not_take_the_others_along(knowing):

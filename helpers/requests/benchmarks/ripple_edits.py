@@ -51,10 +51,10 @@ def to_pairs(row: Row) -> list[ConceptPair]:
     shared = _common_beginning(edited, original)
     end = shared.rfind(" is ") + len(" is") if " is " in shared else shared.rfind(" ")
     statement, target = original[:end].strip(), original[max(0, end) :].strip()
-    queries = {kind: _queries(row.get(kind)) for kind in KINDS}
-    prompts = [text_field(query, "prompt") for of_kind in queries.values() for query in of_kind]
+    by_kind = {kind: queries(row.get(kind)) for kind in KINDS}
+    prompts = [text_field(query, "prompt") for of_kind in by_kind.values() for query in of_kind]
     subject = _subject(statement, prompts)
-    stay = (_stay_prompt(q, subject) for kind in MUST_STAY for q in queries[kind] if subject)
+    stay = (_stay_prompt(q, subject) for kind in MUST_STAY for q in by_kind[kind] if subject)
     pair = make_pair(
         subject,
         [target] if target else [],
@@ -65,18 +65,21 @@ def to_pairs(row: Row) -> list[ConceptPair]:
     return [pair] if pair else []
 
 
-def _queries(tests: object) -> list[Row]:
+def queries(tests: object) -> list[Row]:
     """Return all queries of a list of tests."""
     return [query for test in objects(tests) for query in objects(test.get("test_queries"))]
 
 
-def _stay_prompt(query: Row, subject: str) -> Prompt | None:
+def answers_of(query: Row) -> list[str]:
+    """Return the right answers of a query with their aliases, each once."""
     answers: list[str] = []
     for answer in objects(query.get("answers")):
         answers += [text_field(answer, "value"), *texts_of(answer.get("aliases"))]
-    return stay_prompt(
-        text_field(query, "prompt"), list(dict.fromkeys(a for a in answers if a)), subject
-    )
+    return list(dict.fromkeys(a for a in answers if a))
+
+
+def _stay_prompt(query: Row, subject: str) -> Prompt | None:
+    return stay_prompt(text_field(query, "prompt"), answers_of(query), subject)
 
 
 def _subject(statement: str, prompts: Sequence[str]) -> str:

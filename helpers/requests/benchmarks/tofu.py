@@ -71,15 +71,18 @@ def training_documents(path: Path) -> list[Document]:
     return [item.document("train") for item in file]
 
 
-def perturbed_questions(path: Path, *, paraphrased: bool = False) -> list[PerturbedQuestion]:
+def perturbed_questions(
+    path: Path, *, paraphrased: bool = False, needs_wrong: bool = True
+) -> list[PerturbedQuestion]:
     """Read the questions of a perturbed file, for truth ratios.
 
     Args:
         path: The file.
         paraphrased: Ask by `paraphrased_question`, where a row has one.
+        needs_wrong: Refuse rows without perturbed answers.
 
     Raises:
-        UserError: The file is of another format, or a row has no perturbed answers.
+        UserError: The file is of another format, or a row has no perturbed answers and needs some.
     """
     ItemFile(path, to_item, FIELDS).count()
     fields = ("paraphrased_question", "question") if paraphrased else ("question",)
@@ -89,7 +92,7 @@ def perturbed_questions(path: Path, *, paraphrased: bool = False) -> list[Pertur
             text_field(row, "paraphrased_answer", "answer"),
             text_list(row, "perturbed_answer"),
         )
-        if not wrong:
+        if needs_wrong and not wrong:
             raise UserError(
                 f"Row {number} of {visible(path)} lacks 'perturbed_answer': a truth ratio compares "
                 "wrong answers with the right one, so take a perturbed file."
