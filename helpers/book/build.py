@@ -29,6 +29,7 @@ from helpers.book.check import check
 from helpers.book.methods_page import methods_page
 from helpers.book.pages import Executed, page_words, status_table
 from helpers.book.settings import ROOT
+from helpers.book.sources import RESULTS
 from helpers.errors import UserError
 from helpers.io.safe_text import escape_markdown, with_arrows_kept
 
@@ -152,15 +153,13 @@ def _staged_files(run_folder: Path) -> dict[str, bytes]:
             files[f"book/{name}"] = path.read_bytes()
     tables = {
         "book/status.md": status_table(pages),
-        "book/benchmarks.md": benchmark_tables(ROOT / "benchmarks" / "results"),
-        "book/methods.md": methods_page(ROOT / "benchmarks" / "results"),
+        "book/benchmarks.md": benchmark_tables(RESULTS),
+        "book/methods.md": methods_page(RESULTS),
     }
     for name, mark in MARKS.items():
         files[name] = files[name].decode().replace(mark, tables[name]).encode()
     words = page_words(pages[0]) if pages else {}
-    for name, content in files.items():
-        if name.startswith("book/") and name.endswith(".md"):
-            files[name] = _with_words(content.decode(), words).encode()
+    files = {name: _with_words(name, content, words) for name, content in files.items()}
     for path in _tree(ROOT / "helpers", suffix=".py"):
         files[path.relative_to(ROOT).as_posix()] = path.read_bytes()
     return files | _mathjax()
@@ -176,11 +175,18 @@ def _write(files: dict[str, bytes], stage_folder: Path) -> Path:
     return stage_folder
 
 
-def _with_words(page: str, words: dict[str, str]) -> str:
-    """Replace `{{ subject }}`, ... in a prose page by the run's words, as text without markup."""
-    for name, text in words.items():
-        page = page.replace(f"{{{{ {name} }}}}", escape_markdown(text))
-    return with_arrows_kept(page)
+def _with_words(name: str, content: bytes, words: dict[str, str]) -> bytes:
+    """Finish a page: put the run's words into prose, and keep arrows between names in their order.
+
+    Words stand for `{{ subject }}`, ..., as text without markup. Other files stay as they are.
+    """
+    if not name.endswith((".md", ".ipynb")):
+        return content
+    page = content.decode()
+    if name.startswith("book/"):
+        for word, text in words.items():
+            page = page.replace(f"{{{{ {word} }}}}", escape_markdown(text))
+    return with_arrows_kept(page).encode()
 
 
 def _config(pages: Sequence[Executed]) -> str:

@@ -19,7 +19,7 @@ from helpers.book.run_line import run_line
 from helpers.book.settings import ROOT
 from helpers.book.sortable import IN_JUPYTER
 from helpers.errors import UserError
-from helpers.io.safe_text import escape_markdown, inline_code, visible, with_arrows_kept
+from helpers.io.safe_text import escape_markdown, inline_code, visible
 
 GLUE = "application/papermill.record/"  # myst-nb's prefix of the types of glued values
 
@@ -176,7 +176,7 @@ class Executed:
 
 
 def _for_a_page(cell: dict[str, Any]) -> dict[str, Any]:
-    """Turn charts into HTML, drop scripts that a page has in a file, keep arrows in their order."""
+    """Turn charts into HTML, and drop the scripts that a page has in a file of its own."""
     if "outputs" not in cell:
         return cell
     outputs = []
@@ -187,11 +187,7 @@ def _for_a_page(cell: dict[str, Any]) -> dict[str, Any]:
         elif "text/html" in data:
             html = "".join(data["text/html"]).replace(IN_JUPYTER, "")
             output = output | {"data": data | {"text/html": html}}
-        shown = {
-            kind: with_arrows_kept("".join(text)) if "text/" in kind else text
-            for kind, text in output.get("data", {}).items()
-        }
-        outputs.append(output | {"data": shown} if shown else output)
+        outputs.append(output)
     return cell | {"outputs": outputs}
 
 

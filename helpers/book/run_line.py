@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from helpers.book.settings import NOTEBOOKS
-from helpers.io.safe_text import escape_markdown, inline_code, visible, with_arrows_kept
+from helpers.io.safe_text import escape_markdown, inline_code, visible
 
 MAX_VALUE = 60  # characters of a parameter's value; the folded cell below has all of it
 NAMED = ("model", "subject", "target", "profile", "seed")  # shown whatever their values are
@@ -24,7 +24,7 @@ def run_line(stem: str, settings: Mapping[str, Any], *, subject: str, target: st
     model = "organisms trained here" if chapter.trains_own_model else settings.get("model", "")
     shown = [
         escape_markdown(model),
-        with_arrows_kept(f"{escape_markdown(subject)} → {escape_markdown(target)}"),
+        f"{escape_markdown(subject)} → {escape_markdown(target)}",
         f"profile {escape_markdown(settings.get('profile', ''))}",
         f"seed {escape_markdown(settings.get('seed', ''))}",
     ]

@@ -31,7 +31,7 @@ from helpers.forward.scoring import answer_logprobs
 from helpers.io.request_spec import split_spec
 from helpers.io.safe_text import name_pattern
 from helpers.models.tokenization import encode
-from helpers.requests import read_request
+from helpers.requests import FactsRequest, TextRequest, read_request
 from helpers.requests.benchmarks import CONCEPT_READERS, READERS, lume, muse, rwku, wmdp
 from helpers.requests.benchmarks.benchmark_test import (
     CHOICE,
@@ -106,7 +106,7 @@ def benchmark_scores(model: LanguageModel, spec: str, *, n_questions: int = 20) 
             f"before its files ({', '.join(sorted([*READERS, *CONCEPT_READERS]))})."
         )
     paths = [Path(part.strip()).expanduser() for part in split_spec(spec)[1].split(",")]
-    read_request(spec)  # refuses files that cannot be used
+    request = read_request(spec)  # refuses files that cannot be used
     if benchmark == "tofu":
         return _tofu(model, paths, n_questions)
     if benchmark in FACT_TESTS:
@@ -114,7 +114,7 @@ def benchmark_scores(model: LanguageModel, spec: str, *, n_questions: int = 20) 
     elif benchmark in TEXT_BENCHMARKS:
         tests = _tests_of_items(TEXT_BENCHMARKS[benchmark], paths)
     else:
-        tests = _tests_of_questions(spec)
+        tests = _tests_of_questions(request)
     columns = ["test", "must", "figure", "question", "value"]
     rows = []
     for test in (test.evenly(n_questions) for test in tests if test.prompts):
@@ -195,9 +195,9 @@ def _tests_of_items(benchmark: TextBenchmark, paths: Sequence[Path]) -> list[Ben
     return tests
 
 
-def _tests_of_questions(spec: str) -> list[BenchmarkTest]:
+def _tests_of_questions(request: FactsRequest | TextRequest) -> list[BenchmarkTest]:
     """Make the tests of a request's questions, by letter or by what is said."""
-    request, tests = read_request(spec), []
+    tests = []
     groups = {GO: request.questions, STAY: request.retained_questions}
     for must, questions in groups.items():
         chosen = tuple(q for q in questions if q.answers[0].strip() in LETTERS)
