@@ -31,3 +31,10 @@ def test_notebooks_are_kept_without_outputs(path):
     for cell in notebook["cells"]:
         assert not cell.get("outputs") and not cell.get("execution_count"), "run 'make format'"
         assert "papermill" not in cell["metadata"], "run 'make format'"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_cell_has_an_id_of_its_own(path):
+    """Or JupyterLab renames one of them when the notebook is saved."""
+    ids = [cell["id"] for cell in json.loads(path.read_text())["cells"]]
+    assert sorted(set(ids)) == sorted(ids)
