@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 from nnsight import LanguageModel
 
-from helpers.evaluation.attacks.described import TEMPLATES
+from helpers.evaluation.attacks.described import adjective_questions, statements_with
 from helpers.facts import ConceptPair, Prompt
 from helpers.facts.known import KNOWN_PROB
-from helpers.facts.names import descriptions, other_names, renamed, tells_neither
-from helpers.facts.relations import RELATIONS
+from helpers.facts.names import descriptions, other_names
 from helpers.facts.rules import closure, minimal_removals, rules_between, triple
 from helpers.forward.scoring import answer_probability
 from helpers.methods import base_model
@@ -46,16 +45,13 @@ def ripple_prompts(pair: ConceptPair, *, split: str = "heldout") -> Iterator[tup
         yield LOGIC, prompt
     described = descriptions(pair.subject)
     described.pop(pair.relation, None)  # it would tell the answer
-    names = other_names(pair.subject)
-    for kind, substitutes in ((TWO_HOPS, described.values()), (ALIASES, [names.official])):
+    official = other_names(pair.subject).official
+    for kind, substitutes in ((TWO_HOPS, described.values()), (ALIASES, [official])):
         for name in substitutes:
-            if tells_neither(name, pair.subject, pair.answers):
-                for prompt in pair.statements(split):
-                    yield kind, renamed(prompt, pair.subject, name)
-    if pair.relation in RELATIONS and tells_neither(names.adjective, pair.subject, pair.answers):
-        for template in TEMPLATES:
-            text = template.format(adjective=names.adjective, relation=pair.relation)
-            yield ALIASES, Prompt(text, answers=pair.answers)
+            yield from (
+                (kind, prompt) for prompt in statements_with(name, pair, split=split) if prompt
+            )
+    yield from ((ALIASES, prompt) for prompt in adjective_questions(pair) if prompt)
     for kind, others in ((SPECIFIC, pair.same_subject()), (OF_TARGET, pair.same_target())):
         for other in others:
             yield from ((kind, prompt) for prompt in other.statements(split))

@@ -52,14 +52,29 @@ def described_prompts(pair: ConceptPair) -> list[Prompt | None]:
     names, by_fact = other_names(pair.subject), descriptions(pair.subject)
     by_fact.pop(pair.relation, None)  # it would tell the answer
     substitutes = [names.official, *(by_fact.get(k, "") for k in (*DESCRIBING, "borders", "city"))]
-    statements = pair.statements("heldout")
-    prompts: list[Prompt | None] = [
-        renamed(p, pair.subject, name) if tells_neither(name, pair.subject, pair.answers) else None
-        for name in substitutes
-        for p in statements
+    prompts = [prompt for name in substitutes for prompt in statements_with(name, pair)]
+    return prompts + adjective_questions(pair)
+
+
+def statements_with(name: str, pair: ConceptPair, *, split: str = "heldout") -> list[Prompt | None]:
+    """Put a name or a description in the subject's place in the statements of a split.
+
+    Each is None if it names the subject or tells the answer.
+    """
+    usable = tells_neither(name, pair.subject, pair.answers)
+    statements = pair.statements(split)
+    return [renamed(p, pair.subject, name) if usable else None for p in statements]
+
+
+def adjective_questions(pair: ConceptPair) -> list[Prompt | None]:
+    """Ask `TEMPLATES` with the subject's adjective; each is None if that tells the answer.
+
+    A relation of a user's own has no such questions.
+    """
+    adjective = other_names(pair.subject).adjective
+    usable = tells_neither(adjective, pair.subject, pair.answers)
+    texts = [
+        template.format(adjective=adjective, relation=pair.relation)
+        for template in (TEMPLATES if pair.relation in RELATIONS else ())
     ]
-    for template in TEMPLATES if pair.relation in RELATIONS else ():
-        text = template.format(adjective=names.adjective, relation=pair.relation)
-        usable = tells_neither(names.adjective, pair.subject, pair.answers)
-        prompts.append(Prompt(text, answers=pair.answers) if usable else None)
-    return prompts
+    return [Prompt(text, answers=pair.answers) if usable else None for text in texts]
