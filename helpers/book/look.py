@@ -65,9 +65,9 @@ def take_pictures(html: Path, folder: Path) -> list[Path]:
     pages = [html / name for name in PAGES if (html / name).exists()]
     if not pages:
         raise UserError(f"There is no book in {visible(html)}: run make book first.")
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     with chromium() as browser:
+        folder.mkdir(parents=True, exist_ok=True)
         for mode in MODES:
             for screen in (DESK, PHONE):
                 with browser.new_context(viewport=screen, color_scheme=mode) as context:
